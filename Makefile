@@ -1,0 +1,80 @@
+# `make` lists what there is to do.
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOLANGCI_LINT := bin/tools/golangci-lint
+TEST_REPORT := test-report.json
+
+# What `make test` runs, and further flags for Ginkgo.
+PKG ?= ./...
+ARGS ?=
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list what there is to do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build need-npm ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
+	bin/devstack up
+
+.PHONY: demo
+demo: build need-npm ## create 10,000 users and watch their events reach ClickHouse
+	bin/devstack demo
+
+# Ginkgo runs the examples and the fuzz targets' seeds of a package along with
+# its specs. CGO_ENABLED is for the race detector; the programs are built
+# without it.
+.PHONY: test
+test: build need-npm need-cc ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
+	@rm -f bin/$(TEST_REPORT)
+	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
+		-r -p --race --randomize-all --randomize-suites --keep-going \
+		--require-suite --fail-on-empty --fail-on-pending \
+		--timeout=30m --poll-progress-after=1m \
+		--output-dir=bin --json-report=$(TEST_REPORT) \
+		$(ARGS) $(PKG)
+
+# golangci-lint brings go vet, and gofumpt and gci as formatters.
+.PHONY: lint
+lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and gofumpt), go.mod
+	go mod tidy -diff
+	$(GOLANGCI_LINT) run
+
+.PHONY: fmt
+fmt: need-go $(GOLANGCI_LINT) ## format the code
+	$(GOLANGCI_LINT) fmt
+
+# -buildvcs=false: a checkout whose owner is somebody else would stop the build;
+# the version comes from the linker flag.
+.PHONY: build
+build: need-go ## build bin/api, bin/relay and bin/devstack
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' \
+		-o bin/ ./cmd/api ./cmd/relay ./tools/devstack/cmd/devstack
+
+.PHONY: migrate
+migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CLICKHOUSE_DSN name
+	bin/relay migrate
+
+.PHONY: clean
+clean: ## remove what was built, and the data of `make run`
+	rm -rf bin .devstack
+
+$(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
+	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
+
+# What has to be on the machine, each named in one line. `go list -m` fails where
+# Go is older than go.mod asks for and cannot fetch a newer one by itself.
+
+.PHONY: need-go
+need-go:
+	@command -v go >/dev/null || { echo 'Go is missing: get it from https://go.dev/dl/' >&2; exit 1; }
+	@go list -m >/dev/null 2>&1 || { echo "Go $$(sed -n 's/^go //p' go.mod) or newer is needed, this is $$(go version | cut -d' ' -f3): get it from https://go.dev/dl/" >&2; exit 1; }
+
+.PHONY: need-npm
+need-npm:
+	@command -v npm >/dev/null || { echo 'npm is missing, which fetches the database engines: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)' >&2; exit 1; }
+
+.PHONY: need-cc
+need-cc: need-go
+	@command -v "$$(go env CC | cut -d' ' -f1)" >/dev/null || { echo 'a C compiler is missing, which the race detector needs: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; exit 1; }

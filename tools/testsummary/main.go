@@ -1,0 +1,80 @@
+// Testsummary reads Ginkgo's JSON report of a run over several suites, prints
+// "N passed, N failed" and exits with 1 unless something ran and nothing
+// failed.
+//
+// A suite that failed although none of its specs did (it was empty, or it ran
+// out of time) counts as one failure. So does a run that failed for a reason
+// that the report does not show, such as a package that does not compile.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/onsi/ginkgo/v2/types"
+)
+
+func main() {
+	exitCode := flag.Int("exit-code", 0, "exit `code` of the test run that wrote the report")
+	flag.Parse()
+
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: testsummary [-exit-code code] report.json")
+		os.Exit(2)
+	}
+
+	reports, err := read(flag.Arg(0))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testsummary:", err)
+	}
+
+	passed, failed := count(reports)
+	if failed == 0 && (err != nil || *exitCode != 0) {
+		failed = 1
+	}
+
+	fmt.Fprintf(os.Stdout, "%d passed, %d failed\n", passed, failed)
+
+	if passed == 0 || failed > 0 {
+		os.Exit(1)
+	}
+}
+
+func read(path string) ([]types.Report, error) {
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("the test run has left no report")
+	}
+
+	if err != nil {
+		return nil, fmt.Errorf("reading the report: %w", err)
+	}
+
+	var reports []types.Report
+	if err := json.Unmarshal(content, &reports); err != nil {
+		return nil, fmt.Errorf("decoding the report: %w", err)
+	}
+
+	return reports, nil
+}
+
+func count(reports []types.Report) (passed, failed int) {
+	for i := range reports {
+		suite := &reports[i]
+		specs := suite.SpecReports.WithLeafNodeType(types.NodeTypeIt)
+		passed += specs.CountWithState(types.SpecStatePassed)
+
+		failures := suite.SpecReports.CountWithState(types.SpecStateFailureStates)
+		if !suite.SuiteSucceeded && failures == 0 {
+			failures = 1
+		}
+
+		failed += failures
+	}
+
+	return passed, failed
+}
