@@ -10,7 +10,9 @@ CREATE TABLE outbox_events (
     event_type       text        NOT NULL
         CONSTRAINT event_type_is_snake_case CHECK (event_type ~ '^[a-z][a-z0-9_]{0,127}$'),
     event_date_time  timestamptz NOT NULL DEFAULT clock_timestamp()
-        CONSTRAINT event_date_time_is_finite CHECK (isfinite(event_date_time)),
+        -- What RFC 3339 can write. What the sink cannot hold becomes a dead letter.
+        CONSTRAINT event_date_time_is_in_years_1_to_9999
+            CHECK (event_date_time >= '0001-01-01 00:00:00+00' AND event_date_time < '10000-01-01 00:00:00+00'),
     environment      text        NOT NULL DEFAULT 'Local'
         CONSTRAINT environment_is_short CHECK (octet_length(environment) BETWEEN 1 AND 128),
     -- json and not jsonb: kept byte for byte, and cheaper to write and to read.
@@ -59,15 +61,14 @@ CREATE TABLE outbox_batches (
 -- transaction keeps vacuum from removing them.
 CREATE TABLE outbox_cursor (
     cuts          bigint      PRIMARY KEY,
-    last_cut_at   timestamptz NOT NULL DEFAULT '-infinity',
+    last_cut_at   timestamptz NOT NULL DEFAULT 'epoch',
     -- Where a cut starts to look. A hint: the sweep finds what committed below.
     floor         bigint      NOT NULL DEFAULT 0,
     -- The floor to be, once it is old enough for stragglers to have committed.
     next_floor    bigint      NOT NULL DEFAULT 0,
-    next_floor_at timestamptz NOT NULL DEFAULT '-infinity',
+    next_floor_at timestamptz NOT NULL DEFAULT 'epoch',
     -- The highest id that was ever cut.
-    cut_to        bigint      NOT NULL DEFAULT 0,
-    swept_at      timestamptz NOT NULL DEFAULT '-infinity'
+    cut_to        bigint      NOT NULL DEFAULT 0
 ) WITH (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 500

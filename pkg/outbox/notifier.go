@@ -44,8 +44,7 @@ func (n *Notifier) Hint() {
 	}
 }
 
-// Run sends hints until ctx is canceled, and returns nil then. It sends the
-// last one that came before.
+// Run sends hints until ctx is canceled, and returns nil then.
 func (n *Notifier) Run(ctx context.Context) error {
 	healthy := true
 	for {
@@ -71,7 +70,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 const notifyTimeout = 5 * time.Second
 
 func (n *Notifier) notify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), notifyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
 	_, err := n.db.ExecContext(ctx, "SELECT pg_notify($1, '')", EventsChannel)
 	return err //nolint:wrapcheck // its only reader is Run

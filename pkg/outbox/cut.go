@@ -1,0 +1,195 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+)
+
+// Cut is what an attempt to cut did.
+type Cut struct {
+	// Batches and Events were put into new manifests.
+	Batches, Events int
+	// Wait is how long the rest of the linger is: there may be events, but no
+	// full batch of them.
+	Wait time.Duration
+	// More says that events were left: as many batches wait as may, or one cut
+	// takes no more.
+	More bool
+}
+
+// Cut puts waiting events into batches: those that fill a batch, and, if
+// linger has passed since the fleet's last cut, the rest. One process cuts at
+// a time; for the others Cut does nothing. It returns ErrHistoryChanged where
+// it found that, and is then to be called again.
+func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return Cut{}, fmt.Errorf("cut: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+
+	cut, err := s.cutIn(ctx, tx, linger)
+	if err != nil && !errors.Is(err, ErrHistoryChanged) {
+		if isOverlap(err) {
+			// A manifest below the hint holds some of the events, and the
+			// database refused them a second one. Look at all of them next.
+			s.forgetBatches()
+			return Cut{More: true}, nil
+		}
+		return Cut{}, fmt.Errorf("cut: %w", err)
+	}
+	if cut.Batches > 0 || err != nil {
+		if commitErr := tx.Commit(); commitErr != nil {
+			return Cut{}, fmt.Errorf("cut: commit: %w", commitErr)
+		}
+	}
+	return cut, err
+}
+
+func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (Cut, error) {
+	cursor, err := s.lockCursor(ctx, tx)
+	if err != nil || cursor == nil {
+		return Cut{}, err
+	}
+	batchHint := s.batchHint()
+	var waiting struct {
+		Manifests  int  `db:"manifests"`
+		Unsent     int  `db:"unsent"`
+		SameOrigin bool `db:"same_origin"`
+	}
+	if err := tx.GetContext(ctx, &waiting, waitingSQL, batchHint); err != nil {
+		return Cut{}, fmt.Errorf("count the manifests: %w", err)
+	}
+	if !waiting.SameOrigin {
+		return Cut{}, s.suspectEverything(ctx, tx)
+	}
+	room := min(manifestsPerCut, maxUnsent-waiting.Unsent, maxManifests-waiting.Manifests)
+	if room <= 0 {
+		return Cut{More: true}, nil
+	}
+	// A last cut in the future (the clock was set back) counts as long ago.
+	sinceCut := seconds(cursor.SinceCut)
+	lingered := sinceCut < 0 || sinceCut >= linger
+
+	var cut Cut
+	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
+	for cut.Batches < room {
+		var batch struct {
+			Events int   `db:"event_count"`
+			LastID int64 `db:"last_id"`
+			IsFull bool  `db:"is_full"`
+		}
+		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, lingered, newBatchID(at))
+		if errors.Is(err, sql.ErrNoRows) {
+			cut.More = false
+			break
+		}
+		if err != nil {
+			return Cut{}, fmt.Errorf("write a manifest: %w", err)
+		}
+		cut.Batches++
+		cut.Events += batch.Events
+		cut.More = batch.IsFull
+		at = at.Add(time.Microsecond)
+		from, last = batch.LastID, max(last, batch.LastID)
+		if !batch.IsFull {
+			break
+		}
+	}
+	if cut.Batches == 0 {
+		if !lingered {
+			cut.Wait = linger - sinceCut
+		}
+		return cut, nil
+	}
+	if cut.More {
+		watermark = from // above it, events may be left
+	} else {
+		watermark = max(watermark, last)
+	}
+	sinceFloor := seconds(cursor.SinceFloor)
+	moveFloor := sinceFloor < 0 || sinceFloor >= floorTrail
+	if _, err := tx.ExecContext(ctx, moveCursorSQL, cursor.Cuts, at, watermark, last, moveFloor); err != nil {
+		return Cut{}, fmt.Errorf("move the cursor: %w", err)
+	}
+	if cut.Batches > 1 {
+		// More than the cutter's own next claim: the fleet helps.
+		if _, err := tx.ExecContext(ctx, "SELECT pg_notify($1, '')", BatchesChannel); err != nil {
+			return Cut{}, fmt.Errorf("notify the fleet: %w", err)
+		}
+	}
+	return cut, nil
+}
+
+type cursorRow struct {
+	Cuts       int64     `db:"cuts"`
+	Floor      int64     `db:"floor"`
+	NextFloor  int64     `db:"next_floor"`
+	CutTo      int64     `db:"cut_to"`
+	SinceCut   float64   `db:"since_cut"`
+	SinceFloor float64   `db:"since_floor"`
+	CutAt      time.Time `db:"cut_at"`
+	Ignored    string    `db:"ignored"`
+}
+
+// lockCursor returns nil where another process holds the cursor.
+func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error) {
+	var cursor cursorRow
+	err := tx.GetContext(ctx, &cursor, lockCursorSQL, s.cutsHint())
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil //nolint:nilnil // not to have the lock is no error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the cursor: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cuts, s.floor, s.cursorSeen = cursor.Cuts, cursor.Floor, time.Now()
+	return &cursor, nil
+}
+
+func (s *Store) suspectEverything(ctx context.Context, tx *sqlx.Tx) error {
+	for _, statement := range []string{suspectBatchesSQL, suspectOriginSQL} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("record the change of history: %w", err)
+		}
+	}
+	s.forgetBatches()
+	return ErrHistoryChanged
+}
+
+// lowerFloor makes the next cut look from above floor; where another process
+// cuts right now, the next Look tries again.
+func (s *Store) lowerFloor(ctx context.Context, floor int64) error {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return fmt.Errorf("lower the floor: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	cursor, err := s.lockCursor(ctx, tx)
+	if err != nil || cursor == nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, lowerFloorSQL, cursor.Cuts, floor); err != nil {
+		return fmt.Errorf("lower the floor: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("lower the floor: %w", err)
+	}
+	return nil
+}
+
+func isOverlap(err error) bool {
+	pqErr, ok := errors.AsType[*pq.Error](err)
+	return ok && pqErr.Code.Name() == "exclusion_violation"
+}
+
+func seconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second))
+}

@@ -1,0 +1,237 @@
+package outbox
+
+// All of the store's SQL. It is written for the session settings of Session:
+// without sequential scans and just-in-time compilation the plans do not depend
+// on statistics, which always lag behind a table that turns over completely.
+
+// lockCursorSQL takes the fleet's lock for a cut, or returns nothing where
+// another process has it. The order and the lower bound make it meet the live
+// version of the row first, however many dead ones an old transaction keeps.
+// set_config bounds how long a process that is stopped here (SIGSTOP, a lost
+// network) holds the others up.
+const lockCursorSQL = `
+SELECT cuts, floor, next_floor, cut_to,
+       extract(epoch FROM clock_timestamp() - last_cut_at)     AS since_cut,
+       extract(epoch FROM clock_timestamp() - next_floor_at)   AS since_floor,
+       greatest(clock_timestamp(), last_cut_at + interval '1 ms') AS cut_at,
+       set_config('idle_in_transaction_session_timeout', '10s', true) AS ignored
+FROM outbox_cursor
+WHERE cuts >= $1
+ORDER BY cuts DESC
+LIMIT 1
+FOR UPDATE SKIP LOCKED`
+
+// waitingSQL counts the manifests and tells whether this is still the
+// PostgreSQL history that they were written in.
+const waitingSQL = `
+SELECT (SELECT count(*) FROM outbox_batches WHERE batch_id >= $1)               AS manifests,
+       (SELECT count(*) FROM outbox_batches WHERE batch_id >= $1 AND sends = 0) AS unsent,
+       ` + sameOriginSQL + ` AS same_origin`
+
+// sameOriginSQL is true while the server's identity and timeline are those
+// that outbox_origin names.
+const sameOriginSQL = `EXISTS (
+    SELECT FROM outbox_origin, pg_control_system() AS server
+    WHERE outbox_origin.system_identifier = server.system_identifier::text
+      AND outbox_origin.timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+)`
+
+// cutSQL writes one manifest of the first events above $2 that are in no
+// other: at most $3 events and $4 bytes, but at least one event. Unless $5, it
+// does so only for a full batch. The init plan over the manifests runs once;
+// the events come from the primary key in its order.
+const cutSQL = `
+WITH taken AS (
+    SELECT range_agg(event_ids) AS ids FROM outbox_batches WHERE batch_id >= $1
+),
+found AS (
+    SELECT id, context_bytes + ` + eventOverhead + `::bigint AS bytes
+    FROM outbox_events
+    WHERE id > $2 AND NOT coalesce((SELECT ids FROM taken) @> id, false)
+    ORDER BY id
+    LIMIT $3
+),
+running AS (
+    SELECT id, sum(bytes) OVER places AS bytes, row_number() OVER places AS place
+    FROM found
+    WINDOW places AS (ORDER BY id ROWS UNBOUNDED PRECEDING)
+),
+batch AS (
+    SELECT range_agg(int8range(id, id, '[]')) AS ids, count(*) AS events, max(bytes) AS bytes
+    FROM running
+    WHERE bytes <= $4 OR place = 1
+),
+decided AS (
+    SELECT ids, events, bytes, events = $3 OR events < (SELECT count(*) FROM running) AS is_full
+    FROM batch
+    WHERE events > 0
+)
+INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, sends)
+SELECT $6::uuid, ids, events, bytes, $6::uuid::text,
+       -- An event that was there when the history changed may have been sent.
+       CASE WHEN lower(ids) <= (SELECT max(suspect_to) FROM outbox_origin) THEN 1 ELSE 0 END
+FROM decided
+WHERE $5 OR is_full
+RETURNING event_count, upper(event_ids) - 1 AS last_id, (SELECT is_full FROM decided)`
+
+// moveCursorSQL ends a cut: $2 is its time, $3 an id up to which every visible
+// event is in a manifest, $4 the highest id it took. The floor follows only
+// when it has been the floor-to-be for a while, for ids commit out of order.
+const moveCursorSQL = `
+UPDATE outbox_cursor
+SET cuts          = cuts + 1,
+    last_cut_at   = $2,
+    cut_to        = greatest(cut_to, $4),
+    floor         = CASE WHEN $5 THEN next_floor ELSE floor END,
+    next_floor    = CASE WHEN $5 THEN $3 ELSE next_floor END,
+    next_floor_at = CASE WHEN $5 THEN $2 ELSE next_floor_at END
+WHERE cuts = $1`
+
+// lowerFloorSQL makes the next cuts look from below $2 again.
+const lowerFloorSQL = `
+UPDATE outbox_cursor
+SET cuts          = cuts + 1,
+    floor         = least(floor, $2),
+    next_floor    = least(next_floor, $2),
+    next_floor_at = clock_timestamp()
+WHERE cuts = $1`
+
+// suspectBatchesSQL and suspectOriginSQL record a change of history: whatever
+// is there now may have been sent, and is asked for before it is sent.
+const (
+	suspectBatchesSQL = `UPDATE outbox_batches SET sends = 1 WHERE sends = 0`
+	suspectOriginSQL  = `
+UPDATE outbox_origin
+SET system_identifier = server.system_identifier::text,
+    timeline          = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
+    suspect_to        = coalesce(pg_sequence_last_value(pg_get_serial_sequence('outbox_events', 'id')), 0)
+FROM pg_control_system() AS server`
+)
+
+// lookSQL finds, outside of any lock, what the hints may hide: an event at or
+// below the floor $1 that no manifest has, and the oldest manifest; and
+// whether there is anything to do at all.
+const lookSQL = `
+WITH taken AS (SELECT range_agg(event_ids) AS ids FROM outbox_batches)
+SELECT coalesce((
+           SELECT id FROM outbox_events
+           WHERE id <= $1 AND NOT coalesce((SELECT ids FROM taken) @> id, false)
+           ORDER BY id LIMIT 1
+       ), 0) AS straggler,
+       EXISTS (SELECT FROM outbox_events WHERE id > $1) AS above_floor,
+       (SELECT batch_id FROM outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch`
+
+// claimSQL marks the oldest batch that is due and not locked as sent once
+// more, before anything is sent. It skips nobody: where that batch has more
+// than $2 bytes, nothing is claimed. The second that the batch is not due
+// again covers the gap until its claimer has locked it for good.
+const claimSQL = `
+UPDATE outbox_batches
+SET sends           = sends + 1,
+    last_sent_at    = clock_timestamp(),
+    next_attempt_at = clock_timestamp() + interval '1 s'
+WHERE batch_id = (
+    SELECT batch_id FROM outbox_batches
+    WHERE batch_id >= $1 AND next_attempt_at <= clock_timestamp() AND ` + sameOriginSQL + `
+    ORDER BY batch_id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+AND byte_count <= $2
+RETURNING batch_id, event_ids, event_count, byte_count, token, sends, clock_timestamp() AS database_time`
+
+// leaseSQL holds a claimed batch for the rest of the transaction, if the claim
+// is still the last one.
+const leaseSQL = `
+SELECT 1 FROM outbox_batches WHERE batch_id = $1 AND token = $2 AND sends = $3 FOR UPDATE SKIP LOCKED`
+
+// membersSQL is the way to a batch's events: by its ranges, never by the
+// multirange as a column (it would be decompressed for each row) and never by
+// a bare range of ids (ids commit out of order).
+const membersSQL = `unnest($1::int8multirange) AS member
+CROSS JOIN LATERAL (
+    SELECT * FROM outbox_events
+    WHERE id >= lower(member) AND id < upper(member)
+    ORDER BY id
+) AS event`
+
+const (
+	// Integers instead of timestamps: their text costs more to make and to
+	// read than all of the other columns together.
+	readEventsSQL = `
+SELECT id, event_id, event_type, (extract(epoch FROM event_date_time) * 1000000)::bigint,
+       environment, event_context, metadata_version, coalesce(traceparent, ''),
+       (extract(epoch FROM published_at) * 1000000)::bigint
+FROM ` + membersSQL
+
+	readKeysSQL = `
+SELECT id, event_id, event_type, (extract(epoch FROM event_date_time) * 1000000)::bigint,
+       (extract(epoch FROM published_at) * 1000000)::bigint
+FROM ` + membersSQL
+
+	deleteEventsSQL = `
+DELETE FROM outbox_events
+USING unnest($1::int8multirange) AS member
+WHERE id >= lower(member) AND id < upper(member)`
+
+	deleteBatchSQL = `DELETE FROM outbox_batches WHERE batch_id = $1`
+
+	// insertBatchSQL writes a manifest of the events $2, which were taken out
+	// of another in the same transaction.
+	insertBatchSQL = `
+INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token)
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverhead + `), $2::uuid::text
+FROM ` + membersSQL + `
+RETURNING event_count`
+
+	buryEventSQL = `
+INSERT INTO outbox_dead_letters
+    (outbox_event_id, event_id, event_type, event_date_time, environment, event_context,
+     metadata_version, traceparent, published_at, batch_id, error)
+SELECT id, event_id, event_type, event_date_time, environment, event_context,
+       metadata_version, traceparent, published_at, $2, $3
+FROM outbox_events
+WHERE id = $1`
+
+	retryBatchSQL = `
+UPDATE outbox_batches
+SET last_error = $2, next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+WHERE batch_id = $1`
+
+	retokenBatchSQL = `
+UPDATE outbox_batches
+SET token = $2, sends = 0, last_error = $3, next_attempt_at = '-infinity'
+WHERE batch_id = $1`
+)
+
+// statsSQL costs the same however large the table is. Above the highest id
+// that was ever cut, the events are counted up to a bound and estimated by the
+// sequence beyond it (too high then, by the ids of rolled-back transactions).
+const statsSQL = `
+WITH cursor AS (SELECT cut_to FROM outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),
+uncut AS (
+    SELECT count(*) AS events, min(published_at) AS oldest
+    FROM (
+        SELECT published_at FROM outbox_events
+        WHERE id > (SELECT cut_to FROM cursor) ORDER BY id LIMIT 10000
+    ) AS counted
+),
+batches AS (
+    SELECT count(*) AS batches, coalesce(sum(event_count), 0) AS events, min(first.published_at) AS oldest
+    FROM outbox_batches
+    LEFT JOIN LATERAL (
+        SELECT published_at FROM outbox_events WHERE id = lower(outbox_batches.event_ids)
+    ) AS first ON true
+)
+SELECT batches.batches,
+       batches.events + CASE
+           WHEN uncut.events < 10000 THEN uncut.events
+           ELSE greatest(10000, pg_sequence_last_value(pg_get_serial_sequence('outbox_events', 'id'))
+                                - (SELECT cut_to FROM cursor))
+       END AS backlog_events,
+       coalesce(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
+       (SELECT count(*) FROM outbox_dead_letters) AS dead_letters
+FROM uncut, batches`
+
+// eventOverhead is what a row counts in a batch's bytes beside its context.
+const eventOverhead = `128`

@@ -1,0 +1,215 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// Defaults of StoreOptions.
+const (
+	// DefaultMaxRows is a batch's bound in events.
+	DefaultMaxRows = 50_000
+	// DefaultMaxBytes is a batch's bound in bytes: 32 MiB.
+	DefaultMaxBytes = 32 << 20
+)
+
+// Bounds that nobody needs to turn.
+const (
+	// manifestsPerCut bounds how long one cut holds the fleet's lock.
+	manifestsPerCut = 4
+	// maxUnsent and maxManifests bound the manifests that wait: an outage of
+	// the sink must not pile them up, and whatever looks for work reads them.
+	maxUnsent    = 8
+	maxManifests = 256
+	// floorTrail is how long the floor stays below what was cut, for events
+	// that commit later than others with a higher id. What commits later still
+	// is found by Look.
+	floorTrail = 500 * time.Millisecond
+)
+
+// StoreOptions configure a Store.
+type StoreOptions struct {
+	// MaxRows bounds a batch's events, MaxBytes the bytes of their contexts
+	// and 128 for each; an event that is larger goes alone.
+	MaxRows  int
+	MaxBytes int64
+}
+
+func (o *StoreOptions) setDefaults() {
+	if o.MaxRows <= 0 {
+		o.MaxRows = DefaultMaxRows
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = DefaultMaxBytes
+	}
+}
+
+// Session returns the settings that the store's connections must have. They
+// keep its plans independent of statistics, and bound how long a worker that
+// is gone without a word keeps what it holds: flushTimeout is the longest that
+// a lease's transaction is idle on purpose.
+func Session(flushTimeout time.Duration) map[string]string {
+	milliseconds := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+	return map[string]string{
+		"jit":                                 "off",
+		"enable_seqscan":                      "off",
+		"enable_bitmapscan":                   "off",
+		"enable_memoize":                      "off",
+		"statement_timeout":                   milliseconds(5 * time.Minute),
+		"lock_timeout":                        milliseconds(30 * time.Second),
+		"idle_in_transaction_session_timeout": milliseconds(flushTimeout + 15*time.Second),
+		"tcp_keepalives_idle":                 "10",
+		"tcp_keepalives_interval":             "5",
+		"tcp_keepalives_count":                "3",
+		"tcp_user_timeout":                    milliseconds(25 * time.Second),
+	}
+}
+
+// Store is the relay's half of the outbox. It is safe for concurrent use by
+// any number of workers in any number of processes.
+type Store struct {
+	db *sqlx.DB
+	o  StoreOptions
+
+	// Hints only, each checked by the database where something hangs on it.
+	mu          sync.Mutex
+	cuts        int64     // the cursor's key when it was last seen
+	cursorSeen  time.Time // when that was
+	floor       int64     // the cursor's floor then
+	oldestBatch uuid.UUID // no manifest was older when Look last looked
+}
+
+// NewStore returns a Store on db, whose connections have the settings of
+// Session.
+func NewStore(db *sqlx.DB, o StoreOptions) *Store {
+	o.setDefaults()
+	return &Store{db: db, o: o}
+}
+
+// ErrHistoryChanged is what Cut returns once when it finds that the server's
+// identity or timeline is not the one that the batches were written under:
+// after a failover or a restore. It has arranged for everything that was there
+// to be asked for at the sink before it is sent.
+var ErrHistoryChanged = errors.New("postgresql's history has changed (a failover or a restore): " +
+	"what waits is looked up at the sink before it is sent")
+
+// Stats are the outbox's figures.
+type Stats struct {
+	// BacklogEvents is exact up to 10,000 events that are in no batch yet, and
+	// may be too high beyond.
+	BacklogEvents int64 `db:"backlog_events"`
+	// OldestSeconds is the age of the oldest event that waits, 0 if none does.
+	OldestSeconds float64 `db:"oldest_seconds"`
+	Batches       int64   `db:"batches"`
+	DeadLetters   int64   `db:"dead_letters"`
+}
+
+// Stats returns the outbox's figures at a cost that does not grow with it.
+func (s *Store) Stats(ctx context.Context) (Stats, error) {
+	var stats Stats
+	if err := s.db.GetContext(ctx, &stats, statsSQL, s.cutsHint()); err != nil {
+		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
+	}
+	return stats, nil
+}
+
+// Look tells whether there may be work to cut or to claim. It is the poll: one
+// statement, outside of any lock. It also finds what the hints hide: an event
+// that committed long after others with higher ids gets the floor lowered, so
+// that the next Cut takes it.
+func (s *Store) Look(ctx context.Context) (work bool, err error) {
+	s.mu.Lock()
+	floor := s.floor
+	s.mu.Unlock()
+	var seen struct {
+		Straggler   int64         `db:"straggler"`
+		AboveFloor  bool          `db:"above_floor"`
+		OldestBatch uuid.NullUUID `db:"oldest_batch"`
+	}
+	if err := s.db.GetContext(ctx, &seen, lookSQL, floor); err != nil {
+		return false, fmt.Errorf("look for work: %w", err)
+	}
+	if seen.OldestBatch.Valid {
+		s.mu.Lock()
+		s.oldestBatch = seen.OldestBatch.UUID
+		s.mu.Unlock()
+	}
+	if seen.Straggler > 0 {
+		if err := s.lowerFloor(ctx, seen.Straggler-1); err != nil {
+			return false, err
+		}
+	}
+	return seen.AboveFloor || seen.OldestBatch.Valid || seen.Straggler > 0, nil
+}
+
+func (s *Store) cutsHint() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.cursorSeen) > time.Minute {
+		return 0 // a restore may have taken the cursor back
+	}
+	return s.cuts
+}
+
+func (s *Store) batchHint() uuid.UUID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.oldestBatch
+}
+
+// forgetBatches makes the next statements look at every manifest.
+func (s *Store) forgetBatches() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.oldestBatch = uuid.Nil
+}
+
+func (s *Store) begin(ctx context.Context) (*sqlx.Tx, error) {
+	tx, err := s.db.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
+	}
+	return tx, nil
+}
+
+// newBatchID returns a UUID v7 of the database's time t, to the microsecond.
+// Cuts pass times that only rise, so batches are ordered by their ids.
+func newBatchID(t time.Time) uuid.UUID {
+	var id uuid.UUID
+	micros := t.UnixMicro()
+	fraction := micros % 1000 * 4096 / 1000
+	binary.BigEndian.PutUint64(id[:8], uint64(micros/1000)<<16|0x7000|uint64(fraction)) //nolint:gosec // times after 1970
+	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63)                          //nolint:gosec // an id, not a secret
+	return id
+}
+
+// multirange returns the ids, which ascend, as PostgreSQL writes an
+// int8multirange.
+func multirange(ids []int64) string {
+	var text strings.Builder
+	text.WriteByte('{')
+	for i := 0; i < len(ids); {
+		last := i
+		for last+1 < len(ids) && ids[last+1] == ids[last]+1 {
+			last++
+		}
+		if i > 0 {
+			text.WriteByte(',')
+		}
+		fmt.Fprintf(&text, "[%d,%d)", ids[i], ids[last]+1)
+		i = last + 1
+	}
+	text.WriteByte('}')
+	return text.String()
+}
