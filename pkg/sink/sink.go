@@ -134,6 +134,23 @@ func ClassOf(err error) Class {
 	return Unknown
 }
 
+// BadEventsError names the events of a batch that the sink can never hold. It
+// is found before anything of the batch is sent.
+type BadEventsError struct {
+	Events []BadEvent
+}
+
+// BadEvent is one of them: its place in the batch, and the reason.
+type BadEvent struct {
+	Index int
+	Err   error
+}
+
+// Error implements error.
+func (e *BadEventsError) Error() string {
+	return fmt.Sprintf("%d events cannot be stored; the first: %s", len(e.Events), e.Events[0].Err)
+}
+
 // MisconfiguredError says that the destination cannot keep the delivery
 // promise as it is set up.
 type MisconfiguredError struct {
