@@ -15,18 +15,18 @@ help: ## list what there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: build need-npm ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
+run: need-npm build ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
 	bin/devstack up
 
 .PHONY: demo
-demo: build need-npm ## create 10,000 users and watch their events reach ClickHouse
+demo: need-npm build ## create 10,000 users and watch their events reach ClickHouse
 	bin/devstack demo
 
 # Ginkgo runs the examples and the fuzz targets' seeds of a package along with
 # its specs. CGO_ENABLED is for the race detector; the programs are built
 # without it.
 .PHONY: test
-test: build need-npm need-cc ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
+test: need-npm need-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
 		-r -p --race --randomize-all --randomize-suites --keep-going \
