@@ -27,12 +27,18 @@ type Batch struct {
 	DatabaseTime time.Time `db:"database_time"`
 }
 
-// Record is an event as it is kept in the outbox. Its id orders the events of
+// Record is an event as it is kept in the outbox. Its ID orders the events of
 // a batch.
 type Record struct {
-	ID int64
-	Event
-	PublishedAt time.Time
+	ID              int64
+	EventID         uuid.UUID
+	EventType       string
+	EventDateTime   time.Time
+	Environment     string
+	EventContext    string
+	MetadataVersion int64
+	Traceparent     string
+	PublishedAt     time.Time
 }
 
 // Lease is one worker's hold on one batch: an open transaction with the
@@ -77,8 +83,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 }
 
 // Read passes the batch's events to add, in the order of their ids, exactly
-// as many as the manifest names; otherwise it fails with ErrLeaseLost. A
-// Record's memory is add's to keep.
+// as many as the manifest names; otherwise it fails with ErrLeaseLost.
 func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	types, environments := make(interner), make(interner)
 	return l.scan(ctx, readEventsSQL, func(rows *sqlx.Rows) (int64, error) {
@@ -86,15 +91,13 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 			record                 Record
 			happened, published    int64
 			eventType, environment sql.RawBytes
-			eventContext           []byte
 		)
 		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &environment,
-			&eventContext, &record.MetadataVersion, &record.Traceparent, &published); err != nil {
+			&record.EventContext, &record.MetadataVersion, &record.Traceparent, &published); err != nil {
 			return 0, fmt.Errorf("scan an event: %w", err)
 		}
 		record.EventType = types.intern(eventType)
 		record.Environment = environments.intern(environment)
-		record.EventContext = eventContext
 		record.EventDateTime = time.UnixMicro(happened).UTC()
 		record.PublishedAt = time.UnixMicro(published).UTC()
 		return record.ID, add(record)

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -81,6 +82,16 @@ type Events struct {
 
 // Len returns the number of events.
 func (e *Events) Len() int { return len(e.EventID) }
+
+// Grow makes room for n more events in each column.
+func (e *Events) Grow(n int) {
+	e.EventID = slices.Grow(e.EventID, n)
+	e.EventType = slices.Grow(e.EventType, n)
+	e.EventDateTime = slices.Grow(e.EventDateTime, n)
+	e.Environment = slices.Grow(e.Environment, n)
+	e.EventContext = slices.Grow(e.EventContext, n)
+	e.MetadataVersion = slices.Grow(e.MetadataVersion, n)
+}
 
 // Class says what an insert's error means for the batch.
 type Class int

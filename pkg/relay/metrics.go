@@ -1,0 +1,133 @@
+package relay
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+// The values of the label result of diehard_relay_batches_total.
+const (
+	resultSettled   = "settled"   // the first send was acknowledged
+	resultResolved  = "resolved"  // asking the sink found the batch delivered
+	resultRetried   = "retried"   // given back after an error
+	resultRetokened = "retokened" // given back under a new token
+	resultSplit     = "split"     // replaced by other batches
+	resultReleased  = "released"  // let go at a stop, or lost with PostgreSQL
+)
+
+type metrics struct {
+	events   *prometheus.CounterVec
+	batches  *prometheus.CounterVec
+	rows     prometheus.Histogram
+	flush    prometheus.Histogram
+	delivery prometheus.Histogram
+}
+
+func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metrics {
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "diehard_relay_events_total",
+			Help: "Events that left the outbox, by result: delivered, dead.",
+		}, []string{"result"}),
+		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "diehard_relay_batches_total",
+			Help: "Attempts at batches, by result: settled, resolved, retried, retokened, split, released.",
+		}, []string{"result"}),
+		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "diehard_relay_batch_rows",
+			Help:    "Events in each batch that was sent.",
+			Buckets: prometheus.ExponentialBuckets(1, 4, 11),
+		}),
+		flush: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "diehard_relay_flush_seconds",
+			Help:    "Time of each insert into the sink, whatever its outcome.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
+		}),
+		delivery: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "diehard_relay_delivery_seconds",
+			Help:    "Time of each event from its publishing to the sink's acknowledgement.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 20),
+		}),
+	}
+	for _, result := range []string{"delivered", "dead"} {
+		m.events.WithLabelValues(result)
+	}
+	for _, result := range []string{
+		resultSettled, resultResolved, resultRetried, resultRetokened, resultSplit, resultReleased,
+	} {
+		m.batches.WithLabelValues(result)
+	}
+	registry.MustRegister(m.events, m.batches, m.rows, m.flush, m.delivery,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "diehard_relay_circuit_open",
+			Help: "1 while this relay sends nothing because the sink takes no inserts.",
+		}, func() float64 {
+			if circuitOpen() {
+				return 1
+			}
+			return 0
+		}))
+	return m
+}
+
+// observe records the delivery of events that were published at these times,
+// in microseconds since 1970.
+func (m *metrics) observe(published []int64, acknowledged time.Time) {
+	now := acknowledged.UnixMicro()
+	for _, at := range published {
+		m.delivery.Observe(float64(max(0, now-at)) / 1e6)
+	}
+	m.events.WithLabelValues("delivered").Add(float64(len(published)))
+}
+
+// outboxCollector reads the outbox's figures when it is scraped: at a cost
+// that does not grow with the outbox, and at most statsTimeout long.
+type outboxCollector struct {
+	store                             *outbox.Store
+	backlog, age, batches, deadLetter *prometheus.Desc
+}
+
+const statsTimeout = 2 * time.Second
+
+func newOutboxCollector(store *outbox.Store) *outboxCollector {
+	return &outboxCollector{
+		store: store,
+		backlog: prometheus.NewDesc("diehard_outbox_backlog_events",
+			"Events in the outbox; an estimate where more than 10,000 are in no batch yet.", nil, nil),
+		age: prometheus.NewDesc("diehard_outbox_oldest_event_age_seconds",
+			"Age of the oldest event in the outbox, 0 if it is empty.", nil, nil),
+		batches: prometheus.NewDesc("diehard_outbox_batches",
+			"Batches that wait or are being sent, of the whole fleet.", nil, nil),
+		deadLetter: prometheus.NewDesc("diehard_relay_dead_letters",
+			"Events that the sink could not take, kept for the operator.", nil, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{c.backlog, c.age, c.batches, c.deadLetter} {
+		descs <- desc
+	}
+}
+
+// Collect implements prometheus.Collector. Without PostgreSQL there are no
+// figures: old ones would mislead.
+func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), statsTimeout)
+	defer cancel()
+	stats, err := c.store.Stats(ctx)
+	if err != nil {
+		return
+	}
+	gauge := func(desc *prometheus.Desc, value float64) {
+		samples <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value)
+	}
+	gauge(c.backlog, float64(stats.BacklogEvents))
+	gauge(c.age, stats.OldestSeconds)
+	gauge(c.batches, float64(stats.Batches))
+	gauge(c.deadLetter, float64(stats.DeadLetters))
+}

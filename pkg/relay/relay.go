@@ -1,0 +1,248 @@
+// Package relay carries batches of events from the outbox to a sink: it cuts
+// what waits into batches, claims them, sends each and settles it. It knows
+// the sink by its contract only.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// Defaults of Options.
+const (
+	DefaultWorkers         = 2
+	DefaultLinger          = 250 * time.Millisecond
+	DefaultPollInterval    = 5 * time.Second
+	DefaultFlushTimeout    = 30 * time.Second
+	DefaultShutdownTimeout = 35 * time.Second
+	DefaultBackoffMin      = 500 * time.Millisecond
+	DefaultBackoffMax      = 30 * time.Second
+)
+
+// Options configure a Relay. Store, Sink, Log and Registry are required; a
+// duration or number that is zero takes its default.
+type Options struct {
+	Store *outbox.Store
+	Sink  sink.Sink
+	// Published tells that events were published and BatchesCut that another
+	// relay has cut batches, before the next poll finds them. Both may be nil.
+	Published, BatchesCut <-chan struct{}
+	Log                   *slog.Logger
+	// Registry takes the relay's and the outbox's metrics.
+	Registry prometheus.Registerer
+
+	// Workers is how many batches are sent at once, as far as MaxBytes allows.
+	Workers int
+	// MaxBytes bounds the events that the process holds in memory at once,
+	// over all of its workers; outbox.DefaultMaxBytes by default.
+	MaxBytes int64
+	// Linger is the least time between two cuts of the fleet that do not fill
+	// a batch.
+	Linger time.Duration
+	// PollInterval is how long an idle relay goes without looking for work
+	// when nothing wakes it.
+	PollInterval time.Duration
+	// FlushTimeout bounds one insert, at the sink too.
+	FlushTimeout time.Duration
+	// ShutdownTimeout is what Run gives the batches that are being sent when
+	// its context ends; then they are released.
+	ShutdownTimeout time.Duration
+	// BackoffMin and BackoffMax bound the pauses after failures in a row.
+	BackoffMin, BackoffMax time.Duration
+}
+
+func (o *Options) setDefaults() {
+	if o.Workers <= 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.MaxBytes <= 0 {
+		o.MaxBytes = outbox.DefaultMaxBytes
+	}
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{&o.Linger, DefaultLinger},
+		{&o.PollInterval, DefaultPollInterval},
+		{&o.FlushTimeout, DefaultFlushTimeout},
+		{&o.ShutdownTimeout, DefaultShutdownTimeout},
+		{&o.BackoffMin, DefaultBackoffMin},
+		{&o.BackoffMax, DefaultBackoffMax},
+	} {
+		if *d.value <= 0 {
+			*d.value = d.fallback
+		}
+	}
+}
+
+// Relay is one process's share of the fleet.
+type Relay struct {
+	o       Options
+	log     *slog.Logger
+	metrics *metrics
+	circuit *circuit
+	budget  *budget
+	backoff backoff
+
+	work signal // batches may be claimed
+	room signal // batches have been claimed: there is room for more
+
+	strain   atomic.Int32 // doublings of the linger under the sink's back-pressure
+	postgres postgresState
+}
+
+// New returns a Relay and registers its metrics.
+func New(o Options) *Relay {
+	o.setDefaults()
+	r := &Relay{
+		o:       o,
+		log:     o.Log,
+		budget:  &budget{limit: o.MaxBytes},
+		backoff: backoff{base: o.BackoffMin, limit: o.BackoffMax},
+		work:    make(signal, o.Workers),
+		room:    make(signal, 1),
+	}
+	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
+	r.metrics = newMetrics(o.Registry, func() bool { return r.circuit.err() != nil })
+	o.Registry.MustRegister(newOutboxCollector(o.Store))
+	return r
+}
+
+// Ready returns nil while the relay can deliver, and otherwise why not.
+func (r *Relay) Ready(context.Context) error {
+	if err := r.postgres.err(); err != nil {
+		return fmt.Errorf("postgresql: %w", err)
+	}
+	if err := r.circuit.err(); err != nil {
+		return fmt.Errorf("sink: %w", err)
+	}
+	return nil
+}
+
+// Run delivers until ctx ends. Then it claims nothing more, finishes what is
+// being sent within ShutdownTimeout, releases the rest and returns nil. It
+// returns a *sink.MisconfiguredError where the sink, when first seen, cannot
+// keep the promise of delivery; other errors it outlives.
+func (r *Relay) Run(ctx context.Context) error {
+	// What is being sent outlives ctx, until the time for it is up.
+	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSending()
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.cutUntil(ctx) })
+	for range r.o.Workers {
+		group.Go(func() error { return r.deliverUntil(ctx, sending) })
+	}
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(r.o.ShutdownTimeout, stopSending)
+	})
+	defer stop()
+
+	err := group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err //nolint:wrapcheck // the relay's own
+}
+
+// probe asks whether the sink is there and fit.
+func (r *Relay) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
+	defer cancel()
+	return r.o.Sink.Check(ctx) //nolint:wrapcheck // the circuit looks at its type
+}
+
+// maxLinger bounds the linger under back-pressure.
+const maxLinger = 30 * time.Second
+
+// linger is the configured one, doubled for each time in a row that the sink
+// asked for fewer inserts.
+func (r *Relay) linger() time.Duration {
+	linger := r.o.Linger
+	for range r.strain.Load() {
+		linger = max(2*linger, time.Second)
+	}
+	return min(linger, max(maxLinger, r.o.Linger))
+}
+
+const maxStrain = 8
+
+func (r *Relay) strained() {
+	if strain := r.strain.Load(); strain < maxStrain {
+		r.strain.CompareAndSwap(strain, strain+1)
+	}
+}
+
+func (r *Relay) relieved() {
+	if strain := r.strain.Load(); strain > 0 {
+		r.strain.CompareAndSwap(strain, strain-1)
+	}
+}
+
+// signal wakes as many of its waiters as it was sent times; what nobody waits
+// for is kept up to its capacity.
+type signal chan struct{}
+
+func (s signal) send(times int) {
+	for range times {
+		select {
+		case s <- struct{}{}:
+		default:
+			return
+		}
+	}
+}
+
+// postgresState remembers whether PostgreSQL answers, so that an outage is one
+// line in the log.
+type postgresState struct {
+	mu       sync.Mutex
+	failures int
+	cause    error
+}
+
+func (p *postgresState) err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cause
+}
+
+// failed returns how many failures there have been in a row.
+func (p *postgresState) failed(ctx context.Context, log *slog.Logger, err error) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause == nil {
+		log.ErrorContext(ctx, "the outbox cannot be worked on", "err", err)
+	}
+	p.cause = err
+	p.failures++
+	return p.failures
+}
+
+func (p *postgresState) succeeded(ctx context.Context, log *slog.Logger) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause != nil {
+		log.InfoContext(ctx, "the outbox can be worked on again")
+	}
+	p.cause, p.failures = nil, 0
+}
+
+// pause waits for d, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,391 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/getsentry/sentry-go"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// deliverUntil claims batches and delivers them until ctx ends; what it has
+// claimed by then it goes on with until sending ends.
+func (r *Relay) deliverUntil(ctx, sending context.Context) error {
+	for {
+		if err := r.circuit.admit(ctx); err != nil {
+			return err
+		}
+		lease, err := r.claim(sending)
+		switch {
+		case err != nil:
+			failures := r.postgres.failed(ctx, r.log, err)
+			pause(ctx, r.backoff.delay(failures))
+		case lease == nil:
+			r.circuit.idle(ctx)
+			select {
+			case <-ctx.Done():
+			case <-r.work:
+			case <-r.o.BatchesCut:
+			}
+		default:
+			r.room.send(1)
+			r.work.send(1) // where one batch was, there may be more
+			r.deliver(sending, lease)
+			r.budget.give(lease.Bytes)
+			r.work.send(1) // there is memory again
+		}
+		r.circuit.idle(ctx)
+	}
+}
+
+func (r *Relay) claim(ctx context.Context) (lease *outbox.Lease, err error) {
+	err = r.budget.take(ctx, func(ctx context.Context, maxBytes int64) (int64, error) {
+		var err error
+		lease, err = r.o.Store.Claim(ctx, maxBytes)
+		if lease == nil {
+			return 0, err //nolint:wrapcheck // says enough
+		}
+		return lease.Bytes, nil
+	})
+	return lease, err
+}
+
+// deliver brings the batch as far as it gets and ends its lease.
+func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
+	defer lease.Release()
+	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
+	defer transaction.Finish()
+	ctx = transaction.Context()
+	d := &delivery{
+		Relay: r, lease: lease,
+		log:  r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Sends),
+		skew: time.Until(lease.DatabaseTime),
+	}
+	start := time.Now()
+	result, err := d.run(ctx)
+	transaction.Status = sentry.SpanStatusOK
+	if err != nil {
+		transaction.Status = sentry.SpanStatusInternalError
+		result, err = d.giveBack(ctx, err)
+	}
+	if err != nil { // PostgreSQL's: the lease is lost, and the next claimer resolves the batch
+		result = resultReleased
+		if ctx.Err() == nil {
+			r.postgres.failed(ctx, r.log, err)
+		}
+	}
+	r.metrics.batches.WithLabelValues(result).Inc()
+	d.log.DebugContext(ctx, "the batch was worked on", "result", result, "duration", time.Since(start))
+}
+
+// delivery is one attempt at one batch.
+type delivery struct {
+	*Relay
+	lease *outbox.Lease
+	log   *slog.Logger
+	skew  time.Duration // the database's clock ahead of ours
+}
+
+// sinkError marks what the sink returned, as against the outbox.
+type sinkError struct{ error }
+
+func (e sinkError) Unwrap() error { return e.error }
+
+// run sends the batch if nobody has, and otherwise finds out what became of
+// the earlier sends first. An error that it returns has left the lease open.
+func (d *delivery) run(ctx context.Context) (result string, err error) {
+	if d.lease.Sends > 1 {
+		return d.resolve(ctx, nil)
+	}
+	published, err := d.insert(ctx)
+	if err != nil {
+		return d.failed(ctx, err)
+	}
+	// The first send under its token, acknowledged: the one "ok" that is a
+	// proof.
+	if err := d.settle(ctx, published); err != nil {
+		return "", err
+	}
+	return resultSettled, nil
+}
+
+// failed decides what follows an insert that failed: only an error that has
+// the data as its cause changes the batch.
+func (d *delivery) failed(ctx context.Context, err error) (string, error) {
+	if bad, ok := errors.AsType[*sink.BadEventsError](err); ok {
+		return d.bury(ctx, bad)
+	}
+	if sink.ClassOf(err) == sink.Permanent {
+		return d.resolve(ctx, err)
+	}
+	return "", err
+}
+
+// insert reads the batch's events and sends them. It returns when they were
+// published.
+func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
+	events := &sink.Events{}
+	events.Grow(d.lease.Events)
+	published = make([]int64, 0, d.lease.Events)
+	err = d.lease.Read(ctx, func(record outbox.Record) error {
+		events.EventID = append(events.EventID, record.EventID)
+		events.EventType = append(events.EventType, record.EventType)
+		events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
+		events.Environment = append(events.Environment, record.Environment)
+		events.EventContext = append(events.EventContext, record.EventContext)
+		events.MetadataVersion = append(events.MetadataVersion, uint64(record.MetadataVersion)) //nolint:gosec // never negative
+		published = append(published, record.PublishedAt.UnixMicro())
+		return nil
+	})
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says enough
+	}
+	start := time.Now()
+	flush, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	defer cancel()
+	if err := d.o.Sink.Insert(flush, sink.Batch{Token: d.lease.Token, Events: events}); err != nil {
+		if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
+			d.metrics.flush.Observe(time.Since(start).Seconds())
+		}
+		return nil, sinkError{err}
+	}
+	d.metrics.flush.Observe(time.Since(start).Seconds())
+	d.metrics.rows.Observe(float64(d.lease.Events))
+	d.circuit.succeeded(ctx)
+	d.relieved()
+	return published, nil
+}
+
+func (d *delivery) settle(ctx context.Context, published []int64) error {
+	if err := d.lease.Settle(ctx); err != nil {
+		return err //nolint:wrapcheck // says enough
+	}
+	d.postgres.succeeded(ctx, d.Relay.log)
+	d.metrics.observe(published, time.Now().Add(d.skew))
+	return nil
+}
+
+// errStillRunning is why a batch is put off: an earlier send of it has not
+// ended at the sink.
+var errStillRunning = errors.New("an earlier send of the batch is still running at the sink")
+
+const fenceInterval = 250 * time.Millisecond
+
+// fence waits until no send of the batch is running at the sink, for one
+// flush's time at most.
+func (d *delivery) fence(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	defer cancel()
+	for {
+		running, err := d.o.Sink.Running(ctx, d.lease.Token)
+		switch {
+		case err != nil:
+			return sinkError{err}
+		case !running:
+			return nil
+		}
+		pause(ctx, fenceInterval)
+		if ctx.Err() != nil {
+			return sinkError{errStillRunning}
+		}
+	}
+}
+
+// ask returns the ids of the batch's events that the sink holds, and of those
+// that it does not.
+func (d *delivery) ask(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	defer cancel()
+	keys := make([]sink.Key, len(records))
+	for i, record := range records {
+		keys[i] = sink.Key{EventID: record.EventID, EventType: record.EventType, Time: record.EventDateTime}
+	}
+	present, err := d.o.Sink.Present(ctx, keys)
+	if err != nil {
+		return nil, nil, sinkError{err}
+	}
+	for _, record := range records {
+		if _, ok := present[record.EventID]; ok {
+			there = append(there, record.ID)
+		} else {
+			missing = append(missing, record.ID)
+		}
+	}
+	return there, missing, nil
+}
+
+// resolve finds out what became of the batch's sends and acts on it. cause is
+// nil where their outcome is unknown, or else the permanent error that the
+// last one was answered with: then the batch is split instead of sent again.
+func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
+	records, err := d.lease.Keys(ctx)
+	if err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	if err := d.fence(ctx); err != nil {
+		return "", err
+	}
+	there, missing, err := d.look(ctx, records)
+	switch {
+	case err != nil:
+		return "", err
+	case len(missing) == 0:
+		return d.found(ctx, records)
+	case len(there) > 0:
+		return d.keepRest(ctx, records, there, missing)
+	case cause != nil:
+		return d.split(ctx, missing, cause)
+	}
+	return d.sendAgain(ctx, records)
+}
+
+// look asks, and makes sure that the batch is still ours to act on the answer.
+func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
+	if there, missing, err = d.ask(ctx, records); err != nil {
+		return nil, nil, err
+	}
+	return there, missing, d.lease.Verify(ctx) //nolint:wrapcheck // says enough
+}
+
+// sendAgain sends the same rows under the same token. Its "ok" may mean that
+// the token was seen before, so only asking settles the batch.
+func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (string, error) {
+	if _, err := d.insert(ctx); err != nil {
+		return d.failed(ctx, err)
+	}
+	there, missing, err := d.look(ctx, records)
+	switch {
+	case err != nil:
+		return "", err
+	case len(missing) == 0:
+		return d.found(ctx, records)
+	case len(there) > 0:
+		return d.keepRest(ctx, records, there, missing)
+	}
+	// The sink knows the token, but not the rows: it died between the two.
+	d.log.WarnContext(ctx, "the sink has lost the batch behind its token: it goes again under a new one")
+	if err := d.lease.Retoken(ctx, errBurned); err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	d.work.send(1)
+	return resultRetokened, nil
+}
+
+var errBurned = errors.New("the sink acknowledged the token without the rows")
+
+// found settles a batch that the sink turned out to hold.
+func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, error) {
+	published := make([]int64, len(records))
+	for i, record := range records {
+		published[i] = record.PublishedAt.UnixMicro()
+	}
+	if err := d.settle(ctx, published); err != nil {
+		return "", err
+	}
+	return resultResolved, nil
+}
+
+// keepRest settles what the sink holds of the batch; the rest becomes a batch.
+func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there, missing []int64) (string, error) {
+	d.log.InfoContext(ctx, "the sink holds a part of the batch: the rest goes on its own", "there", len(there))
+	if err := d.lease.Replace(ctx, outbox.Partition{Delivered: there, Rest: [][]int64{missing}}); err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	published := make([]int64, 0, len(there))
+	for _, record := range records {
+		if len(published) < len(there) && record.ID == there[len(published)] {
+			published = append(published, record.PublishedAt.UnixMicro())
+		}
+	}
+	d.metrics.observe(published, time.Now().Add(d.skew))
+	d.work.send(1)
+	return resultSplit, nil
+}
+
+// split halves a batch that the sink refuses for its data, down to the event
+// that is the cause.
+func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string, error) {
+	if len(ids) == 1 {
+		return d.replaceDead(ctx, outbox.Partition{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
+	}
+	half := len(ids) / 2
+	if err := d.lease.Replace(ctx, outbox.Partition{Rest: [][]int64{ids[:half], ids[half:]}}); err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	d.log.WarnContext(ctx, "the sink refuses the batch for its data: it is split", "err", cause)
+	d.work.send(2)
+	return resultSplit, nil
+}
+
+// bury takes the events that the sink can never hold out of the batch. Nothing
+// of the batch has been sent, now or in earlier sends that were not resolved.
+func (d *delivery) bury(ctx context.Context, bad *sink.BadEventsError) (string, error) {
+	records, err := d.lease.Keys(ctx)
+	if err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	causes := make(map[int]error, len(bad.Events))
+	for _, event := range bad.Events {
+		causes[event.Index] = event.Err
+	}
+	var parts outbox.Partition
+	var rest []int64
+	for i, record := range records {
+		if cause, isBad := causes[i]; isBad {
+			parts.Dead = append(parts.Dead, outbox.Dead{ID: record.ID, Cause: cause})
+		} else {
+			rest = append(rest, record.ID)
+		}
+	}
+	if len(rest) > 0 {
+		parts.Rest = [][]int64{rest}
+	}
+	return d.replaceDead(ctx, parts)
+}
+
+func (d *delivery) replaceDead(ctx context.Context, parts outbox.Partition) (string, error) {
+	if err := d.lease.Replace(ctx, parts); err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	d.metrics.events.WithLabelValues("dead").Add(float64(len(parts.Dead)))
+	d.log.ErrorContext(ctx, "events were refused for their data and are dead letters now",
+		"dead", len(parts.Dead), "err", parts.Dead[0].Cause)
+	d.work.send(len(parts.Rest))
+	return resultSplit, nil
+}
+
+// giveBack ends a delivery that failed. What is the sink's state opens the
+// circuit; what may be the batch's own puts the batch off. An error that it
+// returns is PostgreSQL's.
+func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
+	failure, fromSink := errors.AsType[sinkError](err)
+	if !fromSink {
+		return "", err
+	}
+	if ctx.Err() != nil { // the stop's deadline ended the send
+		return "", err
+	}
+	cause, delay := failure.error, time.Duration(0)
+	class := sink.ClassOf(cause)
+	switch class {
+	case sink.Unavailable, sink.Overloaded:
+		if class == sink.Overloaded {
+			d.strained()
+		}
+		d.circuit.failed(ctx, cause)
+	case sink.Unknown, sink.Permanent:
+		delay = d.backoff.delay(d.lease.Sends)
+		if !errors.Is(cause, errStillRunning) {
+			d.log.ErrorContext(ctx, "the batch was not delivered and is tried again", "err", cause, "delay", delay)
+		}
+		time.AfterFunc(delay, func() { d.work.send(1) })
+	}
+	if err := d.lease.Retry(ctx, cause, delay); err != nil {
+		return "", err //nolint:wrapcheck // says enough
+	}
+	return resultRetried, nil
+}
