@@ -1,0 +1,8 @@
+//go:build !linux
+
+package postgres
+
+import "syscall"
+
+// setUserTimeout does nothing where TCP has no such option.
+func setUserTimeout(_, _ string, _ syscall.RawConn) error { return nil }

@@ -1,0 +1,161 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+
+	migrations "github.com/diehard-outbox/diehard/db"
+)
+
+const (
+	// versionTable is Diehard's own, for an application in the same database
+	// may have goose's default one.
+	versionTable = "diehard_db_version"
+	// migrationLock is an advisory lock's key: "diehard" in ASCII.
+	migrationLock = 0x64696568617264
+	// migrationLockPoll is how often whoever waits for the lock tries again. It
+	// does not wait in the server, where the snapshot that waits would keep
+	// CREATE INDEX CONCURRENTLY from ever finishing.
+	migrationLockPoll = 200 * time.Millisecond
+)
+
+// Migrate brings the schema up to the version that this binary was built with,
+// and then runs each of the given functions. One process at a time does so, by
+// a lock in the database: side by side, the others wait and find nothing left
+// to do. A schema that is newer is left as it is.
+//
+// It takes two connections.
+func Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.Postgres,
+		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return fmt.Errorf("read the migrations: %w", err)
+	}
+	unlock, err := lockMigrations(ctx, db, log)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	results, err := provider.Up(ctx)
+	if err != nil {
+		return fmt.Errorf("migrate postgresql: %w", err)
+	}
+	for _, result := range results {
+		log.InfoContext(ctx, "postgresql migrated",
+			"version", result.Source.Version, "duration", result.Duration)
+	}
+	for _, step := range then {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lockMigrations waits for the lock. goose's own would not cover the creation
+// of the version table, and is held by a session, which a pooler that shares
+// connections by transaction would leave behind locked.
+func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock func(), err error) {
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, fmt.Errorf("lock the migrations: %w", err)
+	}
+	unlock = func() { _ = tx.Rollback() } // the lock ends with its transaction, however that ends
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	// The transaction is idle while the migrations run.
+	if _, err := tx.ExecContext(ctx, "SET LOCAL idle_in_transaction_session_timeout = 0"); err != nil {
+		return nil, fmt.Errorf("lock the migrations: %w", err)
+	}
+	for waiting := false; ; waiting = true {
+		var locked bool
+		err := tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", int64(migrationLock)).Scan(&locked)
+		if err != nil {
+			return nil, fmt.Errorf("lock the migrations: %w", err)
+		}
+		if locked {
+			return unlock, nil
+		}
+		if !waiting {
+			log.InfoContext(ctx, "another process is migrating: waiting for it")
+		}
+		select {
+		case <-time.After(migrationLockPoll):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lock the migrations: %w", ctx.Err())
+		}
+	}
+}
+
+// SchemaTooOldError says that the database lacks migrations that this binary
+// was built with.
+type SchemaTooOldError struct {
+	Have, Need int64
+}
+
+// Error implements error.
+func (e *SchemaTooOldError) Error() string {
+	return fmt.Sprintf("the schema in postgresql is too old: this binary needs version %d and found %d; "+
+		"`api migrate` brings it up to date", e.Need, e.Have)
+}
+
+// CheckSchema returns a *SchemaTooOldError where this binary cannot work with
+// the schema, and any other error where it could not be asked. A newer schema
+// is fine, since migrations expand before they contract; it is logged.
+func CheckSchema(ctx context.Context, db *sql.DB, log *slog.Logger) error {
+	need, err := newestMigration()
+	if err != nil {
+		return err
+	}
+	store, err := database.NewStore(database.DialectPostgres, versionTable)
+	if err != nil {
+		return fmt.Errorf("read the schema's version: %w", err)
+	}
+	have, err := store.GetLatestVersion(ctx, db)
+	switch {
+	case isUndefinedTable(err), errors.Is(err, database.ErrVersionNotFound):
+		return &SchemaTooOldError{Have: 0, Need: need}
+	case err != nil:
+		return fmt.Errorf("read the schema's version: %w", err)
+	case have < need:
+		return &SchemaTooOldError{Have: have, Need: need}
+	case have > need:
+		log.WarnContext(ctx, "the schema in postgresql is newer than this binary", "have", have, "need", need)
+	}
+	return nil
+}
+
+func isUndefinedTable(err error) bool {
+	server, ok := errors.AsType[*pq.Error](err)
+	return ok && server.Code == pqerror.UndefinedTable
+}
+
+func newestMigration() (int64, error) {
+	names, err := fs.Glob(migrations.Postgres, "*.sql")
+	if err != nil {
+		return 0, fmt.Errorf("read the migrations: %w", err)
+	}
+	var newest int64
+	for _, name := range names {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return 0, fmt.Errorf("read the migrations: %w", err)
+		}
+		newest = max(newest, version)
+	}
+	return newest, nil
+}

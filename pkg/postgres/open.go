@@ -1,0 +1,114 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+)
+
+// Defaults of Options.
+const (
+	// DefaultMaxOpenConns bounds a pool.
+	DefaultMaxOpenConns = 20
+	// DefaultConnectTimeout bounds the making of a connection: dialing, TLS and
+	// authentication.
+	DefaultConnectTimeout = 10 * time.Second
+)
+
+const (
+	// maxIdleTime gives back what a peak has opened.
+	maxIdleTime = 5 * time.Minute
+	// maxLifetime lets a pool find servers that were added behind one name, and
+	// leave one that was demoted without closing its connections.
+	maxLifetime = 30 * time.Minute
+)
+
+// Options configure a pool.
+type Options struct {
+	// DSN is a postgres:// URL or key=value pairs, as lib/pq takes them. What it
+	// leaves out comes from the PG* environment variables.
+	DSN string
+	// MaxOpenConns bounds the connections; DefaultMaxOpenConns by default.
+	MaxOpenConns int
+	// ApplicationName is what the server's pg_stat_activity shows, unless the
+	// DSN names another.
+	ApplicationName string
+	// Session are settings that each new connection gets, in one round trip.
+	// They are no startup parameters, since poolers refuse those.
+	Session map[string]string
+}
+
+// Open returns a pool. It does not connect: the only error is a DSN that cannot
+// be used, and its text holds no part of the DSN that could be a secret.
+//
+// Statements with parameters take one round trip and not two
+// (binary_parameters), unless the DSN says otherwise; a []byte is then sent in
+// its type's binary format, which is the same as text for json and text, but
+// not for jsonb.
+//
+// A server that is gone without a word is noticed within about DeadAfter.
+func Open(o Options) (*sqlx.DB, error) {
+	dsn, err := withDefaults(o.DSN, o.ApplicationName)
+	if err != nil {
+		return nil, err
+	}
+	base, err := pq.NewConnector(dsn)
+	if err != nil {
+		return nil, dsnError(err)
+	}
+	base.Dialer(dialer{})
+
+	maxOpen := o.MaxOpenConns
+	if maxOpen <= 0 {
+		maxOpen = DefaultMaxOpenConns
+	}
+	pool := sql.OpenDB(&connector{base: base, setup: setStatements(o.Session)})
+	pool.SetMaxOpenConns(maxOpen)
+	pool.SetMaxIdleConns(maxOpen)
+	pool.SetConnMaxIdleTime(maxIdleTime)
+	pool.SetConnMaxLifetime(maxLifetime)
+	return sqlx.NewDb(pool, "postgres"), nil
+}
+
+// connector gives each connection the settings of its session.
+type connector struct {
+	base  *pq.Connector
+	setup string
+}
+
+// Connect implements driver.Connector.
+func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.base.Connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to postgresql: %w", err)
+	}
+	if c.setup == "" {
+		return conn, nil
+	}
+	// lib/pq sends a statement without parameters as a simple query, which may
+	// hold several.
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, c.setup, nil); err != nil { //nolint:forcetypeassert // as the pool does
+		_ = conn.Close()
+		return nil, fmt.Errorf("set up the postgresql session: %w", err)
+	}
+	return conn, nil
+}
+
+// Driver implements driver.Connector.
+func (c *connector) Driver() driver.Driver { return c.base.Driver() }
+
+func setStatements(settings map[string]string) string {
+	var statements strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		fmt.Fprintf(&statements, "SET %s = %s;", pq.QuoteIdentifier(name), pq.QuoteLiteral(settings[name]))
+	}
+	return statements.String()
+}
