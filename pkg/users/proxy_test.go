@@ -1,0 +1,68 @@
+package users_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/url"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+// proxyLosingCommits returns a DSN that leads to the database through a proxy
+// which loses a connection when the statement COMMIT passes: after the server has got it
+// (forward) and before its answer comes back, or before either.
+func proxyLosingCommits(ctx context.Context, dsn string, forward bool) string {
+	GinkgoHelper()
+	target, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(listener.Close)
+	address := target.Host
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go loseAtCommit(client, address, forward)
+		}
+	}()
+	target.Host = listener.Addr().String()
+	return target.String()
+}
+
+func loseAtCommit(client net.Conn, address string, forward bool) {
+	defer client.Close()
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	answers := make(chan struct{})
+	go func() {
+		defer close(answers)
+		_, _ = io.Copy(client, server)
+	}()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := client.Read(buffer)
+		if err != nil {
+			return
+		}
+		if bytes.Contains(buffer[:n], []byte("COMMIT\x00")) {
+			client.Close()
+			if forward {
+				_, _ = server.Write(buffer[:n])
+				<-answers // the copy ends with the answer, which has nowhere to go
+			}
+			return
+		}
+		if _, err := server.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package users
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+)
+
+// The index users_email_key decides whether an address is taken. ON CONFLICT
+// asks it before a row is written, and keeps what is a client's mistake out of
+// the server's error log; a concurrent insert of the same address is waited
+// for.
+const insertSQL = `
+INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (lower(email)) DO NOTHING`
+
+const selectByIDSQL = `
+SELECT id, email, first_name, last_name, created_at, updated_at
+FROM users
+WHERE id = $1`
+
+// Walks the primary key downwards from $1.
+const selectPageSQL = `
+SELECT id, email, first_name, last_name, created_at, updated_at
+FROM users
+WHERE id < $1
+ORDER BY id DESC
+LIMIT $2`
+
+// Finds at most one row, by users_email_key.
+const selectPageByEmailSQL = `
+SELECT id, email, first_name, last_name, created_at, updated_at
+FROM users
+WHERE lower(email) = $3 AND id < $1
+ORDER BY id DESC
+LIMIT $2`
+
+// insert returns ErrEmailTaken where a user with the address exists.
+func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
+	result, err := tx.ExecContext(ctx, insertSQL,
+		u.ID, u.Email, u.FirstName, u.LastName, u.CreatedAt, u.UpdatedAt)
+	if err != nil {
+		return err
+	}
+	inserted, err := result.RowsAffected()
+	if err != nil {
+		return err
+	}
+	if inserted == 0 {
+		return ErrEmailTaken
+	}
+	return nil
+}
+
+// row is a user as it is read.
+type row struct {
+	ID        uuid.UUID `db:"id"`
+	Email     string    `db:"email"`
+	FirstName string    `db:"first_name"`
+	LastName  string    `db:"last_name"`
+	CreatedAt time.Time `db:"created_at"`
+	UpdatedAt time.Time `db:"updated_at"`
+}
+
+// user puts the times, which come in the session's zone, into UTC.
+func (r row) user() User {
+	return User{
+		ID:        r.ID,
+		Email:     r.Email,
+		FirstName: r.FirstName,
+		LastName:  r.LastName,
+		CreatedAt: r.CreatedAt.UTC(),
+		UpdatedAt: r.UpdatedAt.UTC(),
+	}
+}
+
+func selectByID(ctx context.Context, db *sqlx.DB, id uuid.UUID) (User, error) {
+	var r row
+	err := db.GetContext(ctx, &r, selectByIDSQL, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return User{}, ErrNotFound
+	}
+	return r.user(), err
+}
+
+// selectPage returns up to limit users whose ids are below before, the highest
+// id first; with an email only the user with that address.
+func selectPage(ctx context.Context, db *sqlx.DB, email string, before uuid.UUID, limit int) ([]User, error) {
+	query, args := selectPageSQL, []any{before, limit}
+	if email != "" {
+		query, args = selectPageByEmailSQL, append(args, emailKey(email))
+	}
+	var rows []row
+	if err := db.SelectContext(ctx, &rows, query, args...); err != nil {
+		return nil, err
+	}
+	users := make([]User, len(rows))
+	for i, r := range rows {
+		users[i] = r.user()
+	}
+	return users, nil
+}
