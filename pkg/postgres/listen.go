@@ -2,10 +2,8 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"net"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -34,64 +32,72 @@ type ListenOptions struct {
 	Log *slog.Logger
 }
 
-// Listen returns the names of the channels that were notified. Notifications
-// that nobody has taken yet count as one for each channel, so a slow receiver
-// holds nothing up. Every channel is also named once after each connect, for
+// Listen returns, for each of the channels, a Go channel that tells that it was
+// notified. Notifications that nobody has taken yet count as one, so a slow
+// receiver holds nothing up. All of them also tell so after each connect, for
 // what was sent while there was no connection is lost.
 //
-// It keeps a connection of its own, and makes a new one, for as long as it
-// takes, whenever that one is lost. When ctx is canceled the returned channel
-// is closed. The only error is a DSN that cannot be used.
-func Listen(ctx context.Context, o ListenOptions) (<-chan string, error) {
+// It keeps a connection of its own until ctx is canceled, and makes a new one,
+// for as long as it takes, whenever that one is lost. The only error is a DSN
+// that cannot be used.
+func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
 	dsn, err := withDefaults(o.DSN, o.ApplicationName)
 	if err != nil {
 		return nil, err
 	}
-	l := &listening{o: o, out: make(chan string), subscribed: make(chan struct{})}
-	l.pq = pq.NewDialListener(dialer{abort: ctx}, dsn, minReconnect, maxReconnect, l.event)
+	l := &listening{log: o.Log, wake: map[string]chan struct{}{}}
+	receive := map[string]<-chan struct{}{}
+	for _, channel := range o.Channels {
+		wake := make(chan struct{}, 1)
+		l.wake[channel], receive[channel] = wake, wake
+	}
+	l.pq = pq.NewDialListener(dialer{abort: ctx}, dsn, minReconnect, maxReconnect,
+		func(event pq.ListenerEventType, err error) { l.connectionChanged(ctx, event, err) })
 	go l.subscribe(ctx)
 	go l.run(ctx)
-	return l.out, nil
+	return receive, nil
 }
 
 type listening struct {
-	o   ListenOptions
-	pq  *pq.Listener
-	out chan string
-	// subscribed is closed when all channels are listened to, from when on
-	// lib/pq does so again after each reconnect.
-	subscribed chan struct{}
-	// lost is used by lib/pq's goroutine alone.
+	log  *slog.Logger
+	pq   *pq.Listener
+	wake map[string]chan struct{} // by channel; not written to after the start
+	// lost is for lib/pq's goroutine alone.
 	lost bool
 }
 
-// event is called by lib/pq at each change of the connection.
-func (l *listening) event(event pq.ListenerEventType, err error) {
+// connectionChanged is called by lib/pq, in one goroutine.
+func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEventType, err error) {
+	if ctx.Err() != nil {
+		return
+	}
 	switch event {
 	case pq.ListenerEventConnected, pq.ListenerEventReconnected:
 		if l.lost {
-			l.o.Log.Info("listening for notifications again")
+			l.log.InfoContext(ctx, "listening for postgresql's notifications again")
 		}
 		l.lost = false
 	case pq.ListenerEventDisconnected, pq.ListenerEventConnectionAttemptFailed:
-		if !l.lost && !errors.Is(err, context.Canceled) {
-			l.o.Log.Warn("no notifications from postgresql: polling until they are back", "err", err)
+		if !l.lost {
+			l.log.WarnContext(ctx, "no notifications from postgresql: polling until they are back", "err", err)
 		}
 		l.lost = true
 	}
 }
 
+// subscribe listens to the channels, which lib/pq does by itself after each
+// reconnect from then on.
 func (l *listening) subscribe(ctx context.Context) {
-	defer close(l.subscribed)
-	for _, channel := range l.o.Channels {
+	for channel, wake := range l.wake {
 		for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
+			// Waits for a connection. An error is the server's answer, such as a
+			// standby's, which refuses.
 			err := l.pq.Listen(channel)
-			if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, pq.ErrChannelAlreadyOpen) {
+			if err == nil {
 				break
 			}
-			// The server refused, as a standby does.
-			if pause == minReconnect {
-				l.o.Log.WarnContext(ctx, "postgresql refuses to notify: polling instead", "channel", channel, "err", err)
+			if ctx.Err() == nil && pause == minReconnect {
+				l.log.WarnContext(ctx, "postgresql refuses to notify: polling until it does", "channel", channel, "err", err)
 			}
 			select {
 			case <-time.After(pause):
@@ -99,67 +105,47 @@ func (l *listening) subscribe(ctx context.Context) {
 				return
 			}
 		}
+		notify(wake)
 	}
 }
 
 func (l *listening) run(ctx context.Context) {
-	defer func() {
-		_ = l.pq.Close()
-		close(l.out)
-		// lib/pq's goroutine may be about to send one more.
-		go func() {
-			for range l.pq.Notify {
-			}
-		}()
-	}()
+	stop := context.AfterFunc(ctx, func() { _ = l.pq.Close() }) // ends the loop
+	defer stop()
 
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
-	pinged := make(chan struct{}, 1)
-	pinged <- struct{}{}
-
-	var pending []string
-	add := func(channels ...string) {
-		for _, channel := range channels {
-			if !slices.Contains(pending, channel) {
-				pending = append(pending, channel)
+	var pings sync.Mutex
+	for {
+		select {
+		case notification, open := <-l.pq.Notify:
+			switch {
+			case !open:
+				return
+			case notification == nil: // reconnected
+				for _, wake := range l.wake {
+					notify(wake)
+				}
+			default:
+				notify(l.wake[notification.Channel])
+			}
+		case <-ping.C:
+			// Not from here, since lib/pq hands on the answer only while its
+			// notifications are taken; and one at a time, since without an
+			// answer it takes a while.
+			if pings.TryLock() {
+				go func() {
+					defer pings.Unlock()
+					_ = l.pq.Ping() // a failure reconnects
+				}()
 			}
 		}
 	}
-	subscribed := l.subscribed
-	for {
-		var (
-			out  chan<- string
-			next string
-		)
-		if len(pending) > 0 {
-			out, next = l.out, pending[0]
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-subscribed:
-			subscribed = nil
-			add(l.o.Channels...)
-		case notification := <-l.pq.Notify:
-			if notification == nil { // reconnected
-				add(l.o.Channels...)
-			} else {
-				add(notification.Channel)
-			}
-		case out <- next:
-			pending = pending[1:]
-		case <-ping.C:
-			// Not from here: lib/pq hands on the answer only while its
-			// notifications are taken.
-			select {
-			case <-pinged:
-				go func() {
-					_ = l.pq.Ping() // a failure reconnects
-					pinged <- struct{}{}
-				}()
-			default:
-			}
-		}
+}
+
+func notify(wake chan<- struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
 	}
 }
