@@ -1,0 +1,218 @@
+// Package admin is the operators' port of both programs: whether the process
+// lives, whether it is ready, and its metrics. It listens apart from the API,
+// so that it is neither exposed nor slowed down along with it.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// checkTimeout bounds one readiness check. It is below what orchestrators
+	// and load balancers give a probe.
+	checkTimeout = 2 * time.Second
+	// requestTimeout bounds a request from its headers to its answer: a
+	// profile's and a slow scrape's.
+	requestTimeout = 30 * time.Second
+	// shutdownTimeout bounds how long Run waits for requests in flight.
+	shutdownTimeout = 2 * time.Second
+
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 16 << 10
+)
+
+// Check is one thing that the program needs to do its work.
+type Check struct {
+	// Name is what the answer calls it.
+	Name string
+	// Func returns nil while it is there, and otherwise why not. It is called
+	// by one goroutine at a time, with a deadline; where it does not heed that,
+	// the answer does not wait for it.
+	Func func(ctx context.Context) error
+}
+
+// Options configure a Server. Log and Registry are required.
+type Options struct {
+	// Addr is host:port to listen on; port 0 takes a free one.
+	Addr string
+	Log  *slog.Logger
+	// Registry is what /metrics shows. New adds the metrics of the process, of
+	// Go's runtime and of the build.
+	Registry *prometheus.Registry
+	// Version is the build's.
+	Version string
+	// Ready are the checks behind /readyz.
+	Ready []Check
+}
+
+// Server serves /livez, /readyz and /metrics.
+type Server struct {
+	o      Options
+	checks singleflight.Group
+	addr   atomic.Value // string, once it listens
+}
+
+// New returns a Server that does not listen yet.
+func New(o Options) *Server {
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "diehard_build_info",
+		Help:        "1, with the version of the program.",
+		ConstLabels: prometheus.Labels{"version": o.Version},
+	})
+	build.Set(1)
+	o.Registry.MustRegister(build, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return &Server{o: o}
+}
+
+// Addr returns the host:port that the server listens on, or an empty string
+// before Run listens.
+func (s *Server) Addr() string {
+	addr, _ := s.addr.Load().(string)
+	return addr
+}
+
+// Run listens and serves until ctx is canceled; then it returns nil. It is
+// called once.
+func (s *Server) Run(ctx context.Context) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.o.Addr)
+	if err != nil {
+		return fmt.Errorf("listen for operators: %w", err)
+	}
+	s.addr.Store(listener.Addr().String())
+	s.o.Log.InfoContext(ctx, "admin port listens", "addr", s.Addr())
+
+	server := &http.Server{
+		Handler:           s.routes(),
+		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelWarn),
+		MaxHeaderBytes:    maxHeaderBytes,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       requestTimeout,
+		WriteTimeout:      requestTimeout,
+		IdleTimeout:       idleTimeout,
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve operators: %w", err)
+	case <-ctx.Done():
+	}
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	if server.Shutdown(deadline) != nil {
+		_ = server.Close() // a probe or a scrape that is cut off is asked again
+	}
+	return nil
+}
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) {
+		s.answer(w, r, http.StatusOK, health{Status: statusOK})
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ready := s.ready(r.Context())
+		code := http.StatusOK
+		if ready.Status != statusOK {
+			code = http.StatusServiceUnavailable
+		}
+		s.answer(w, r, code, ready)
+	})
+	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(s.o.Registry,
+		promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelWarn),
+			// A collector that fails must not hide the others.
+			ErrorHandling: promhttp.ContinueOnError,
+			Registry:      s.o.Registry,
+		})))
+	return mux
+}
+
+const (
+	statusOK      = "ok"
+	statusFailing = "failing"
+)
+
+// health is the answer of /livez and /readyz.
+type health struct {
+	Status string                 `json:"status"`
+	Checks map[string]checkResult `json:"checks,omitempty"`
+}
+
+type checkResult struct {
+	Status string `json:"status"`
+	Error  string `json:"error,omitempty"`
+}
+
+// ready runs all checks at once.
+func (s *Server) ready(ctx context.Context) health {
+	result := health{Status: statusOK, Checks: make(map[string]checkResult, len(s.o.Ready))}
+	var (
+		mu    sync.Mutex
+		group sync.WaitGroup
+	)
+	for _, check := range s.o.Ready {
+		group.Go(func() {
+			err := s.run(ctx, check)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				result.Checks[check.Name] = checkResult{Status: statusOK}
+				return
+			}
+			result.Status = statusFailing
+			result.Checks[check.Name] = checkResult{Status: statusFailing, Error: err.Error()}
+		})
+	}
+	group.Wait()
+	return result
+}
+
+var errCheckTimeout = errors.New("no answer within " + checkTimeout.String())
+
+// run runs the check, or joins one that is running: probes must not pile up
+// behind a check that hangs.
+func (s *Server) run(ctx context.Context, check Check) error {
+	running := s.checks.DoChan(check.Name, func() (any, error) {
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), checkTimeout, errCheckTimeout)
+		defer cancel()
+		err := check.Func(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = errCheckTimeout
+		}
+		return nil, err
+	})
+	timeout := time.NewTimer(checkTimeout)
+	defer timeout.Stop()
+	select {
+	case result := <-running:
+		return result.Err
+	case <-timeout.C:
+		return errCheckTimeout
+	}
+}
+
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, code int, body health) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		s.o.Log.DebugContext(r.Context(), "a probe did not wait for its answer", "err", err)
+	}
+}
