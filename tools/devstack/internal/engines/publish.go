@@ -1,0 +1,71 @@
+package engines
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// publish copies the folder from to the folder to, once, for every user to read.
+func publish(ctx context.Context, from, to string) (string, error) {
+	if checkManifest(to, false) == nil {
+		return to, nil
+	}
+	parent := filepath.Dir(to)
+	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // for every user to read
+		return "", err //nolint:wrapcheck // names the folder already
+	}
+	unlock, err := Lock(ctx, to+".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if checkManifest(to, false) == nil {
+		return to, nil // somebody else was faster
+	}
+	staging := to + ".new"
+	for _, dir := range []string{to, staging} {
+		if err := os.RemoveAll(dir); err != nil {
+			return "", err //nolint:wrapcheck // names the folder already
+		}
+	}
+	defer func() { _ = os.RemoveAll(staging) }()
+	if err := os.CopyFS(staging, os.DirFS(from)); err != nil {
+		return "", err //nolint:wrapcheck // names the file already
+	}
+	if err := openToAll(staging); err != nil {
+		return "", err
+	}
+	if err := writeManifest(staging); err != nil {
+		return "", err
+	}
+	if err := os.Rename(staging, to); err != nil {
+		return "", err //nolint:wrapcheck // names the folders already
+	}
+	return to, nil
+}
+
+// openToAll lets every user read what the owner's umask may have kept to the
+// owner.
+func openToAll(dir string) error {
+	for _, up := range []string{filepath.Dir(filepath.Dir(dir)), filepath.Dir(dir)} {
+		if err := os.Chmod(up, 0o755); err != nil { //nolint:gosec // for every user to read
+			return err //nolint:wrapcheck // names the folder already
+		}
+	}
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { //nolint:wrapcheck // from within
+		if err != nil || d.Type()&fs.ModeSymlink != 0 {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err //nolint:wrapcheck // names the file already
+		}
+		mode := info.Mode().Perm() | 0o444
+		if mode&0o100 != 0 {
+			mode |= 0o111
+		}
+		return os.Chmod(path, mode) //nolint:wrapcheck // names the file already
+	})
+}
