@@ -7,11 +7,14 @@ import (
 	"io/fs"
 )
 
-//go:embed postgres/*.sql
+//go:embed postgres/*.sql clickhouse/*.sql
 var files embed.FS
 
 // Postgres holds PostgreSQL's migrations in its root, in goose's format.
 var Postgres = sub("postgres")
+
+// ClickHouse holds ClickHouse's migrations in its root, in goose's format.
+var ClickHouse = sub("clickhouse")
 
 func sub(folder string) fs.FS {
 	tree, err := fs.Sub(files, folder)
