@@ -1,0 +1,174 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cast"
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+)
+
+// LoadOptions say where a configuration comes from beside the environment.
+type LoadOptions struct {
+	// File is the path of a YAML file; empty is none.
+	File string
+	// Flags are parsed and hold what AddAPIFlags or AddRelayFlags has added.
+	// Those that were set override everything else. Nil is none.
+	Flags *pflag.FlagSet
+}
+
+// Error says what is wrong with the configuration, in one line. It quotes no
+// secret.
+type Error struct {
+	// Key is the key that is wrong, section.key; empty where the file as a
+	// whole cannot be read.
+	Key string
+	// Problem goes on from the key's name.
+	Problem string
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	if e.Key == "" {
+		return e.Problem
+	}
+	return fmt.Sprintf("%s (%s) %s", e.Key, key{name: e.Key}.variable(), e.Problem)
+}
+
+func problem(name, format string, args ...any) *Error {
+	return &Error{Key: name, Problem: fmt.Sprintf(format, args...)}
+}
+
+// LoadAPI returns the API's configuration, or an *Error. Besides, it returns
+// the environment's variables that begin like Diehard's and are none, sorted:
+// misspelled ones, most likely.
+//
+// A variable that is set and empty counts as not set.
+func LoadAPI(o LoadOptions) (c API, unknown []string, err error) {
+	if err := load(c.keys(), o); err != nil {
+		return API{}, nil, err
+	}
+	if err := c.check(); err != nil {
+		return API{}, nil, err
+	}
+	return c, unknownVariables(), nil
+}
+
+// LoadRelay is LoadAPI for the relay.
+func LoadRelay(o LoadOptions) (c Relay, unknown []string, err error) {
+	if err := load(c.keys(), o); err != nil {
+		return Relay{}, nil, err
+	}
+	if err := c.check(); err != nil {
+		return Relay{}, nil, err
+	}
+	return c, unknownVariables(), nil
+}
+
+// AddAPIFlags adds a flag for each of the API's keys.
+func AddAPIFlags(flags *pflag.FlagSet) { addFlags(flags, new(API).keys()) }
+
+// AddRelayFlags adds a flag for each of the relay's keys.
+func AddRelayFlags(flags *pflag.FlagSet) { addFlags(flags, new(Relay).keys()) }
+
+func addFlags(flags *pflag.FlagSet, keys []key) {
+	for _, k := range keys {
+		flags.String(k.flag(), k.fallback, k.usage)
+	}
+}
+
+func load(keys []key, o LoadOptions) error {
+	v := viper.New()
+	for _, k := range keys {
+		v.SetDefault(k.name, k.fallback)
+		if err := v.BindEnv(k.name, k.variable()); err != nil {
+			return fmt.Errorf("bind the environment: %w", err)
+		}
+		if o.Flags == nil {
+			continue
+		}
+		if err := v.BindPFlag(k.name, o.Flags.Lookup(k.flag())); err != nil {
+			return fmt.Errorf("bind the flags: %w", err)
+		}
+	}
+	if o.File != "" {
+		if err := readFile(v, keys, o.File); err != nil {
+			return err
+		}
+	}
+	for _, k := range keys {
+		given, err := cast.ToStringE(v.Get(k.name))
+		if err != nil {
+			return problem(k.name, "is not a single value")
+		}
+		given = strings.TrimSpace(given)
+		if k.required && given == "" {
+			return problem(k.name, "is required")
+		}
+		if err := k.set(given); err != nil {
+			return problem(k.name, "%s", err)
+		}
+	}
+	return nil
+}
+
+// readFile puts the file's values below those of the environment, if it knows
+// all of its keys.
+func readFile(v *viper.Viper, keys []key, path string) error {
+	file := viper.New()
+	file.SetConfigFile(path)
+	file.SetConfigType("yaml")
+	if err := file.ReadInConfig(); err != nil {
+		if parse, ok := errors.AsType[viper.ConfigParseError](err); ok {
+			err = fmt.Errorf("parse %s: %w", path, parse.Unwrap())
+		}
+		return &Error{Problem: oneLine(err.Error())}
+	}
+	given := file.AllKeys()
+	slices.Sort(given)
+	for _, name := range given {
+		if slices.ContainsFunc(keys, func(k key) bool {
+			// A section of which everything is commented out is a key without a value.
+			return k.name == name || strings.HasPrefix(k.name, name+".") && file.Get(name) == nil
+		}) {
+			continue
+		}
+		if slices.ContainsFunc(allKeys(), func(k key) bool { return k.name == name }) {
+			return &Error{Problem: fmt.Sprintf("%s in %s is a key of the other program", name, path)}
+		}
+		return &Error{Problem: fmt.Sprintf("%s in %s is an unknown key", name, path)}
+	}
+	if err := v.MergeConfigMap(file.AllSettings()); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
+// allKeys returns the keys of both programs, some of them twice.
+func allKeys() []key { return append(new(API).keys(), new(Relay).keys()...) }
+
+// developmentPrefix is of variables that are read by tools/devstack.
+const developmentPrefix = variablePrefix + "DEV"
+
+// unknownVariables knows the variables of both programs: one environment often
+// serves both.
+func unknownVariables() []string {
+	var unknown []string
+	for _, assignment := range os.Environ() {
+		name, _, _ := strings.Cut(assignment, "=")
+		if !strings.HasPrefix(name, variablePrefix) || strings.HasPrefix(name, developmentPrefix) {
+			continue
+		}
+		if !slices.ContainsFunc(allKeys(), func(k key) bool { return k.variable() == name }) {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	return unknown
+}
