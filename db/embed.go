@@ -13,7 +13,8 @@ var files embed.FS
 // Postgres holds PostgreSQL's migrations in its root, in goose's format.
 var Postgres = sub("postgres")
 
-// ClickHouse holds ClickHouse's migrations in its root, in goose's format.
+// ClickHouse holds ClickHouse's migrations in its root, in goose's format once
+// pkg/sink/clickhouse has put the table's and the cluster's names in.
 var ClickHouse = sub("clickhouse")
 
 func sub(folder string) fs.FS {

@@ -1,0 +1,214 @@
+package clickhouse
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"syscall"
+
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// kind is what one of ClickHouse's error codes means for a batch.
+type kind struct {
+	name   string
+	class  sink.Class
+	reason string
+}
+
+// kinds are the codes that mean more than "unknown". The test is whether the
+// cause would still be there for any other batch: then it is a state of the
+// server, whatever its message names. A code is permanent only if nothing but
+// the rows can cause it. So those of parsing and conversion are missing: a
+// materialized view of the operator's raises them too, and so does a request
+// that was cut or garbled on its way; taking them for permanent would empty the
+// outbox into the dead letters.
+//
+// https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
+var kinds = map[int32]kind{
+	// The destination is missing or not as it should be.
+	16:  {"NO_SUCH_COLUMN_IN_TABLE", sink.Unavailable, "the table lacks a column"},
+	60:  {"UNKNOWN_TABLE", sink.Unavailable, "the table is missing"},
+	81:  {"UNKNOWN_DATABASE", sink.Unavailable, "the database is missing"},
+	218: {"TABLE_IS_DROPPED", sink.Unavailable, "the table is being dropped"},
+
+	// The server does not let us.
+	115: {"UNKNOWN_SETTING", sink.Unavailable, "the server does not know a setting that inserts need"},
+	164: {"READONLY", sink.Unavailable, "the user or the server is read-only"},
+	192: {"UNKNOWN_USER", sink.Unavailable, "the credentials are refused"},
+	193: {"WRONG_PASSWORD", sink.Unavailable, "the credentials are refused"},
+	194: {"REQUIRED_PASSWORD", sink.Unavailable, "the credentials are refused"},
+	452: {"SETTING_CONSTRAINT_VIOLATION", sink.Unavailable, "the user's profile forbids a setting that inserts need"},
+	472: {"READONLY_SETTING", sink.Unavailable, "the user's profile forbids a setting that inserts need"},
+	497: {"ACCESS_DENIED", sink.Unavailable, "the user lacks a grant"},
+	516: {"AUTHENTICATION_FAILED", sink.Unavailable, "the credentials are refused"},
+
+	// The server cannot store anything.
+	75:  {"CANNOT_WRITE_TO_FILE_DESCRIPTOR", sink.Unavailable, "the server's disk fails or is full"},
+	76:  {"CANNOT_OPEN_FILE", sink.Unavailable, "the server's disk fails or is full"},
+	242: {"TABLE_IS_READ_ONLY", sink.Unavailable, "the replica has lost Keeper"},
+	243: {"NOT_ENOUGH_SPACE", sink.Unavailable, "the server's disk is full"},
+	499: {"S3_ERROR", sink.Unavailable, "the server's object storage fails"},
+	774: {"TABLE_IS_PERMANENTLY_READ_ONLY", sink.Unavailable, "the table is on read-only storage"},
+
+	// Replicas, Keeper, and connections between servers.
+	203: {"NO_FREE_CONNECTION", sink.Unavailable, "the server cannot reach another"},
+	225: {"NO_ZOOKEEPER", sink.Unavailable, "Keeper is not reachable"},
+	254: {"NO_ACTIVE_REPLICAS", sink.Unavailable, "replicas are down"},
+	279: {"ALL_CONNECTION_TRIES_FAILED", sink.Unavailable, "the server cannot reach another"},
+	285: {"TOO_FEW_LIVE_REPLICAS", sink.Unavailable, "replicas are down"},
+	286: {"UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", sink.Unavailable, "replicas lag"},
+	289: {"REPLICA_IS_NOT_IN_QUORUM", sink.Unavailable, "replicas lag"},
+	319: {"UNKNOWN_STATUS_OF_INSERT", sink.Unavailable, "Keeper was lost while it was asked to commit"},
+	999: {"KEEPER_EXCEPTION", sink.Unavailable, "Keeper fails"},
+
+	// The request did not come through, or the server is going down.
+	32:  {"ATTEMPT_TO_READ_AFTER_EOF", sink.Unavailable, "the request was cut on its way"},
+	33:  {"CANNOT_READ_ALL_DATA", sink.Unavailable, "the request was cut on its way"},
+	95:  {"CANNOT_READ_FROM_SOCKET", sink.Unavailable, "the connection broke"},
+	96:  {"CANNOT_WRITE_TO_SOCKET", sink.Unavailable, "the connection broke"},
+	209: {"SOCKET_TIMEOUT", sink.Unavailable, "the connection is too slow"},
+	210: {"NETWORK_ERROR", sink.Unavailable, "the connection broke"},
+	236: {"ABORTED", sink.Unavailable, "the server is shutting down"},
+	749: {"TCP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
+	762: {"HTTP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
+
+	// Not overload: batches that are larger would take longer still.
+	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
+
+	// Back-pressure, which fewer inserts relieve.
+	173: {"CANNOT_ALLOCATE_MEMORY", sink.Overloaded, "the server is short of memory"},
+	201: {"QUOTA_EXCEEDED", sink.Overloaded, "the user's quota is used up"},
+	202: {"TOO_MANY_SIMULTANEOUS_QUERIES", sink.Overloaded, "the server runs too many queries"},
+	241: {"MEMORY_LIMIT_EXCEEDED", sink.Overloaded, "the server is short of memory"},
+	252: {"TOO_MANY_PARTS", sink.Overloaded, "merges do not keep up with inserts"},
+	439: {"CANNOT_SCHEDULE_TASK", sink.Overloaded, "the server is short of threads"},
+	745: {"SERVER_OVERLOADED", sink.Overloaded, "the server is short of CPU"},
+	777: {"MEMORY_RESERVATION_KILLED", sink.Overloaded, "the server is short of memory"},
+	778: {"MEMORY_RESERVATION_FAILED", sink.Overloaded, "the server is short of memory"},
+
+	// The rows break a rule of the table's.
+	469: {"VIOLATED_CONSTRAINT", sink.Permanent, "a row violates a CHECK constraint of the table"},
+}
+
+const unknownSetting = 115
+
+// serverError is an error that ClickHouse answered with. It is not the driver's
+// own, whose message may quote rows.
+type serverError struct {
+	code    int32
+	message string
+}
+
+// Error implements error.
+func (e *serverError) Error() string {
+	k, ok := kinds[e.code]
+	if !ok {
+		return fmt.Sprintf("clickhouse error %d: %s", e.code, e.message)
+	}
+	return fmt.Sprintf("clickhouse error %d, %s (%s): %s", e.code, k.name, k.reason, e.message)
+}
+
+// classify gives an error that the driver returned its class, and takes what
+// must not reach a log out of its message. op says what failed.
+func (s *Sink) classify(ctx context.Context, op string, err error) error {
+	if exception, ok := errors.AsType[*chgo.Exception](err); ok {
+		if exception.Code == unknownSetting {
+			s.optional.Store(nil)
+		}
+		return &sink.Error{
+			Class: kinds[exception.Code].class,
+			Err:   fmt.Errorf("%s: %w", op, &serverError{exception.Code, redact(exception)}),
+		}
+	}
+	// A connection that the driver closes when the context ends fails in many
+	// ways.
+	if cause := context.Cause(ctx); cause != nil {
+		class := sink.Unknown // the caller's own wish says nothing about the sink
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			class = sink.Unavailable
+		}
+		return &sink.Error{Class: class, Err: fmt.Errorf("%s: %w", op, cause)}
+	}
+	class := sink.Unknown
+	if isUnreachable(err) {
+		class = sink.Unavailable
+	}
+	return &sink.Error{Class: class, Err: fmt.Errorf("%s: %w", op, withoutURL(err))}
+}
+
+// isUnreachable reports whether the server could not be talked to.
+func isUnreachable(err error) bool {
+	for _, target := range []error{
+		io.EOF,
+		io.ErrUnexpectedEOF,
+		io.ErrClosedPipe, // the body of an HTTP request whose connection is gone
+		net.ErrClosed,
+		syscall.ECONNRESET,
+		syscall.EPIPE,
+		context.DeadlineExceeded, // the driver's own: the dial's
+		chgo.ErrAcquireConnTimeout,
+		chgo.ErrConnectionClosed,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*url.Error](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[foreignAnswerError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return true
+	}
+	// An HTTP status without ClickHouse's code is a proxy's word. 413 is not
+	// here: another batch may well be smaller.
+	if e, ok := errors.AsType[*chgo.HTTPError](err); ok {
+		switch e.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusProxyAuthRequired,
+			http.StatusRequestTimeout, http.StatusTooManyRequests,
+			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true
+		}
+	}
+	return false
+}
+
+const maxMessageBytes = 500
+
+var (
+	// A violated constraint's message ends with the row's values.
+	columnValues = regexp.MustCompile(`(?s)\.? Column values: .*`)
+	// Errors of functions quote what they were applied to.
+	quoted = regexp.MustCompile(`'(?:[^'\\]|\\.)*'?`)
+)
+
+// redact returns an exception's message without anything that may be from a
+// row. Those that are a state of the server name tables and users, no rows.
+func redact(exception *chgo.Exception) string {
+	message := columnValues.ReplaceAllString(exception.Message, "")
+	if kinds[exception.Code].class == sink.Unknown {
+		message = quoted.ReplaceAllString(message, "'…'")
+	}
+	if len(message) > maxMessageBytes {
+		message = strings.ToValidUTF8(message[:maxMessageBytes], "") + "…"
+	}
+	return message
+}

@@ -1,0 +1,278 @@
+package clickhouse
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// MaxBatchRows is the largest batch: one more row could make two blocks of it,
+// and the token holds for each block by itself.
+//
+// https://clickhouse.com/docs/operations/settings/settings#min_insert_block_size_rows
+const MaxBatchRows = 1_048_448
+
+// What a DateTime64(6) holds. The server does not refuse what is outside, it
+// stores something else.
+//
+// https://clickhouse.com/docs/sql-reference/data-types/datetime64
+var (
+	minTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
+	maxTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
+)
+
+// The columns in the order in which they are sent.
+const (
+	columnEventID = iota
+	columnEventType
+	columnEventDateTime
+	columnEnvironment
+	columnEventContext
+	columnMetadataVersion
+)
+
+// columns spares the driver a DESCRIBE TABLE before each insert over HTTP.
+var columns = []chgo.ColumnNameAndType{
+	columnEventID:         {Name: "event_id", Type: "UUID"},
+	columnEventType:       {Name: "event_type", Type: "LowCardinality(String)"},
+	columnEventDateTime:   {Name: "event_date_time", Type: "DateTime64(6, 'UTC')"},
+	columnEnvironment:     {Name: "environment", Type: "LowCardinality(String)"},
+	columnEventContext:    {Name: "event_context", Type: "String"},
+	columnMetadataVersion: {Name: "metadata_version", Type: "UInt64"},
+}
+
+func (s *Sink) insertStatement() string {
+	names := make([]string, len(columns))
+	for i, c := range columns {
+		names[i] = c.Name
+	}
+	return "INSERT INTO " + s.table + " (" + strings.Join(names, ", ") + ")"
+}
+
+// insertSettings go with every insert: none is left to a profile or to the
+// server's version.
+//
+// https://clickhouse.com/docs/operations/settings/settings
+var insertSettings = chgo.Settings{
+	// The token is looked at, and the insert is acknowledged when it is done.
+	"insert_deduplicate": 1,
+	"async_insert":       0,
+	// 101 months in one batch are no reason to refuse it; the error would look
+	// like back-pressure (TOO_MANY_PARTS).
+	"max_partitions_per_insert_block": 0,
+	// The client's block stays one block: nothing splits it, and nothing is put
+	// aside to wait for another.
+	"max_insert_block_size":       MaxBatchRows + 1,
+	"min_insert_block_size_rows":  MaxBatchRows + 1,
+	"min_insert_block_size_bytes": 256 << 20,
+}
+
+// optionalInsertSettings go with an insert where the server knows them; another
+// would refuse the insert for them.
+var optionalInsertSettings = chgo.Settings{
+	// Overrides insert_deduplicate.
+	"deduplicate_insert": "enable",
+	// Where these are set, blocks are split, also the client's.
+	"use_strict_insert_block_limits": 0,
+	"max_insert_block_size_bytes":    0,
+}
+
+// httpSettings are of the HTTP interface only: the status line waits for the
+// statement's end, so that a 200 is an acknowledgement.
+//
+// https://clickhouse.com/docs/interfaces/http#response-buffering
+var httpSettings = chgo.Settings{"wait_end_of_query": 1}
+
+// optionalSettings are those of optionalInsertSettings that the server knows.
+type optionalSettings struct {
+	dials  uint64
+	values chgo.Settings
+}
+
+// Insert implements sink.Sink: one block of a column-oriented insert, sent
+// once.
+func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
+	if err := validate(batch); err != nil {
+		return err
+	}
+	settings, err := s.settingsOfInsert(ctx)
+	if err != nil {
+		return err
+	}
+	settings["insert_deduplication_token"] = batch.Token
+	if deadline, ok := ctx.Deadline(); ok {
+		settings["max_execution_time"] = max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
+	}
+
+	insert, err := s.conn.PrepareBatch(
+		chgo.Context(undated{ctx}, chgo.WithSettings(settings), chgo.WithColumnNamesAndTypes(columns)),
+		s.insertStatement())
+	if err != nil {
+		return s.classify(ctx, "begin the insert", err)
+	}
+	if err := appendColumns(insert, batch.Events); err != nil {
+		// Not Close, which would end the insert in good order, without rows.
+		_ = insert.Abort()
+		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("encode the batch: %w", err)}
+	}
+	// Once, and no Flush before it. A second Send would open a second insert
+	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201);
+	// over HTTP the body is a pipe, which net/http cannot repeat.
+	if err := insert.Send(); err != nil {
+		return s.classify(ctx, "insert", err)
+	}
+	return nil
+}
+
+// undated hides the deadline from the driver, which otherwise gives the server
+// 5 seconds more than that, and below a second no limit at all. The context ends
+// as before.
+type undated struct{ context.Context }
+
+// Deadline implements context.Context.
+func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// settingsOfInsert returns the settings of an insert, to be added to. It asks
+// the server once for each connection that was made since.
+func (s *Sink) settingsOfInsert(ctx context.Context) (chgo.Settings, error) {
+	settings := maps.Clone(insertSettings)
+	if s.http {
+		maps.Copy(settings, httpSettings)
+	}
+	optional := s.optional.Load()
+	if optional == nil || optional.dials != s.dials.Load() {
+		var err error
+		if optional, err = s.askOptionalSettings(ctx); err != nil {
+			return nil, err
+		}
+		s.optional.Store(optional)
+	}
+	maps.Copy(settings, optional.values)
+	return settings, nil
+}
+
+func (s *Sink) askOptionalSettings(ctx context.Context) (*optionalSettings, error) {
+	names := make([]string, 0, len(optionalInsertSettings))
+	for name := range optionalInsertSettings {
+		names = append(names, quoteString(name))
+	}
+	var known []string
+	err := s.conn.QueryRow(ctx,
+		"SELECT groupArray(name) FROM system.settings WHERE name IN ("+strings.Join(names, ", ")+")").Scan(&known)
+	if err != nil {
+		return nil, s.classify(ctx, "ask for the server's settings", err)
+	}
+	o := &optionalSettings{dials: s.dials.Load(), values: make(chgo.Settings, len(known))}
+	for _, name := range known {
+		o.values[name] = optionalInsertSettings[name]
+	}
+	return o, nil
+}
+
+// validate finds what must not be sent.
+func validate(batch sink.Batch) error {
+	e := batch.Events
+	n := e.Len()
+	switch {
+	case batch.Token == "":
+		return &sink.Error{Class: sink.Unknown, Err: errors.New("the batch has no token")}
+	case n == 0 || n > MaxBatchRows:
+		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("a batch of %d events cannot be one block", n)}
+	case len(e.EventType) != n, len(e.EventDateTime) != n, len(e.Environment) != n,
+		len(e.EventContext) != n, len(e.MetadataVersion) != n:
+		// Not left to the driver: over HTTP it would send an empty body then, and
+		// lose the error (conn_http_batch.go, the deferred CloseWithError).
+		return &sink.Error{Class: sink.Unknown, Err: errors.New("the batch's columns differ in length")}
+	}
+	var bad []sink.BadEvent
+	for i, t := range e.EventDateTime {
+		if !storable(t) {
+			bad = append(bad, sink.BadEvent{Index: i, Err: fmt.Errorf(
+				"event_date_time %s is outside of what DateTime64(6) holds, the years 1900 to 2299", t.UTC().Format(time.RFC3339Nano))})
+		}
+	}
+	if bad != nil {
+		return &sink.Error{Class: sink.Permanent, Err: &sink.BadEventsError{Events: bad}}
+	}
+	return nil
+}
+
+func storable(t time.Time) bool {
+	t = t.Truncate(time.Microsecond)
+	return !t.Before(minTime) && !t.After(maxTime)
+}
+
+// contextChunk is how many events' contexts are copied before their strings are
+// let go.
+const contextChunk = 64
+
+// appendColumns moves the events into the insert's block, column by column. It
+// lets go of each column as it goes, so that the memory that it takes and the
+// block's are not needed both.
+func appendColumns(insert driver.Batch, e *sink.Events) error {
+	if err := insert.Column(columnEventID).Append(e.EventID); err != nil {
+		return fmt.Errorf("event_id: %w", err)
+	}
+	e.EventID = nil
+	if err := insert.Column(columnEventType).Append(e.EventType); err != nil {
+		return fmt.Errorf("event_type: %w", err)
+	}
+	e.EventType = nil
+	if err := appendTimes(insert.Columns()[columnEventDateTime], e.EventDateTime); err != nil {
+		return fmt.Errorf("event_date_time: %w", err)
+	}
+	e.EventDateTime = nil
+	if err := insert.Column(columnEnvironment).Append(e.Environment); err != nil {
+		return fmt.Errorf("environment: %w", err)
+	}
+	e.Environment = nil
+	if err := insert.Column(columnMetadataVersion).Append(e.MetadataVersion); err != nil {
+		return fmt.Errorf("metadata_version: %w", err)
+	}
+	e.MetadataVersion = nil
+
+	contexts := insert.Column(columnEventContext)
+	for len(e.EventContext) > 0 {
+		chunk := e.EventContext[:min(contextChunk, len(e.EventContext))]
+		if err := contexts.Append(chunk); err != nil {
+			return fmt.Errorf("event_context: %w", err)
+		}
+		clear(chunk)
+		e.EventContext = e.EventContext[len(chunk):]
+	}
+	e.EventContext = nil
+	return nil
+}
+
+// appendTimes fills the column with microseconds, in the form in which they are
+// on the wire. The column's own Append takes a time by its nanoseconds, which
+// an int64 holds up to the year 2262 only; later ones would become others
+// (https://github.com/ClickHouse/ch-go/blob/v0.74.0/proto/datetime64.go#L54).
+func appendTimes(target column.Interface, times []time.Time) error {
+	c, ok := target.(*column.DateTime64)
+	if !ok {
+		return fmt.Errorf("the column is a %s", target.Type())
+	}
+	if precision, _ := c.Precision(); precision != int64(proto.PrecisionMicro) {
+		return fmt.Errorf("the column is a %s", c.Type())
+	}
+	const size = 8
+	wire := make([]byte, 0, size*len(times))
+	for _, t := range times {
+		wire = binary.LittleEndian.AppendUint64(wire, uint64(t.UnixMicro())) //nolint:gosec // two's complement
+	}
+	return c.Decode(proto.NewReader(bytes.NewReader(wire)), len(times)) //nolint:wrapcheck // reads from memory
+}
