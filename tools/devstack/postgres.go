@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -30,11 +29,6 @@ import (
 
 const (
 	postgresUser = "diehard"
-
-	// shutdownPatience is how long a server may take for a clean shutdown, with
-	// its checkpoint, before it is shut down like in a crash.
-	shutdownPatience = 30 * time.Second
-	killPatience     = 5 * time.Second
 
 	readyPoll = 20 * time.Millisecond
 
@@ -56,17 +50,13 @@ type PostgresOptions struct {
 // Postgres is a private PostgreSQL server. Its methods are safe for concurrent
 // use.
 type Postgres struct {
+	server
+
 	options  PostgresOptions
 	bin      string
-	dataDir  string
 	user     *supervisor.User // nil: the caller's own
 	password string
-
-	mu         sync.Mutex // held while the server starts and stops
-	port       int
-	supervisor *supervisor.Supervisor // nil once stopped
-	process    *supervisor.Process    // the last one
-	log        tail.Buffer            // of the last start on
+	port     int
 }
 
 // StartPostgres starts a server and returns when it takes connections; ctx
@@ -77,7 +67,7 @@ type Postgres struct {
 // As root the server runs as the owner of the data folder, or as nobody if the
 // folder is new.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
-	p := &Postgres{options: o, port: o.Port}
+	p := &Postgres{server: server{keep: o.DataDir, out: o.Log}, options: o, port: o.Port}
 	if err := p.start(ctx); err != nil {
 		_ = p.Stop()
 		return nil, fmt.Errorf("start PostgreSQL: %w", err)
@@ -98,13 +88,14 @@ func (p *Postgres) Start(ctx context.Context) error {
 func (p *Postgres) start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.supervisor == nil {
-		if err := p.prepare(ctx); err != nil {
+	first, err := p.prepare("postgres")
+	if err != nil {
+		return err
+	}
+	if first {
+		if err := p.open(ctx); err != nil {
 			return err
 		}
-	}
-	if p.running() {
-		return errors.New("it is running")
 	}
 	if err := clearStaleLock(ctx, p.dataDir); err != nil {
 		return err
@@ -138,32 +129,12 @@ func (p *Postgres) start(ctx context.Context) error {
 	}
 }
 
-// prepare finds the programs, starts the supervisor and makes the data folder.
-func (p *Postgres) prepare(ctx context.Context) error {
-	if p.options.DataDir == "" && p.dataDir != "" {
-		return errors.New("its temporary folder is gone")
-	}
-	if p.bin == "" {
-		bin, err := postgresBin(ctx)
-		if err != nil {
-			return err
-		}
-		p.bin = bin
-	}
-	path, err := program()
-	if err != nil {
+// open finds the programs and the data folder, and makes the folder if it is
+// not there.
+func (p *Postgres) open(ctx context.Context) error {
+	var err error
+	if p.bin, err = postgresBin(ctx); err != nil {
 		return err
-	}
-	temporary := p.options.DataDir == ""
-	s, err := supervisor.Start(path, temporary)
-	if err != nil {
-		return err //nolint:wrapcheck // says what it did
-	}
-	p.supervisor = s
-	if temporary {
-		p.dataDir = filepath.Join(s.TempDir(), "postgres")
-	} else if p.dataDir, err = filepath.Abs(p.options.DataDir); err != nil {
-		return fmt.Errorf("find the data folder: %w", err)
 	}
 	if p.user, err = serverUser(p.dataDir); err != nil {
 		return err
@@ -177,7 +148,9 @@ func (p *Postgres) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the password of the data folder: %w", err)
 	}
-	p.password = strings.TrimSpace(string(password))
+	if p.password == "" { // the first time; who has the DSN may be reading it
+		p.password = strings.TrimSpace(string(password))
+	}
 	return nil
 }
 
@@ -285,21 +258,14 @@ func (p *Postgres) launch(ctx context.Context) error {
 		args = append(args, "-c", name+"="+settings[name])
 	}
 
-	var log io.Writer = &p.log
-	if p.options.Log != nil {
-		log = io.MultiWriter(&p.log, p.options.Log)
-	}
-	p.log.Reset()
-	process, err := p.supervisor.Run(supervisor.Command{
+	if err := p.run(supervisor.Command{
 		Path: filepath.Join(p.bin, "postgres"), Args: args, Env: postgresEnv(), Dir: p.dataDir, User: p.user,
-		StopSignal: p.farewell(), Grace: shutdownPatience,
-	}, supervisor.Output{Stdout: log, Stderr: log})
-	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		StopSignal: p.farewell(), Grace: stopPatience,
+	}, nil); err != nil {
+		return err
 	}
-	p.process = process
 	if err := p.waitReady(ctx); err != nil {
-		process.End(killPatience, immediateShutdown)
+		p.process.End(killPatience, immediateShutdown)
 		return err
 	}
 	return nil
@@ -387,56 +353,15 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) (dsn string,
 // Kill ends the server like a crash: no checkpoint, connections are cut. The
 // data stay; Start recovers them.
 func (p *Postgres) Kill() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.running() {
-		p.process.End(killPatience, immediateShutdown)
-	}
+	p.kill(immediateShutdown)
 	return nil
 }
 
 // Stop shuts the server down, cleanly if its data are kept, and removes a
 // temporary folder. Stopping again does nothing.
 func (p *Postgres) Stop() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.supervisor == nil {
-		return nil
-	}
-	if p.running() {
-		p.process.End(shutdownPatience, p.farewell(), immediateShutdown)
-	}
-	p.supervisor.Close()
-	p.supervisor = nil
+	p.stop(p.farewell(), immediateShutdown)
 	return nil
-}
-
-// Done is closed when the server's process has ended; each Start begins a new
-// one.
-func (p *Postgres) Done() <-chan struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.process.Done()
-}
-
-// PID is the process id of the server's first process, the postmaster.
-func (p *Postgres) PID() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.process.PID()
-}
-
-// running says whether the process runs. The caller holds mu.
-func (p *Postgres) running() bool {
-	if p.process == nil {
-		return false
-	}
-	select {
-	case <-p.process.Done():
-		return false
-	default:
-		return true
-	}
 }
 
 // clearStaleLock removes the lock file that a crash has left, if its process id

