@@ -155,7 +155,7 @@ func (c *Relay) keys() []key {
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),
 		text("clickhouse.table", &c.ClickHouse.Table, "event_log",
-			"Table that events go to, in the DSN's database unless it names another.", isTable),
+			"Table that events go to, in the DSN's database.", isTable),
 		text("clickhouse.cluster", &c.ClickHouse.Cluster, "",
 			"Cluster that the table is replicated on; empty for a single server.", isCluster),
 		integer("relay.workers", &c.Relay.Workers, "2", 1, 64,
@@ -256,20 +256,20 @@ func isClickHouseDSN(value string) error {
 }
 
 var (
-	table   = regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_]*\.)?[A-Za-z_][A-Za-z0-9_]*$`)
-	cluster = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`)
+	table   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	cluster = regexp.MustCompile(`^[A-Za-z0-9_{}.-]*$`)
 )
 
 func isTable(value string) error {
 	if !table.MatchString(value) {
-		return fmt.Errorf("is %q, which is no table's name: letters, digits and _, after DATABASE. or alone", value)
+		return fmt.Errorf("is %q, which is no table's name: letters, digits and _, no digit first", value)
 	}
 	return nil
 }
 
 func isCluster(value string) error {
 	if !cluster.MatchString(value) {
-		return fmt.Errorf("is %q, which is no cluster's name: letters, digits, _, . and -", value)
+		return fmt.Errorf("is %q, which is no cluster's name: letters, digits and _ - . { }", value)
 	}
 	return nil
 }

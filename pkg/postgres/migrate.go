@@ -71,10 +71,10 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 	if err != nil {
 		return nil, fmt.Errorf("lock the migrations: %w", err)
 	}
-	unlock = func() { _ = tx.Rollback() } // the lock ends with its transaction, however that ends
+	release := func() { _ = tx.Rollback() } // the lock ends with its transaction, however that ends
 	defer func() {
 		if err != nil {
-			unlock()
+			release()
 		}
 	}()
 	// The transaction is idle while the migrations run.
@@ -88,7 +88,7 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 			return nil, fmt.Errorf("lock the migrations: %w", err)
 		}
 		if locked {
-			return unlock, nil
+			return release, nil
 		}
 		if !waiting {
 			log.InfoContext(ctx, "another process is migrating: waiting for it")
@@ -138,6 +138,24 @@ func CheckSchema(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	}
 	return nil
 }
+
+// CheckReady returns nil where the server answers, takes writes and has a
+// schema that this binary can work with, and otherwise why not.
+func CheckReady(ctx context.Context, db *sql.DB) error {
+	if err := CheckSchema(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	var readOnly string
+	if err := db.QueryRowContext(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
+		return fmt.Errorf("ask postgresql whether it takes writes: %w", err)
+	}
+	if readOnly == "on" {
+		return errReadOnly
+	}
+	return nil
+}
+
+var errReadOnly = errors.New("postgresql takes no writes: it is a standby, or set to read-only")
 
 func isUndefinedTable(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)

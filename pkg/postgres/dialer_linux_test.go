@@ -1,0 +1,38 @@
+package postgres_test
+
+import (
+	"net"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+var _ = Describe("the dialer", func() {
+	It("has the kernel notice a server that is gone without a word", func(ctx SpecContext) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		Expect(err).NotTo(HaveOccurred())
+		defer listener.Close()
+		conn, err := postgres.Dial(ctx, "tcp", listener.Addr().String())
+		Expect(err).NotTo(HaveOccurred())
+		defer conn.Close()
+
+		Expect(conn).To(BeAssignableToTypeOf(&net.TCPConn{}))
+		raw, err := conn.(*net.TCPConn).SyscallConn() //nolint:forcetypeassert // asserted above
+		Expect(err).NotTo(HaveOccurred())
+		option := func(level, name int) (value int) {
+			Expect(raw.Control(func(fd uintptr) {
+				value, err = unix.GetsockoptInt(int(fd), level, name)
+			})).To(Succeed())
+			Expect(err).NotTo(HaveOccurred())
+			return value
+		}
+		Expect(option(unix.SOL_SOCKET, unix.SO_KEEPALIVE)).To(Equal(1))
+		idle, interval, count := option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
+			option(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), option(unix.IPPROTO_TCP, unix.TCP_KEEPCNT)
+		Expect(idle + interval*count).To(BeNumerically("==", postgres.DeadAfter.Seconds()))
+		Expect(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)).To(BeNumerically("==", postgres.DeadAfter.Milliseconds()))
+	})
+})

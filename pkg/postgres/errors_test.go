@@ -1,0 +1,115 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+var _ = Describe("IsUnavailable", func() {
+	const unavailable, asked = true, false
+
+	run := func(ctx context.Context, o postgres.Options, statement string) error {
+		GinkgoHelper()
+		_, err := open(o).ExecContext(ctx, statement)
+		Expect(err).To(HaveOccurred())
+		return fmt.Errorf("wrapped: %w", err)
+	}
+
+	DescribeTable("tells the server's state from what was asked",
+		func(ctx SpecContext, provoke func(ctx context.Context) error, expected bool) {
+			err := provoke(ctx)
+			Expect(postgres.IsUnavailable(err)).To(Equal(expected), "%v", err)
+		},
+		Entry("nothing wrong", func(context.Context) error { return nil }, asked),
+		Entry("an error of ours", func(context.Context) error { return errors.New("ours") }, asked),
+		Entry("nobody listens", func(ctx context.Context) error {
+			return run(ctx, postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}, "SELECT 1")
+		}, unavailable),
+		Entry("the connection is terminated", func(ctx context.Context) error {
+			return run(ctx, postgres.Options{DSN: root}, "SELECT pg_terminate_backend(pg_backend_pid())")
+		}, unavailable),
+		Entry("the server takes no writes", func(ctx context.Context) error {
+			return run(ctx, postgres.Options{DSN: newDatabase(ctx), Session: map[string]string{
+				"default_transaction_read_only": "on",
+			}}, "CREATE TABLE things ()")
+		}, unavailable),
+		Entry("a statement takes too long for the server", func(ctx context.Context) error {
+			return run(ctx, postgres.Options{DSN: root, Session: map[string]string{"statement_timeout": "10ms"}},
+				"SELECT pg_sleep(60)")
+		}, unavailable),
+		Entry("a statement takes too long for its context", func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+			return run(ctx, postgres.Options{DSN: root}, "SELECT pg_sleep(60)")
+		}, unavailable),
+		Entry("there are too many connections", func(ctx context.Context) error {
+			role := fmt.Sprintf("crowd_%d", GinkgoParallelProcess())
+			_, err := open(postgres.Options{DSN: root}).ExecContext(ctx,
+				"CREATE ROLE "+role+" LOGIN PASSWORD 'crowd' CONNECTION LIMIT 0")
+			Expect(err).NotTo(HaveOccurred())
+			address, err := url.Parse(root)
+			Expect(err).NotTo(HaveOccurred())
+			address.User = url.UserPassword(role, "crowd")
+			return run(ctx, postgres.Options{DSN: address.String()}, "SELECT 1")
+		}, unavailable),
+		Entry("nobody waits any more", func(ctx context.Context) error {
+			ctx, cancel := context.WithCancel(ctx)
+			cancel()
+			return run(ctx, postgres.Options{DSN: root}, "SELECT 1")
+		}, asked),
+		Entry("a statement is wrong", func(ctx context.Context) error {
+			return run(ctx, postgres.Options{DSN: root}, "SELEC 1")
+		}, asked),
+		Entry("the password is wrong", func(ctx context.Context) error {
+			address, err := url.Parse(root)
+			Expect(err).NotTo(HaveOccurred())
+			address.User = url.UserPassword(address.User.Username(), "wrong")
+			return run(ctx, postgres.Options{DSN: address.String()}, "SELECT 1")
+		}, asked),
+	)
+
+	It("sees a server die in a statement", func(ctx SpecContext) {
+		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(own.Stop)
+		db := open(postgres.Options{DSN: own.DSN("postgres")})
+		watcher := open(postgres.Options{DSN: own.DSN("postgres")})
+
+		failed := make(chan error, 1)
+		go func() {
+			_, err := db.ExecContext(ctx, "SELECT pg_sleep(600)")
+			failed <- err
+		}()
+		Eventually(func() (sleeping bool, err error) {
+			err = watcher.GetContext(ctx, &sleeping, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')")
+			return sleeping, err
+		}).Should(BeTrue())
+		Expect(own.Kill()).To(Succeed())
+		var err2 error
+		Eventually(failed).Should(Receive(&err2))
+		Expect(postgres.IsUnavailable(err2)).To(BeTrue(), "%v", err2)
+	})
+})
+
+var _ = Describe("IsUniqueViolation", func() {
+	It("goes by the constraint's name", func(ctx SpecContext) {
+		db := open(postgres.Options{DSN: newDatabase(ctx)})
+		_, err := db.ExecContext(ctx, "CREATE TABLE things (id int CONSTRAINT things_once UNIQUE); INSERT INTO things VALUES (1)")
+		Expect(err).NotTo(HaveOccurred())
+		_, err = db.ExecContext(ctx, "INSERT INTO things VALUES ($1)", 1)
+		err = fmt.Errorf("wrapped: %w", err)
+		Expect(postgres.IsUniqueViolation(err, "things_once")).To(BeTrue())
+		Expect(postgres.IsUniqueViolation(err, "others_once")).To(BeFalse())
+		Expect(postgres.IsUnavailable(err)).To(BeFalse())
+		Expect(postgres.IsUniqueViolation(nil, "things_once")).To(BeFalse())
+	})
+})

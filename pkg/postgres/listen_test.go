@@ -1,0 +1,113 @@
+package postgres_test
+
+import (
+	"context"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+var _ = Describe("Listen", func() {
+	listen := func(ctx context.Context, o postgres.ListenOptions) map[string]<-chan struct{} {
+		GinkgoHelper()
+		if o.Log == nil {
+			o.Log, _ = logs()
+		}
+		received, err := postgres.Listen(ctx, o)
+		Expect(err).NotTo(HaveOccurred())
+		return received
+	}
+
+	It("tells of each channel's notifications, and of each connect", func(ctx SpecContext) {
+		dsn := newDatabase(ctx)
+		received := listen(ctx, postgres.ListenOptions{DSN: dsn, Channels: []string{"one", "two"}})
+		Eventually(received["one"]).Should(Receive())
+		Eventually(received["two"]).Should(Receive())
+
+		_, err := open(postgres.Options{DSN: dsn}).ExecContext(ctx, "NOTIFY two")
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(received["two"]).Should(Receive())
+		Consistently(received["one"], "100ms").ShouldNot(Receive())
+	})
+
+	It("counts what nobody has taken as one, and is held up by nobody", func(ctx SpecContext) {
+		dsn := newDatabase(ctx)
+		received := listen(ctx, postgres.ListenOptions{DSN: dsn, Channels: []string{"busy", "last"}})
+		Eventually(received["busy"]).Should(Receive())
+		Eventually(received["last"]).Should(Receive())
+
+		db := open(postgres.Options{DSN: dsn})
+		for range 300 { // more than all buffers on the way hold
+			_, err := db.ExecContext(ctx, "NOTIFY busy")
+			Expect(err).NotTo(HaveOccurred())
+		}
+		_, err := db.ExecContext(ctx, "NOTIFY last")
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(received["last"]).Should(Receive())
+		Expect(received["busy"]).To(Receive())
+		Expect(received["busy"]).NotTo(Receive())
+	})
+
+	It("outlives the server, says so once, and tells to look when it is back", func(ctx SpecContext) {
+		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(own.Stop)
+		log, lines := logs()
+		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN("postgres"), Channels: []string{"work"}, Log: log})
+		Eventually(received["work"]).Should(Receive())
+		Expect(lines.Contents()).To(BeEmpty())
+
+		Expect(own.Kill()).To(Succeed())
+		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
+		Expect(own.Start(ctx)).To(Succeed())
+		Eventually(received["work"], "30s").Should(Receive())
+		Eventually(lines).Should(gbytes.Say("again"))
+		Expect(strings.Count(string(lines.Contents()), "\n")).To(Equal(2))
+
+		_, err = open(postgres.Options{DSN: own.DSN("postgres")}).ExecContext(ctx, "NOTIFY work")
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(received["work"]).Should(Receive())
+	})
+
+	It("waits for a server that is not there yet", func(ctx SpecContext) {
+		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(own.Stop)
+		Expect(own.Kill()).To(Succeed())
+		log, lines := logs()
+		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN("postgres"), Channels: []string{"work"}, Log: log})
+		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
+		Expect(own.Start(ctx)).To(Succeed())
+		Eventually(received["work"], "30s").Should(Receive())
+	})
+
+	It("closes its connection when it is told to stop, without a word", func(ctx SpecContext) {
+		dsn := newDatabase(ctx)
+		listening, stop := context.WithCancel(ctx)
+		log, lines := logs()
+		received := listen(listening, postgres.ListenOptions{
+			DSN: dsn, ApplicationName: "listener", Channels: []string{"work"}, Log: log,
+		})
+		Eventually(received["work"]).Should(Receive())
+		db := open(postgres.Options{DSN: dsn})
+		connections := func() (n int, err error) {
+			err = db.GetContext(ctx, &n, "SELECT count(*) FROM pg_stat_activity "+
+				"WHERE application_name = 'listener' AND datname = current_database()")
+			return n, err
+		}
+		Expect(connections()).To(Equal(1))
+		stop()
+		Eventually(connections).Should(BeZero())
+		Expect(lines.Contents()).To(BeEmpty())
+	})
+
+	It("refuses a DSN that cannot be used", func(ctx SpecContext) {
+		_, err := postgres.Listen(ctx, postgres.ListenOptions{DSN: "postgres://u:s3cret%@h"})
+		Expect(err).To(MatchError(ContainSubstring("not a PostgreSQL DSN")))
+	})
+})

@@ -1,0 +1,113 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+var _ = Describe("InTx", func() {
+	var db *sqlx.DB
+
+	BeforeEach(func(ctx SpecContext) {
+		db = open(postgres.Options{DSN: newDatabase(ctx)})
+		_, err := db.ExecContext(ctx, "CREATE TABLE things (id int PRIMARY KEY)")
+		Expect(err).NotTo(HaveOccurred())
+	})
+
+	insert := func(ctx context.Context, tx *sqlx.Tx) {
+		GinkgoHelper()
+		_, err := tx.ExecContext(ctx, "INSERT INTO things VALUES (1)")
+		Expect(err).NotTo(HaveOccurred())
+	}
+	count := func(ctx context.Context) (n int) {
+		GinkgoHelper()
+		Expect(db.GetContext(ctx, &n, "SELECT count(*) FROM things")).To(Succeed())
+		return n
+	}
+	// atCommit has the server run the statement when a transaction that
+	// inserted commits.
+	atCommit := func(ctx context.Context, statement string) {
+		GinkgoHelper()
+		_, err := db.ExecContext(ctx, `
+			CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+statement+`; RETURN NULL; END $$;
+			CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON things
+			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()`)
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	It("commits", func(ctx SpecContext) {
+		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			insert(ctx, tx)
+			return nil
+		})).To(Succeed())
+		Expect(count(ctx)).To(Equal(1))
+	})
+
+	It("rolls back and returns the function's own error", func(ctx SpecContext) {
+		failure := errors.New("on purpose")
+		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			insert(ctx, tx)
+			return failure
+		})).To(BeIdenticalTo(failure))
+		Expect(count(ctx)).To(BeZero())
+	})
+
+	It("rolls back when the function panics", func(ctx SpecContext) {
+		Expect(func() {
+			_ = postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+				insert(ctx, tx)
+				panic("on purpose")
+			})
+		}).To(PanicWith("on purpose"))
+		Expect(count(ctx)).To(BeZero())
+		Expect(db.Stats().InUse).To(BeZero())
+	})
+
+	It("is READ COMMITTED whatever the default", func(ctx SpecContext) {
+		db := open(postgres.Options{DSN: root, Session: map[string]string{"default_transaction_isolation": "serializable"}})
+		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			Expect(show(ctx, tx, "transaction_isolation")).To(Equal("read committed"))
+			return nil
+		})).To(Succeed())
+	})
+
+	It("says that the outcome is unknown when the connection is lost in the commit", func(ctx SpecContext) {
+		atCommit(ctx, "PERFORM pg_terminate_backend(pg_backend_pid())")
+		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			insert(ctx, tx)
+			return nil
+		})
+		Expect(err).To(MatchError(postgres.ErrOutcomeUnknown))
+		Expect(postgres.IsUnavailable(err)).To(BeTrue())
+	})
+
+	It("knows that nothing was committed when the server says so", func(ctx SpecContext) {
+		atCommit(ctx, "RAISE 'on purpose'")
+		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			insert(ctx, tx)
+			return nil
+		})
+		Expect(err).To(MatchError(ContainSubstring("on purpose")))
+		Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
+		Expect(count(ctx)).To(BeZero())
+	})
+
+	It("knows that nothing was committed when the context ended before", func(ctx SpecContext) {
+		canceled, cancel := context.WithCancel(ctx)
+		defer cancel()
+		err := postgres.InTx(canceled, db, func(tx *sqlx.Tx) error {
+			insert(ctx, tx)
+			cancel()
+			return nil
+		})
+		Expect(err).To(HaveOccurred())
+		Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
+		Expect(count(ctx)).To(BeZero())
+	})
+})
