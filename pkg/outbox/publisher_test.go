@@ -1,0 +1,161 @@
+package outbox_test
+
+import (
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+type InvoicePaid struct {
+	Note string `json:"note"`
+}
+
+type HTTPServerStarted struct{}
+
+var _ = Describe("NewEvent", func() {
+	DescribeTable("derives the event type from the Go type",
+		func(payload any, eventType string) {
+			event, err := outbox.NewEvent(payload)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(event.EventType).To(Equal(eventType))
+		},
+		Entry("of a struct", InvoicePaid{}, "invoice_paid"),
+		Entry("of a pointer", &InvoicePaid{}, "invoice_paid"),
+		Entry("with an initialism", HTTPServerStarted{}, "http_server_started"),
+	)
+
+	It("takes what the caller gives", func() {
+		happened := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+		event, err := outbox.NewEvent(map[string]int{"n": 1},
+			outbox.WithType("counted"), outbox.WithTime(happened), outbox.WithMetadataVersion(7),
+			outbox.WithTraceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(event.EventType).To(Equal("counted"))
+		Expect(event.EventDateTime).To(Equal(happened))
+		Expect(event.MetadataVersion).To(Equal(int64(7)))
+		Expect(event.Traceparent).To(HavePrefix("00-4bf9"))
+		Expect(event.EventID.Version()).To(Equal(uuid.Version(7)))
+	})
+
+	It("keeps the characters that only HTML would escape", func() {
+		event, err := outbox.NewEvent(InvoicePaid{Note: "a<b&c>"})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(event.EventContext)).To(Equal(`{"note":"a<b&c>"}`))
+	})
+
+	It("refuses a payload without a type name, and one without JSON", func() {
+		_, err := outbox.NewEvent(map[string]int{})
+		Expect(err).To(MatchError(ContainSubstring("WithType")))
+		_, err = outbox.NewEvent(func() {})
+		Expect(err).To(HaveOccurred())
+	})
+})
+
+var _ = Describe("Publisher", func() {
+	var (
+		db        *sqlx.DB
+		publisher *outbox.Publisher
+	)
+
+	BeforeEach(func(ctx SpecContext) {
+		db = newDatabase(ctx)
+		publisher = outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test", MaxEventBytes: 1 << 20})
+	})
+
+	count := func() (events int) {
+		GinkgoHelper()
+		Expect(db.Get(&events, "SELECT count(*) FROM outbox_events")).To(Succeed())
+		return events
+	}
+
+	It("publishes if and only if the caller's transaction commits", func(ctx SpecContext) {
+		event, err := outbox.NewEvent(InvoicePaid{Note: "thanks"})
+		Expect(err).NotTo(HaveOccurred())
+
+		rolledBack := db.MustBegin()
+		Expect(publisher.Publish(ctx, rolledBack, event)).To(Succeed())
+		Expect(rolledBack.Rollback()).To(Succeed())
+		Expect(count()).To(BeZero())
+
+		var committed *sql.Tx
+		committed, err = db.DB.BeginTx(ctx, nil)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(publisher.Publish(ctx, committed, event)).To(Succeed())
+		Expect(committed.Commit()).To(Succeed())
+
+		var row struct {
+			EventID         uuid.UUID      `db:"event_id"`
+			EventType       string         `db:"event_type"`
+			EventDateTime   time.Time      `db:"event_date_time"`
+			Environment     string         `db:"environment"`
+			EventContext    string         `db:"event_context"`
+			MetadataVersion int64          `db:"metadata_version"`
+			Traceparent     sql.NullString `db:"traceparent"`
+			ContextBytes    int            `db:"context_bytes"`
+		}
+		Expect(db.Get(&row, `SELECT event_id, event_type, event_date_time, environment, event_context,
+			metadata_version, traceparent, context_bytes FROM outbox_events`)).To(Succeed())
+		Expect(row.EventID).To(Equal(event.EventID))
+		Expect(row.EventType).To(Equal("invoice_paid"))
+		Expect(row.EventDateTime).To(BeTemporally("==", event.EventDateTime.Truncate(time.Microsecond)))
+		Expect(row.Environment).To(Equal("Test"))
+		Expect(row.EventContext).To(Equal(`{"note":"thanks"}`))
+		Expect(row.MetadataVersion).To(Equal(int64(1)))
+		Expect(row.Traceparent.Valid).To(BeFalse())
+		Expect(row.ContextBytes).To(Equal(len(`{"note":"thanks"}`)))
+	})
+
+	It("keeps the context byte for byte", func(ctx SpecContext) {
+		context := `{ "b":1,"a" : [1.00, 1e3], "b":2, "nul":"\u0000", "emoji":"🧨" }`
+		publish(ctx, db, publisher, outbox.Event{EventContext: json.RawMessage(context)})
+		var stored string
+		Expect(db.Get(&stored, "SELECT event_context FROM outbox_events")).To(Succeed())
+		Expect(stored).To(Equal(context))
+	})
+
+	It("publishes more events than a statement has parameters for", func(ctx SpecContext) {
+		events := make([]outbox.Event, 12_345)
+		publish(ctx, db, publisher, events...)
+		Expect(count()).To(Equal(12_345))
+	})
+
+	DescribeTable("refuses an event that breaks a rule, and writes nothing",
+		func(ctx SpecContext, field string, spoil func(*outbox.Event)) {
+			good, bad := complete(outbox.Event{}), complete(outbox.Event{})
+			spoil(&bad)
+			tx := db.MustBegin()
+			defer func() { Expect(tx.Commit()).To(Succeed()); Expect(count()).To(BeZero()) }()
+			err := publisher.Publish(ctx, tx, good, bad)
+			invalid, ok := errors.AsType[*outbox.ValidationError](err)
+			Expect(ok).To(BeTrue(), "%v", err)
+			Expect(invalid.Index).To(Equal(1))
+			Expect(invalid.Field).To(Equal(field))
+		},
+		Entry("no id", "event_id", func(e *outbox.Event) { e.EventID = uuid.Nil }),
+		Entry("no type", "event_type", func(e *outbox.Event) { e.EventType = "" }),
+		Entry("a type that is not snake_case", "event_type", func(e *outbox.Event) { e.EventType = "UserCreated" }),
+		Entry("a type with a line end", "event_type", func(e *outbox.Event) { e.EventType = "user_created\n" }),
+		Entry("a long type", "event_type", func(e *outbox.Event) { e.EventType = strings.Repeat("a", 129) }),
+		Entry("a time before 1900", "event_date_time", func(e *outbox.Event) { e.EventDateTime = time.Date(1899, 12, 31, 0, 0, 0, 0, time.UTC) }),
+		Entry("a time after 2299", "event_date_time", func(e *outbox.Event) { e.EventDateTime = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }),
+		Entry("no time", "event_date_time", func(e *outbox.Event) { e.EventDateTime = time.Time{} }),
+		Entry("a NUL in the environment", "environment", func(e *outbox.Event) { e.Environment = "a\x00" }),
+		Entry("a negative version", "metadata_version", func(e *outbox.Event) { e.MetadataVersion = -1 }),
+		Entry("no context", "event_context", func(e *outbox.Event) { e.EventContext = nil }),
+		Entry("no JSON", "event_context", func(e *outbox.Event) { e.EventContext = json.RawMessage(`{"a":`) }),
+		Entry("invalid UTF-8", "event_context", func(e *outbox.Event) { e.EventContext = json.RawMessage("\"\xff\"") }),
+		Entry("a context over the limit", "event_context", func(e *outbox.Event) {
+			e.EventContext = json.RawMessage(`"` + strings.Repeat("a", 1<<20) + `"`)
+		}),
+		Entry("a malformed traceparent", "traceparent", func(e *outbox.Event) { e.Traceparent = "00-1-2-3" }),
+	)
+})

@@ -1,0 +1,453 @@
+package outbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+// anyBytes is a claim's bound where the spec is not about it.
+const anyBytes = int64(1) << 40
+
+// complete fills in what the spec does not care for.
+func complete(event outbox.Event) outbox.Event {
+	if event.EventID == uuid.Nil {
+		event.EventID = uuid.New()
+	}
+	if event.EventType == "" {
+		event.EventType = "thing_happened"
+	}
+	if event.EventDateTime.IsZero() {
+		event.EventDateTime = time.Date(2026, 3, 1, 12, 0, 0, 123_456_000, time.UTC)
+	}
+	if event.EventContext == nil {
+		event.EventContext = json.RawMessage(`{}`)
+	}
+	return event
+}
+
+func publish(ctx context.Context, db *sqlx.DB, publisher *outbox.Publisher, events ...outbox.Event) {
+	GinkgoHelper()
+	for i := range events {
+		events[i] = complete(events[i])
+	}
+	tx := db.MustBegin()
+	defer func() { _ = tx.Rollback() }()
+	Expect(publisher.Publish(ctx, tx, events...)).To(Succeed())
+	Expect(tx.Commit()).To(Succeed())
+}
+
+var _ = Describe("Store", func() {
+	var (
+		db        *sqlx.DB
+		publisher *outbox.Publisher
+		store     *outbox.Store
+	)
+
+	BeforeEach(func(ctx SpecContext) {
+		db = newDatabase(ctx)
+		publisher = outbox.NewPublisher(outbox.PublisherOptions{})
+		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 10, MaxBytes: 10_000})
+	})
+
+	publishMany := func(ctx context.Context, n int) {
+		GinkgoHelper()
+		publish(ctx, db, publisher, make([]outbox.Event, n)...)
+	}
+
+	// manifests returns the events of each manifest, in the order of their ids.
+	manifests := func() [][]int64 {
+		GinkgoHelper()
+		var rows []string
+		Expect(db.Select(&rows, `
+			SELECT (SELECT string_agg(id::text, ',' ORDER BY id) FROM outbox_events WHERE event_ids @> id)
+			FROM outbox_batches ORDER BY batch_id`)).To(Succeed())
+		ids := make([][]int64, len(rows))
+		for i, row := range rows {
+			for text := range strings.SplitSeq(row, ",") {
+				var id int64
+				Expect(fmt.Sscan(text, &id)).To(Equal(1))
+				ids[i] = append(ids[i], id)
+			}
+		}
+		return ids
+	}
+
+	sizes := func() []int {
+		GinkgoHelper()
+		var counts []int
+		Expect(db.Select(&counts, "SELECT event_count FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+		return counts
+	}
+
+	cut := func(ctx context.Context) outbox.Cut {
+		GinkgoHelper()
+		cut, err := store.Cut(ctx, 0)
+		Expect(err).NotTo(HaveOccurred())
+		return cut
+	}
+
+	claim := func(ctx context.Context) *outbox.Lease {
+		GinkgoHelper()
+		lease, err := store.Claim(ctx, anyBytes)
+		Expect(err).NotTo(HaveOccurred())
+		if lease != nil {
+			DeferCleanup(lease.Release)
+		}
+		return lease
+	}
+
+	// due makes every batch claimable now, as time would.
+	due := func() {
+		GinkgoHelper()
+		db.MustExec("UPDATE outbox_batches SET next_attempt_at = '-infinity' WHERE next_attempt_at > now()")
+	}
+
+	Describe("Cut", func() {
+		It("puts waiting events into batches of at most MaxRows, in the order of their ids", func(ctx SpecContext) {
+			publishMany(ctx, 25)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 25}))
+			Expect(sizes()).To(Equal([]int{10, 10, 5}))
+			Expect(slices.Concat(manifests()...)).To(HaveLen(25))
+			Expect(slices.IsSorted(slices.Concat(manifests()...))).To(BeTrue())
+			Expect(cut(ctx)).To(BeZero())
+		})
+
+		It("bounds a batch's bytes, and sends a larger event alone", func(ctx SpecContext) {
+			large := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 20_000) + `"`)}
+			half := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 5_000) + `"`)}
+			publish(ctx, db, publisher, outbox.Event{}, large, half, half, outbox.Event{})
+			Expect(cut(ctx).Batches).To(Equal(4))
+			Expect(sizes()).To(Equal([]int{1, 1, 1, 2}))
+		})
+
+		It("lets a lone event go at once, makes the next wait for the linger, but not a full batch", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			Expect(store.Cut(ctx, time.Hour)).To(Equal(outbox.Cut{Batches: 1, Events: 1}))
+
+			publishMany(ctx, 9)
+			waiting, err := store.Cut(ctx, time.Hour)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(waiting.Batches).To(BeZero())
+			Expect(waiting.Wait).To(And(BeNumerically(">", 0), BeNumerically("<=", time.Hour)))
+
+			publishMany(ctx, 3)
+			Expect(store.Cut(ctx, time.Hour)).To(HaveField("Events", 10))
+			Expect(store.Cut(ctx, 0)).To(HaveField("Events", 2))
+		})
+
+		It("takes a last cut in the future for one that is long ago", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			db.MustExec("UPDATE outbox_cursor SET last_cut_at = now() + interval '1 day'")
+			Expect(store.Cut(ctx, time.Hour)).To(HaveField("Batches", 1))
+		})
+
+		It("does nothing while another process cuts", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			other := db.MustBegin()
+			other.MustExec("SELECT FROM outbox_cursor FOR UPDATE")
+			Expect(cut(ctx)).To(BeZero())
+			Expect(other.Rollback()).To(Succeed())
+			Expect(cut(ctx).Batches).To(Equal(1))
+		})
+
+		It("stops while enough batches wait to be sent", func(ctx SpecContext) {
+			publishMany(ctx, 200)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(outbox.Cut{More: true}))
+			Expect(claim(ctx).Settle(ctx)).To(Succeed())
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 10, More: true}))
+		})
+
+		It("puts every event into exactly one batch while producers and other cutters go on", func(ctx SpecContext) {
+			const producers, each = 4, 200
+			var wg sync.WaitGroup
+			for range producers {
+				wg.Go(func() {
+					defer GinkgoRecover()
+					for range each {
+						publishMany(ctx, 3)
+					}
+				})
+			}
+			produced := make(chan struct{})
+			go func() { wg.Wait(); close(produced) }()
+			seen := make(map[int64]int)
+			var mu sync.Mutex
+			var cutters sync.WaitGroup
+			for range 3 {
+				cutters.Go(func() {
+					defer GinkgoRecover()
+					store := outbox.NewStore(db, outbox.StoreOptions{MaxRows: 50})
+					for done := false; ; {
+						_, err := store.Cut(ctx, 0)
+						Expect(err).NotTo(HaveOccurred())
+						lease, err := store.Claim(ctx, anyBytes)
+						Expect(err).NotTo(HaveOccurred())
+						if lease != nil {
+							records, err := lease.Keys(ctx)
+							Expect(err).NotTo(HaveOccurred())
+							Expect(lease.Settle(ctx)).To(Succeed())
+							mu.Lock()
+							for _, record := range records {
+								seen[record.ID]++
+							}
+							mu.Unlock()
+							continue
+						}
+						if work, err := store.Look(ctx); done && err == nil && !work {
+							return
+						}
+						select {
+						case <-produced:
+							done = true
+						default:
+						}
+					}
+				})
+			}
+			cutters.Wait()
+			Expect(seen).To(HaveLen(producers * each * 3))
+			for id, times := range seen {
+				Expect(times).To(Equal(1), "event %d", id)
+			}
+		}, NodeTimeout(2*time.Minute))
+
+		It("finds an event that commits long after others with higher ids", func(ctx SpecContext) {
+			late := db.MustBegin()
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			// Two moves of the floor, each as if the trail had passed, take it
+			// beyond the late event.
+			for range 3 {
+				publishMany(ctx, 1)
+				Expect(cut(ctx).Events).To(Equal(1))
+				db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
+			}
+			for lease := claim(ctx); lease != nil; lease = claim(ctx) {
+				Expect(lease.Settle(ctx)).To(Succeed())
+			}
+			Expect(late.Commit()).To(Succeed())
+
+			Expect(cut(ctx)).To(BeZero(), "the floor hides it")
+			Expect(store.Look(ctx)).To(BeTrue())
+			Expect(cut(ctx).Events).To(Equal(1))
+		})
+
+		It("has the database refuse an event a second manifest, and recovers by itself", func(ctx SpecContext) {
+			publishMany(ctx, 3)
+			cut(ctx)
+			Expect(store.Look(ctx)).To(BeTrue()) // remembers the manifest as the oldest
+			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
+			Expect(cut(ctx)).To(Equal(outbox.Cut{More: true}))
+			Expect(cut(ctx)).To(BeZero())
+			Expect(sizes()).To(Equal([]int{3}))
+		})
+
+		It("distrusts what was there when PostgreSQL's history changes", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			publishMany(ctx, 1)
+			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			Expect(claim(ctx)).To(BeNil(), "nothing is claimed before")
+			_, err := store.Cut(ctx, 0)
+			Expect(err).To(MatchError(outbox.ErrHistoryChanged))
+			publishMany(ctx, 1)
+
+			var sends []int
+			cut(ctx) // the second event, which was there, with the third
+			publishMany(ctx, 1)
+			cut(ctx) // the fourth, which was not
+			Expect(db.Select(&sends, "SELECT sends FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+			Expect(sends).To(Equal([]int{1, 1, 0}))
+		})
+	})
+
+	Describe("Claim", func() {
+		It("marks a batch as sent before anybody can send it, and leases it to one worker", func(ctx SpecContext) {
+			publishMany(ctx, 11)
+			cut(ctx)
+			first, second := claim(ctx), claim(ctx)
+			Expect(first.Events).To(Equal(10))
+			Expect(second.Events).To(Equal(1))
+			Expect(claim(ctx)).To(BeNil())
+			var sends []int
+			Expect(db.Select(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
+			Expect(sends).To(Equal([]int{1, 1}))
+		})
+
+		It("frees the batch of a worker whose connection dies, and tells the next one", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			dead := claim(ctx)
+			Expect(dead.Sends).To(Equal(1))
+			db.MustExec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND state = 'idle in transaction'`)
+			Expect(dead.Verify(ctx)).To(MatchError(outbox.ErrLeaseLost))
+			Expect(dead.Settle(ctx)).NotTo(Succeed())
+			due()
+			next := claim(ctx)
+			Expect(next.ID).To(Equal(dead.ID))
+			Expect(next.Token).To(Equal(dead.Token))
+			Expect(next.Sends).To(Equal(2))
+		})
+
+		It("claims nothing where the oldest batch is too large, rather than a younger one", func(ctx SpecContext) {
+			publishMany(ctx, 11)
+			cut(ctx)
+			lease, err := store.Claim(ctx, 200)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(lease).To(BeNil())
+			Expect(claim(ctx).Events).To(Equal(10))
+		})
+	})
+
+	Describe("Lease", func() {
+		It("reads the events as they were published, in the order of their ids", func(ctx SpecContext) {
+			published := []outbox.Event{
+				{EventType: "first_thing", EventContext: json.RawMessage(`{"a": 1}`), Environment: "Production"},
+				{EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC)},
+				{EventDateTime: time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC), Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
+			}
+			publish(ctx, db, publisher, published...)
+			cut(ctx)
+			var read []outbox.Record
+			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+				read = append(read, record)
+				return nil
+			})).To(Succeed())
+			Expect(read).To(HaveLen(3))
+			for i, record := range read {
+				Expect(record.EventID).To(Equal(published[i].EventID))
+				Expect(record.EventType).To(Equal(published[i].EventType))
+				Expect(record.EventDateTime).To(Equal(published[i].EventDateTime))
+				Expect(record.EventContext).To(Equal(string(published[i].EventContext)))
+				Expect(record.MetadataVersion).To(Equal(published[i].MetadataVersion))
+				Expect(record.Traceparent).To(Equal(published[i].Traceparent))
+			}
+			Expect(read[0].Environment).To(Equal("Production"))
+			Expect(read[1].Environment).To(Equal("Local"))
+		})
+
+		It("reads by membership: not what lies between the batch's ids", func(ctx SpecContext) {
+			late := db.MustBegin()
+			publishMany(ctx, 1)
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			publishMany(ctx, 1)
+			cut(ctx)
+			Expect(late.Commit()).To(Succeed())
+
+			lease := claim(ctx)
+			Expect(lease.Keys(ctx)).To(HaveLen(2))
+			Expect(lease.Settle(ctx)).To(Succeed())
+			var left int
+			Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
+			Expect(left).To(Equal(1))
+		})
+
+		It("refuses to go on with fewer events than the manifest names", func(ctx SpecContext) {
+			publishMany(ctx, 3)
+			cut(ctx)
+			db.MustExec("DELETE FROM outbox_events WHERE id = 2")
+			lease := claim(ctx)
+			Expect(lease.Read(ctx, func(outbox.Record) error { return nil })).To(MatchError(outbox.ErrLeaseLost))
+			Expect(lease.Settle(ctx)).To(MatchError(outbox.ErrLeaseLost))
+			Expect(sizes()).To(Equal([]int{3}), "nothing was settled")
+		})
+
+		It("settles the batch's events and its manifest, and nothing else", func(ctx SpecContext) {
+			publishMany(ctx, 11)
+			cut(ctx)
+			Expect(claim(ctx).Settle(ctx)).To(Succeed())
+			Expect(sizes()).To(Equal([]int{1}))
+			Expect(manifests()).To(Equal([][]int64{{11}}))
+		})
+
+		It("gives the batch back with the cause, for later", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			Expect(claim(ctx).Retry(ctx, errors.New("no\x00 route"), time.Hour)).To(Succeed())
+			Expect(claim(ctx)).To(BeNil())
+			var cause string
+			Expect(db.Get(&cause, "SELECT last_error FROM outbox_batches")).To(Succeed())
+			Expect(cause).To(Equal("no route"))
+			due()
+			Expect(claim(ctx).Sends).To(Equal(2))
+		})
+
+		It("starts over under a new token", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			old := claim(ctx)
+			Expect(old.Retoken(ctx, errors.New("burned"))).To(Succeed())
+			fresh := claim(ctx)
+			Expect(fresh.ID).To(Equal(old.ID))
+			Expect(fresh.Token).NotTo(Equal(old.Token))
+			Expect(fresh.Sends).To(Equal(1))
+		})
+
+		It("replaces the batch by what is left of it, and keeps dead letters", func(ctx SpecContext) {
+			publishMany(ctx, 7)
+			cut(ctx)
+			Expect(claim(ctx).Replace(ctx, outbox.Partition{
+				Delivered: []int64{1, 3},
+				Dead:      []outbox.Dead{{ID: 4, Cause: errors.New("the year 2500")}},
+				Rest:      [][]int64{{2, 5}, {6, 7}},
+			})).To(Succeed())
+			Expect(manifests()).To(Equal([][]int64{{2, 5}, {6, 7}}))
+			var dead struct {
+				ID    int64  `db:"outbox_event_id"`
+				Error string `db:"error"`
+			}
+			Expect(db.Get(&dead, "SELECT outbox_event_id, error FROM outbox_dead_letters")).To(Succeed())
+			Expect(dead.ID).To(Equal(int64(4)))
+			Expect(dead.Error).To(Equal("the year 2500"))
+			var left []int64
+			Expect(db.Select(&left, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
+			Expect(left).To(Equal([]int64{2, 5, 6, 7}))
+			Expect(claim(ctx).Sends).To(Equal(1))
+		})
+
+		It("replaces nothing where an event would be left without a place", func(ctx SpecContext) {
+			publishMany(ctx, 3)
+			cut(ctx)
+			Expect(claim(ctx).Replace(ctx, outbox.Partition{Delivered: []int64{1}, Rest: [][]int64{{2}}})).
+				To(MatchError(outbox.ErrLeaseLost))
+			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}}))
+		})
+	})
+
+	It("counts the backlog, its age, the batches and the dead letters", func(ctx SpecContext) {
+		Expect(store.Stats(ctx)).To(Equal(outbox.Stats{}))
+		publishMany(ctx, 12)
+		cut(ctx)
+		publishMany(ctx, 3)
+		db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
+			environment, event_context, metadata_version, published_at, batch_id, error)
+			SELECT id, event_id, event_type, event_date_time, environment, event_context, 1, published_at,
+			gen_random_uuid(), 'why' FROM outbox_events WHERE id = 1`)
+		stats, err := store.Stats(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(stats.BacklogEvents).To(Equal(int64(15)))
+		Expect(stats.Batches).To(Equal(int64(2)))
+		Expect(stats.DeadLetters).To(Equal(int64(1)))
+		Expect(stats.OldestSeconds).To(BeNumerically(">", 0))
+	})
+
+	It("estimates a large backlog instead of counting it", func(ctx SpecContext) {
+		publishMany(ctx, 11_000)
+		Expect(store.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
+	})
+})
