@@ -81,8 +81,8 @@ func (c *ClickHouse) Start(ctx context.Context) error {
 }
 
 func (c *ClickHouse) start(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.life.Lock()
+	defer c.life.Unlock()
 	if _, err := c.prepare("clickhouse"); err != nil {
 		return err
 	}
@@ -112,17 +112,17 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	case line := <-said.line:
 		var ready ClickHouseReady
 		if err := json.Unmarshal(line, &ready); err != nil {
-			c.process.End(0)
+			c.process().End(0)
 			return fmt.Errorf("read its addresses from %q: %w", line, err)
 		}
 		if c.ready != ready { // the first time; who has the addresses may be reading them
 			c.ready = ready
 		}
 		return nil
-	case <-c.process.Done():
+	case <-c.process().Done():
 		return c.diagnose()
 	case <-ctx.Done():
-		c.process.End(0)
+		c.process().End(0)
 		return fmt.Errorf("not ready: %w", context.Cause(ctx))
 	}
 }
@@ -131,7 +131,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 func (c *ClickHouse) diagnose() error {
 	lines := c.log.Lines(1)
 	if len(lines) == 0 {
-		return c.process.Err() //nolint:wrapcheck // of this package's making
+		return c.process().Err() //nolint:wrapcheck // of this package's making
 	}
 	return errors.New(strings.TrimPrefix(lines[0], "devstack: "))
 }

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/engines"
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
 // ProgramEnv names the devstack program. A process that is not itself the
@@ -61,7 +62,7 @@ func build() (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs, readable like others
 		return "", fmt.Errorf("build the devstack program: %w", err)
 	}
-	unlock, err := engines.Lock(context.Background(), filepath.Join(dir, "devstack.lock"))
+	unlock, err := filelock.Lock(context.Background(), filepath.Join(dir, "devstack.lock"))
 	if err != nil {
 		return "", fmt.Errorf("build the devstack program: %w", err)
 	}

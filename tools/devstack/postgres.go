@@ -86,8 +86,8 @@ func (p *Postgres) Start(ctx context.Context) error {
 }
 
 func (p *Postgres) start(ctx context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.life.Lock()
+	defer p.life.Unlock()
 	first, err := p.prepare("postgres")
 	if err != nil {
 		return err
@@ -265,7 +265,7 @@ func (p *Postgres) launch(ctx context.Context) error {
 		return err
 	}
 	if err := p.waitReady(ctx); err != nil {
-		p.process.End(killPatience, immediateShutdown)
+		p.process().End(killPatience, immediateShutdown)
 		return err
 	}
 	return nil
@@ -296,7 +296,7 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 		timer := time.NewTimer(readyPoll)
 		select {
 		case <-timer.C:
-		case <-p.process.Done():
+		case <-p.process().Done():
 			timer.Stop()
 			return p.diagnose()
 		case <-ctx.Done():
@@ -322,7 +322,7 @@ func (p *Postgres) diagnose() error {
 	case strings.Contains(log, "Address already in use"):
 		return fmt.Errorf("%w: %s", errPortTaken, net.JoinHostPort(loopback, strconv.Itoa(p.port)))
 	}
-	return fmt.Errorf("%w, its log ends:\n%s", p.process.Err(), strings.Join(p.log.Lines(10), "\n"))
+	return fmt.Errorf("%w, its log ends:\n%s", p.process().Err(), strings.Join(p.log.Lines(10), "\n"))
 }
 
 // DSN is the address of a database, in the form that lib/pq, pgx and psql take.

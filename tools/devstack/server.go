@@ -26,30 +26,35 @@ type server struct {
 	keep string    // the data folder; "" is a temporary one
 	out  io.Writer // takes the log
 
-	mu         sync.Mutex             // held while the server starts and stops
+	life       sync.Mutex             // held while the server starts and stops; guards what follows
 	dataDir    string                 // where the data are
 	supervisor *supervisor.Supervisor // nil before the first start and once stopped
-	process    *supervisor.Process    // the last one
 	log        tail.Buffer            // since the last start
+
+	mu      sync.Mutex // for a moment only, so that a start or a stop can be cut short
+	current *supervisor.Process
 }
 
 // Done is closed when the server's process has ended; each Start begins a new
 // one.
 func (s *server) Done() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.process.Done()
+	return s.process().Done()
 }
 
 // PID is the id of the server's process, which is the parent of its others.
 func (s *server) PID() int {
+	return s.process().PID()
+}
+
+// process is the last one, or nil before the first.
+func (s *server) process() *supervisor.Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.process.PID()
+	return s.current
 }
 
 // prepare makes ready for run, and says whether this is the first time since
-// the server was made or stopped. The caller holds mu, as for what follows.
+// the server was made or stopped. The caller holds life.
 func (s *server) prepare(name string) (first bool, err error) {
 	if s.running() {
 		return false, errors.New("it is running")
@@ -77,7 +82,7 @@ func (s *server) prepare(name string) (first bool, err error) {
 	return true, nil
 }
 
-// run starts the process.
+// run starts the process. The caller holds life.
 func (s *server) run(c supervisor.Command, stdout io.Writer) error {
 	var log io.Writer = &s.log
 	if s.out != nil {
@@ -91,38 +96,40 @@ func (s *server) run(c supervisor.Command, stdout io.Writer) error {
 	if err != nil {
 		return err //nolint:wrapcheck // says what it did
 	}
-	s.process = process
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.current = process
 	return nil
 }
 
 func (s *server) running() bool {
-	if s.process == nil {
+	process := s.process()
+	if process == nil {
 		return false
 	}
 	select {
-	case <-s.process.Done():
+	case <-process.Done():
 		return false
 	default:
 		return true
 	}
 }
 
+// kill ends the process, also one that is starting or stopping.
 func (s *server) kill(signal syscall.Signal) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.running() {
-		s.process.End(killPatience, signal)
+		s.process().End(killPatience, signal)
 	}
 }
 
 func (s *server) stop(signals ...syscall.Signal) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.life.Lock()
+	defer s.life.Unlock()
 	if s.supervisor == nil {
 		return
 	}
 	if s.running() {
-		s.process.End(stopPatience, signals...)
+		s.process().End(stopPatience, signals...)
 	}
 	s.supervisor.Close()
 	s.supervisor = nil

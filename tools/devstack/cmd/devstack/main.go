@@ -25,7 +25,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(superviseCommand())
+	root.AddCommand(clickhouseCommand(), superviseCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {

@@ -22,6 +22,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
 // To take newer engines: edit package.json, then run in this folder
@@ -144,7 +146,7 @@ func Fetch(ctx context.Context, o Options) (*Engines, error) {
 	if err := os.MkdirAll(filepath.Dir(e.dir), 0o755); err != nil { //nolint:gosec // programs, readable like others
 		return nil, fmt.Errorf("make the cache folder: %w", err)
 	}
-	unlock, err := Lock(ctx, e.dir+".lock")
+	unlock, err := filelock.Lock(ctx, e.dir+".lock")
 	if err != nil {
 		return nil, fmt.Errorf("lock the cache folder: %w", err)
 	}

@@ -1,7 +1,6 @@
 package engines
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -99,32 +97,4 @@ func hashFile(path string) (string, error) {
 		return "", err //nolint:wrapcheck // names the file already
 	}
 	return hex.EncodeToString(hash.Sum(nil)), nil
-}
-
-// Lock takes the lock of a file, waiting while another process holds it.
-// The kernel gives it back when the process ends.
-func Lock(ctx context.Context, path string) (unlock func(), err error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // names the file already
-	}
-	const poll = 100 * time.Millisecond
-	ticker := time.NewTicker(poll)
-	defer ticker.Stop()
-	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { _ = file.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
-			_ = file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			_ = file.Close()
-			return nil, context.Cause(ctx) //nolint:wrapcheck // the caller's own
-		}
-	}
 }

@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
 // publish copies the folder from to the folder to, once, for every user to read.
@@ -16,7 +18,7 @@ func publish(ctx context.Context, from, to string) (string, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // for every user to read
 		return "", err //nolint:wrapcheck // names the folder already
 	}
-	unlock, err := Lock(ctx, to+".lock")
+	unlock, err := filelock.Lock(ctx, to+".lock")
 	if err != nil {
 		return "", err
 	}
