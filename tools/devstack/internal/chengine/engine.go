@@ -1,0 +1,161 @@
+// Package chengine runs ClickHouse's engine, libchdb, inside this process. The
+// library is loaded at run time, without cgo.
+//
+// libchdb keeps its state in the process: there can be one Engine at a time,
+// with one data folder. Within it any number of sessions work in parallel.
+package chengine
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+)
+
+// Engine is ClickHouse's engine on one data folder. It is safe for concurrent
+// use.
+type Engine struct {
+	lib     *library
+	dataDir string
+	anchor  *Session
+	lastID  atomic.Uint64
+
+	mu     sync.Mutex
+	closed bool
+	open   sync.WaitGroup // sessions that NewSession gave out
+}
+
+// Open loads libchdb from the file named library and starts the engine on
+// dataDir, which is created where it is missing. It returns an *InUseError
+// where another process has that folder open.
+func Open(library, dataDir string) (*Engine, error) {
+	dataDir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return nil, fmt.Errorf("resolve the data folder: %w", err)
+	}
+	if err := os.MkdirAll(dataDir, 0o750); err != nil {
+		return nil, fmt.Errorf("create the data folder: %w", err)
+	}
+	if err := checkFree(dataDir); err != nil {
+		return nil, err
+	}
+
+	lib, err := loadLibrary(library)
+	if err != nil {
+		return nil, err
+	}
+	// Go turns SIGSEGV into a panic; ClickHouse's handlers would end the process.
+	lib.setSignalHandlersEnabled(0)
+
+	e := &Engine{lib: lib, dataDir: dataDir}
+	// The engine starts with its first connection and stops with its last one:
+	// this one stays, unused.
+	e.anchor, err = e.connect()
+	if err != nil {
+		return nil, fmt.Errorf("start the engine on %s: %w", dataDir, err)
+	}
+	return e, nil
+}
+
+// Close waits until all sessions are closed, and stops the engine.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.open.Wait()
+	e.anchor.disconnect()
+}
+
+// NewSession opens a session: a current database, settings and temporary
+// tables of its own. It takes about a tenth of a millisecond.
+func (e *Engine) NewSession() (*Session, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errors.New("the engine is stopping")
+	}
+	session, err := e.connect()
+	if err != nil {
+		return nil, err
+	}
+	e.open.Add(1)
+	return session, nil
+}
+
+func (e *Engine) connect() (*Session, error) {
+	id := strconv.FormatUint(e.lastID.Add(1), 10)
+	arguments := []string{
+		"clickhouse",
+		"--path=" + e.dataDir,
+		// Naming a file that does not exist keeps it from looking for a
+		// config.xml in the working directory and in the home folder.
+		"--config-file=" + filepath.Join(e.dataDir, "no-config.xml"),
+		// clickhouse-local takes `1+1` for a query; the server does not.
+		"--implicit_select=0",
+		"--" + sessionSetting + "=" + id,
+	}
+
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	argv := make([]*byte, len(arguments))
+	for i, argument := range arguments {
+		argv[i] = unsafe.SliceData(append([]byte(argument), 0))
+		pinner.Pin(argv[i])
+	}
+	pinner.Pin(&argv[0])
+
+	connection := e.lib.connect(int32(len(argv)), &argv[0]) //nolint:gosec // a handful
+	if connection == nil {
+		return nil, errors.New("libchdb refused the connection; it prints the reason to standard error")
+	}
+	return &Session{engine: e, id: id, connection: connection}, nil
+}
+
+// kill asks the engine to end what the session with this id is running. It
+// does not wait for that: a KILL QUERY with SYNC can hang.
+func (e *Engine) kill(id string) error {
+	session, err := e.connect()
+	if err != nil {
+		return err
+	}
+	defer session.disconnect()
+	return session.exec("KILL QUERY WHERE Settings['" + sessionSetting + "'] = '" + id + "' ASYNC FORMAT Null")
+}
+
+// InUseError says that another process has the data folder open.
+type InUseError struct {
+	DataDir string
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("the data folder %s is in use by another ClickHouse", e.DataDir)
+}
+
+// checkFree tries the lock that ClickHouse itself holds on its data folder:
+// the engine would only refuse the connection, without an error to hand on.
+func checkFree(dataDir string) error {
+	status, err := os.OpenFile(filepath.Join(dataDir, "status"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("check the data folder: %w", err)
+	}
+	defer status.Close() //nolint:errcheck // nothing was written
+
+	err = syscall.Flock(int(status.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a file descriptor
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return &InUseError{DataDir: dataDir}
+	}
+	if err != nil {
+		return fmt.Errorf("check the data folder: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,36 @@
+package chserver
+
+import (
+	"crypto/subtle"
+
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// defaultUser is who a client is that names nobody.
+const defaultUser = "default"
+
+// credentials are the one user that this server knows.
+type credentials struct {
+	user, password string
+}
+
+func newCredentials(user, password string) credentials {
+	if user == "" {
+		user = defaultUser
+	}
+	return credentials{user: user, password: password}
+}
+
+// check compares with what a client sent.
+func (c credentials) check(user, password string) error {
+	if user == "" {
+		user = defaultUser
+	}
+	userOK := subtle.ConstantTimeCompare([]byte(user), []byte(c.user))
+	passwordOK := subtle.ConstantTimeCompare([]byte(password), []byte(c.password))
+	if userOK&passwordOK == 1 {
+		return nil
+	}
+	return newException(proto.ErrAuthenticationFailed, "AUTHENTICATION_FAILED",
+		"%s: Authentication failed: password is incorrect, or there is no user with such name.", user)
+}

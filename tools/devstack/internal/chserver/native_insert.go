@@ -1,0 +1,97 @@
+package chserver
+
+import (
+	"context"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
+)
+
+// insert runs an INSERT with the blocks that the client sends. If it goes away
+// before the end of the data, nothing is inserted.
+func (q *nativeQuery) insert(ctx context.Context, query chengine.Statement, parsed statement) error {
+	columns, err := q.insertColumns(ctx, query, parsed)
+	if err != nil {
+		return err
+	}
+	insert, err := q.session.Insert(ctx, query)
+	if err != nil {
+		return err
+	}
+	if err := q.appendHeader(columns); err != nil {
+		insert.Cancel()
+		return err
+	}
+	if err := q.flush(); err != nil {
+		insert.Cancel()
+		return &connectionError{err}
+	}
+
+	refused, err := q.insertBlocks(insert)
+	if err == nil {
+		err = refused
+	}
+	if err != nil {
+		insert.Cancel()
+		return err
+	}
+	defer q.watch(q.cancel)()
+	stats, err := insert.Commit()
+	if err != nil {
+		return err
+	}
+	q.appendProgress(stats)
+	return nil
+}
+
+// insertBlocks passes blocks on until an empty one ends the data. What the
+// engine says against them is refused: the client reads no answer before it
+// has sent everything.
+func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error) {
+	write := func(data []byte) {
+		if refused == nil {
+			_, refused = insert.Write(data)
+		}
+	}
+	for {
+		reader, head, _, err := q.receiveBlock()
+		if err != nil {
+			return refused, err
+		}
+		if head.Columns == 0 {
+			return refused, nil
+		}
+		var out proto.Buffer
+		appendBlockHead(&out, head.Columns, head.Rows, engineRevision)
+		write(out.Buf)
+		err = reader.columns(head, engineRevision, func(_ blockColumn, data []byte) error {
+			write(data)
+			return nil
+		})
+		if err != nil {
+			return refused, &connectionError{err}
+		}
+	}
+}
+
+// insertColumns gives the columns that an INSERT takes.
+func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statement, parsed statement) ([]blockColumn, error) {
+	list := "*"
+	if parsed.columns != "" {
+		list = parsed.columns[1 : len(parsed.columns)-1]
+	}
+	selection := query
+	selection.SQL = "SELECT " + list + " FROM " + parsed.target
+	columns, err := q.server.describe(ctx, q.session, selection)
+	if err == nil {
+		return columns, nil
+	}
+	// The INSERT itself says better what is wrong with it.
+	insert, insertErr := q.session.Insert(ctx, query)
+	if insertErr != nil {
+		return nil, insertErr
+	}
+	insert.Cancel()
+	return nil, err
+}

@@ -1,0 +1,116 @@
+package chserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
+)
+
+// insertPiece is how much of an INSERT's data goes to the engine at a time.
+const insertPiece = 256 << 10
+
+// insertFrom runs an INSERT with the data of a reader. If reading fails,
+// nothing is inserted.
+func insertFrom(ctx context.Context, session *chengine.Session, s chengine.Statement, data io.Reader) (chengine.Stats, error) {
+	insert, err := session.Insert(ctx, s)
+	if err != nil {
+		return chengine.Stats{}, err
+	}
+	piece := make([]byte, insertPiece)
+	for {
+		n, readErr := data.Read(piece)
+		if _, err := insert.Write(piece[:n]); err != nil {
+			insert.Cancel()
+			return chengine.Stats{}, err
+		}
+		if errors.Is(readErr, io.EOF) {
+			return insert.Commit()
+		}
+		if readErr != nil {
+			insert.Cancel()
+			return chengine.Stats{}, asException(readErr)
+		}
+	}
+}
+
+// createExternalTable makes the temporary table for what a client sends along
+// with its query.
+func createExternalTable(ctx context.Context, session *chengine.Session, name, structure string) error {
+	return session.Exec(ctx, chengine.Statement{
+		SQL: "CREATE TEMPORARY TABLE " + quoteName(name) + " (" + structure + ") ENGINE = Memory",
+	})
+}
+
+// describe gives the columns of a SELECT without running it.
+func (s *Server) describe(ctx context.Context, session *chengine.Session, query chengine.Statement) ([]blockColumn, error) {
+	query.SQL = "DESCRIBE (" + query.SQL + "\n)"
+	query.Format = "RowBinary"
+	result, err := session.QueryWhole(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer result.Close()
+	rows, err := result.Next()
+	if err != nil {
+		return nil, err
+	}
+
+	// Name, type, kind and expression of the default, comment, codec, TTL.
+	const fields = 7
+	var columns []blockColumn
+	reader := proto.NewReader(bytes.NewReader(rows))
+	for {
+		var row [fields]string
+		for i := range row {
+			if row[i], err = reader.Str(); err != nil {
+				if i == 0 && errors.Is(err, io.EOF) {
+					return columns, nil
+				}
+				return nil, asException(err)
+			}
+		}
+		columns = append(columns, blockColumn{name: row[0], kind: row[1]})
+	}
+}
+
+// columnsOf gives the columns of a query that has returned no rows: the engine
+// writes no header then.
+func (s *Server) columnsOf(ctx context.Context, session *chengine.Session, query chengine.Statement, verb string) ([]blockColumn, error) {
+	switch verb {
+	case "SELECT", "WITH", "FROM", "(":
+		return s.describe(ctx, session, query)
+	}
+	// SHOW and the like cannot be described, but run again.
+	query.Format = "RowBinaryWithNamesAndTypes"
+	result, err := session.QueryWhole(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer result.Close()
+	head, err := result.Next()
+	if err != nil {
+		return nil, err
+	}
+	reader := proto.NewReader(bytes.NewReader(head))
+	count, err := reader.Int()
+	if err != nil {
+		return nil, asException(err)
+	}
+	columns := make([]blockColumn, count)
+	for i := range columns {
+		if columns[i].name, err = reader.Str(); err != nil {
+			return nil, asException(err)
+		}
+	}
+	for i := range columns {
+		if columns[i].kind, err = reader.Str(); err != nil {
+			return nil, asException(err)
+		}
+	}
+	return columns, nil
+}
