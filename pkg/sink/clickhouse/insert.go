@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"strings"
@@ -244,6 +245,9 @@ func appendColumns(insert driver.Batch, e *sink.Events) error {
 	}
 	e.MetadataVersion = nil
 
+	if err := reserve(insert.Columns()[columnEventContext], e.EventContext); err != nil {
+		return fmt.Errorf("event_context: %w", err)
+	}
 	contexts := insert.Column(columnEventContext)
 	for len(e.EventContext) > 0 {
 		chunk := e.EventContext[:min(contextChunk, len(e.EventContext))]
@@ -275,4 +279,30 @@ func appendTimes(target column.Interface, times []time.Time) error {
 		wire = binary.LittleEndian.AppendUint64(wire, uint64(t.UnixMicro())) //nolint:gosec // two's complement
 	}
 	return c.Decode(proto.NewReader(bytes.NewReader(wire)), len(times)) //nolint:wrapcheck // reads from memory
+}
+
+// reserve makes room in the column for the strings. Without it the column grows
+// by copying itself, again and again: at 64 MB that takes three times the
+// memory. The driver has no other way to say how large a column will be than to
+// let it read a string of that length, and to forget that.
+func reserve(target column.Interface, strings []string) error {
+	var size uint64
+	for _, s := range strings {
+		size += uint64(len(s))
+	}
+	wire := io.MultiReader(bytes.NewReader(binary.AppendUvarint(nil, size)), zeros{})
+	if err := target.Decode(proto.NewReader(wire), 1); err != nil {
+		return err //nolint:wrapcheck // reads from memory
+	}
+	target.Reset()
+	return nil
+}
+
+// zeros reads as an endless row of them.
+type zeros struct{}
+
+// Read implements io.Reader.
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }

@@ -1,0 +1,194 @@
+package clickhouse_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/pkg/sink/sinktest"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+func TestClickHouse(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "sink/clickhouse")
+}
+
+// servers are the DSNs of one server's default database, by protocol.
+var servers map[string]string
+
+var _ = func() bool {
+	var server *devstack.ClickHouse
+	SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
+		var err error
+		server, err = devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{User: "diehard", Password: "s3cret"})
+		Expect(err).NotTo(HaveOccurred())
+		encoded, err := json.Marshal(map[string]string{
+			"native": server.NativeDSN("default"),
+			"http":   server.HTTPDSN("default"),
+		})
+		Expect(err).NotTo(HaveOccurred())
+		return encoded
+	}, func(encoded []byte) {
+		Expect(json.Unmarshal(encoded, &servers)).To(Succeed())
+	})
+	SynchronizedAfterSuite(func() {}, func() {
+		if server != nil {
+			Expect(server.Stop()).To(Succeed())
+		}
+	})
+	return true
+}()
+
+var protocols = []string{"native", "http"}
+
+var databases atomic.Int32
+
+// database is a database of a spec's own, reached over one protocol.
+type database struct {
+	name, dsn string
+	conn      driver.Conn
+}
+
+func newDatabase(ctx context.Context, protocol string) *database {
+	GinkgoHelper()
+	db := &database{name: fmt.Sprintf("spec_%d_%d", GinkgoParallelProcess(), databases.Add(1))}
+	db.dsn = with(servers[protocol], func(u *url.URL) { u.Path = "/" + db.name })
+
+	options, err := chgo.ParseDSN(servers["native"])
+	Expect(err).NotTo(HaveOccurred())
+	server, err := chgo.Open(options)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(server.Close)
+	Expect(server.Exec(ctx, "CREATE DATABASE "+db.name)).To(Succeed())
+	DeferCleanup(func(ctx SpecContext) { Expect(server.Exec(ctx, "DROP DATABASE "+db.name)).To(Succeed()) })
+
+	options.Auth.Database = db.name
+	db.conn, err = chgo.Open(options)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(db.conn.Close)
+	return db
+}
+
+// newTable is a database with the table in it, whose merges are stopped.
+func newTable(ctx context.Context, protocol string) *database {
+	GinkgoHelper()
+	db := newDatabase(ctx, protocol)
+	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: db.dsn}, slog.New(slog.DiscardHandler))).To(Succeed())
+	db.exec(ctx, "SYSTEM STOP MERGES event_log")
+	return db
+}
+
+func (db *database) exec(ctx context.Context, statement string) {
+	GinkgoHelper()
+	Expect(db.conn.Exec(ctx, statement)).To(Succeed(), statement)
+}
+
+func (db *database) count(ctx context.Context) (n uint64, err error) {
+	err = db.conn.QueryRow(ctx, "SELECT count() FROM event_log").Scan(&n)
+	return n, err
+}
+
+// open opens a sink on the database. Each change is one to the DSN.
+func (db *database) open(changes ...func(*url.URL)) *clickhouse.Sink {
+	GinkgoHelper()
+	s, err := clickhouse.Open(clickhouse.Options{DSN: with(db.dsn, changes...)})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(s.Close)
+	return s
+}
+
+func with(dsn string, changes ...func(*url.URL)) string {
+	GinkgoHelper()
+	u, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	for _, change := range changes {
+		change(u)
+	}
+	return u.String()
+}
+
+func parameter(name, value string) func(*url.URL) {
+	return func(u *url.URL) {
+		q := u.Query()
+		q.Set(name, value)
+		u.RawQuery = q.Encode()
+	}
+}
+
+var _ = func() bool {
+	for _, protocol := range protocols {
+		sinktest.Describe("ClickHouse over "+protocol, func(ctx context.Context) sinktest.Destination {
+			db := newTable(ctx, protocol)
+			return sinktest.Destination{
+				Addr: mustParse(db.dsn).Host,
+				Open: func(addr string) (sink.Sink, error) {
+					return clickhouse.Open(clickhouse.Options{DSN: with(db.dsn,
+						func(u *url.URL) { u.Host = addr },
+						// Slow needs more than ClickHouse lets a block sleep.
+						parameter("function_sleep_max_microseconds_per_block", "60000000"))})
+				},
+				Stored: db.stored,
+				Slow: func(ctx context.Context, d time.Duration) error {
+					if err := db.conn.Exec(ctx, "CREATE TABLE slow (n UInt8) ENGINE = Null"); err != nil {
+						return err
+					}
+					return db.conn.Exec(ctx, fmt.Sprintf(
+						"CREATE MATERIALIZED VIEW slowly TO slow AS SELECT sleep(%f) AS n FROM event_log", d.Seconds()))
+				},
+				Refuse: func(ctx context.Context, eventType string) error {
+					return db.conn.Exec(ctx, "ALTER TABLE event_log ADD CONSTRAINT refused CHECK event_type != '"+eventType+"'")
+				},
+				Spoil: func(ctx context.Context) error {
+					return db.conn.Exec(ctx, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+				},
+			}
+		})
+	}
+	return true
+}()
+
+func mustParse(dsn string) *url.URL {
+	GinkgoHelper()
+	u, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	return u
+}
+
+// stored reads the table. The time comes as a number, since the driver's own
+// ends in 2262.
+func (db *database) stored(ctx context.Context) (*sink.Events, error) {
+	rows, err := db.conn.Query(ctx, "SELECT event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment,"+
+		" event_context, metadata_version FROM event_log")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close() //nolint:errcheck // Err tells
+	e := &sink.Events{}
+	for i := 0; rows.Next(); i++ {
+		var micros int64
+		e.EventID = append(e.EventID, [16]byte{})
+		e.EventType = append(e.EventType, "")
+		e.Environment = append(e.Environment, "")
+		e.EventContext = append(e.EventContext, "")
+		e.MetadataVersion = append(e.MetadataVersion, 0)
+		err := rows.Scan(&e.EventID[i], &e.EventType[i], &micros, &e.Environment[i], &e.EventContext[i], &e.MetadataVersion[i])
+		if err != nil {
+			return nil, err
+		}
+		e.EventDateTime = append(e.EventDateTime, time.UnixMicro(micros).UTC())
+	}
+	return e, rows.Err()
+}

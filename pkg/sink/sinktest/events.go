@@ -1,0 +1,159 @@
+package sinktest
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/rand"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/onsi/gomega"
+	"github.com/onsi/gomega/gcustom"
+	"github.com/onsi/gomega/types"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+func token() string { return uuid.NewString() }
+
+// some returns n ordinary events.
+func some(n int) *sink.Events {
+	e := &sink.Events{}
+	e.Grow(n)
+	start := time.Date(2026, 3, 31, 23, 59, 58, 123_456_000, time.UTC) // two months
+	for i := range n {
+		add(e, fmt.Sprintf("type_%d", i%3), start.Add(time.Duration(i)*time.Second), "Test", fmt.Sprintf(`{"n":%d}`, i), 1)
+	}
+	return e
+}
+
+// oddities returns events at the limits of what a sink must hold.
+func oddities() *sink.Events {
+	var all [256]byte
+	for i := range all {
+		all[i] = byte(i)
+	}
+	e := &sink.Events{}
+	now := time.Date(2026, 3, 31, 23, 59, 59, 999_999_000, time.UTC)
+	add(e, "context_empty", now, "Test", "", 0)
+	add(e, "context_json", now, "Test", `{"a":"\"\\\n\u0000","b":[1.5e300,null],"c":"ünïcödé 🏔️ 漢字"}`, 1)
+	add(e, "context_spaces", now, "Test", " {\t\"a\" :\r\n1 }\n", 1)
+	add(e, "context_bytes", now, "Test", string(all[:]), 1)
+	add(e, "context_quotes", now, "Test", `'; DROP TABLE x; -- "\'`+"`\\N\\t", 1)
+	add(e, "context_not_utf8", now, "Test", "\xff\xfe\xc0\xaf", 1)
+	add(e, "version_max", now, "Test", "{}", math.MaxUint64)
+	add(e, "environment_empty", now, "", "{}", 1)
+	add(e, "environment_odd", now, "Ünï 'x' \\ \n", "{}", 1)
+	add(e, `type_'odd'\`, now, "Test", "{}", 1)
+	add(e, strings.Repeat("long", 100), now, "Test", "{}", 1)
+	for _, t := range []time.Time{
+		time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC),
+		time.Date(1969, 12, 31, 23, 59, 59, 999_999_000, time.UTC),
+		time.Unix(0, 0).UTC(),
+		now.Add(time.Microsecond),                                 // the next month
+		time.Date(2262, 4, 11, 23, 47, 16, 854_776_000, time.UTC), // one more nanosecond than an int64 holds, rounded
+		time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC),
+	} {
+		add(e, "times", t, "Test", "{}", 1)
+	}
+	return e
+}
+
+func add(e *sink.Events, eventType string, at time.Time, environment, eventContext string, version uint64) {
+	e.EventID = append(e.EventID, uuid.New())
+	e.EventType = append(e.EventType, eventType)
+	e.EventDateTime = append(e.EventDateTime, at)
+	e.Environment = append(e.Environment, environment)
+	e.EventContext = append(e.EventContext, eventContext)
+	e.MetadataVersion = append(e.MetadataVersion, version)
+}
+
+// noise returns n bytes that no compression makes smaller.
+func noise(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return string(b)
+}
+
+// copied is for a sink that will own it.
+func copied(e *sink.Events) *sink.Events {
+	return &sink.Events{
+		EventID:         slices.Clone(e.EventID),
+		EventType:       slices.Clone(e.EventType),
+		EventDateTime:   slices.Clone(e.EventDateTime),
+		Environment:     slices.Clone(e.Environment),
+		EventContext:    slices.Clone(e.EventContext),
+		MetadataVersion: slices.Clone(e.MetadataVersion),
+	}
+}
+
+// sorted returns the events by id.
+func sorted(e *sink.Events) *sink.Events {
+	order := make([]int, e.Len())
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		return cmp.Or(bytes.Compare(e.EventID[a][:], e.EventID[b][:]), cmp.Compare(a, b))
+	})
+	s := &sink.Events{}
+	for _, i := range order {
+		s.EventID = append(s.EventID, e.EventID[i])
+		s.EventType = append(s.EventType, e.EventType[i])
+		s.EventDateTime = append(s.EventDateTime, e.EventDateTime[i].UTC())
+		s.Environment = append(s.Environment, e.Environment[i])
+		s.EventContext = append(s.EventContext, e.EventContext[i])
+		s.MetadataVersion = append(s.MetadataVersion, e.MetadataVersion[i])
+	}
+	return s
+}
+
+func keys(e *sink.Events) []sink.Key {
+	k := make([]sink.Key, e.Len())
+	for i := range k {
+		k[i] = sink.Key{EventID: e.EventID[i], EventType: e.EventType[i], Time: e.EventDateTime[i]}
+	}
+	return k
+}
+
+func set(e *sink.Events) map[uuid.UUID]struct{} {
+	s := make(map[uuid.UUID]struct{}, e.Len())
+	for _, id := range e.EventID {
+		s[id] = struct{}{}
+	}
+	return s
+}
+
+// equalEvents compares without printing megabytes.
+func equalEvents(want *sink.Events) types.GomegaMatcher {
+	var difference string
+	return gomega.And(
+		gomega.WithTransform((*sink.Events).Len, gomega.Equal(want.Len())),
+		gcustom.MakeMatcher(func(got *sink.Events) (bool, error) {
+			for i := range want.EventID {
+				switch {
+				case got.EventID[i] != want.EventID[i]:
+					difference = fmt.Sprintf("event %d is %s, not %s", i, got.EventID[i], want.EventID[i])
+				case got.EventType[i] != want.EventType[i]:
+					difference = fmt.Sprintf("event_type is %q, not %q", got.EventType[i], want.EventType[i])
+				case !got.EventDateTime[i].Equal(want.EventDateTime[i]):
+					difference = fmt.Sprintf("%s: event_date_time is %s, not %s", want.EventType[i], got.EventDateTime[i], want.EventDateTime[i])
+				case got.Environment[i] != want.Environment[i]:
+					difference = fmt.Sprintf("%s: environment is %q, not %q", want.EventType[i], got.Environment[i], want.Environment[i])
+				case got.MetadataVersion[i] != want.MetadataVersion[i]:
+					difference = fmt.Sprintf("%s: metadata_version is %d, not %d", want.EventType[i], got.MetadataVersion[i], want.MetadataVersion[i])
+				case got.EventContext[i] != want.EventContext[i]:
+					difference = fmt.Sprintf("%s: event_context differs, %d bytes instead of %d", want.EventType[i], len(got.EventContext[i]), len(want.EventContext[i]))
+				default:
+					continue
+				}
+				return false, nil
+			}
+			return true, nil
+		}).WithTemplate("Expected the events as they were sent:\n{{.Data}}", &difference),
+	)
+}

@@ -1,0 +1,341 @@
+// Package sinktest holds the contract of sink.Sink as a suite that every sink
+// passes, on its real server.
+package sinktest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// Destination is a sink's destination for one spec: new, empty, and not shared.
+// It keeps doubles: nothing may merge them away while the spec runs.
+type Destination struct {
+	// Addr is the host and port that the sink's server listens at.
+	Addr string
+	// Open opens a sink on the destination, which it reaches at addr: Addr, or
+	// that of a proxy in front of it.
+	Open func(addr string) (sink.Sink, error)
+	// Stored reads every row, doubles included, in any order. Reading does not
+	// go through the sink.
+	Stored func(ctx context.Context) (*sink.Events, error)
+	// Slow makes the server take at least d for each insert from now on.
+	Slow func(ctx context.Context, d time.Duration) error
+	// Refuse makes the server refuse rows of that event type from now on,
+	// because of what they are.
+	Refuse func(ctx context.Context, eventType string) error
+	// Spoil takes from the destination what the sink's promises need.
+	Spoil func(ctx context.Context) error
+}
+
+const (
+	patience = 30 * time.Second
+	polling  = 20 * time.Millisecond
+)
+
+// Describe adds the suite's specs under the text. arrange is called at the
+// beginning of each and may use DeferCleanup.
+func Describe(text string, arrange func(ctx context.Context) Destination) bool {
+	return ginkgo.Describe(text, func() {
+		var (
+			d Destination
+			s sink.Sink
+		)
+		open := func(addr string) sink.Sink {
+			ginkgo.GinkgoHelper()
+			opened, err := d.Open(addr)
+			Expect(err).NotTo(HaveOccurred())
+			ginkgo.DeferCleanup(opened.Close)
+			return opened
+		}
+		stored := func(ctx context.Context) (*sink.Events, error) {
+			events, err := d.Stored(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return sorted(events), nil
+		}
+		count := func(ctx context.Context) (int, error) {
+			events, err := d.Stored(ctx)
+			if err != nil {
+				return 0, err
+			}
+			return events.Len(), nil
+		}
+		ginkgo.BeforeEach(func(ctx ginkgo.SpecContext) {
+			d = arrange(ctx)
+			s = open(d.Addr)
+		})
+
+		ginkgo.Describe("an insert", func() {
+			ginkgo.It("stores every field of every event as it is", func(ctx ginkgo.SpecContext) {
+				events := oddities()
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				Expect(stored(ctx)).To(equalEvents(sorted(events)))
+			})
+
+			ginkgo.It("stores contexts of several megabytes byte for byte", func(ctx ginkgo.SpecContext) {
+				events := some(3)
+				for i := range events.EventContext {
+					events.EventContext[i] = noise(5<<20 + i)
+				}
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				Expect(stored(ctx)).To(equalEvents(sorted(events)))
+			})
+
+			ginkgo.It("adds nothing under a token that was seen before", func(ctx ginkgo.SpecContext) {
+				events, seen := some(100), token()
+				for range 3 {
+					Expect(s.Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
+				}
+				Expect(open(d.Addr).Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(100))
+
+				ginkgo.By("adding them again under another token")
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(200))
+			})
+
+			ginkgo.It("is one insert under its token also for events of more than a hundred months", func(ctx ginkgo.SpecContext) {
+				events, seen := some(250), token()
+				for i := range events.EventDateTime {
+					events.EventDateTime[i] = time.Date(2000, time.Month(1+i%125), 1+i%28, 0, 0, 0, 0, time.UTC)
+				}
+				for range 2 {
+					Expect(s.Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
+				}
+				Expect(stored(ctx)).To(equalEvents(sorted(events)))
+			})
+
+			ginkgo.It("does not get in the way of others at the same time", func(ctx ginkgo.SpecContext) {
+				const inserts, size = 8, 500
+				var group sync.WaitGroup
+				for range inserts {
+					group.Go(func() {
+						defer ginkgo.GinkgoRecover()
+						Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: some(size)})).To(Succeed())
+					})
+				}
+				group.Wait()
+				Expect(count(ctx)).To(Equal(inserts * size))
+			})
+
+			ginkgo.It("names the events that cannot be stored, and sends none of the batch", func(ctx ginkgo.SpecContext) {
+				events, unsent := some(10), token()
+				events.EventDateTime[3] = time.Date(1899, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
+				events.EventDateTime[7] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+				events.EventDateTime[9] = time.Time{}
+
+				err := s.Insert(ctx, sink.Batch{Token: unsent, Events: copied(events)})
+				Expect(sink.ClassOf(err)).To(Equal(sink.Permanent))
+				bad, ok := errors.AsType[*sink.BadEventsError](err)
+				Expect(ok).To(BeTrue(), "a *sink.BadEventsError: %v", err)
+				Expect(bad.Events).To(HaveLen(3))
+				for i, index := range []int{3, 7, 9} {
+					Expect(bad.Events[i].Index).To(Equal(index))
+					Expect(bad.Events[i].Err).To(HaveOccurred())
+				}
+				Expect(count(ctx)).To(BeZero())
+
+				ginkgo.By("sending other rows under the token, which was not used up")
+				Expect(s.Insert(ctx, sink.Batch{Token: unsent, Events: some(7)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(7))
+			})
+
+			ginkgo.It("is never empty, never without a token and never of columns that differ in length", func(ctx ginkgo.SpecContext) {
+				crooked := some(5)
+				crooked.EventContext = crooked.EventContext[:4]
+				for _, batch := range []sink.Batch{
+					{Token: token(), Events: &sink.Events{}},
+					{Token: "", Events: some(5)},
+					{Token: token(), Events: crooked},
+				} {
+					err := s.Insert(ctx, batch)
+					Expect(err).To(HaveOccurred())
+					Expect(sink.ClassOf(err)).NotTo(Equal(sink.Permanent))
+				}
+				Expect(count(ctx)).To(BeZero())
+			})
+
+			ginkgo.It("fails for good where the server refuses a row for what it is", func(ctx ginkgo.SpecContext) {
+				Expect(d.Refuse(ctx, "unwanted")).To(Succeed())
+				events := some(50)
+				events.EventType[17] = "unwanted"
+				events.EventContext[17] = `{"email":"ada@example.com"}`
+				err := s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})
+				Expect(sink.ClassOf(err)).To(Equal(sink.Permanent), "%v", err)
+				Expect(err.Error()).NotTo(ContainSubstring("example.com"), "an error must not quote an event")
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: some(50)})).To(Succeed())
+			})
+		})
+
+		ginkgo.Describe("Running", func() {
+			ginkgo.It("sees an insert while it is executed, and only then", func(ctx ginkgo.SpecContext) {
+				Expect(d.Slow(ctx, 2*time.Second)).To(Succeed())
+				slow := token()
+				Expect(s.Running(ctx, slow)).To(BeFalse())
+
+				done := make(chan error, 1)
+				go func() { done <- s.Insert(ctx, sink.Batch{Token: slow, Events: some(1)}) }()
+				other := open(d.Addr)
+				Eventually(ctx, other.Running, patience, polling).WithArguments(slow).Should(BeTrue())
+				Expect(other.Running(ctx, token())).To(BeFalse())
+				Eventually(ctx, done, patience, polling).Should(Receive(BeNil()))
+				Expect(other.Running(ctx, slow)).To(BeFalse())
+			})
+		})
+
+		ginkgo.Describe("Present", func() {
+			ginkgo.It("finds exactly those that are there", func(ctx ginkgo.SpecContext) {
+				there, missing := oddities(), some(300)
+				// The same in all but the id.
+				copy(missing.EventType, there.EventType)
+				copy(missing.EventDateTime, there.EventDateTime)
+				Expect(s.Present(ctx, keys(there))).To(BeEmpty())
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
+
+				Expect(s.Present(ctx, keys(missing))).To(BeEmpty())
+				Expect(s.Present(ctx, keys(there))).To(Equal(set(there)))
+				Expect(s.Present(ctx, append(keys(missing), keys(there)...))).To(Equal(set(there)))
+				Expect(s.Present(ctx, nil)).To(BeEmpty())
+			})
+
+			ginkgo.It("finds them among tens of thousands", func(ctx ginkgo.SpecContext) {
+				there, missing := some(12_001), some(10_000)
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
+				present, err := s.Present(ctx, append(keys(missing), keys(there)...))
+				Expect(err).NotTo(HaveOccurred())
+				Expect(present).To(HaveLen(12_001))
+				for _, id := range there.EventID {
+					Expect(present).To(HaveKey(id))
+				}
+			})
+
+			ginkgo.It("finds none that cannot have been stored", func(ctx ginkgo.SpecContext) {
+				events := some(2)
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				asked := keys(events)
+				asked[0].Time = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+				asked[0].EventID = uuid.New()
+				Expect(s.Present(ctx, asked)).To(Equal(map[uuid.UUID]struct{}{asked[1].EventID: {}}))
+			})
+		})
+
+		ginkgo.Describe("behind a network that fails", func() {
+			var (
+				p       *proxy
+				through sink.Sink
+			)
+			ginkgo.BeforeEach(func() {
+				p = startProxy(d.Addr)
+				through = open(p.addr)
+			})
+
+			ginkgo.It("is unavailable while the server is, and works again after", func(ctx ginkgo.SpecContext) {
+				Expect(through.Ping(ctx)).To(Succeed())
+				p.down()
+				for _, err := range []error{
+					through.Ping(ctx),
+					through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)}),
+					second(through.Running(ctx, token())),
+					second(through.Present(ctx, keys(some(1)))),
+					through.Check(ctx),
+				} {
+					Expect(err).To(HaveOccurred())
+					Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
+				}
+
+				p.up()
+				Eventually(ctx, through.Ping, patience, polling).Should(Succeed())
+				Expect(through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(5))
+			})
+
+			ginkgo.It("leaves nothing behind of an insert that was cut off, and does not send it again by itself", func(ctx ginkgo.SpecContext) {
+				events, cut := some(4), token()
+				for i := range events.EventContext {
+					events.EventContext[i] = noise(1 << 20)
+				}
+				p.cutOnce(1 << 20)
+				err := through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})
+				Expect(err).To(HaveOccurred())
+				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
+
+				Eventually(ctx, s.Running, patience, polling).WithArguments(cut).Should(BeFalse())
+				Expect(s.Present(ctx, keys(events))).To(BeEmpty())
+				Expect(count(ctx)).To(BeZero())
+
+				ginkgo.By("sending it again under its token")
+				Expect(through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})).To(Succeed())
+				Expect(stored(ctx)).To(equalEvents(sorted(events)))
+			})
+
+			ginkgo.It("finds what arrived without an acknowledgement, and does not add it again", func(ctx ginkgo.SpecContext) {
+				events, lost := some(4), token()
+				for i := range events.EventContext {
+					events.EventContext[i] = noise(1 << 20)
+				}
+				p.swallowAfter(1 << 20)
+				waiting, giveUp := context.WithCancel(ctx)
+				done := make(chan error, 1)
+				go func() { done <- through.Insert(waiting, sink.Batch{Token: lost, Events: copied(events)}) }()
+				Eventually(ctx, count, patience, polling).Should(Equal(4))
+				Consistently(done).ShouldNot(Receive())
+				giveUp()
+				var err error
+				Eventually(ctx, done, patience, polling).Should(Receive(&err))
+				Expect(err).To(MatchError(context.Canceled))
+
+				Eventually(ctx, s.Running, patience, polling).WithArguments(lost).Should(BeFalse())
+				Expect(s.Present(ctx, keys(events))).To(Equal(set(events)))
+				Expect(s.Insert(ctx, sink.Batch{Token: lost, Events: copied(events)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(4))
+			})
+		})
+
+		ginkgo.Describe("a deadline", func() {
+			ginkgo.It("ends the wait, and the execution soon after", func(ctx ginkgo.SpecContext) {
+				Expect(d.Slow(ctx, 20*time.Second)).To(Succeed())
+				late := token()
+				short, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				err := s.Insert(short, sink.Batch{Token: late, Events: some(10)})
+				Expect(err).To(HaveOccurred())
+				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
+				Eventually(ctx, s.Running, patience, polling).WithArguments(late).Should(BeFalse())
+			})
+
+			ginkgo.It("that has passed sends nothing", func(ctx ginkgo.SpecContext) {
+				past, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
+				defer cancel()
+				err := s.Insert(past, sink.Batch{Token: token(), Events: some(10)})
+				Expect(err).To(MatchError(context.DeadlineExceeded))
+				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable))
+				Expect(count(ctx)).To(BeZero())
+			})
+		})
+
+		ginkgo.Describe("Check", func() {
+			ginkgo.It("passes where the promises can be kept", func(ctx ginkgo.SpecContext) {
+				Expect(s.Check(ctx)).To(Succeed())
+			})
+
+			ginkgo.It("names the problem and the remedy where they cannot", func(ctx ginkgo.SpecContext) {
+				Expect(d.Spoil(ctx)).To(Succeed())
+				unfit, ok := errors.AsType[*sink.MisconfiguredError](s.Check(ctx))
+				Expect(ok).To(BeTrue())
+				Expect(unfit.Problem).NotTo(BeEmpty())
+				Expect(unfit.Remedy).NotTo(BeEmpty())
+			})
+		})
+	})
+}
+
+func second[T any](_ T, err error) error { return err }
