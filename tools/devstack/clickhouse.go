@@ -140,19 +140,20 @@ func (c *ClickHouse) diagnose() error {
 type firstLine struct {
 	mu   sync.Mutex
 	buf  []byte
-	line chan []byte
+	said bool
+	line chan []byte // holds one
 }
 
 func (f *firstLine) Write(p []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.line == nil {
+	if f.said {
 		return len(p), nil
 	}
 	f.buf = append(f.buf, p...)
 	if line, _, ok := bytes.Cut(f.buf, []byte("\n")); ok {
 		f.line <- line
-		f.line = nil
+		f.said = true
 	}
 	return len(p), nil
 }
