@@ -1,0 +1,460 @@
+package relay_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay"
+	"github.com/diehard-outbox/diehard/pkg/sink"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/test/engines"
+)
+
+// patience is how long a spec waits for what must happen.
+const patience = 60 * time.Second
+
+var _ = Describe("Relay", func() {
+	var (
+		dsn        string
+		db         *sqlx.DB
+		store      *outbox.Store
+		target     engines.ClickHouseDSNs
+		clickHouse *observedSink
+		publisher  *outbox.Publisher
+		registry   *prometheus.Registry
+		log        *gbytes.Buffer
+	)
+
+	BeforeEach(func(ctx SpecContext) {
+		dsn = suite.PostgresDSN(ctx)
+		db = engines.OpenPostgres(dsn, outbox.Session(30*time.Second))
+		store = outbox.NewStore(db, outbox.StoreOptions{})
+		target = suite.ClickHouseDSNs(ctx)
+		clickHouse = openSink(target.Native)
+		publisher = outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"})
+		registry = prometheus.NewRegistry()
+		log = gbytes.NewBuffer()
+	})
+
+	publish := func(ctx context.Context, events ...outbox.Event) []outbox.Event {
+		GinkgoHelper()
+		for i := range events {
+			if events[i].EventID == uuid.Nil {
+				events[i].EventID = uuid.New()
+			}
+			if events[i].EventType == "" {
+				events[i].EventType = "thing_happened"
+			}
+			if events[i].EventDateTime.IsZero() {
+				events[i].EventDateTime = time.Date(2026, 3, 1, 12, 0, 0, 123_456_000, time.UTC)
+			}
+			if events[i].EventContext == nil {
+				events[i].EventContext = json.RawMessage(`{}`)
+			}
+		}
+		tx := db.MustBegin()
+		defer func() { _ = tx.Rollback() }()
+		Expect(publisher.Publish(ctx, tx, events...)).To(Succeed())
+		Expect(tx.Commit()).To(Succeed())
+		return events
+	}
+
+	publishMany := func(ctx context.Context, n int) []outbox.Event {
+		GinkgoHelper()
+		return publish(ctx, make([]outbox.Event, n)...)
+	}
+
+	// start runs a relay for the rest of the spec.
+	start := func(change ...func(*relay.Options)) *runningRelay {
+		GinkgoHelper()
+		o := relay.Options{
+			Store: store, Sink: clickHouse, Registry: registry,
+			Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Linger:       time.Millisecond,
+			PollInterval: 50 * time.Millisecond,
+			FlushTimeout: 10 * time.Second,
+			BackoffMin:   10 * time.Millisecond,
+			BackoffMax:   100 * time.Millisecond,
+		}
+		for _, c := range change {
+			c(&o)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		running := &runningRelay{Relay: relay.New(o), stop: cancel, ended: make(chan error, 1)}
+		go func() {
+			running.ended <- running.Run(ctx)
+			close(running.ended)
+		}()
+		DeferCleanup(func(ctx SpecContext) {
+			cancel()
+			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
+		})
+		return running
+	}
+
+	waiting := func(g Gomega) (events, batches int) {
+		g.Expect(db.Get(&events, "SELECT count(*) FROM outbox_events")).To(Succeed())
+		g.Expect(db.Get(&batches, "SELECT count(*) FROM outbox_batches")).To(Succeed())
+		return events, batches
+	}
+
+	// expectOnce waits until the outbox is empty, and then expects exactly n
+	// events at the sink, each once.
+	expectOnce := func(ctx context.Context, n int) {
+		GinkgoHelper()
+		Eventually(ctx, func(g Gomega) {
+			events, batches := waiting(g)
+			g.Expect(events + batches).To(BeZero())
+		}).WithTimeout(patience).Should(Succeed(), func() string { return string(log.Contents()) })
+		var rows, distinct int
+		Expect(engines.Scan(ctx, target.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log WHERE event_type != 'burned'", &rows, &distinct)).To(Succeed())
+		Expect(rows).To(Equal(n))
+		Expect(distinct).To(Equal(n))
+	}
+
+	deadLetters := func() (causes []string) {
+		GinkgoHelper()
+		Expect(db.Select(&causes, "SELECT error FROM outbox_dead_letters ORDER BY id")).To(Succeed())
+		return causes
+	}
+
+	// batches returns the value of diehard_relay_batches_total.
+	batches := func(result string) int {
+		GinkgoHelper()
+		families, err := registry.Gather()
+		Expect(err).NotTo(HaveOccurred())
+		for _, family := range families {
+			for _, metric := range family.GetMetric() {
+				if family.GetName() == "diehard_relay_batches_total" && metric.GetLabel()[0].GetValue() == result {
+					return int(metric.GetCounter().GetValue())
+				}
+			}
+		}
+		Fail("no batches with the result " + result)
+		return 0
+	}
+
+	// claimAndDie does what a worker does up to its first send, and then loses
+	// the lease, as if it had been killed. during is what it did with the sink.
+	claimAndDie := func(ctx context.Context, during func(lease *outbox.Lease, events *sink.Events)) {
+		GinkgoHelper()
+		_, err := store.Cut(ctx, 0)
+		Expect(err).NotTo(HaveOccurred())
+		lease, err := store.Claim(ctx, 1<<40)
+		Expect(err).NotTo(HaveOccurred())
+		defer lease.Release()
+		events := &sink.Events{}
+		Expect(lease.Read(ctx, func(record outbox.Record) error {
+			events.EventID = append(events.EventID, record.EventID)
+			events.EventType = append(events.EventType, record.EventType)
+			events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
+			events.Environment = append(events.Environment, record.Environment)
+			events.EventContext = append(events.EventContext, record.EventContext)
+			events.MetadataVersion = append(events.MetadataVersion, uint64(record.MetadataVersion))
+			return nil
+		})).To(Succeed())
+		during(lease, events)
+	}
+
+	insert := func(ctx context.Context, token string, events *sink.Events) {
+		GinkgoHelper()
+		Expect(clickHouse.Insert(ctx, sink.Batch{Token: token, Events: events})).To(Succeed())
+	}
+
+	Describe("without faults", func() {
+		It("delivers an event with every column as it was published", func(ctx SpecContext) {
+			start()
+			event := publish(ctx, outbox.Event{
+				EventType: "user_created", MetadataVersion: 3,
+				EventContext: json.RawMessage(`{"name": "Zoë \u0000 \"🧨\""}`),
+			})[0]
+			expectOnce(ctx, 1)
+			var (
+				id, eventType, environment, eventContext string
+				happened                                 time.Time
+				version                                  uint64
+			)
+			Expect(engines.Scan(ctx, target.Native, `SELECT toString(event_id), event_type, event_date_time, environment,
+				event_context, metadata_version FROM event_log`,
+				&id, &eventType, &happened, &environment, &eventContext, &version)).To(Succeed())
+			Expect(id).To(Equal(event.EventID.String()))
+			Expect(eventType).To(Equal("user_created"))
+			Expect(happened).To(BeTemporally("==", event.EventDateTime))
+			Expect(environment).To(Equal("Test"))
+			Expect(eventContext).To(Equal(string(event.EventContext)))
+			Expect(version).To(Equal(uint64(3)))
+		})
+
+		It("delivers many batches with several workers, and asks the sink nothing", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 100})
+			publishMany(ctx, 5_000)
+			start(func(o *relay.Options) { o.Workers = 4 })
+			expectOnce(ctx, 5_000)
+			Expect(batches("settled")).To(Equal(50))
+			Expect(clickHouse.questions.Load()).To(BeZero())
+		})
+
+		It("is woken by a notification, and finds work by polling without", func(ctx SpecContext) {
+			published := make(chan struct{}, 1)
+			start(func(o *relay.Options) { o.Published = published; o.PollInterval = time.Hour })
+			publishMany(ctx, 1)
+			published <- struct{}{}
+			expectOnce(ctx, 1)
+		})
+
+		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
+			large := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxBytes: 64 << 10})
+			publish(ctx, outbox.Event{}, outbox.Event{EventContext: large}, outbox.Event{})
+			start(func(o *relay.Options) { o.MaxBytes = 64 << 10; o.Workers = 3 })
+			expectOnce(ctx, 3)
+		})
+
+		It("shows its figures", func(ctx SpecContext) {
+			start()
+			publishMany(ctx, 7)
+			expectOnce(ctx, 7)
+			Expect(testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP diehard_outbox_backlog_events Events in the outbox; an estimate where more than 10,000 are in no batch yet.
+# TYPE diehard_outbox_backlog_events gauge
+diehard_outbox_backlog_events 0
+# HELP diehard_relay_circuit_open 1 while this relay sends nothing because the sink takes no inserts.
+# TYPE diehard_relay_circuit_open gauge
+diehard_relay_circuit_open 0
+# HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead.
+# TYPE diehard_relay_events_total counter
+diehard_relay_events_total{result="dead"} 0
+diehard_relay_events_total{result="delivered"} 7
+`), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_total")).To(Succeed())
+		})
+	})
+
+	Describe("after a worker that died", func() {
+		It("sends what had not been sent", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(*outbox.Lease, *sink.Events) {})
+			start()
+			expectOnce(ctx, 10)
+			Expect(batches("resolved")).To(Equal(1))
+		})
+
+		It("settles what had arrived, without sending it again", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+				// Under another token: a second send would double every row.
+				insert(ctx, "another-"+lease.Token, events)
+			})
+			start()
+			expectOnce(ctx, 10)
+			Expect(batches("resolved")).To(Equal(1))
+		})
+
+		It("sends only the rest of what had arrived in part", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+				insert(ctx, lease.Token, first(events, 4))
+			})
+			start()
+			expectOnce(ctx, 10)
+			Expect(batches("split")).To(Equal(1))
+		})
+
+		It("gives a batch a new token whose token the sink knows without the rows", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *outbox.Lease, _ *sink.Events) {
+				// Other rows under the token: the sink knows it from now on.
+				insert(ctx, lease.Token, &sink.Events{
+					EventID: []uuid.UUID{uuid.New()}, EventType: []string{"burned"},
+					EventDateTime: []time.Time{time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)},
+					Environment:   []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
+				})
+			})
+			start()
+			expectOnce(ctx, 10)
+			Expect(batches("retokened")).To(Equal(1))
+		})
+
+		It("waits while the dead worker's send is still running at the sink", func(ctx SpecContext) {
+			publishMany(ctx, 3)
+			// The insert takes as long as its view sleeps.
+			engines.Query(ctx, target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
+				SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(1))`)
+			sent := make(chan error, 1)
+			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+				go func() {
+					sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events})
+				}()
+				Eventually(ctx, clickHouse.Running).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
+			})
+			start()
+			expectOnce(ctx, 3)
+			Expect(sent).To(Receive(Not(HaveOccurred())), "the relay settled before the send had ended")
+			Expect(batches("resolved")).To(Equal(1))
+		})
+
+		It("resolves what was cut under another history of PostgreSQL", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
+			// The failover lost the cut: the events are back in no manifest.
+			db.MustExec("DELETE FROM outbox_batches")
+			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
+			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			start()
+			expectOnce(ctx, 10)
+			Expect(log).To(gbytes.Say("resolved before they are sent"))
+		})
+	})
+
+	Describe("with events that the sink refuses", func() {
+		It("keeps an event outside of the sink's range of time as a dead letter, and delivers the others once", func(ctx SpecContext) {
+			publishMany(ctx, 50)
+			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
+				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
+			publishMany(ctx, 50)
+			start()
+			expectOnce(ctx, 100)
+			Expect(deadLetters()).To(ConsistOf(ContainSubstring("2500")))
+		})
+
+		It("splits a batch down to the events that break a constraint of the table", func(ctx SpecContext) {
+			engines.Query(ctx, target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			publishMany(ctx, 30)
+			publish(ctx, outbox.Event{EventType: "poison"})
+			publishMany(ctx, 30)
+			publish(ctx, outbox.Event{EventType: "poison"})
+			start()
+			expectOnce(ctx, 60)
+			Expect(deadLetters()).To(HaveLen(2))
+			Expect(deadLetters()).To(HaveEach(ContainSubstring("no_poison")))
+		})
+	})
+
+	Describe("while the sink takes no inserts", func() {
+		It("waits without burning a batch's sends, says so once, and goes on by itself", func(ctx SpecContext) {
+			running := start()
+			publishMany(ctx, 5)
+			expectOnce(ctx, 5)
+
+			engines.Query(ctx, target.HTTP, "RENAME TABLE event_log TO elsewhere")
+			publishMany(ctx, 5)
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
+			// Many probes later: only the send that found the outage counts.
+			probes := clickHouse.checks.Load()
+			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
+			var sends int
+			Expect(db.Get(&sends, "SELECT coalesce(max(sends), 0) FROM outbox_batches")).To(Succeed())
+			Expect(sends).To(BeNumerically("<=", 1))
+
+			engines.Query(ctx, target.HTTP, "RENAME TABLE elsewhere TO event_log")
+			expectOnce(ctx, 10)
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
+			Expect(strings.Count(string(log.Contents()), "the sink takes no inserts")).To(BeNumerically("<=", 2))
+			Expect(log).To(gbytes.Say("the sink takes inserts again"))
+		})
+
+		It("refuses to start on a table that cannot keep the promise", func(ctx SpecContext) {
+			engines.Query(ctx, target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+			var err error
+			Eventually(ctx, start().ended).WithTimeout(patience).Should(Receive(&err))
+			misconfigured, ok := errors.AsType[*sink.MisconfiguredError](err)
+			Expect(ok).To(BeTrue(), "%v", err)
+			Expect(misconfigured.Remedy).To(ContainSubstring("non_replicated_deduplication_window"))
+		})
+	})
+
+	It("outlives PostgreSQL's connections", func(ctx SpecContext) {
+		running := start()
+		publishMany(ctx, 5)
+		expectOnce(ctx, 5)
+		for round := range 5 {
+			db.MustExec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND pid != pg_backend_pid()`)
+			publishMany(ctx, 5)
+			expectOnce(ctx, 10+5*round)
+		}
+		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
+	})
+
+	It("stops when it is told to, and leaves what it did not begin", func(ctx SpecContext) {
+		engines.Query(ctx, target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
+			SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(0.2))`)
+		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 3})
+		publishMany(ctx, 12)
+		running := start(func(o *relay.Options) { o.Workers = 1 })
+		Eventually(ctx, clickHouse.Running).WithArguments(ctx, anyToken(ctx, db)).WithTimeout(patience).Should(BeTrue())
+		running.stop()
+		Eventually(ctx, running.ended).WithTimeout(patience).Should(Receive(BeNil()))
+
+		var rows, left int
+		Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+		Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
+		Expect(rows).To(BeNumerically(">", 0))
+		Expect(rows+left).To(Equal(12), "what was sent was settled")
+	})
+})
+
+type runningRelay struct {
+	*relay.Relay
+	stop  func()
+	ended chan error // receives what Run returned, and is closed then
+}
+
+// anyToken waits for a batch that has been claimed and returns its token.
+func anyToken(ctx context.Context, db *sqlx.DB) (token string) {
+	GinkgoHelper()
+	Eventually(ctx, func() error {
+		return db.Get(&token, "SELECT token FROM outbox_batches WHERE sends > 0 LIMIT 1")
+	}).WithTimeout(patience).Should(Succeed())
+	return token
+}
+
+// observedSink is the real sink, and counts what it is asked.
+type observedSink struct {
+	*clickhouse.Sink
+	checks, questions atomic.Int32
+}
+
+func (s *observedSink) Check(ctx context.Context) error {
+	s.checks.Add(1)
+	return s.Sink.Check(ctx)
+}
+
+func (s *observedSink) Running(ctx context.Context, token string) (bool, error) {
+	s.questions.Add(1)
+	return s.Sink.Running(ctx, token)
+}
+
+func (s *observedSink) Present(ctx context.Context, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
+	s.questions.Add(1)
+	return s.Sink.Present(ctx, keys)
+}
+
+func openSink(dsn string) *observedSink {
+	GinkgoHelper()
+	opened, err := clickhouse.Open(clickhouse.Options{DSN: dsn})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(opened.Close)
+	return &observedSink{Sink: opened}
+}
+
+// first returns the first n events.
+func first(events *sink.Events, n int) *sink.Events {
+	return &sink.Events{
+		EventID: events.EventID[:n], EventType: events.EventType[:n], EventDateTime: events.EventDateTime[:n],
+		Environment: events.Environment[:n], EventContext: events.EventContext[:n], MetadataVersion: events.MetadataVersion[:n],
+	}
+}
