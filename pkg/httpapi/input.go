@@ -1,0 +1,247 @@
+package httpapi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/labstack/echo/v4"
+
+	"github.com/diehard-outbox/diehard/pkg/users"
+)
+
+// maxValueErrors bounds how many wrong values a problem lists.
+const maxValueErrors = 20
+
+// findings are what is wrong with a request's values: all that can be found at
+// once, not only the first.
+type findings struct {
+	wrong   []valueError
+	refused map[string]bool // by name
+	place   func(name, detail string) valueError
+}
+
+func (f *findings) refuse(name, detail string) {
+	if f.refused == nil {
+		f.refused = make(map[string]bool)
+	}
+	f.refused[name] = true
+	f.wrong = append(f.wrong, f.place(name, detail))
+}
+
+// problem returns the findings as a problem, and nil where there are none. It
+// adds the rules that validate says are broken, but for values that were
+// refused before and had nothing to validate, and the names that nobody knows.
+func (f *findings) problem(validate error, unknown iter.Seq[string], isUnknown string) error {
+	if invalid, ok := errors.AsType[*users.ValidationError](validate); ok {
+		for _, field := range invalid.Fields {
+			if !f.refused[field.Field] {
+				f.refuse(field.Field, field.Reason)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(unknown) {
+		f.refuse(name, isUnknown)
+	}
+	if len(f.wrong) == 0 {
+		return nil
+	}
+	return validationProblem(f.wrong...)
+}
+
+// validationProblem lists the first of what is wrong.
+func validationProblem(wrong ...valueError) error {
+	return &problemError{problem: validationFailed, errors: wrong[:min(len(wrong), maxValueErrors)]}
+}
+
+// object is the JSON object in a request's body, taken apart member by member.
+type object struct {
+	findings
+
+	members map[string]jsontext.Value
+}
+
+// readObject reads the body, which must be one JSON object and nothing else:
+// I-JSON (RFC 7493), that is in UTF-8, without lone surrogates and without a
+// name that comes twice. encoding/json would repair the first two and take the
+// last of the third.
+func (s *Server) readObject(c echo.Context) (*object, error) {
+	if err := checkMediaType(c.Request().Header); err != nil {
+		return nil, err
+	}
+	body, err := s.readBody(c)
+	if err != nil {
+		return nil, err
+	}
+	var members map[string]jsontext.Value
+	err = json.Unmarshal(body, &members)
+	if _, ok := errors.AsType[*json.SemanticError](err); ok { // no object, and not looked at further
+		err = json.Unmarshal(body, new(jsontext.Value))
+	}
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return nil, &problemError{problem: invalidJSON, errors: []valueError{syntaxError(body, e)}}
+	}
+	if err != nil || members == nil {
+		return nil, validationProblem(bodyError("", "must be an object"))
+	}
+	return &object{findings: findings{place: inMember}, members: members}, nil
+}
+
+func checkMediaType(header http.Header) error {
+	mediaType, params, err := mime.ParseMediaType(header.Get(echo.HeaderContentType))
+	charset := cmp.Or(params["charset"], "utf-8")
+	encoding := cmp.Or(header.Get(echo.HeaderContentEncoding), "identity")
+	if err != nil || mediaType != echo.MIMEApplicationJSON ||
+		!strings.EqualFold(charset, "utf-8") || !strings.EqualFold(encoding, "identity") {
+		return &problemError{problem: unsupportedMediaType}
+	}
+	return nil
+}
+
+func (s *Server) readBody(c echo.Context) ([]byte, error) {
+	r, limit := c.Request(), s.options.MaxBodyBytes
+	tooLarge := &problemError{
+		problem: bodyTooLarge,
+		detail:  fmt.Sprintf("The request's body is larger than %d bytes", limit),
+	}
+	if r.ContentLength > limit {
+		return nil, tooLarge
+	}
+	// Closes the connection where a body without a length goes over the limit.
+	body, err := io.ReadAll(http.MaxBytesReader(c.Response().Writer, r.Body, limit))
+	if err == nil {
+		return body, nil
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, tooLarge
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(context.Cause(r.Context()), errRequestTimeout) {
+		return nil, &problemError{problem: requestTimeout}
+	}
+	return nil, &problemError{problem: malformedRequest, detail: "The request's body ended early or is not framed as HTTP asks"}
+}
+
+func syntaxError(body []byte, e *jsontext.SyntacticError) valueError {
+	pointer := string(e.JSONPointer)
+	switch {
+	case len(strings.TrimSpace(string(body))) == 0:
+		return bodyError(pointer, "the body is empty")
+	case errors.Is(e, jsontext.ErrDuplicateName):
+		return bodyError(pointer, "the object has this name more than once")
+	case errors.Is(e, io.ErrUnexpectedEOF):
+		return bodyError(pointer, "the body ends within a value")
+	}
+	reason := strings.TrimPrefix(e.Err.Error(), "jsontext: ")
+	return bodyError(pointer, fmt.Sprintf("%s, at or after byte %d", reason, e.ByteOffset))
+}
+
+func bodyError(pointer, detail string) valueError {
+	return valueError{Pointer: &pointer, Detail: detail}
+}
+
+// requiredString takes the member out of the object.
+func (o *object) requiredString(name string) string {
+	if _, ok := o.members[name]; !ok {
+		o.refuse(name, "is required")
+		return ""
+	}
+	return o.optionalString(name)
+}
+
+// optionalString takes the member out of the object; it is empty where it is
+// left out. null is no string.
+func (o *object) optionalString(name string) string {
+	value, ok := o.members[name]
+	if !ok {
+		return ""
+	}
+	delete(o.members, name)
+	if value.Kind() != '"' {
+		o.refuse(name, "must be a string")
+		return ""
+	}
+	var text string
+	if err := json.Unmarshal(value, &text); err != nil { // unreachable: it was parsed before
+		o.refuse(name, "must be a string")
+	}
+	return text
+}
+
+// check returns the problem with the object, if any: validate tells which rules
+// its values break, and members that nobody took are not known.
+func (o *object) check(validate error) error {
+	return o.problem(validate, maps.Keys(o.members), "is not a known field")
+}
+
+func inMember(name, detail string) valueError {
+	return bodyError(string(jsontext.Pointer("").AppendToken(name)), detail)
+}
+
+// query is a request's query, taken apart like a body.
+type query struct {
+	findings
+
+	values url.Values
+}
+
+func readQuery(c echo.Context) (*query, error) {
+	values, err := url.ParseQuery(c.Request().URL.RawQuery)
+	if err != nil {
+		return nil, &problemError{problem: malformedRequest, detail: "The query is not percent-encoded as it has to be"}
+	}
+	return &query{findings: findings{place: inParameter}, values: values}, nil
+}
+
+// text takes the parameter out of the query; it is empty where it is left out.
+func (q *query) text(name string) string {
+	values := q.values[name]
+	delete(q.values, name)
+	switch len(values) {
+	case 0:
+		return ""
+	case 1:
+		return values[0]
+	default:
+		q.refuse(name, "must not be given more than once")
+		return ""
+	}
+}
+
+// integer takes the parameter out of the query; it is fallback where it is
+// left out or empty.
+func (q *query) integer(name string, fallback int) int {
+	text := q.text(name)
+	if text == "" {
+		return fallback
+	}
+	value, err := strconv.Atoi(text)
+	if err != nil {
+		q.refuse(name, "must be a whole number")
+		return fallback
+	}
+	return value
+}
+
+// check returns the problem with the query, if any. A parameter that nobody took
+// is one: a filter that is misspelt must not select everything.
+func (q *query) check(validate error) error {
+	return q.problem(validate, maps.Keys(q.values), "is not a known parameter")
+}
+
+func inParameter(name, detail string) valueError {
+	// Percent-encoding can hide what JSON cannot hold.
+	return valueError{Parameter: strings.ToValidUTF8(name, "\uFFFD"), Detail: detail}
+}

@@ -1,0 +1,270 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/getsentry/sentry-go"
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// request is what is known about a request beside its content.
+type request struct {
+	// id names it in the answer, in logs and in problems.
+	id string
+	// traceparent is the W3C trace context that an event joins, or empty.
+	traceparent string
+	// problem is the slug of the problem that it was answered with, or empty.
+	problem string
+}
+
+const requestKey = "diehard.request"
+
+// requestOf returns the request that identify has set.
+func requestOf(c echo.Context) *request {
+	r, ok := c.Get(requestKey).(*request)
+	if !ok { // unreachable: identify runs first
+		return &request{}
+	}
+	return r
+}
+
+// identify gives the request its id, takes up its trace context, and sets the
+// headers that every answer has.
+func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := &request{
+			id:          requestID(c.Request().Header.Get(echo.HeaderXRequestID)),
+			traceparent: parseTraceparent(c.Request().Header.Values(sentry.TraceparentHeader)),
+		}
+		c.Set(requestKey, r)
+		header := c.Response().Header()
+		header.Set(echo.HeaderXRequestID, r.id)
+		header.Set(echo.HeaderXContentTypeOptions, "nosniff")
+		header.Set(echo.HeaderCacheControl, "no-store") // answers hold personal data
+		return next(c)
+	}
+}
+
+// requestIDPattern keeps ids short, and free of what would need quoting
+// wherever they are pasted.
+var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
+
+// requestID returns the client's id where it is sane, and a new one otherwise.
+func requestID(given string) string {
+	if requestIDPattern.MatchString(given) {
+		return given
+	}
+	id, err := uuid.NewV7()
+	if err != nil { // crypto/rand does not fail since Go 1.24
+		return ""
+	}
+	return id.String()
+}
+
+var traceparentPattern = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
+
+// parseTraceparent returns the header's value in version 00, or an empty
+// string where it is missing or breaks the rules of W3C Trace Context, section
+// 3.2.2. Of a later version the known part is taken, as section 3.2.4 says.
+func parseTraceparent(values []string) string {
+	if len(values) != 1 {
+		return ""
+	}
+	parts := traceparentPattern.FindStringSubmatch(values[0])
+	if parts == nil {
+		return ""
+	}
+	version, trace, parent, flags, rest := parts[1], parts[2], parts[3], parts[4], parts[5]
+	if version == "ff" || version == "00" && rest != "" ||
+		strings.Trim(trace, "0") == "" || strings.Trim(parent, "0") == "" {
+		return ""
+	}
+	return "00-" + trace + "-" + parent + "-" + flags
+}
+
+// The label of routes that do not exist, and of methods that HTTP does not
+// define: what clients make up must not make time series.
+const (
+	unmatchedRoute = "unmatched"
+	otherMethod    = "other"
+)
+
+func routeOf(c echo.Context) string {
+	if path := c.Path(); path != "" {
+		return path
+	}
+	return unmatchedRoute
+}
+
+func methodOf(c echo.Context) string {
+	switch method := c.Request().Method; method {
+	case http.MethodConnect, http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodOptions,
+		http.MethodPatch, http.MethodPost, http.MethodPut, http.MethodTrace:
+		return method
+	default:
+		return otherMethod
+	}
+}
+
+func newRequestHistogram(registerer prometheus.Registerer) *prometheus.HistogramVec {
+	return promauto.With(registerer).NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "diehard_http_request_seconds",
+		Help:    "Time from a request's headers to the end of its answer.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+	}, []string{"route", "method", "status"})
+}
+
+// observe measures the request and writes its line into the log. Neither holds
+// the path or the query, where e-mail addresses are.
+func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		start := time.Now()
+		err := next(c)
+		duration, status := time.Since(start), c.Response().Status
+		route, method, r := routeOf(c), methodOf(c), requestOf(c)
+		s.requests.WithLabelValues(route, method, strconv.Itoa(status)).Observe(duration.Seconds())
+
+		attrs := []slog.Attr{
+			slog.String("method", method),
+			slog.String("route", route),
+			slog.Int("status", status),
+			slog.Duration("duration", duration),
+			slog.String("request_id", r.id),
+		}
+		if r.problem != "" {
+			attrs = append(attrs, slog.String("problem", r.problem))
+		}
+		if r.traceparent != "" {
+			attrs = append(attrs, traceID(r.traceparent))
+		}
+		s.log.LogAttrs(c.Request().Context(), slog.LevelInfo, "request", attrs...)
+		return err
+	}
+}
+
+// traceID returns the log's attribute for a valid traceparent.
+func traceID(traceparent string) slog.Attr {
+	return slog.String("trace_id", strings.Split(traceparent, "-")[1])
+}
+
+// trace makes the request a Sentry transaction, where Sentry is on, and has
+// the event join it; otherwise the client's trace context goes to the event as
+// it came. The transaction continues the client's trace but not its sampling
+// decision: that costs the operator money and is the operator's.
+//
+// Nothing of the request is attached but what is set here: its path, query,
+// headers and body hold personal data and keys.
+func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if !sentry.CurrentHub().Client().IsEnabled() {
+			return next(c)
+		}
+		hub := sentry.CurrentHub().Clone()
+		r, name := requestOf(c), methodOf(c)+" "+routeOf(c)
+		hub.Scope().SetTag("request_id", r.id)
+		hub.Scope().SetTag("route", name)
+		ctx := sentry.SetHubOnContext(c.Request().Context(), hub)
+		transaction := sentry.StartTransaction(ctx, name,
+			sentry.ContinueTrace(hub, sentryTrace(r.traceparent), ""),
+			sentry.WithOpName("http.server"),
+			sentry.WithTransactionSource(sentry.SourceRoute),
+		)
+		r.traceparent = transaction.ToTraceparent()
+		c.SetRequest(c.Request().WithContext(transaction.Context()))
+
+		err := next(c)
+
+		status := c.Response().Status
+		transaction.Status = sentry.HTTPtoSpanStatus(status)
+		transaction.SetData("http.request.method", methodOf(c))
+		transaction.SetData("http.response.status_code", status)
+		transaction.Finish()
+		return err
+	}
+}
+
+// sentryTrace returns the traceparent in the form of Sentry's own header, the
+// sampling decision left open.
+func sentryTrace(traceparent string) string {
+	if traceparent == "" {
+		return ""
+	}
+	return traceparent[len("00-") : len(traceparent)-len("-00")]
+}
+
+// errRequestTimeout is the cause of a request's context that ran out of time.
+var errRequestTimeout = errors.New("the request took too long")
+
+// limitTime sets the request's deadline, and answers errors while the context
+// still tells why.
+func (s *Server) limitTime(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		ctx, cancel := context.WithTimeoutCause(c.Request().Context(), s.options.RequestTimeout, errRequestTimeout)
+		defer cancel()
+		c.SetRequest(c.Request().WithContext(ctx))
+		if err := next(c); err != nil {
+			c.Error(err)
+		}
+		return nil
+	}
+}
+
+// recoverPanics turns a panic into an error. The request fails, the process
+// goes on.
+func (s *Server) recoverPanics(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if value := recover(); value != nil {
+				err = newPanicError(value)
+			}
+		}()
+		return next(c)
+	}
+}
+
+// panicError is a panic that a handler ended with. It does not unwrap to the
+// panic's value: an error that was thrown and not returned is a bug, whatever
+// it says.
+type panicError struct {
+	value any
+	pcs   []uintptr
+}
+
+const maxStackFrames = 64
+
+func newPanicError(value any) *panicError {
+	pcs := make([]uintptr, maxStackFrames)
+	// Past Callers, this function and the deferred one.
+	return &panicError{value: value, pcs: pcs[:runtime.Callers(3, pcs)]}
+}
+
+// Error implements error.
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// StackTrace is where Sentry looks for an error's stack.
+func (e *panicError) StackTrace() []uintptr { return e.pcs }
+
+// stack returns the stack as text, a frame a line.
+func (e *panicError) stack() string {
+	var b strings.Builder
+	frames := runtime.CallersFrames(e.pcs)
+	for {
+		frame, more := frames.Next()
+		fmt.Fprintf(&b, "%s %s:%d\n", frame.Function, frame.File, frame.Line)
+		if !more {
+			return b.String()
+		}
+	}
+}

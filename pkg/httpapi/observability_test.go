@@ -1,0 +1,195 @@
+package httpapi_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/getsentry/sentry-go"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+)
+
+const (
+	traceID     = "0af7651916cd43dd8448eb211c80319c"
+	parentID    = "b7ad6b7169203331"
+	traceparent = "00-" + traceID + "-" + parentID + "-01"
+)
+
+// measured returns the series of the request histogram, as
+// route method status: observations.
+func measured(registry *prometheus.Registry) map[string]uint64 {
+	GinkgoHelper()
+	families, err := registry.Gather()
+	Expect(err).NotTo(HaveOccurred())
+	series := make(map[string]uint64)
+	for _, family := range families {
+		if family.GetName() != "diehard_http_request_seconds" {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			labels := make(map[string]string)
+			for _, label := range metric.GetLabel() {
+				labels[label.GetName()] = label.GetValue()
+			}
+			series[fmt.Sprintf("%s %s %s", labels["route"], labels["method"], labels["status"])] = observations(metric)
+		}
+	}
+	return series
+}
+
+func observations(metric *dto.Metric) uint64 { return metric.GetHistogram().GetSampleCount() }
+
+// eventTraceparents returns what the events of the outbox carry.
+func eventTraceparents(ctx context.Context) []string {
+	GinkgoHelper()
+	var values []string
+	Expect(db.SelectContext(ctx, &values, "SELECT coalesce(traceparent, '') FROM outbox_events")).To(Succeed())
+	return values
+}
+
+var _ = Describe("A request", func() {
+	Describe("has an id", func() {
+		DescribeTable("of the client's, where it is sane",
+			func(ctx SpecContext, id string, taken bool) {
+				api := start(ctx)
+				got := api.get(ctx, "/v1/users", "X-Request-ID: "+id).header.Get("X-Request-ID")
+				if taken {
+					Expect(got).To(Equal(id))
+				} else {
+					Expect(got).To(MatchRegexp(uuidPattern))
+				}
+				Eventually(ctx, api.log).Should(gbytes.Say(`"request_id":"` + got + `"`))
+			},
+			Entry("a UUID", "0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11", true),
+			Entry("an X-Amzn-Trace-Id", "Root=1-67891233-abcdef012345678912345678", true),
+			Entry("128 characters", strings.Repeat("a", 128), true),
+			Entry("129 characters", strings.Repeat("a", 129), false),
+			Entry("an empty one", "", false),
+			Entry("one with quotes", `a"b`, false),
+			Entry("one with a space", "a b", false),
+			Entry("one that is not ASCII", "ä", false),
+		)
+
+		It("of its own otherwise", func(ctx SpecContext) {
+			api := start(ctx)
+			first, second := api.get(ctx, "/nowhere"), api.get(ctx, "/nowhere")
+			Expect(first.header.Get("X-Request-ID")).NotTo(Equal(second.header.Get("X-Request-ID")))
+		})
+	})
+
+	DescribeTable("has the event carry its trace context on",
+		func(ctx SpecContext, given, want string) {
+			api := start(ctx)
+			Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+given).status).To(Equal(http.StatusCreated))
+			Expect(eventTraceparents(ctx)).To(Equal([]string{want}))
+			if want != "" {
+				Eventually(ctx, api.log).Should(gbytes.Say(`"trace_id":"` + traceID + `"`))
+			}
+		},
+		Entry("as it is", traceparent, traceparent),
+		Entry("not sampled", "00-"+traceID+"-"+parentID+"-00", "00-"+traceID+"-"+parentID+"-00"),
+		Entry("of a later version, as far as it is known", "cc-"+traceID+"-"+parentID+"-01-what-else", traceparent),
+		Entry("not where the version is invalid", "ff-"+traceID+"-"+parentID+"-01", ""),
+		Entry("not where version 00 goes on", traceparent+"-more", ""),
+		Entry("not where the trace is all zeros", "00-"+strings.Repeat("0", 32)+"-"+parentID+"-01", ""),
+		Entry("not where the parent is all zeros", "00-"+traceID+"-"+strings.Repeat("0", 16)+"-01", ""),
+		Entry("not in capitals", strings.ToUpper(traceparent), ""),
+		Entry("not cut short", traceparent[:50], ""),
+		Entry("not where there is none", "", ""),
+	)
+
+	It("is measured by its route, and what clients make up shares a label", func(ctx SpecContext) {
+		api := start(ctx)
+		api.create(ctx, `{"email":"ada@example.com"}`)
+		api.create(ctx, `{"email":"ada@example.com"}`)
+		api.get(ctx, "/v1/users/1")
+		api.get(ctx, "/v1/users/2")
+		api.get(ctx, "/a")
+		api.get(ctx, "/b")
+		api.do(ctx, "FROB", "/v1/users", nil)
+		api.do(ctx, "FRAB", "/v1/users", nil)
+		Eventually(ctx, measured).WithArguments(api.registry).Should(Equal(map[string]uint64{
+			"/v1/users POST 201":    1,
+			"/v1/users POST 409":    1,
+			"/v1/users/:id GET 404": 2,
+			"unmatched GET 404":     2,
+			"/v1/users other 405":   2,
+		}))
+	})
+
+	It("has one line in the log, without personal data", func(ctx SpecContext) {
+		api := start(ctx)
+		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
+		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
+		api.get(ctx, "/v1/users?email=ada@example.com")
+		api.get(ctx, "/ada@example.com")
+		Eventually(ctx, api.log).Should(gbytes.Say(`"level":"INFO","msg":"request","method":"POST","route":"/v1/users","status":201,"duration":[0-9.e-]+,"request_id":"[^"]+"}`))
+		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"POST","route":"/v1/users","status":409,.*"problem":"email-taken"`))
+		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"GET","route":"/v1/users","status":200`))
+		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"GET","route":"unmatched","status":404`))
+		Expect(string(api.log.Contents())).NotTo(Or(ContainSubstring("example.com"), ContainSubstring("Augusta")))
+	})
+
+	Describe("with Sentry on", func() {
+		var transport *sentry.MockTransport
+
+		BeforeEach(func() {
+			transport = &sentry.MockTransport{}
+			client, err := sentry.NewClient(sentry.ClientOptions{
+				Dsn:              "http://key@127.0.0.1:1/1",
+				Transport:        transport,
+				EnableTracing:    true,
+				TracesSampleRate: 1,
+			})
+			Expect(err).NotTo(HaveOccurred())
+			before := sentry.CurrentHub().Client()
+			sentry.CurrentHub().BindClient(client)
+			DeferCleanup(func() { sentry.CurrentHub().BindClient(before) })
+		})
+
+		It("is a transaction that continues the client's trace, and the event joins it", func(ctx SpecContext) {
+			api := start(ctx)
+			Expect(api.create(ctx, `{"email":"ada@example.com"}`,
+				"Traceparent: 00-"+traceID+"-"+parentID+"-00").status).To(Equal(http.StatusCreated))
+			Eventually(ctx, transport.Events).Should(HaveLen(1))
+			event := transport.Events()[0]
+			Expect(event.Transaction).To(Equal("POST /v1/users"))
+			Expect(event.TransactionInfo.Source).To(Equal(sentry.SourceRoute))
+			trace := event.Contexts["trace"]
+			Expect(fmt.Sprint(trace["trace_id"])).To(Equal(traceID))
+			Expect(fmt.Sprint(trace["parent_span_id"])).To(Equal(parentID))
+			Expect(trace["op"]).To(Equal("http.server"))
+			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", traceID, trace["span_id"])}))
+			Expect(event.Tags).To(HaveKey("request_id"))
+			Expect(event.Request).To(BeNil(), "its URL, headers and body hold personal data")
+		})
+
+		It("begins a trace where the client has none", func(ctx SpecContext) {
+			start(ctx).create(ctx, `{"email":"ada@example.com"}`)
+			Eventually(ctx, transport.Events).Should(HaveLen(1))
+			trace := transport.Events()[0].Contexts["trace"]
+			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", trace["trace_id"], trace["span_id"])}))
+		})
+
+		It("has a fault of the server logged once, as an error of its own scope", func(ctx SpecContext) {
+			api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
+			failed := api.get(ctx, "/v1/users")
+			expectProblem(failed, http.StatusInternalServerError, "internal-error")
+			Eventually(ctx, transport.Events).Should(HaveLen(2)) // the error and the transaction
+			reported := transport.Events()[0]
+			Expect(reported.Exception).To(HaveLen(1))
+			Expect(reported.Exception[0].Value).To(ContainSubstring("nil pointer"))
+			Expect(reported.Exception[0].Stacktrace.Frames).To(ContainElement(HaveField("Function", "(*Service).List")))
+			Expect(reported.Tags).To(HaveKeyWithValue("request_id", failed.header.Get("X-Request-ID")))
+			Expect(fmt.Sprint(reported.Contexts["trace"]["trace_id"])).
+				To(Equal(fmt.Sprint(transport.Events()[1].Contexts["trace"]["trace_id"])))
+		})
+	})
+})

@@ -1,0 +1,177 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+var _ = Describe("Problems", func() {
+	DescribeTable("tell of a path that is not there",
+		func(ctx SpecContext, path string) {
+			expectProblem(start(ctx).get(ctx, path), http.StatusNotFound, "not-found")
+		},
+		Entry("at the root", "/"),
+		Entry("below it", "/v1/"),
+		Entry("with a slash too many", "/v1/users/"),
+		Entry("in another case", "/v1/Users"),
+		Entry("with a slash that is encoded", "/v1%2Fusers"),
+	)
+
+	DescribeTable("tell of a method that a path does not have, and which it has",
+		func(ctx SpecContext, method, path string, allow ...any) {
+			refused := start(ctx).do(ctx, method, path, nil)
+			expectProblem(refused, http.StatusMethodNotAllowed, "method-not-allowed")
+			Expect(strings.Split(refused.header.Get("Allow"), ", ")).To(ConsistOf(allow...))
+		},
+		Entry("DELETE", http.MethodDelete, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
+		Entry("POST to a user", http.MethodPost, "/v1/users/1", "OPTIONS", "GET", "HEAD"),
+		Entry("one that HTTP does not know", "FROB", "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
+		Entry("TRACE", http.MethodTrace, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
+	)
+
+	It("do not come for OPTIONS, which tells the methods", func(ctx SpecContext) {
+		options := start(ctx).do(ctx, http.MethodOptions, "/v1/users", nil)
+		Expect(options.status).To(Equal(http.StatusNoContent))
+		Expect(strings.Split(options.header.Get("Allow"), ", ")).To(ConsistOf("OPTIONS", "GET", "HEAD", "POST"))
+	})
+
+	It("hide what a panic says, and the server goes on", func(ctx SpecContext) {
+		api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
+		for range 2 {
+			problem := expectProblem(api.create(ctx, `{"email":"ada@example.com"}`),
+				http.StatusInternalServerError, "internal-error")
+			Expect(problem["detail"]).NotTo(ContainSubstring("nil"))
+			Eventually(ctx, api.log).Should(gbytes.Say(
+				`"level":"ERROR","msg":"request failed","err":"panic: runtime error: invalid memory address.*` +
+					`"request_id":"` + problem["request_id"].(string) + `","stack":"[^"]*users.\(\*Service\).Create`))
+		}
+	})
+
+	It("hide what the database says", func(ctx SpecContext) {
+		_, err := db.ExecContext(ctx, "ALTER TABLE users RENAME TO hidden")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func(ctx SpecContext) {
+			_, err := db.ExecContext(ctx, "ALTER TABLE hidden RENAME TO users")
+			Expect(err).NotTo(HaveOccurred())
+		})
+		api := start(ctx)
+		failed := api.get(ctx, "/v1/users")
+		expectProblem(failed, http.StatusInternalServerError, "internal-error")
+		Expect(failed.body).NotTo(ContainSubstring("relation"))
+		Eventually(ctx, api.log).Should(gbytes.Say(`"err":"list users: .*relation`))
+	})
+
+	Describe("of a request that takes too long", func() {
+		It("say so, and PostgreSQL gives it up too", func(ctx SpecContext) {
+			release := lockUsers(ctx)
+			api := start(ctx, func(o *httpapi.Options) { o.RequestTimeout = 100 * time.Millisecond })
+			late := api.create(ctx, `{"email":"ada@example.com"}`)
+			expectProblem(late, http.StatusGatewayTimeout, "timeout")
+			Expect(late.header.Get("Retry-After")).To(Equal("1"))
+			expectProblem(api.get(ctx, "/v1/users"), http.StatusGatewayTimeout, "timeout")
+			Eventually(ctx, waitingForLock).WithArguments(ctx).Should(BeZero())
+			release()
+			Expect(count(ctx, "users")).To(BeZero())
+			Expect(count(ctx, "outbox_events")).To(BeZero())
+		})
+
+		It("say so where its body is slow, and close the connection", func(ctx SpecContext) {
+			api := start(ctx, func(o *httpapi.Options) { o.ReadTimeout = 100 * time.Millisecond })
+			connection, err := net.Dial("tcp", api.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(connection.Close)
+			fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{")
+			Eventually(ctx, gbytes.BufferReader(connection)).Should(gbytes.Say(`HTTP/1.1 408 Request Timeout\r\n(?s:.*)#request-timeout`))
+			Eventually(ctx, func() error { _, err := connection.Write([]byte{' '}); return err }).Should(HaveOccurred())
+		})
+
+		It("do not reach a client that is slow with its headers", func(ctx SpecContext) {
+			api := start(ctx, func(o *httpapi.Options) { o.ReadHeaderTimeout = 100 * time.Millisecond })
+			connection, err := net.Dial("tcp", api.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(connection.Close)
+			fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: ")
+			Eventually(ctx, func() error { _, err := bufio.NewReader(connection).ReadByte(); return err }).Should(HaveOccurred())
+		})
+	})
+
+	It("tell of a body that ends early", func(ctx SpecContext) {
+		api := start(ctx)
+		connection, err := net.Dial("tcp", api.Addr())
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(connection.Close)
+		fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n")
+		Eventually(ctx, gbytes.BufferReader(connection)).Should(gbytes.Say(`HTTP/1.1 400 Bad Request\r\n(?s:.*)#malformed-request`))
+	})
+
+	It("are none of the server's where the client has gone", func(ctx SpecContext) {
+		lockUsers(ctx)
+		api := start(ctx)
+		connection, err := net.Dial("tcp", api.Addr())
+		Expect(err).NotTo(HaveOccurred())
+		fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\n\r\n")
+		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
+		Expect(connection.Close()).To(Succeed())
+		Eventually(ctx, api.log).Should(gbytes.Say(`"msg":"request".*"status":499`))
+		Expect(string(api.log.Contents())).NotTo(ContainSubstring("ERROR"))
+		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(BeZero())
+	})
+
+	Describe("of the database", func() {
+		It("come at once while it is down, and end when it is back", func(ctx SpecContext) {
+			own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(own.Stop)
+			dsn, err := own.CreateDatabase(ctx, "down")
+			Expect(err).NotTo(HaveOccurred())
+			ownDB := openMigrated(ctx, dsn)
+			DeferCleanup(ownDB.Close)
+			api := start(ctx, func(o *httpapi.Options) {
+				o.Users = newUsers(ownDB)
+				// An answer that waits for the timeout would be another problem.
+				o.RequestTimeout = time.Minute
+			})
+			Expect(api.create(ctx, `{"email":"a@example.com"}`).status).To(Equal(http.StatusCreated))
+
+			Expect(own.Kill()).To(Succeed())
+			for range 3 {
+				down := api.create(ctx, `{"email":"b@example.com"}`)
+				expectProblem(down, http.StatusServiceUnavailable, "unavailable")
+				Expect(down.header.Get("Retry-After")).To(Equal("1"))
+				expectProblem(api.get(ctx, "/v1/users"), http.StatusServiceUnavailable, "unavailable")
+			}
+
+			Expect(own.Start(ctx)).To(Succeed())
+			Eventually(ctx, func() int { return api.create(ctx, `{"email":"b@example.com"}`).status }).
+				Should(Equal(http.StatusCreated))
+		})
+
+		It("do not claim to know what became of a commit that was cut off", func(ctx SpecContext) {
+			// The server ends the session in the middle of the commit.
+			_, err := db.ExecContext(ctx, `
+				CREATE FUNCTION cut_off() RETURNS trigger LANGUAGE plpgsql AS
+					$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+				CREATE CONSTRAINT TRIGGER cut_off AFTER INSERT ON users
+					DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION cut_off()`)
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(func(ctx SpecContext) {
+				_, err := db.ExecContext(ctx, "DROP FUNCTION cut_off CASCADE")
+				Expect(err).NotTo(HaveOccurred())
+			})
+			unknown := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
+			expectProblem(unknown, http.StatusServiceUnavailable, "outcome-unknown")
+			Expect(unknown.header.Get("Retry-After")).To(Equal("1"))
+		})
+	})
+})

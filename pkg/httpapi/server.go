@@ -1,0 +1,169 @@
+// Package httpapi is Diehard's HTTP API. It translates between HTTP and the
+// use cases and knows no SQL.
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/labstack/gommon/log"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/diehard-outbox/diehard/pkg/users"
+)
+
+// What Options leave out.
+const (
+	DefaultAddr              = "127.0.0.1:8080"
+	DefaultMaxBodyBytes      = 1 << 20
+	DefaultReadHeaderTimeout = 5 * time.Second
+	DefaultReadTimeout       = 10 * time.Second
+	DefaultRequestTimeout    = 15 * time.Second
+	DefaultWriteTimeout      = 20 * time.Second
+	DefaultIdleTimeout       = 2 * time.Minute
+	DefaultShutdownTimeout   = 20 * time.Second
+)
+
+// maxHeaderBytes bounds a request's line and headers.
+const maxHeaderBytes = 64 << 10
+
+// Options configure a Server. Users and Log are required.
+type Options struct {
+	// Addr is host:port to listen on; port 0 takes a free one.
+	Addr string
+	// Users are the use cases behind /v1/users.
+	Users *users.Service
+	Log   *slog.Logger
+	// Registerer takes the metrics; nil is none.
+	Registerer prometheus.Registerer
+
+	// MaxBodyBytes bounds a request's body.
+	MaxBodyBytes int64
+
+	// ReadHeaderTimeout bounds the time in which a request's headers arrive,
+	// ReadTimeout headers and body: a slow client is cut off, and holds
+	// nothing but its connection until then.
+	ReadHeaderTimeout, ReadTimeout time.Duration
+	// RequestTimeout bounds the handling of a request, from the end of its
+	// headers on. It reaches PostgreSQL as a cancellation.
+	RequestTimeout time.Duration
+	// WriteTimeout bounds the time from the end of the headers to the end of
+	// the answer. It has to be longer than RequestTimeout: once it is over, the
+	// connection closes without an answer.
+	WriteTimeout time.Duration
+	// IdleTimeout is how long a connection is kept for a next request.
+	IdleTimeout time.Duration
+	// ShutdownTimeout is how long Run waits for requests in flight when it is
+	// told to stop.
+	ShutdownTimeout time.Duration
+}
+
+func (o *Options) setDefaults() {
+	setDefault(&o.Addr, DefaultAddr)
+	setDefault(&o.MaxBodyBytes, DefaultMaxBodyBytes)
+	setDefault(&o.ReadHeaderTimeout, DefaultReadHeaderTimeout)
+	setDefault(&o.ReadTimeout, DefaultReadTimeout)
+	setDefault(&o.RequestTimeout, DefaultRequestTimeout)
+	setDefault(&o.WriteTimeout, DefaultWriteTimeout)
+	setDefault(&o.IdleTimeout, DefaultIdleTimeout)
+	setDefault(&o.ShutdownTimeout, DefaultShutdownTimeout)
+}
+
+func setDefault[T comparable](option *T, value T) {
+	var zero T
+	if *option == zero {
+		*option = value
+	}
+}
+
+// Server serves the API.
+type Server struct {
+	options  Options
+	users    *users.Service
+	log      *slog.Logger
+	requests *prometheus.HistogramVec
+	echo     *echo.Echo
+	addr     atomic.Value // string, once it listens
+}
+
+// New returns a Server that does not listen yet. It panics where the
+// registerer has the server's metrics already.
+func New(o Options) *Server {
+	o.setDefaults()
+	s := &Server{
+		options:  o,
+		users:    o.Users,
+		log:      o.Log,
+		requests: newRequestHistogram(o.Registerer),
+		echo:     echo.New(),
+	}
+	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
+	s.echo.HTTPErrorHandler = s.answerError
+	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
+
+	s.echo.POST("/v1/users", s.createUser)
+	s.get("/v1/users", s.listUsers)
+	s.get("/v1/users/:id", s.getUser)
+	return s
+}
+
+// get registers the handler for HEAD too; net/http leaves the body out.
+func (s *Server) get(path string, handler echo.HandlerFunc) {
+	s.echo.GET(path, handler)
+	s.echo.HEAD(path, handler)
+}
+
+// Addr returns the host:port that the server listens on, or an empty string
+// before Run listens.
+func (s *Server) Addr() string {
+	addr, _ := s.addr.Load().(string)
+	return addr
+}
+
+// Run listens and serves until ctx is canceled. Then it accepts no more
+// connections, finishes the requests in flight within ShutdownTimeout, cuts
+// off what is left, and returns: nil where all were finished. Any other error
+// means that it could not listen or serve. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.Addr)
+	if err != nil {
+		return fmt.Errorf("listen for HTTP: %w", err)
+	}
+	s.addr.Store(listener.Addr().String())
+	s.log.InfoContext(ctx, "HTTP API listens", "addr", s.Addr())
+
+	// Requests outlive ctx, to be finished, but not Run.
+	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutOff()
+	server := &http.Server{
+		Handler:           s.echo,
+		BaseContext:       func(net.Listener) context.Context { return requests },
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		MaxHeaderBytes:    maxHeaderBytes,
+		ReadHeaderTimeout: s.options.ReadHeaderTimeout,
+		ReadTimeout:       s.options.ReadTimeout,
+		WriteTimeout:      s.options.WriteTimeout,
+		IdleTimeout:       s.options.IdleTimeout,
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+
+	deadline, cancel := context.WithTimeout(requests, s.options.ShutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(deadline); err != nil {
+		_ = server.Close()
+		return fmt.Errorf("finish the HTTP requests in flight within %s: %w", s.options.ShutdownTimeout, err)
+	}
+	return nil
+}

@@ -1,0 +1,239 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
+	"github.com/diehard-outbox/diehard/pkg/users"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+func TestHTTPAPI(t *testing.T) {
+	RegisterFailHandler(Fail)
+	EnforceDefaultTimeoutsWhenUsingContexts()
+	SetDefaultEventuallyTimeout(10 * time.Second)
+	RunSpecs(t, "httpapi")
+}
+
+var (
+	server *devstack.Postgres // in the first process only
+	db     *sqlx.DB           // this process's database
+)
+
+// One server for all processes, a database for each.
+var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
+	var err error
+	server, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{})
+	Expect(err).NotTo(HaveOccurred())
+	config, _ := GinkgoConfiguration()
+	var dsns []string
+	for process := range config.ParallelTotal {
+		dsn, err := server.CreateDatabase(ctx, fmt.Sprintf("httpapi_%d", process+1))
+		Expect(err).NotTo(HaveOccurred())
+		dsns = append(dsns, dsn)
+	}
+	encoded, err := json.Marshal(dsns)
+	Expect(err).NotTo(HaveOccurred())
+	return encoded
+}, func(ctx SpecContext, encoded []byte) {
+	var dsns []string
+	Expect(json.Unmarshal(encoded, &dsns)).To(Succeed())
+	db = openMigrated(ctx, dsns[GinkgoParallelProcess()-1])
+})
+
+var _ = SynchronizedAfterSuite(func() {
+	if db != nil {
+		Expect(db.Close()).To(Succeed())
+	}
+}, func() {
+	if server != nil {
+		Expect(server.Stop()).To(Succeed())
+	}
+})
+
+var _ = BeforeEach(func(ctx SpecContext) {
+	_, err := db.ExecContext(ctx, "TRUNCATE users, outbox_events")
+	Expect(err).NotTo(HaveOccurred())
+})
+
+func openMigrated(ctx context.Context, dsn string) *sqlx.DB {
+	GinkgoHelper()
+	opened, err := postgres.Open(postgres.Options{DSN: dsn, MaxOpenConns: 16})
+	Expect(err).NotTo(HaveOccurred())
+	Expect(postgres.Migrate(ctx, opened.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+	return opened
+}
+
+func newUsers(db *sqlx.DB) *users.Service {
+	return users.NewService(users.Options{DB: db, Publisher: outbox.NewPublisher(outbox.PublisherOptions{})})
+}
+
+// api is a server that runs.
+type api struct {
+	*httpapi.Server
+
+	url      string
+	log      *gbytes.Buffer
+	registry *prometheus.Registry
+	stop     context.CancelFunc
+	stopped  chan error // what Run has returned
+}
+
+// start runs a server on this process's database, unless the options say
+// otherwise, until the spec ends or stops it.
+func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
+	GinkgoHelper()
+	a := &api{log: gbytes.NewBuffer(), registry: prometheus.NewRegistry(), stopped: make(chan error, 1)}
+	options := httpapi.Options{
+		Addr:       "127.0.0.1:0",
+		Users:      newUsers(db),
+		Log:        telemetry.NewLogger(io.MultiWriter(a.log, GinkgoWriter), telemetry.LogOptions{}),
+		Registerer: a.registry,
+	}
+	for _, f := range change {
+		f(&options)
+	}
+	a.Server = httpapi.New(options)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	a.stop = stop
+	go func() { a.stopped <- a.Run(running) }()
+	DeferCleanup(func(ctx SpecContext) {
+		http.DefaultClient.CloseIdleConnections()
+		stop()
+		select {
+		case err := <-a.stopped:
+			Expect(err).NotTo(HaveOccurred())
+		case <-ctx.Done():
+			Fail("the server has not stopped")
+		}
+	})
+	Eventually(ctx, a.Addr).ShouldNot(BeEmpty())
+	a.url = "http://" + a.Addr()
+	return a
+}
+
+// answer is an answer, read.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func statusOf(a answer) int { return a.status }
+
+// object decodes the body.
+func (a answer) object() map[string]any {
+	GinkgoHelper()
+	var object map[string]any
+	Expect(json.Unmarshal([]byte(a.body), &object)).To(Succeed(), a.body)
+	return object
+}
+
+// try sends a request, with the headers given as name: value lines.
+func (a *api) try(ctx context.Context, method, path string, body io.Reader, headers ...string) (answer, error) {
+	GinkgoHelper()
+	request, err := http.NewRequestWithContext(ctx, method, a.url+path, body)
+	Expect(err).NotTo(HaveOccurred())
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	for _, line := range headers {
+		name, value, _ := strings.Cut(line, ": ")
+		request.Header.Set(name, value)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	return answer{status: response.StatusCode, header: response.Header, body: string(content)}, err
+}
+
+func (a *api) do(ctx context.Context, method, path string, body io.Reader, headers ...string) answer {
+	GinkgoHelper()
+	result, err := a.try(ctx, method, path, body, headers...)
+	Expect(err).NotTo(HaveOccurred())
+	return result
+}
+
+func (a *api) get(ctx context.Context, path string, headers ...string) answer {
+	GinkgoHelper()
+	return a.do(ctx, http.MethodGet, path, nil, headers...)
+}
+
+func (a *api) create(ctx context.Context, body string, headers ...string) answer {
+	GinkgoHelper()
+	return a.do(ctx, http.MethodPost, "/v1/users", bytes.NewBufferString(body), headers...)
+}
+
+// expectProblem checks that the answer is the problem, whole, and that
+// docs/errors.md has a section for it. It returns the problem.
+func expectProblem(a answer, status int, slug string) map[string]any {
+	GinkgoHelper()
+	Expect(a.status).To(Equal(status), a.body)
+	Expect(a.header.Get("Content-Type")).To(Equal("application/problem+json"))
+	Expect(a.header.Get("Cache-Control")).To(Equal("no-store"))
+	problem := a.object()
+	Expect(problem).To(SatisfyAll(
+		HaveKeyWithValue("type", "https://github.com/diehard-outbox/diehard/blob/main/docs/errors.md#"+slug),
+		HaveKeyWithValue("title", Not(BeEmpty())),
+		HaveKeyWithValue("status", BeEquivalentTo(status)),
+		HaveKeyWithValue("detail", Not(BeEmpty())),
+		HaveKeyWithValue("request_id", a.header.Get("X-Request-ID")),
+	))
+	Expect(a.header.Get("X-Request-ID")).NotTo(BeEmpty())
+	documentation, err := os.ReadFile("../../docs/errors.md")
+	Expect(err).NotTo(HaveOccurred())
+	Expect(string(documentation)).To(MatchRegexp(`(?m)^## %s$`, slug))
+	return problem
+}
+
+// wrongValue is one of a problem's errors.
+func wrongValue(place, name, detail string) any {
+	return map[string]any{place: name, "detail": detail}
+}
+
+func count(ctx context.Context, table string) int {
+	GinkgoHelper()
+	var n int
+	Expect(db.GetContext(ctx, &n, "SELECT count(*) FROM "+table)).To(Succeed())
+	return n
+}
+
+// lockUsers holds every statement on users up until release is called.
+func lockUsers(ctx context.Context) (release func()) {
+	GinkgoHelper()
+	tx, err := db.BeginTxx(context.WithoutCancel(ctx), nil)
+	Expect(err).NotTo(HaveOccurred())
+	release = func() { _ = tx.Rollback() }
+	DeferCleanup(release)
+	_, err = tx.ExecContext(ctx, "LOCK TABLE users")
+	Expect(err).NotTo(HaveOccurred())
+	return release
+}
+
+// waitingForLock counts the statements that lockUsers holds up.
+func waitingForLock(ctx context.Context) int {
+	GinkgoHelper()
+	return count(ctx, "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+}

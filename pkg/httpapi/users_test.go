@@ -1,0 +1,186 @@
+package httpapi_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+const uuidPattern = `^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$`
+
+var _ = Describe("The users routes", func() {
+	It("create a user", func(ctx SpecContext) {
+		api := start(ctx)
+		created := api.create(ctx, `{"email":"Ada@Example.com","first_name":"Ada","last_name":"Lovelace & <Söhne>"}`)
+		Expect(created.status).To(Equal(http.StatusCreated), created.body)
+		user := created.object()
+		Expect(user).To(HaveLen(6))
+		Expect(user).To(SatisfyAll(
+			HaveKeyWithValue("id", MatchRegexp(uuidPattern)),
+			HaveKeyWithValue("email", "Ada@example.com"),
+			HaveKeyWithValue("first_name", "Ada"),
+			HaveKeyWithValue("last_name", "Lovelace & <Söhne>"),
+			HaveKeyWithValue("created_at", HaveSuffix("Z")),
+			HaveKeyWithValue("updated_at", user["created_at"]),
+		))
+		_, err := time.Parse(time.RFC3339Nano, user["created_at"].(string))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(created.header.Get("Content-Type")).To(Equal("application/json"))
+		Expect(created.header.Get("X-Content-Type-Options")).To(Equal("nosniff"))
+		Expect(created.header.Get("Cache-Control")).To(Equal("no-store"))
+		Expect(created.header.Get("Location")).To(Equal("/v1/users/" + user["id"].(string)))
+
+		By("which is found at its location, byte for byte")
+		found := api.get(ctx, created.header.Get("Location"))
+		Expect(found.status).To(Equal(http.StatusOK))
+		Expect(found.body).To(Equal(created.body))
+
+		By("with one event")
+		Expect(count(ctx, "users")).To(Equal(1))
+		Expect(count(ctx, "outbox_events WHERE event_type = 'user_created'")).To(Equal(1))
+	})
+
+	It("take a user of an e-mail address alone", func(ctx SpecContext) {
+		created := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
+		Expect(created.status).To(Equal(http.StatusCreated), created.body)
+		Expect(created.object()).To(SatisfyAll(HaveKeyWithValue("first_name", ""), HaveKeyWithValue("last_name", "")))
+	})
+
+	It("refuse an address that is taken in another case, and publish nothing", func(ctx SpecContext) {
+		api := start(ctx)
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
+		problem := expectProblem(api.create(ctx, `{"email":"ADA@EXAMPLE.COM"}`), http.StatusConflict, "email-taken")
+		Expect(problem).To(HaveKeyWithValue("detail", "User with this email already exists"))
+		Expect(count(ctx, "users")).To(Equal(1))
+		Expect(count(ctx, "outbox_events")).To(Equal(1))
+	})
+
+	It("make 200 users and 200 events of 1,000 concurrent requests with 200 addresses", func(ctx SpecContext) {
+		api := start(ctx)
+		statuses := make(chan int, 1000)
+		limit := make(chan struct{}, 100) // connections
+		var group sync.WaitGroup
+		for i := range cap(statuses) {
+			group.Go(func() {
+				defer GinkgoRecover()
+				limit <- struct{}{}
+				defer func() { <-limit }()
+				body := fmt.Sprintf(`{"email":"user%d@example.com"}`, i%200)
+				statuses <- api.do(ctx, http.MethodPost, "/v1/users", strings.NewReader(body)).status
+			})
+		}
+		group.Wait()
+		close(statuses)
+		times := make(map[int]int)
+		for status := range statuses {
+			times[status]++
+		}
+		Expect(times).To(Equal(map[int]int{http.StatusCreated: 200, http.StatusConflict: 800}))
+		Expect(count(ctx, "users")).To(Equal(200))
+		Expect(count(ctx, "outbox_events")).To(Equal(200))
+	})
+
+	DescribeTable("find no user by", func(ctx SpecContext, id string) {
+		expectProblem(start(ctx).get(ctx, "/v1/users/"+id), http.StatusNotFound, "user-not-found")
+	},
+		Entry("an id that is nobody's", "0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11"),
+		Entry("what is no id", "ada"),
+		Entry("NUL", "%00"),
+		Entry("an id in another form", "urn:uuid:0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11"),
+		Entry("more of a path", "0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11/events"),
+	)
+
+	It("answer HEAD like GET, without the body", func(ctx SpecContext) {
+		api := start(ctx)
+		created := api.create(ctx, `{"email":"ada@example.com"}`)
+		for _, path := range []string{created.header.Get("Location"), "/v1/users"} {
+			head, get := api.do(ctx, http.MethodHead, path, nil), api.get(ctx, path)
+			Expect(head.status).To(Equal(http.StatusOK))
+			Expect(head.body).To(BeEmpty())
+			Expect(head.header.Get("Content-Length")).To(Equal(fmt.Sprint(len(get.body))))
+		}
+	})
+
+	Describe("list", func() {
+		It("nobody where there is nobody", func(ctx SpecContext) {
+			Expect(start(ctx).get(ctx, "/v1/users?email=&limit=&cursor=").body).
+				To(MatchJSON(`{"data":[],"next_cursor":null}`))
+		})
+
+		It("every user once, the newest first, while others are created between the pages", func(ctx SpecContext) {
+			api := start(ctx)
+			create := func(name string) string {
+				created := api.create(ctx, fmt.Sprintf(`{"email":"%s@example.com"}`, name))
+				Expect(created.status).To(Equal(http.StatusCreated), created.body)
+				return created.object()["id"].(string)
+			}
+			var want, got []string
+			for i := range 45 {
+				want = append(want, create(fmt.Sprint("user", i)))
+			}
+			slices.Reverse(want)
+			pages, query := 0, ""
+			for {
+				page := api.get(ctx, "/v1/users"+query)
+				Expect(page.status).To(Equal(http.StatusOK), page.body)
+				for _, user := range page.object()["data"].([]any) {
+					got = append(got, user.(map[string]any)["id"].(string))
+				}
+				pages++
+				create(fmt.Sprint("meanwhile", pages))
+				cursor, more := page.object()["next_cursor"].(string)
+				if !more {
+					break
+				}
+				query = "?limit=20&cursor=" + cursor
+			}
+			Expect(got).To(Equal(want))
+			Expect(pages).To(Equal(3))
+		})
+
+		It("the user of an address in whatever case", func(ctx SpecContext) {
+			api := start(ctx)
+			ada := api.create(ctx, `{"email":"Ada+1@example.com"}`)
+			api.create(ctx, `{"email":"b@example.com"}`)
+			Expect(api.get(ctx, "/v1/users?email=aDA%2B1@eXample.com").body).
+				To(MatchJSON(fmt.Sprintf(`{"data":[%s],"next_cursor":null}`, ada.body)))
+		})
+
+		DescribeTable("nothing for a query with",
+			func(ctx SpecContext, query string, wrong ...any) {
+				problem := expectProblem(start(ctx).get(ctx, "/v1/users?"+query),
+					http.StatusUnprocessableEntity, "validation-failed")
+				Expect(problem["errors"]).To(Equal(wrong))
+			},
+			Entry("a limit of 0", "limit=0", wrongValue("parameter", "limit", "must be from 1 to 100")),
+			Entry("a limit of 101", "limit=101", wrongValue("parameter", "limit", "must be from 1 to 100")),
+			Entry("a limit that is no number", "limit=1e1", wrongValue("parameter", "limit", "must be a whole number")),
+			Entry("a limit that overflows", "limit=9223372036854775808", wrongValue("parameter", "limit", "must be a whole number")),
+			Entry("two limits", "limit=1&limit=2", wrongValue("parameter", "limit", "must not be given more than once")),
+			Entry("a cursor of the client's own", "cursor=2", wrongValue("parameter", "cursor", "must be the next_cursor of an earlier page")),
+			Entry("an address that is none", "email=ada%00", wrongValue("parameter", "email", "must be a bare address such as ada@example.com")),
+			Entry("bytes that are no text", "email=%ff@example.com", wrongValue("parameter", "email", "must be in ASCII: write an international domain in its xn-- form")),
+			Entry("a parameter that is not known", "emial=ada@example.com", wrongValue("parameter", "emial", "is not a known parameter")),
+			Entry("a name that is no text", "%ff=1", wrongValue("parameter", "\uFFFD", "is not a known parameter")),
+			Entry("all of that", "email=a&limit=x&cursor=x&x",
+				wrongValue("parameter", "limit", "must be a whole number"),
+				wrongValue("parameter", "email", "must be a bare address such as ada@example.com"),
+				wrongValue("parameter", "cursor", "must be the next_cursor of an earlier page"),
+				wrongValue("parameter", "x", "is not a known parameter")),
+		)
+
+		DescribeTable("nothing for a query that cannot be read",
+			func(ctx SpecContext, query string) {
+				expectProblem(start(ctx).get(ctx, "/v1/users?"+query), http.StatusBadRequest, "malformed-request")
+			},
+			Entry("for its percent signs", "email=%zz"),
+			Entry("for its semicolon", "limit=1;cursor=2"),
+		)
+	})
+})
