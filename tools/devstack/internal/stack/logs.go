@@ -1,0 +1,66 @@
+package stack
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
+)
+
+// colours are ANSI escapes, one for each program.
+var colours = map[string]string{"api": "\x1b[36m", "relay": "\x1b[35m", "migrate": "\x1b[33m"}
+
+// TerminalLogs writes the programs' logs to out line by line, each behind the
+// name of its program, in colour if out is a terminal.
+func TerminalLogs(out io.Writer) Logs {
+	var mu sync.Mutex
+	// https://no-color.org
+	coloured := terminal.Is(out) && os.Getenv("NO_COLOR") == ""
+	return func(name string) io.Writer {
+		prefix := fmt.Sprintf("%-7s | ", name)
+		if coloured {
+			prefix = colours[name] + prefix + "\x1b[0m"
+		}
+		return &prefixer{mu: &mu, out: out, prefix: prefix}
+	}
+}
+
+// prefixer writes whole lines only, so that lines of several programs do not
+// mix.
+type prefixer struct {
+	mu     *sync.Mutex // of all that write to out
+	out    io.Writer
+	prefix string
+	rest   []byte // of a line that is not complete
+}
+
+func (p *prefixer) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest = append(p.rest, b...)
+	for {
+		line, rest, ok := bytes.Cut(p.rest, []byte("\n"))
+		if !ok {
+			return len(b), nil
+		}
+		if _, err := fmt.Fprintf(p.out, "%s%s\n", p.prefix, line); err != nil {
+			return 0, err //nolint:wrapcheck // a writer's own
+		}
+		p.rest = rest
+	}
+}
+
+// FileLogs writes each program's log to a file of its name, which is emptied
+// before.
+func FileLogs(dir string) Logs {
+	return func(name string) io.Writer {
+		file, err := os.Create(dir + "/" + name + ".log")
+		if err != nil {
+			return io.Discard // the folder was made a moment ago; the end of the log is kept in memory all the same
+		}
+		return file
+	}
+}

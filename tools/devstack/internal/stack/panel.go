@@ -1,0 +1,54 @@
+package stack
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Panel is what a person needs to know about a stack that is up.
+func (s *Stack) Panel() string {
+	state := s.state
+	table := eventTable()
+	// Another address each time, since data are kept and addresses are unique.
+	unique := strconv.FormatInt(time.Now().Unix(), 36)
+	var b strings.Builder
+	row := func(name, value string) { fmt.Fprintf(&b, "  %-17s %s\n", name, value) }
+	fmt.Fprintf(&b, "\nDiehard is up.\n\n")
+	row("API", state.APIURL)
+	row("API, admin", state.APIAdminURL+"  (/livez, /readyz, /metrics)")
+	row("Relay, admin", state.RelayAdminURL+"  (/livez, /readyz, /metrics)")
+	row("PostgreSQL", state.PostgresDSN)
+	row("ClickHouse, HTTP", state.ClickHouseHTTPDSN)
+	row("ClickHouse", state.ClickHouseDSN)
+	fmt.Fprintf(&b, "\nCreate a user:\n\n  curl -i %s/v1/users -H 'Content-Type: application/json' -d '%s'\n",
+		state.APIURL, `{"email": "ada.`+unique+`@example.com", "first_name": "Ada", "last_name": "Lovelace"}`)
+	fmt.Fprintf(&b, "\nSee its event in ClickHouse:\n\n  curl '%s' -d '%s'\n",
+		clickHouseCurlURL(state.ClickHouseHTTPDSN), "SELECT * FROM "+table+" ORDER BY event_date_time DESC LIMIT 5 FORMAT PrettyCompact")
+	fmt.Fprintf(&b, "\nCtrl-C stops everything. The data stay in %s.\n\n", s.options.Dir)
+	return b.String()
+}
+
+// clickHouseCurlURL is the address of the HTTP interface, which takes the
+// database as a parameter where a DSN has it as the path.
+func clickHouseCurlURL(dsn string) string {
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return dsn
+	}
+	database := strings.TrimPrefix(u.Path, "/")
+	u.Path = "/"
+	u.RawQuery = url.Values{"database": {database}}.Encode()
+	return u.String()
+}
+
+// eventTable is the table in ClickHouse, which may be configured.
+func eventTable() string {
+	if table := os.Getenv("DIEHARD_CLICKHOUSE_TABLE"); table != "" {
+		return table
+	}
+	return "event_log"
+}

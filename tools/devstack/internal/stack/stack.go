@@ -1,0 +1,436 @@
+// Package stack runs all of Diehard on one machine: the databases, the API and
+// the relay.
+package stack
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/tools/devstack"
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/tail"
+)
+
+// databaseName is the database in PostgreSQL and the one in ClickHouse, and the
+// user of both.
+const databaseName = "diehard"
+
+// Options say where a stack keeps its data and listens. Ports may be 0 for free
+// ones.
+type Options struct {
+	Dir string // data, logs and the state file
+	Bin string // the folder of the programs api and relay
+
+	PostgresPort         int
+	ClickHouseHTTPPort   int
+	ClickHouseNativePort int
+	APIAddr              string // host:port
+	APIAdminAddr         string
+	RelayAdminAddr       string
+
+	Out  io.Writer // takes progress in words; nil is silence
+	Logs Logs      // take the programs' logs
+}
+
+// Logs give each program's log a place.
+type Logs func(name string) io.Writer
+
+// ErrUp says that a stack runs in the folder already.
+var ErrUp = errors.New("it is up already")
+
+// Stack is a running stack.
+type Stack struct {
+	options    Options
+	state      State
+	postgres   *devstack.Postgres
+	clickhouse *devstack.ClickHouse
+	programs   []*program // in the order of their start
+	closers    []func()
+	ended      chan ended
+	hurry      sync.Once
+	hurried    chan struct{}
+}
+
+// ended is a part that ended by itself.
+type ended struct {
+	name string
+	err  error
+	tail []string
+}
+
+// Start starts everything and returns when the API and the relay are ready. If
+// a part fails, or ctx ends before, it stops what it has started.
+func Start(ctx context.Context, o Options) (*Stack, error) {
+	s := &Stack{options: o, ended: make(chan ended, 4), hurried: make(chan struct{})}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A part that ends while another starts: that one need not be waited for.
+	started := make(chan struct{})
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case e := <-s.ended:
+			cancel(e.Err())
+		case <-started:
+		}
+	}()
+	err := s.start(ctx)
+	close(started)
+	<-watching
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause // what the error came from
+	}
+	if err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stack) start(ctx context.Context) error {
+	if err := s.occupy(); err != nil {
+		return err
+	}
+	if err := s.checkPrograms(); err != nil {
+		return err
+	}
+	if err := s.chooseAddresses(ctx); err != nil {
+		return err
+	}
+	if err := s.startPostgres(ctx); err != nil {
+		return err
+	}
+	if err := s.startClickHouse(ctx); err != nil {
+		return err
+	}
+	if err := s.startPrograms(ctx); err != nil {
+		return err
+	}
+	return s.writeState()
+}
+
+// occupy makes the folder this stack's own.
+func (s *Stack) occupy() error {
+	dir, err := filepath.Abs(s.options.Dir)
+	if err != nil {
+		return err //nolint:wrapcheck // says what it did
+	}
+	s.options.Dir = dir
+	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o755); err != nil { //nolint:gosec // what is secret in it has its own mode
+		return err //nolint:wrapcheck // names the folder already
+	}
+	unlock, err := filelock.TryLock(filepath.Join(dir, "lock"))
+	if errors.Is(err, filelock.ErrHeld) {
+		if state, err := ReadState(dir); err == nil {
+			return fmt.Errorf("%w in %s: process %d, API at %s", ErrUp, dir, state.PID, state.APIURL)
+		}
+		return fmt.Errorf("%w in %s", ErrUp, dir)
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // names the file already
+	}
+	s.closers = append(s.closers, unlock)
+	return removeState(dir) // a stack's that was killed
+}
+
+func (s *Stack) checkPrograms() error {
+	for _, name := range []string{"api", "relay"} {
+		if _, err := os.Stat(filepath.Join(s.options.Bin, name)); err != nil {
+			return fmt.Errorf("%w (make build)", err)
+		}
+	}
+	return nil
+}
+
+// chooseAddresses picks the ports that are left to choose, and names all that
+// are taken before anything is started.
+func (s *Stack) chooseAddresses(ctx context.Context) error {
+	var taken []string
+	check := func(what, setting, address string) string {
+		var config net.ListenConfig
+		listener, err := config.Listen(ctx, "tcp", address)
+		if err != nil {
+			if errors.Is(err, syscall.EADDRINUSE) {
+				err = errors.New("another program has it")
+			}
+			taken = append(taken, fmt.Sprintf("%s cannot listen on %s: %v; choose another with %s", what, address, err, setting))
+			return address
+		}
+		defer func() { _ = listener.Close() }()
+		return listener.Addr().String()
+	}
+	o := &s.options
+	// The engines find free ports themselves, without a moment in which
+	// somebody else could take them.
+	for _, engine := range []struct {
+		what, setting string
+		port          int
+	}{
+		{"PostgreSQL", "--postgres-port", o.PostgresPort},
+		{"ClickHouse", "--clickhouse-http-port", o.ClickHouseHTTPPort},
+		{"ClickHouse", "--clickhouse-native-port", o.ClickHouseNativePort},
+	} {
+		if engine.port != 0 {
+			check(engine.what, engine.setting+" or "+Variable(engine.setting), net.JoinHostPort("127.0.0.1", strconv.Itoa(engine.port)))
+		}
+	}
+	o.APIAddr = check("the API", "--http-addr or DIEHARD_HTTP_ADDR", o.APIAddr)
+	o.APIAdminAddr = check("the API's admin port", "--api-admin-addr or "+Variable("--api-admin-addr"), o.APIAdminAddr)
+	o.RelayAdminAddr = check("the relay's admin port", "--relay-admin-addr or "+Variable("--relay-admin-addr"), o.RelayAdminAddr)
+	if len(taken) > 0 {
+		return errors.New(strings.Join(taken, "\n"))
+	}
+	return nil
+}
+
+// Variable is the environment variable that stands for a flag of `devstack up`.
+func Variable(flag string) string {
+	return "DIEHARD_DEVSTACK_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
+}
+
+// say tells whoever watches.
+func (s *Stack) say(format string, args ...any) {
+	if s.options.Out != nil {
+		_, _ = fmt.Fprintf(s.options.Out, format+"\n", args...)
+	}
+}
+
+func (s *Stack) startPostgres(ctx context.Context) error {
+	log, end, err := s.engineLog("postgres")
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	p, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{
+		DataDir: filepath.Join(s.options.Dir, "postgres"), Port: s.options.PostgresPort, Durable: true, Log: log,
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // says what it did
+	}
+	s.postgres = p
+	s.watch("PostgreSQL", p.Done(), func() error { return errors.New("its process is gone") }, end)
+	if _, err := p.CreateDatabase(ctx, databaseName); err != nil && !isPostgresCode(err, "42P04") { // duplicate_database
+		return err //nolint:wrapcheck // says what it did
+	}
+	s.state.PostgresDSN = p.DSN(databaseName)
+	s.state.PostgresPID = p.PID()
+	s.say("PostgreSQL is up (%s)", since(began))
+	return nil
+}
+
+func (s *Stack) startClickHouse(ctx context.Context) error {
+	log, end, err := s.engineLog("clickhouse")
+	if err != nil {
+		return err
+	}
+	password, err := s.clickHousePassword()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	c, err := devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{
+		DataDir:  filepath.Join(s.options.Dir, "clickhouse"),
+		HTTPPort: s.options.ClickHouseHTTPPort, NativePort: s.options.ClickHouseNativePort,
+		User: databaseName, Password: password, Log: log,
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // says what it did
+	}
+	s.clickhouse = c
+	s.watch("ClickHouse", c.Done(), func() error { return errors.New("its process is gone") }, end)
+	if err := c.CreateDatabase(ctx, databaseName); err != nil && !isClickHouseCode(err, 82) { // DATABASE_ALREADY_EXISTS
+		return err //nolint:wrapcheck // says what it did
+	}
+	s.state.ClickHouseDSN = c.NativeDSN(databaseName)
+	s.state.ClickHouseHTTPDSN = c.HTTPDSN(databaseName)
+	s.state.ClickHousePID = c.PID()
+	s.say("ClickHouse is up (%s)", since(began))
+	return nil
+}
+
+// clickHousePassword is this folder's own. The engine reads and writes files on
+// behalf of whoever gets in, and a web page may send requests to any local port.
+func (s *Stack) clickHousePassword() (string, error) {
+	path := filepath.Join(s.options.Dir, "clickhouse.password")
+	content, err := os.ReadFile(path)
+	if err == nil {
+		return strings.TrimSpace(string(content)), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err //nolint:wrapcheck // names the file already
+	}
+	secret := make([]byte, 8)
+	_, _ = rand.Read(secret) // never fails
+	password := hex.EncodeToString(secret)
+	return password, os.WriteFile(path, []byte(password+"\n"), 0o600) //nolint:wrapcheck // names the file already
+}
+
+// engineLog is a file for the log of an engine, of this start, and its end.
+func (s *Stack) engineLog(name string) (io.Writer, *tail.Buffer, error) {
+	file, err := os.Create(filepath.Join(s.options.Dir, "logs", name+".log"))
+	if err != nil {
+		return nil, nil, err //nolint:wrapcheck // names the file already
+	}
+	s.closers = append(s.closers, func() { _ = file.Close() })
+	end := &tail.Buffer{}
+	return io.MultiWriter(file, end), end, nil
+}
+
+func (s *Stack) startPrograms(ctx context.Context) error {
+	began := time.Now()
+	// The relay's migrations are both databases'.
+	if err := s.runToEnd(ctx, "migrate", "relay", []string{"migrate"}, s.environment("")); err != nil {
+		return err
+	}
+	s.say("The databases are migrated (%s)", since(began))
+
+	began = time.Now()
+	api, err := s.launch("api", "serve", s.environment(s.options.APIAdminAddr))
+	if err != nil {
+		return err
+	}
+	relay, err := s.launch("relay", "run", s.environment(s.options.RelayAdminAddr))
+	if err != nil {
+		return err
+	}
+	s.state.PID = os.Getpid()
+	s.state.APIPID, s.state.RelayPID = api.process.PID(), relay.process.PID()
+	s.state.APIURL = "http://" + s.options.APIAddr
+	s.state.APIAdminURL = "http://" + s.options.APIAdminAddr
+	s.state.RelayAdminURL = "http://" + s.options.RelayAdminAddr
+	for _, ready := range []struct {
+		program *program
+		url     string
+	}{{api, s.state.APIAdminURL}, {relay, s.state.RelayAdminURL}} {
+		if err := ready.program.waitReady(ctx, ready.url); err != nil {
+			return err
+		}
+	}
+	s.say("The API and the relay are ready (%s)", since(began))
+	return nil
+}
+
+// environment is what the programs are configured with: the caller's own
+// DIEHARD_ variables, and over them where the databases are.
+func (s *Stack) environment(adminAddr string) []string {
+	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "DIEHARD_DEVSTACK_") || strings.HasPrefix(variable, "DIEHARD_DEV_")
+	})
+	if os.Getenv("DIEHARD_LOG_FORMAT") == "" {
+		env = append(env, "DIEHARD_LOG_FORMAT=text")
+	}
+	env = append(
+		env,
+		"DIEHARD_POSTGRES_DSN="+s.state.PostgresDSN,
+		"DIEHARD_CLICKHOUSE_DSN="+s.state.ClickHouseDSN,
+		"DIEHARD_HTTP_ADDR="+s.options.APIAddr,
+	)
+	if adminAddr != "" {
+		env = append(env, "DIEHARD_ADMIN_ADDR="+adminAddr)
+	}
+	return env
+}
+
+// watch reports a part that ends by itself.
+func (s *Stack) watch(name string, done <-chan struct{}, err func() error, log *tail.Buffer) {
+	go func() {
+		<-done
+		const lines = 10
+		select {
+		case s.ended <- ended{name: name, err: err(), tail: log.Lines(lines)}:
+		default: // everything is coming down
+		}
+	}()
+}
+
+// Err says which part has ended, with the end of its log.
+func (e ended) Err() error {
+	text := "its log is empty"
+	if len(e.tail) > 0 {
+		text = "its log ends:\n  " + strings.Join(e.tail, "\n  ")
+	}
+	return fmt.Errorf("%s ended unexpectedly: %w; %s", e.name, e.err, text)
+}
+
+// Wait waits until ctx ends, which is fine, or a part ends by itself, which is
+// an error.
+func (s *Stack) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case e := <-s.ended:
+		return e.Err()
+	}
+}
+
+// State is where the parts are.
+func (s *Stack) State() State { return s.state }
+
+// Stop stops everything: first who writes, then who is written to.
+func (s *Stack) Stop() {
+	if len(s.closers) > 0 {
+		_ = removeState(s.options.Dir)
+	}
+	for _, p := range slices.Backward(s.programs) {
+		p.stop(s.hurried)
+	}
+	// The servers' Stop cannot be told to hurry, their Kill cuts it short.
+	var engines sync.WaitGroup
+	finished := make(chan struct{})
+	engines.Go(func() {
+		select {
+		case <-s.hurried:
+			if s.clickhouse != nil {
+				_ = s.clickhouse.Kill()
+			}
+			if s.postgres != nil {
+				_ = s.postgres.Kill()
+			}
+		case <-finished:
+		}
+	})
+	if s.clickhouse != nil {
+		_ = s.clickhouse.Stop()
+	}
+	if s.postgres != nil {
+		_ = s.postgres.Stop()
+	}
+	close(finished)
+	engines.Wait()
+	for _, c := range slices.Backward(s.closers) {
+		c()
+	}
+	s.closers = nil
+}
+
+// Hurry makes Stop kill what has not ended yet. It may be called at any time.
+func (s *Stack) Hurry() { s.hurry.Do(func() { close(s.hurried) }) }
+
+func since(t time.Time) string { return time.Since(t).Round(10 * time.Millisecond).String() }
+
+func isPostgresCode(err error, code string) bool {
+	e, ok := errors.AsType[*pq.Error](err)
+	return ok && string(e.Code) == code
+}
+
+func isClickHouseCode(err error, code int32) bool {
+	e, ok := errors.AsType[*clickhouse.Exception](err)
+	return ok && e.Code == code
+}
