@@ -78,6 +78,12 @@ type Sink struct {
 
 var _ sink.Sink = (*Sink)(nil)
 
+// Check returns an error where the options are malformed. It holds no password.
+func (o Options) Check() error {
+	_, _, err := parse(o)
+	return err
+}
+
 // Open prepares a sink. It does not connect: an error means that the options
 // are malformed, and holds no password.
 func Open(o Options) (*Sink, error) {

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/diehard-outbox/diehard/cmd/internal/cli"
+	"github.com/diehard-outbox/diehard/pkg/admin"
+	"github.com/diehard-outbox/diehard/pkg/config"
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/users"
+)
+
+// serve serves the API until ctx ends. It needs no database to start.
+func serve(ctx context.Context, p cli.Process, c *config.API) error {
+	db, err := open(c)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
+	notifier := outbox.NewNotifier(db.DB, p.Log)
+	server := httpapi.New(httpapi.Options{
+		Addr: c.HTTP.Addr,
+		Users: users.NewService(users.Options{
+			DB: db,
+			Publisher: outbox.NewPublisher(outbox.PublisherOptions{
+				Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes),
+			}),
+			Hint: notifier.Hint,
+		}),
+		Log:               p.Log,
+		Registerer:        registry,
+		MaxBodyBytes:      c.HTTP.MaxBodyBytes,
+		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
+		ReadTimeout:       c.HTTP.ReadTimeout,
+		RequestTimeout:    c.HTTP.RequestTimeout,
+		WriteTimeout:      c.HTTP.WriteTimeout,
+		IdleTimeout:       c.HTTP.IdleTimeout,
+		ShutdownTimeout:   c.HTTP.ShutdownTimeout,
+	})
+	ready := []admin.Check{
+		{Name: "postgresql", Func: func(ctx context.Context) error { return postgres.CheckReady(ctx, db.DB) }},
+	}
+	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
+		func(ctx context.Context) error {
+			asked := make(chan struct{})
+			// The last requests publish, too.
+			notifying, stopNotifier := context.WithCancel(context.WithoutCancel(ctx))
+			defer stopNotifier()
+
+			group, ctx := errgroup.WithContext(ctx)
+			group.Go(func() error { return p.AwaitSchema(ctx, db, asked) })
+			group.Go(func() error { return notifier.Run(notifying) })
+			group.Go(func() error {
+				defer stopNotifier()
+				// With an old schema nobody is served; without PostgreSQL
+				// everybody is told so.
+				<-asked
+				return server.Run(ctx)
+			})
+			return group.Wait()
+		})
+}
+
+func open(c *config.API) (*sqlx.DB, error) {
+	// What a process that vanished has left in PostgreSQL is cleared away soon
+	// after its request's time would have been up.
+	limit := strconv.FormatInt((c.HTTP.RequestTimeout + 5*time.Second).Milliseconds(), 10)
+	return postgres.Open(postgres.Options{
+		DSN:             c.Postgres.DSN,
+		MaxOpenConns:    c.Postgres.MaxOpenConns,
+		ApplicationName: "diehard-api",
+		Session: map[string]string{
+			"statement_timeout":                   limit,
+			"idle_in_transaction_session_timeout": limit,
+		},
+	})
+}

@@ -1,0 +1,41 @@
+// Command relay carries events from the outbox in PostgreSQL to ClickHouse. Any
+// number of them may run.
+package main
+
+import (
+	"os"
+
+	"github.com/diehard-outbox/diehard/cmd/internal/cli"
+	"github.com/diehard-outbox/diehard/pkg/config"
+)
+
+var version = "dev" // set by the linker
+
+func main() {
+	os.Exit(cli.Program[*config.Relay]{
+		Name:     "relay",
+		Short:    "Carry events from the outbox in PostgreSQL to ClickHouse",
+		Version:  version,
+		AddFlags: config.AddRelayFlags,
+		Load:     load,
+		Reporting: func(c *config.Relay) cli.Reporting {
+			return cli.Reporting{Environment: c.Environment, Log: c.Log, Sentry: c.Sentry}
+		},
+		Commands: []cli.Command[*config.Relay]{
+			{Name: "run", Short: "Deliver events until told to stop", Run: run},
+			{Name: "migrate", Short: "Bring the schemas of PostgreSQL and ClickHouse up to date", Run: migrate},
+		},
+	}.Main())
+}
+
+func load(o config.LoadOptions) (*config.Relay, []string, error) {
+	c, unknown, err := config.LoadRelay(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Only the sink knows whether its DSN can be used.
+	if err := sinkOptions(&c).Check(); err != nil {
+		return nil, nil, &config.Error{Key: "clickhouse.dsn", Problem: "cannot be used: " + err.Error()}
+	}
+	return &c, unknown, nil
+}

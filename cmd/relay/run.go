@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/diehard-outbox/diehard/cmd/internal/cli"
+	"github.com/diehard-outbox/diehard/pkg/admin"
+	"github.com/diehard-outbox/diehard/pkg/config"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/relay"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+)
+
+const applicationName = "diehard-relay"
+
+// run delivers events until ctx ends. It needs no database to start.
+func run(ctx context.Context, p cli.Process, c *config.Relay) error {
+	connections := c.Postgres.MaxOpenConns
+	if connections == 0 {
+		// A worker holds its lease and reads beside it; the rest is for the
+		// cutter, the poll, readiness and metrics.
+		connections = 2*c.Relay.Workers + 4
+	}
+	db, err := postgres.Open(postgres.Options{
+		DSN:             c.Postgres.DSN,
+		MaxOpenConns:    connections,
+		ApplicationName: applicationName,
+		Session:         outbox.Session(c.Relay.FlushTimeout),
+	})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	sink, err := clickhouse.Open(sinkOptions(c))
+	if err != nil {
+		return err
+	}
+	defer sink.Close()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
+	wake, err := postgres.Listen(ctx, postgres.ListenOptions{
+		DSN:             c.Postgres.DSN,
+		ApplicationName: applicationName,
+		Channels:        []string{outbox.EventsChannel, outbox.BatchesChannel},
+		Log:             p.Log,
+	})
+	if err != nil {
+		return err
+	}
+	delivery := relay.New(relay.Options{
+		Store: outbox.NewStore(db, outbox.StoreOptions{
+			MaxRows: c.Relay.BatchMaxRows, MaxBytes: c.Relay.BatchMaxBytes,
+		}),
+		Sink:            sink,
+		Published:       wake[outbox.EventsChannel],
+		BatchesCut:      wake[outbox.BatchesChannel],
+		Log:             p.Log,
+		Registry:        registry,
+		Workers:         c.Relay.Workers,
+		MaxBytes:        c.Relay.BatchMaxBytes,
+		Linger:          c.Relay.Linger,
+		PollInterval:    c.Relay.PollInterval,
+		FlushTimeout:    c.Relay.FlushTimeout,
+		ShutdownTimeout: c.Relay.ShutdownTimeout,
+		BackoffMin:      c.Relay.BackoffMin,
+		BackoffMax:      c.Relay.BackoffMax,
+	})
+	started := make(chan struct{})
+	ready := []admin.Check{
+		{Name: "postgresql", Func: func(ctx context.Context) error { return postgres.CheckReady(ctx, db.DB) }},
+		{Name: "delivery", Func: func(ctx context.Context) error {
+			select {
+			case <-started:
+				return delivery.Ready(ctx)
+			default:
+				return errNotStarted
+			}
+		}},
+	}
+	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
+		func(ctx context.Context) error {
+			if err := p.AwaitSchema(ctx, db, make(chan struct{})); err != nil {
+				return err
+			}
+			close(started)
+			return delivery.Run(ctx)
+		})
+}
+
+var errNotStarted = errors.New("it has not begun: postgresql comes first")
+
+func sinkOptions(c *config.Relay) clickhouse.Options {
+	return clickhouse.Options{
+		DSN:     c.ClickHouse.DSN,
+		Table:   c.ClickHouse.Table,
+		Cluster: c.ClickHouse.Cluster,
+		// One for each insert, one for each question about an insert, and one
+		// for the probe.
+		MaxOpenConns: 2*c.Relay.Workers + 1,
+	}
+}
