@@ -13,6 +13,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
+	"github.com/diehard-outbox/diehard/test/faults"
 )
 
 // Destination is a sink's destination for one spec: new, empty, and not shared.
@@ -230,17 +231,17 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 
 		ginkgo.Describe("behind a network that fails", func() {
 			var (
-				p       *proxy
+				p       *faults.Proxy
 				through sink.Sink
 			)
 			ginkgo.BeforeEach(func() {
-				p = startProxy(d.Addr)
-				through = open(p.addr)
+				p = faults.StartProxy(d.Addr)
+				through = open(p.Addr())
 			})
 
 			ginkgo.It("is unavailable while the server is, and works again after", func(ctx ginkgo.SpecContext) {
 				Expect(through.Ping(ctx)).To(Succeed())
-				p.down()
+				p.Down()
 				for _, err := range []error{
 					through.Ping(ctx),
 					through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)}),
@@ -252,7 +253,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 					Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
 				}
 
-				p.up()
+				p.Up()
 				Eventually(ctx, through.Ping, patience, polling).Should(Succeed())
 				Expect(through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(5))
@@ -263,7 +264,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				for i := range events.EventContext {
 					events.EventContext[i] = noise(1 << 20)
 				}
-				p.cutOnce(1 << 20)
+				p.CutOnce(1 << 20)
 				err := through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})
 				Expect(err).To(HaveOccurred())
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
@@ -282,7 +283,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				for i := range events.EventContext {
 					events.EventContext[i] = noise(1 << 20)
 				}
-				p.swallowAfter(1 << 20)
+				p.Hold(faults.Answers, 1<<20)
 				waiting, giveUp := context.WithCancel(ctx)
 				done := make(chan error, 1)
 				go func() { done <- through.Insert(waiting, sink.Batch{Token: lost, Events: copied(events)}) }()
