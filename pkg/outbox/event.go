@@ -95,13 +95,12 @@ func WithTraceparent(traceparent string) Option {
 
 // NewEvent makes an event of the payload: its JSON is the event's context, and
 // its Go type's name in snake_case the event's type (UserCreated becomes
-// user_created), unless WithType gives one. The id is a UUID v7. It fails
-// where the payload has no JSON or no type name; Publish checks the rest.
+// user_created), unless WithType gives one. A json.RawMessage is taken byte for
+// byte, and has no type name. The id is a UUID v7. It fails where the payload
+// has no JSON or no type name; Publish checks the rest.
 func NewEvent(payload any, opts ...Option) (Event, error) {
-	var encoded bytes.Buffer
-	encoder := json.NewEncoder(&encoded)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(payload); err != nil {
+	eventContext, err := encode(payload)
+	if err != nil {
 		return Event{}, fmt.Errorf("encode the event's context: %w", err)
 	}
 	id, err := uuid.NewV7()
@@ -112,7 +111,7 @@ func NewEvent(payload any, opts ...Option) (Event, error) {
 		EventID:         id,
 		EventType:       snakeCase(typeName(payload)),
 		EventDateTime:   time.Now(),
-		EventContext:    bytes.TrimSuffix(encoded.Bytes(), []byte("\n")),
+		EventContext:    eventContext,
 		MetadataVersion: 1,
 	}
 	for _, opt := range opts {
@@ -124,7 +123,23 @@ func NewEvent(payload any, opts ...Option) (Event, error) {
 	return event, nil
 }
 
+func encode(payload any) (json.RawMessage, error) {
+	if raw, ok := payload.(json.RawMessage); ok {
+		return bytes.Clone(raw), nil // the encoder would drop its spaces
+	}
+	var encoded bytes.Buffer
+	encoder := json.NewEncoder(&encoded)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(payload); err != nil {
+		return nil, err //nolint:wrapcheck // the caller says what this was for
+	}
+	return bytes.TrimSuffix(encoded.Bytes(), []byte("\n")), nil
+}
+
 func typeName(payload any) string {
+	if _, ok := payload.(json.RawMessage); ok {
+		return ""
+	}
 	t := reflect.TypeOf(payload)
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -52,8 +52,17 @@ var _ = Describe("NewEvent", func() {
 		Expect(string(event.EventContext)).To(Equal(`{"note":"a<b&c>"}`))
 	})
 
+	It("takes raw JSON byte for byte", func() {
+		raw := json.RawMessage("{ \"b\": 1.00,\t\"a\" : \"<\u2028\" }\n")
+		event, err := outbox.NewEvent(raw, outbox.WithType("counted"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(event.EventContext).To(Equal(raw))
+	})
+
 	It("refuses a payload without a type name, and one without JSON", func() {
-		_, err := outbox.NewEvent(map[string]int{})
+		_, err := outbox.NewEvent(json.RawMessage(`{}`))
+		Expect(err).To(MatchError(ContainSubstring("WithType")))
+		_, err = outbox.NewEvent(map[string]int{})
 		Expect(err).To(MatchError(ContainSubstring("WithType")))
 		_, err = outbox.NewEvent(func() {})
 		Expect(err).To(HaveOccurred())

@@ -18,7 +18,7 @@ func TestOutbox(t *testing.T) {
 	RunSpecs(t, "outbox")
 }
 
-var suite = engines.Start(false)
+var suite = engines.Start(engines.Options{})
 
 func newDatabase(ctx context.Context) *sqlx.DB {
 	GinkgoHelper()
