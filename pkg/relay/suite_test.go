@@ -14,4 +14,4 @@ func TestRelay(t *testing.T) {
 	RunSpecs(t, "relay")
 }
 
-var suite = engines.Start(true)
+var suite = engines.Start(engines.Options{ClickHouse: true})

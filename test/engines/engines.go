@@ -13,8 +13,8 @@ import (
 	"sync/atomic"
 
 	"github.com/jmoiron/sqlx"
-	. "github.com/onsi/ginkgo/v2" //nolint:revive,staticcheck // the suites' language
-	. "github.com/onsi/gomega"    //nolint:revive,staticcheck // the suites' language
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
@@ -25,20 +25,32 @@ import (
 type Engines struct {
 	postgres   *devstack.Postgres   // in the first process only
 	clickHouse *devstack.ClickHouse // likewise
-	dsns       dsns
+	shared     shared
 	databases  atomic.Int32
 }
 
-// dsns lead to the servers' own databases, from every process.
-type dsns struct {
-	Postgres, Native, HTTP string
+// shared is what every process knows: the DSNs lead to the servers' own
+// databases.
+type shared struct {
+	Postgres string `json:"postgres"`
+	Native   string `json:"native"`
+	HTTP     string `json:"http"`
+	Prepared string `json:"prepared"`
 }
 
 const template = "diehard_template"
 
-// Start registers the suite's nodes that start PostgreSQL, and ClickHouse if
-// the suite needs it, and stop them in the end.
-func Start(withClickHouse bool) *Engines {
+// Options say what a suite needs beside PostgreSQL.
+type Options struct {
+	ClickHouse bool
+	// Prepare is called once for the suite; Prepared returns its result in every
+	// process.
+	Prepare func(ctx context.Context) string
+}
+
+// Start registers the suite's nodes that start the engines, and stop them in
+// the end.
+func Start(o Options) *Engines {
 	e := &Engines{}
 	SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 		var err error
@@ -52,8 +64,11 @@ func Start(withClickHouse bool) *Engines {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		Expect(db.Close()).To(Succeed())
-		shared := dsns{Postgres: e.postgres.DSN("postgres")}
-		if withClickHouse {
+		shared := shared{Postgres: e.postgres.DSN("postgres")}
+		if o.Prepare != nil {
+			shared.Prepared = o.Prepare(ctx)
+		}
+		if o.ClickHouse {
 			e.clickHouse, err = devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{})
 			Expect(err).NotTo(HaveOccurred())
 			shared.Native, shared.HTTP = e.clickHouse.NativeDSN("default"), e.clickHouse.HTTPDSN("default")
@@ -62,7 +77,7 @@ func Start(withClickHouse bool) *Engines {
 		Expect(err).NotTo(HaveOccurred())
 		return encoded
 	}, func(encoded []byte) {
-		Expect(json.Unmarshal(encoded, &e.dsns)).To(Succeed())
+		Expect(json.Unmarshal(encoded, &e.shared)).To(Succeed())
 	})
 	SynchronizedAfterSuite(func() {}, func() {
 		if e.clickHouse != nil {
@@ -75,6 +90,9 @@ func Start(withClickHouse bool) *Engines {
 	return e
 }
 
+// Prepared is what Options.Prepare has returned.
+func (e *Engines) Prepared() string { return e.shared.Prepared }
+
 func (e *Engines) newName() string {
 	return fmt.Sprintf("spec_%d_%d", GinkgoParallelProcess(), e.databases.Add(1))
 }
@@ -84,7 +102,7 @@ func (e *Engines) newName() string {
 func (e *Engines) PostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
 	name := e.newName()
-	server, err := sql.Open("postgres", e.dsns.Postgres)
+	server, err := sql.Open("postgres", e.shared.Postgres)
 	Expect(err).NotTo(HaveOccurred())
 	_, err = server.ExecContext(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template)
 	Expect(err).NotTo(HaveOccurred())
@@ -93,7 +111,7 @@ func (e *Engines) PostgresDSN(ctx context.Context) string {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(server.Close()).To(Succeed())
 	})
-	return withDatabase(e.dsns.Postgres, name)
+	return withDatabase(e.shared.Postgres, name)
 }
 
 // OpenPostgres opens dsn, with the given session settings, for as long as the
@@ -116,9 +134,9 @@ type ClickHouseDSNs struct {
 func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
 	name := e.newName()
-	Query(ctx, e.dsns.HTTP, "CREATE DATABASE "+name)
-	created := ClickHouseDSNs{Native: withDatabase(e.dsns.Native, name), HTTP: withDatabase(e.dsns.HTTP, name)}
-	DeferCleanup(func(ctx SpecContext) { Query(ctx, e.dsns.HTTP, "DROP DATABASE "+name) })
+	Query(ctx, e.shared.HTTP, "CREATE DATABASE "+name)
+	created := ClickHouseDSNs{Native: withDatabase(e.shared.Native, name), HTTP: withDatabase(e.shared.HTTP, name)}
+	DeferCleanup(func(ctx SpecContext) { Query(ctx, e.shared.HTTP, "DROP DATABASE "+name) })
 	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: created.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
 	Query(ctx, created.HTTP, "SYSTEM STOP MERGES event_log")
 	return created
@@ -138,10 +156,10 @@ func Query(ctx context.Context, dsn, statement string) {
 func Scan(ctx context.Context, dsn, query string, dest ...any) error {
 	db, err := sql.Open("clickhouse", dsn)
 	if err != nil {
-		return err //nolint:wrapcheck // for an assertion
+		return err
 	}
-	defer db.Close()                                      //nolint:errcheck // a pool of one
-	return db.QueryRowContext(ctx, query).Scan(dest...) //nolint:wrapcheck // for an assertion
+	defer db.Close()
+	return db.QueryRowContext(ctx, query).Scan(dest...)
 }
 
 func withDatabase(dsn, name string) string {

@@ -1,0 +1,251 @@
+package integration_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gexec"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
+)
+
+// mostOfAnInsert is less than an insert of 1,000 events takes, and more than
+// any question.
+const mostOfAnInsert = 8 << 10
+
+var _ = Describe("Delivery", func() {
+	var s *system
+
+	BeforeEach(func(ctx SpecContext) { s = newSystem(ctx) })
+
+	DescribeTableSubtree("", func(protocol string) {
+		It("inserts the event into ClickHouse and removes it from the outbox", func(ctx SpecContext) {
+			api := s.api()
+			s.relay(s.clickHouseDSN(protocol))
+			id := create(ctx, api, newUser{Email: "grace@example.com", FirstName: "Grace", LastName: "Hopper"})
+			s.expectDelivered(ctx, 1)
+
+			var eventType, environment, eventContext string
+			var happened time.Time
+			var version uint64
+			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+				"SELECT event_type, event_date_time, environment, event_context, metadata_version FROM event_log",
+				&eventType, &happened, &environment, &eventContext, &version)).To(Succeed())
+			Expect(eventType).To(Equal("user_created"))
+			Expect(environment).To(Equal("Test"))
+			Expect(eventContext).To(Equal(fmt.Sprintf(
+				`{"user_id":%q,"email":"grace@example.com","first_name":"Grace","last_name":"Hopper"}`, id)))
+			Expect(version).To(Equal(uint64(1)))
+			var created time.Time
+			Expect(s.postgres.Get(&created, "SELECT created_at FROM users WHERE id = $1", id)).To(Succeed())
+			Expect(happened).To(BeTemporally("~", created, time.Minute))
+		})
+
+		It("carries events of two months in one batch", func(ctx SpecContext) {
+			Expect(s.publish(ctx,
+				event(outbox.WithTime(time.Date(2026, 1, 31, 23, 59, 59, 999_999_000, time.UTC))),
+				event(outbox.WithTime(time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC))),
+				event(outbox.WithTime(time.Date(2026, 1, 1, 0, 0, 0, 1_000, time.UTC))),
+			)).To(Succeed())
+			relay := s.relay(s.clickHouseDSN(protocol))
+			s.expectDelivered(ctx, 3)
+			var months []uint32
+			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+				"SELECT arraySort(groupArray(toYYYYMM(event_date_time))) FROM event_log", &months)).To(Succeed())
+			Expect(months).To(Equal([]uint32{202601, 202601, 202602}))
+			Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
+		})
+
+		It("carries a payload of 5 MB byte for byte", func(ctx SpecContext) {
+			payload := largePayload(5_000_000)
+			large, err := outbox.NewEvent(json.RawMessage(payload), outbox.WithType("report_made"))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(s.publish(ctx, event(), large, event())).To(Succeed())
+			s.relay(s.clickHouseDSN(protocol))
+			s.expectDelivered(ctx, 3)
+			var length uint64
+			var sum string
+			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+				"SELECT length(event_context), lower(hex(SHA256(event_context))) FROM event_log WHERE event_type = 'report_made'",
+				&length, &sum)).To(Succeed())
+			Expect(length).To(Equal(uint64(len(payload))))
+			want := sha256.Sum256(payload)
+			Expect(sum).To(Equal(hex.EncodeToString(want[:])))
+		})
+
+		It("finishes what it is sending when it is told to stop, and takes nothing new", func(ctx SpecContext) {
+			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
+			relay := s.relay(through)
+			proxy.Hold(faults.Answers, mostOfAnInsert)
+			Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+			Eventually(ctx, func(g Gomega) {
+				rows, _ := s.arrived(ctx, g)
+				g.Expect(rows).To(Equal(1000))
+			}).WithTimeout(patience).Should(Succeed())
+
+			relay.Signal(syscall.SIGTERM)
+			Eventually(relay.Ready, patience).Should(Equal(http.StatusServiceUnavailable))
+			Expect(s.publish(ctx, event())).To(Succeed())
+			proxy.Release()
+			relay.Ended()
+			left, batches, _ := s.left(Default)
+			Expect(left).To(Equal(1), "the event that was published meanwhile")
+			Expect(batches).To(BeZero())
+
+			s.relay(s.clickHouseDSN(protocol))
+			s.expectDelivered(ctx, 1001)
+		})
+
+		It("gives up what does not end in time when it is told to stop, and another relay takes over", func(ctx SpecContext) {
+			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
+			relay := s.relay(through, "DIEHARD_RELAY_SHUTDOWN_TIMEOUT=100ms")
+			proxy.Hold(faults.Answers, mostOfAnInsert)
+			Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+			Eventually(ctx, func(g Gomega) {
+				rows, _ := s.arrived(ctx, g)
+				g.Expect(rows).To(Equal(1000))
+			}).WithTimeout(patience).Should(Succeed())
+			relay.Stop()
+
+			s.relay(s.clickHouseDSN(protocol))
+			s.expectDelivered(ctx, 1000)
+		})
+
+		DescribeTable("does not lose or double what a relay was sending when it was killed",
+			func(ctx SpecContext, held faults.Direction, after int) {
+				proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
+				relay := s.relay(through)
+				proxy.Hold(held, after)
+				Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+				Eventually(ctx, func(g Gomega) {
+					var sends int
+					g.Expect(s.postgres.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
+					g.Expect(sends).To(Equal(1))
+					g.Expect(proxy.Held()).NotTo(BeZero())
+					if held == faults.Answers {
+						rows, _ := s.arrived(ctx, g)
+						g.Expect(rows).To(Equal(1000))
+					}
+				}).WithTimeout(patience).Should(Succeed())
+				relay.Kill()
+				if held == faults.Requests && after > 0 {
+					proxy.Down() // ClickHouse is waiting for the rest
+				}
+
+				s.relay(s.clickHouseDSN(protocol))
+				s.expectDelivered(ctx, 1000)
+				By("letting through what the killed relay had sent")
+				proxy.Release()
+				s.expectDelivered(ctx, 1000)
+			},
+			Entry("before ClickHouse had heard of it", faults.Requests, 0),
+			Entry("in the middle of the insert", faults.Requests, mostOfAnInsert),
+			Entry("before ClickHouse's answer arrived", faults.Answers, mostOfAnInsert),
+		)
+
+		It("loses nothing while the network to ClickHouse is cut, and says so", func(ctx SpecContext) {
+			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
+			api := s.api()
+			relay := s.relay(through)
+			create(ctx, api, newUser{Email: "before@example.com"})
+			s.expectDelivered(ctx, 1)
+
+			proxy.Down()
+			create(ctx, api, newUser{Email: "during@example.com"})
+			Eventually(relay.Ready, patience).Should(Equal(http.StatusServiceUnavailable))
+			Expect(relay.Metric("diehard_relay_circuit_open")).To(Equal(1.0))
+			var failures []map[string]any
+			for _, record := range relay.Log() {
+				if record["level"] == "ERROR" {
+					failures = append(failures, record)
+				}
+			}
+			Expect(failures).NotTo(BeEmpty())
+			Expect(failures[0]["err"]).To(ContainSubstring("refused"))
+			Expect(api.Ready()).To(Equal(http.StatusOK), "ClickHouse is no concern of the API's")
+			create(ctx, api, newUser{Email: "later@example.com"})
+			left, _, _ := s.left(Default)
+			Expect(left).To(Equal(2))
+
+			proxy.Up()
+			Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
+			s.expectDelivered(ctx, 3)
+		})
+	}, protocols)
+
+	It("delivers each of 100,000 events once with four relays at work while producers go on", func(ctx SpecContext) {
+		const total, producers, perTransaction = 100_000, 4, 100
+		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=2000", "DIEHARD_RELAY_LINGER=20ms"}
+		var group sync.WaitGroup
+		for range producers {
+			group.Go(func() {
+				defer GinkgoRecover()
+				for range total / producers / perTransaction {
+					Expect(s.publish(ctx, events(perTransaction)...)).To(Succeed())
+				}
+			})
+		}
+		for i := range 4 {
+			s.relay(s.clickHouseDSN([]string{"native", "http"}[i%2]), small...)
+		}
+		group.Wait()
+		s.expectDelivered(ctx, total)
+	})
+
+	It("does not lose or double events while relays are killed and started again", func(ctx SpecContext) {
+		const total, perTransaction = 20_000, 100
+		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=500", "DIEHARD_RELAY_LINGER=5ms"}
+		published := make(chan struct{})
+		go func() {
+			defer GinkgoRecover()
+			defer close(published)
+			for range total / perTransaction {
+				Expect(s.publish(ctx, events(perTransaction)...)).To(Succeed())
+			}
+		}()
+		for i := range 6 {
+			relay := s.relay(s.clickHouseDSN([]string{"native", "http"}[i%2]), small...)
+			Eventually(ctx, func(g Gomega) { // in the middle of its work
+				rows, _ := s.arrived(ctx, g)
+				g.Expect(rows).To(BeNumerically(">=", min(total, (i+1)*2000)))
+			}).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(Succeed())
+			relay.Kill()
+			Expect(relay).To(gexec.Exit())
+		}
+		s.relay(s.clickHouse.Native)
+		Eventually(ctx, published).WithTimeout(patience).Should(BeClosed())
+		s.expectDelivered(ctx, total)
+	})
+})
+
+// largePayload returns JSON of about n bytes with all that a careless copy
+// would change: spaces, escapes, the order of keys, numbers beyond a float64.
+func largePayload(n int) []byte {
+	var b strings.Builder
+	b.WriteString("{ \"b\" : 1,\t\"a\":1.000000000000000000001, \"b\": 2 ,\n\"text\":\"")
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same every time
+	for b.Len() < n-2 {
+		switch random.IntN(8) {
+		case 0:
+			b.WriteString(`\u0000\"\\\/`)
+		case 1:
+			b.WriteString("ü漢🧨") //nolint:gosmopolitan // of two, three and four bytes
+		default:
+			fmt.Fprintf(&b, "%x", random.Uint64())
+		}
+	}
+	b.WriteString(`"}`)
+	return []byte(b.String())
+}

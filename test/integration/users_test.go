@@ -1,0 +1,106 @@
+package integration_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+)
+
+var _ = Describe("Creating a user", func() {
+	var s *system
+
+	BeforeEach(func(ctx SpecContext) { s = newSystem(ctx) })
+
+	It("puts one user_created event into the outbox, with exactly the payload", func(ctx SpecContext) {
+		api := s.api()
+		before := time.Now()
+		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: " Ada@Example.COM ", FirstName: "Ada"})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(a.Status).To(Equal(http.StatusCreated))
+		Expect(a.Headers.Get("Location")).To(Equal(fmt.Sprint("/v1/users/", a.Body["id"])))
+
+		var stored []struct {
+			EventType       string    `db:"event_type"`
+			EventDateTime   time.Time `db:"event_date_time"`
+			Environment     string    `db:"environment"`
+			EventContext    string    `db:"event_context"`
+			MetadataVersion int64     `db:"metadata_version"`
+		}
+		Expect(s.postgres.Select(&stored, `SELECT event_type, event_date_time, environment, event_context, metadata_version
+			FROM outbox_events`)).To(Succeed())
+		Expect(stored).To(HaveLen(1))
+		Expect(stored[0].EventType).To(Equal("user_created"))
+		Expect(stored[0].EventDateTime).To(BeTemporally(">=", before.Truncate(time.Microsecond)))
+		Expect(stored[0].EventDateTime).To(BeTemporally("<=", time.Now()))
+		Expect(stored[0].Environment).To(Equal("Test"))
+		Expect(stored[0].EventContext).To(Equal(fmt.Sprintf(
+			`{"user_id":%q,"email":%q,"first_name":"Ada","last_name":""}`, a.Body["id"], a.Body["email"])))
+		Expect(stored[0].MetadataVersion).To(Equal(int64(1)))
+		Expect(a.Body["email"]).To(BeElementOf("Ada@example.com", "ada@example.com"))
+	})
+
+	It("refuses an address that is taken in another case, and publishes nothing", func(ctx SpecContext) {
+		api := s.api()
+		create(ctx, api, newUser{Email: "ada@example.com"})
+		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: "ADA@Example.com"})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(a.Status).To(Equal(http.StatusConflict))
+		Expect(a.Headers.Get("Content-Type")).To(Equal("application/problem+json"))
+		Expect(a.Body["detail"]).To(Equal("User with this email already exists"))
+
+		published, _, _ := s.left(Default)
+		Expect(published).To(Equal(1))
+	})
+
+	It("creates one user, with one event, for each address of many concurrent requests", func(ctx SpecContext) {
+		const requests, addresses, clients = 1000, 200, 50
+		api, relay := s.api(), s.relay(s.clickHouse.Native)
+		url := api.URL() + "/v1/users"
+		work := make(chan int)
+		statuses := make(chan int, requests)
+		var group sync.WaitGroup
+		for range clients {
+			group.Go(func() {
+				defer GinkgoRecover()
+				for n := range work {
+					address := fmt.Sprintf("user%d@example.com", n%addresses)
+					if n%2 == 1 {
+						address = strings.ToUpper(address)
+					}
+					a, err := post(ctx, url, newUser{Email: address})
+					Expect(err).NotTo(HaveOccurred())
+					statuses <- a.Status
+				}
+			})
+		}
+		for n := range requests {
+			work <- n
+		}
+		close(work)
+		group.Wait()
+		close(statuses)
+
+		count := map[int]int{}
+		for status := range statuses {
+			count[status]++
+		}
+		Expect(count).To(Equal(map[int]int{http.StatusCreated: addresses, http.StatusConflict: requests - addresses}))
+		var users int
+		Expect(s.postgres.Get(&users, "SELECT count(*) FROM users")).To(Succeed())
+		Expect(users).To(Equal(addresses))
+		s.expectDelivered(ctx, addresses)
+		var distinct int
+		Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+			"SELECT uniqExact(JSONExtractString(event_context, 'user_id')) FROM event_log", &distinct)).To(Succeed())
+		Expect(distinct).To(Equal(addresses))
+		api.Stop()
+		relay.Stop()
+	})
+})

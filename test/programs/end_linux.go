@@ -1,0 +1,11 @@
+package programs
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// endWithParent has the kernel kill the program if the suite is killed.
+func endWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}

@@ -1,0 +1,186 @@
+// Package programs runs the built programs for a Ginkgo suite.
+package programs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gexec"
+)
+
+// Patience is how long a program may take to start or to end.
+const Patience = time.Minute
+
+// Build builds api and relay with the race detector into a temporary folder
+// that goes with the suite, and returns it.
+func Build(ctx context.Context) string {
+	GinkgoHelper()
+	dir, err := os.MkdirTemp("", "diehard-programs-*")
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(os.RemoveAll, dir)
+	cmd := exec.CommandContext(ctx, "go", "build", "-race", "-buildvcs=false", "-o", dir, //nolint:gosec // a folder of ours
+		"github.com/diehard-outbox/diehard/cmd/api", "github.com/diehard-outbox/diehard/cmd/relay")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	output, err := cmd.CombinedOutput()
+	Expect(err).NotTo(HaveOccurred(), "%s", output)
+	return dir
+}
+
+// Process is a program that runs. It is stopped with the spec, and must end
+// well unless it was killed.
+type Process struct {
+	*gexec.Session
+
+	killed bool
+}
+
+// Run runs a program of the folder with these variables, NAME=VALUE, and none
+// of Diehard's that the suite itself was started with.
+func Run(dir, program string, args []string, env ...string) *Process {
+	GinkgoHelper()
+	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // what the suite has built; it ends with the spec
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "SENTRY_")
+	}), env...)
+	endWithParent(cmd)
+	prefix := func() *gexec.PrefixedWriter { return gexec.NewPrefixedWriter(program+" | ", GinkgoWriter) }
+	session, err := gexec.Start(cmd, prefix(), prefix())
+	Expect(err).NotTo(HaveOccurred())
+	p := &Process{Session: session}
+	DeferCleanup(func() {
+		if session.ExitCode() == -1 {
+			p.Stop()
+		}
+	})
+	return p
+}
+
+// Serve runs a program that stays: it listens on free ports, and is ready when
+// Serve returns unless ready is false.
+func Serve(dir, program string, ready bool, env ...string) *Process {
+	GinkgoHelper()
+	p := Run(dir, program, nil, append([]string{"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
+	if ready {
+		Eventually(p.Ready, Patience).Should(Equal(http.StatusOK))
+	}
+	return p
+}
+
+// Stop asks the program to end and waits until it has, without an error.
+func (p *Process) Stop() {
+	GinkgoHelper()
+	p.Signal(syscall.SIGTERM)
+	p.Ended()
+}
+
+// Ended waits until the program has ended, without an error.
+func (p *Process) Ended() {
+	GinkgoHelper()
+	defer p.Session.Kill()
+	Eventually(p.Session, Patience).Should(gexec.Exit())
+	if !p.killed {
+		Expect(p.ExitCode()).To(BeZero(), "the program's exit code")
+	}
+}
+
+// Kill ends the program like a power cut and waits until it is gone.
+func (p *Process) Kill() {
+	GinkgoHelper()
+	p.killed = true
+	p.Session.Kill()
+	p.Ended()
+}
+
+// Log returns the records of the log so far.
+func (p *Process) Log() []map[string]any {
+	GinkgoHelper()
+	var records []map[string]any
+	lines := bufio.NewScanner(bytes.NewReader(p.Err.Contents()))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var record map[string]any
+		if json.Unmarshal(lines.Bytes(), &record) == nil { // the last line may not be complete yet
+			records = append(records, record)
+		}
+	}
+	Expect(lines.Err()).NotTo(HaveOccurred())
+	return records
+}
+
+// Messages returns the log's messages so far.
+func (p *Process) Messages() []string {
+	GinkgoHelper()
+	var messages []string
+	for _, record := range p.Log() {
+		if message, ok := record["msg"].(string); ok {
+			messages = append(messages, message)
+		}
+	}
+	return messages
+}
+
+// URL is where the program serves the API.
+func (p *Process) URL() string {
+	GinkgoHelper()
+	return p.address("HTTP API listens")
+}
+
+// AdminURL is where the program's admin port is.
+func (p *Process) AdminURL() string {
+	GinkgoHelper()
+	return p.address("admin port listens")
+}
+
+func (p *Process) address(message string) (url string) {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		for _, record := range p.Log() {
+			if address, ok := record["addr"].(string); ok && record["msg"] == message {
+				url = "http://" + address
+			}
+		}
+		g.Expect(url).NotTo(BeEmpty())
+	}, Patience).Should(Succeed(), "no %q in the log", message)
+	return url
+}
+
+// Ready returns the status of /readyz.
+func (p *Process) Ready() (int, error) {
+	response, err := http.Get(p.AdminURL() + "/readyz") //nolint:noctx // of a local program
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	return response.StatusCode, nil
+}
+
+// Metric returns the value of a sample of /metrics: its name with its labels,
+// as it is shown.
+func (p *Process) Metric(sample string) (float64, error) {
+	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // of a local program
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	lines := bufio.NewScanner(response.Body)
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), sample+" "); ok {
+			return strconv.ParseFloat(value, 64)
+		}
+	}
+	return 0, fmt.Errorf("/metrics has no %s", sample)
+}
