@@ -101,6 +101,17 @@ func (e *Engines) newName() string {
 // after the spec.
 func (e *Engines) PostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
+	return e.postgresDatabase(ctx, template)
+}
+
+// EmptyPostgresDSN is PostgresDSN without the migrations.
+func (e *Engines) EmptyPostgresDSN(ctx context.Context) string {
+	GinkgoHelper()
+	return e.postgresDatabase(ctx, "template1")
+}
+
+func (e *Engines) postgresDatabase(ctx context.Context, template string) string {
+	GinkgoHelper()
 	name := e.newName()
 	server, err := sql.Open("postgres", e.shared.Postgres)
 	Expect(err).NotTo(HaveOccurred())
@@ -133,13 +144,19 @@ type ClickHouseDSNs struct {
 // stopped: they would hide an event that is there twice.
 func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
-	name := e.newName()
-	Query(ctx, e.shared.HTTP, "CREATE DATABASE "+name)
-	created := ClickHouseDSNs{Native: withDatabase(e.shared.Native, name), HTTP: withDatabase(e.shared.HTTP, name)}
-	DeferCleanup(func(ctx SpecContext) { Query(ctx, e.shared.HTTP, "DROP DATABASE "+name) })
+	created := e.EmptyClickHouseDSNs(ctx)
 	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: created.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
 	Query(ctx, created.HTTP, "SYSTEM STOP MERGES event_log")
 	return created
+}
+
+// EmptyClickHouseDSNs is ClickHouseDSNs without the migrations.
+func (e *Engines) EmptyClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
+	GinkgoHelper()
+	name := e.newName()
+	Query(ctx, e.shared.HTTP, "CREATE DATABASE "+name)
+	DeferCleanup(func(ctx SpecContext) { Query(ctx, e.shared.HTTP, "DROP DATABASE "+name) })
+	return ClickHouseDSNs{Native: withDatabase(e.shared.Native, name), HTTP: withDatabase(e.shared.HTTP, name)}
 }
 
 // Query runs a ClickHouse statement.

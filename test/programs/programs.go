@@ -148,6 +148,9 @@ func (p *Process) AdminURL() string {
 func (p *Process) address(message string) (url string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
+		if code := p.ExitCode(); code != -1 {
+			StopTrying(fmt.Sprintf("the program has ended with %d", code)).Now()
+		}
 		for _, record := range p.Log() {
 			if address, ok := record["addr"].(string); ok && record["msg"] == message {
 				url = "http://" + address
@@ -160,6 +163,9 @@ func (p *Process) address(message string) (url string) {
 
 // Ready returns the status of /readyz.
 func (p *Process) Ready() (int, error) {
+	if code := p.ExitCode(); code != -1 {
+		return 0, StopTrying(fmt.Sprintf("the program has ended with %d", code))
+	}
 	response, err := http.Get(p.AdminURL() + "/readyz") //nolint:noctx // of a local program
 	if err != nil {
 		return 0, err

@@ -1,0 +1,193 @@
+package integration_test
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gexec"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/programs"
+)
+
+var _ = Describe("The command line", func() {
+	// ended runs a program to its end.
+	ended := func(program string, args []string, env ...string) *programs.Process {
+		GinkgoHelper()
+		p := programs.Run(suite.Prepared(), program, args, env...)
+		Eventually(p.Session, patience).Should(gexec.Exit())
+		return p
+	}
+
+	const somewhere = "DIEHARD_POSTGRES_DSN=postgres://diehard:s3cret@127.0.0.1:1/diehard"
+
+	DescribeTable("refuses what is wrong with 2 and one line that names it",
+		func(program string, args []string, env []string, line string) {
+			p := ended(program, args, env...)
+			Expect(p.ExitCode()).To(Equal(2))
+			Expect(p.Out.Contents()).To(BeEmpty())
+			Expect(string(p.Err.Contents())).To(Equal(line + "\n"))
+		},
+		Entry("no DSN", "api", nil, nil,
+			"api: postgres.dsn (DIEHARD_POSTGRES_DSN) is required"),
+		Entry("no DSN of ClickHouse's", "relay", []string{"run"}, []string{somewhere},
+			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is required"),
+		Entry("a DSN that only the sink can tell is wrong", "relay", []string{"migrate"},
+			[]string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a,b/diehard"},
+			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) cannot be used: clickhouse dsn: several hosts need the name of the cluster that they are replicas in"),
+		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
+			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, and has to be from 1 to 64"),
+		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
+		Entry("an unknown command", "api", []string{"srve"}, nil, "api: there is no command \"srve\"; `api --help` lists them"),
+		Entry("an argument too many", "api", []string{"serve", "now"}, nil, `api: api serve takes no argument, and got "now"`),
+		Entry("a file that is not there", "api", []string{"--config", "no-such.yaml"}, nil,
+			"api: open no-such.yaml: no such file or directory"),
+	)
+
+	It("shows the effective configuration: flags over the environment over the file, secrets masked", func() {
+		file := filepath.Join(GinkgoT().TempDir(), "relay.yaml")
+		Expect(os.WriteFile(file, []byte("relay: {workers: 3, linger: 1s, batch_max_rows: 7}\n"), 0o600)).To(Succeed())
+		p := ended("relay", []string{"config", "--json", "--config", file, "--relay-linger=3s"},
+			somewhere, "DIEHARD_CLICKHOUSE_DSN=clickhouse://u:s3cret@h/d", "DIEHARD_RELAY_LINGER=2s", "DIEHARD_RELAY_WORKERS=4",
+			"DIEHARD_RELAY_WORKRES=5")
+		Expect(p.ExitCode()).To(BeZero())
+		var effective struct {
+			Postgres struct {
+				DSN string `json:"dsn"`
+			} `json:"postgres"`
+			Relay struct {
+				Workers      int    `json:"workers"`
+				Linger       string `json:"linger"`
+				BatchMaxRows int    `json:"batch_max_rows"`
+			} `json:"relay"`
+		}
+		Expect(json.Unmarshal(p.Out.Contents(), &effective)).To(Succeed())
+		Expect(effective.Relay.Workers).To(Equal(4))
+		Expect(effective.Relay.Linger).To(Equal("3s"))
+		Expect(effective.Relay.BatchMaxRows).To(Equal(7))
+		Expect(effective.Postgres.DSN).To(HavePrefix("postgres://diehard:xxxxx@"))
+		Expect(string(p.Out.Contents())).NotTo(ContainSubstring("s3cret"))
+		Expect(string(p.Err.Contents())).To(ContainSubstring("DIEHARD_RELAY_WORKRES"))
+	})
+
+	It("says its version", func() {
+		p := ended("relay", []string{"version", "--json"})
+		Expect(p.ExitCode()).To(BeZero())
+		var version map[string]string
+		Expect(json.Unmarshal(p.Out.Contents(), &version)).To(Succeed())
+		Expect(version).To(HaveKeyWithValue("name", "relay"))
+		Expect(version).To(HaveKeyWithValue("version", "dev"))
+		Expect(ended("api", []string{"version"}).Out.Contents()).To(HavePrefix("api dev ("))
+	})
+
+	It("warns of a variable that is misspelled", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		api := s.api("DIEHARD_HTTP_ADRR=:80")
+		Expect(api.Messages()).To(ContainElement("an environment variable looks like configuration and is none"))
+	})
+
+	Describe("with databases that are not migrated", func() {
+		var postgresDSN, clickHouseDSN string
+		BeforeEach(func(ctx SpecContext) {
+			postgresDSN, clickHouseDSN = suite.EmptyPostgresDSN(ctx), suite.EmptyClickHouseDSNs(ctx).Native
+		})
+		env := func() []string {
+			return []string{
+				"DIEHARD_POSTGRES_DSN=" + postgresDSN, "DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN,
+				"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0",
+			}
+		}
+
+		DescribeTable("refuses to start, and says which version it needs", func(program string) {
+			p := ended(program, nil, env()...)
+			Expect(p.ExitCode()).To(Equal(1))
+			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
+				MatchRegexp("schema in postgresql is too old: this binary needs version [1-9][0-9]* and found 0; `api migrate`"))))
+		}, Entry("the api", "api"), Entry("the relay", "relay"))
+
+		It("migrates them, side by side and again", func(ctx SpecContext) {
+			all := make([]*programs.Process, 0, 4)
+			for i := range 4 {
+				all = append(all, programs.Run(suite.Prepared(), []string{"api", "relay"}[i%2], []string{"migrate"}, env()...))
+			}
+			for _, p := range all {
+				p.Ended()
+			}
+			programs.Run(suite.Prepared(), "relay", []string{"migrate"}, env()...).Ended()
+
+			programs.Serve(suite.Prepared(), "relay", true, env()...)
+			api := programs.Serve(suite.Prepared(), "api", true, env()...)
+			create(ctx, api, newUser{Email: "ada@example.com"})
+			Eventually(ctx, func(ctx context.Context) (rows int, err error) {
+				err = engines.Scan(ctx, clickHouseDSN, "SELECT count() FROM event_log", &rows)
+				return rows, err
+			}).WithTimeout(patience).Should(Equal(1))
+		})
+
+		It("names the table that is missing in ClickHouse", func() {
+			programs.Run(suite.Prepared(), "api", []string{"migrate"}, env()...).Ended()
+			p := ended("relay", nil, env()...)
+			Expect(p.ExitCode()).To(Equal(1))
+			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("relay migrate"))))
+		})
+	})
+
+	It("warns of a schema that is newer, and works", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		s.postgres.MustExec("INSERT INTO diehard_db_version (version_id, is_applied) VALUES (20991231, true)")
+		api, relay := s.api(), s.relay(s.clickHouse.Native)
+		for _, p := range []*programs.Process{api, relay} {
+			Expect(p.Messages()).To(ContainElement("the schema in postgresql is newer than this binary"))
+		}
+		create(ctx, api, newUser{Email: "ada@example.com"})
+		s.expectDelivered(ctx, 1)
+	})
+
+	It("starts without its databases, is not ready, and works once they are there", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		toPostgres, postgresDSN := faults.StartProxyTo(s.postgresDSN)
+		toClickHouse, clickHouseDSN := faults.StartProxyTo(s.clickHouse.Native)
+		toPostgres.Down()
+		toClickHouse.Down()
+		env := []string{
+			"DIEHARD_POSTGRES_DSN=" + postgresDSN, "DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN,
+			"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=200ms",
+		}
+		api := programs.Serve(suite.Prepared(), "api", false, env...)
+		relay := programs.Serve(suite.Prepared(), "relay", false, env...)
+		for _, p := range []*programs.Process{api, relay} {
+			Eventually(p.Messages, patience).Should(ContainElement("postgresql cannot be used: not ready until it can"))
+			Expect(p.Ready()).To(Equal(http.StatusServiceUnavailable))
+		}
+		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: "ada@example.com"})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(a.Status).To(Equal(http.StatusServiceUnavailable))
+
+		toPostgres.Up()
+		Eventually(api.Ready, patience).Should(Equal(http.StatusOK))
+		create(ctx, api, newUser{Email: "ada@example.com"})
+		Expect(relay.Ready()).To(Equal(http.StatusServiceUnavailable))
+		toClickHouse.Up()
+		Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
+		s.expectDelivered(ctx, 1)
+	})
+
+	It("ends at once where its port is taken", func(ctx SpecContext) {
+		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(taken.Close)
+		s := newSystem(ctx)
+		for _, variable := range []string{"DIEHARD_ADMIN_ADDR=", "DIEHARD_HTTP_ADDR="} {
+			p := programs.Serve(suite.Prepared(), "api", false, "DIEHARD_POSTGRES_DSN="+s.postgresDSN, variable+taken.Addr().String())
+			Eventually(p.Session, patience).Should(gexec.Exit(1))
+			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("address already in use"))))
+		}
+	})
+})
