@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -137,7 +138,7 @@ func (s *Server) readBody(c echo.Context) ([]byte, error) {
 func syntaxError(body []byte, e *jsontext.SyntacticError) valueError {
 	pointer := string(e.JSONPointer)
 	switch {
-	case len(strings.TrimSpace(string(body))) == 0:
+	case len(bytes.TrimSpace(body)) == 0:
 		return bodyError(pointer, "the body is empty")
 	case errors.Is(e, jsontext.ErrDuplicateName):
 		return bodyError(pointer, "the object has this name more than once")

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -220,15 +221,15 @@ func (s *Server) logFault(c echo.Context, message string, err error) {
 	if panicked, ok := errors.AsType[*panicError](err); ok {
 		attrs = append(attrs, slog.String("stack", panicked.stack()))
 	}
-	s.log.LogAttrs(c.Request().Context(), slog.LevelError, message, attrs...)
+	s.log.LogAttrs(c.Request().Context(), slog.LevelError, message, attrs...) //nolint:sloglint // a constant of each caller
 }
 
 // writeJSON answers with the value. Nothing is sent where it cannot be encoded.
 func writeJSON(c echo.Context, status int, contentType string, value any) error {
 	body, err := json.Marshal(value)
 	if err != nil {
-		return err
+		return fmt.Errorf("encode the answer: %w", err)
 	}
 	c.Response().Header().Set(echo.HeaderContentLength, strconv.Itoa(len(body)))
-	return c.Blob(status, contentType, body)
+	return c.Blob(status, contentType, body) //nolint:wrapcheck // the client has gone: echo's own
 }

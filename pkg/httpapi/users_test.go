@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -103,7 +104,7 @@ var _ = Describe("The users routes", func() {
 			head, get := api.do(ctx, http.MethodHead, path, nil), api.get(ctx, path)
 			Expect(head.status).To(Equal(http.StatusOK))
 			Expect(head.body).To(BeEmpty())
-			Expect(head.header.Get("Content-Length")).To(Equal(fmt.Sprint(len(get.body))))
+			Expect(head.header.Get("Content-Length")).To(Equal(strconv.Itoa(len(get.body))))
 		}
 	})
 

@@ -133,7 +133,7 @@ func (l *Lease) scan(ctx context.Context, query string, scan func(*sqlx.Rows) (i
 	if err != nil {
 		return fmt.Errorf("read the batch: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err says it
+	defer rows.Close()
 	events, last := 0, int64(0)
 	for rows.Next() {
 		id, err := scan(rows)

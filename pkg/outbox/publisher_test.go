@@ -96,7 +96,7 @@ var _ = Describe("Publisher", func() {
 		Expect(count()).To(BeZero())
 
 		var committed *sql.Tx
-		committed, err = db.DB.BeginTx(ctx, nil)
+		committed, err = db.BeginTx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(publisher.Publish(ctx, committed, event)).To(Succeed())
 		Expect(committed.Commit()).To(Succeed())

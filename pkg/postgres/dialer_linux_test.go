@@ -20,7 +20,7 @@ var _ = Describe("the dialer", func() {
 		defer conn.Close()
 
 		Expect(conn).To(BeAssignableToTypeOf(&net.TCPConn{}))
-		raw, err := conn.(*net.TCPConn).SyscallConn() //nolint:forcetypeassert // asserted above
+		raw, err := conn.(*net.TCPConn).SyscallConn()
 		Expect(err).NotTo(HaveOccurred())
 		option := func(level, name int) (value int) {
 			Expect(raw.Control(func(fd uintptr) {

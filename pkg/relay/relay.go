@@ -160,7 +160,7 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
 	defer cancel()
-	return r.o.Sink.Check(ctx) //nolint:wrapcheck // the circuit looks at its type
+	return r.o.Sink.Check(ctx)
 }
 
 // maxLinger bounds the linger under back-pressure.

@@ -47,7 +47,7 @@ func (r *Relay) claim(ctx context.Context) (lease *outbox.Lease, err error) {
 		var err error
 		lease, err = r.o.Store.Claim(ctx, maxBytes)
 		if lease == nil {
-			return 0, err //nolint:wrapcheck // says enough
+			return 0, err
 		}
 		return lease.Bytes, nil
 	})
@@ -142,7 +142,7 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 		return nil
 	})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says enough
+		return nil, err
 	}
 	start := time.Now()
 	flush, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
@@ -162,7 +162,7 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 
 func (d *delivery) settle(ctx context.Context, published []int64) error {
 	if err := d.lease.Settle(ctx); err != nil {
-		return err //nolint:wrapcheck // says enough
+		return err
 	}
 	d.postgres.succeeded(ctx, d.Relay.log)
 	d.metrics.observe(published, time.Now().Add(d.skew))
@@ -224,7 +224,7 @@ func (d *delivery) ask(ctx context.Context, records []outbox.Record) (there, mis
 func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	records, err := d.lease.Keys(ctx)
 	if err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	if err := d.fence(ctx); err != nil {
 		return "", err
@@ -248,7 +248,7 @@ func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, mi
 	if there, missing, err = d.ask(ctx, records); err != nil {
 		return nil, nil, err
 	}
-	return there, missing, d.lease.Verify(ctx) //nolint:wrapcheck // says enough
+	return there, missing, d.lease.Verify(ctx)
 }
 
 // sendAgain sends the same rows under the same token. Its "ok" may mean that
@@ -269,7 +269,7 @@ func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (stri
 	// The sink knows the token, but not the rows: it died between the two.
 	d.log.WarnContext(ctx, "the sink has lost the batch behind its token: it goes again under a new one")
 	if err := d.lease.Retoken(ctx, errBurned); err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	d.work.send(1)
 	return resultRetokened, nil
@@ -293,7 +293,7 @@ func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, 
 func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there, missing []int64) (string, error) {
 	d.log.InfoContext(ctx, "the sink holds a part of the batch: the rest goes on its own", "there", len(there))
 	if err := d.lease.Replace(ctx, outbox.Partition{Delivered: there, Rest: [][]int64{missing}}); err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	published := make([]int64, 0, len(there))
 	for _, record := range records {
@@ -314,7 +314,7 @@ func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string,
 	}
 	half := len(ids) / 2
 	if err := d.lease.Replace(ctx, outbox.Partition{Rest: [][]int64{ids[:half], ids[half:]}}); err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	d.log.WarnContext(ctx, "the sink refuses the batch for its data: it is split", "err", cause)
 	d.work.send(2)
@@ -326,7 +326,7 @@ func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string,
 func (d *delivery) bury(ctx context.Context, bad *sink.BadEventsError) (string, error) {
 	records, err := d.lease.Keys(ctx)
 	if err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	causes := make(map[int]error, len(bad.Events))
 	for _, event := range bad.Events {
@@ -349,7 +349,7 @@ func (d *delivery) bury(ctx context.Context, bad *sink.BadEventsError) (string, 
 
 func (d *delivery) replaceDead(ctx context.Context, parts outbox.Partition) (string, error) {
 	if err := d.lease.Replace(ctx, parts); err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	d.metrics.events.WithLabelValues("dead").Add(float64(len(parts.Dead)))
 	d.log.ErrorContext(ctx, "events were refused for their data and are dead letters now",
@@ -385,7 +385,7 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 		time.AfterFunc(delay, func() { d.work.send(1) })
 	}
 	if err := d.lease.Retry(ctx, cause, delay); err != nil {
-		return "", err //nolint:wrapcheck // says enough
+		return "", err
 	}
 	return resultRetried, nil
 }

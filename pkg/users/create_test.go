@@ -16,6 +16,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
+	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -196,8 +197,7 @@ var _ = Describe("Creating a user", func() {
 
 		DescribeTable("and does not claim to know, when the connection is lost at the commit",
 			func(ctx SpecContext, forward bool, want int) {
-				proxied := open(proxyLosingCommits(ctx, dsn, forward))
-				DeferCleanup(proxied.Close)
+				proxied := engines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
 				_, err := newService(proxied).Create(ctx, users.NewUser{Email: "ada@example.com"})
 				Expect(err).To(MatchError(postgres.ErrOutcomeUnknown))
 				Eventually(ctx, countUsers).WithArguments(ctx).Should(Equal(want))

@@ -37,7 +37,7 @@ func proxyLosingCommits(ctx context.Context, dsn string, forward bool) string {
 
 func loseAtCommit(client net.Conn, address string, forward bool) {
 	defer client.Close()
-	server, err := net.Dial("tcp", address)
+	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", address)
 	if err != nil {
 		return
 	}

@@ -45,11 +45,11 @@ func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 	result, err := tx.ExecContext(ctx, insertSQL,
 		u.ID, u.Email, u.FirstName, u.LastName, u.CreatedAt, u.UpdatedAt)
 	if err != nil {
-		return err
+		return err //nolint:wrapcheck // Create says what was being done
 	}
 	inserted, err := result.RowsAffected()
 	if err != nil {
-		return err
+		return err //nolint:wrapcheck // Create says what was being done
 	}
 	if inserted == 0 {
 		return ErrEmailTaken
@@ -97,7 +97,7 @@ func selectPage(ctx context.Context, db *sqlx.DB, email string, before uuid.UUID
 	}
 	var rows []row
 	if err := db.SelectContext(ctx, &rows, query, args...); err != nil {
-		return nil, err
+		return nil, err //nolint:wrapcheck // List says what was being done
 	}
 	users := make([]User, len(rows))
 	for i, r := range rows {

@@ -86,7 +86,7 @@ func (s *Service) Create(ctx context.Context, n NewUser) (User, error) {
 		if err := insert(ctx, tx, user); err != nil {
 			return err
 		}
-		return s.publisher.Publish(ctx, tx, event) //nolint:wrapcheck // wrapped below
+		return s.publisher.Publish(ctx, tx, event)
 	})
 	if err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)

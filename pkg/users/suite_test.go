@@ -2,9 +2,6 @@ package users_test
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -13,9 +10,8 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
-	"github.com/diehard-outbox/diehard/tools/devstack"
+	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 func TestUsers(t *testing.T) {
@@ -25,56 +21,18 @@ func TestUsers(t *testing.T) {
 	RunSpecs(t, "users")
 }
 
+var suite = engines.Start(engines.Options{})
+
+// Each spec's own database.
 var (
-	server *devstack.Postgres // in the first process only
-	dsn    string             // this process's database
-	db     *sqlx.DB
+	dsn string
+	db  *sqlx.DB
 )
 
-// One server for all processes, a database for each.
-var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
-	var err error
-	server, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	config, _ := GinkgoConfiguration()
-	var dsns []string
-	for process := range config.ParallelTotal {
-		created, err := server.CreateDatabase(ctx, fmt.Sprintf("users_%d", process+1))
-		Expect(err).NotTo(HaveOccurred())
-		dsns = append(dsns, created)
-	}
-	encoded, err := json.Marshal(dsns)
-	Expect(err).NotTo(HaveOccurred())
-	return encoded
-}, func(ctx SpecContext, encoded []byte) {
-	var dsns []string
-	Expect(json.Unmarshal(encoded, &dsns)).To(Succeed())
-	dsn = dsns[GinkgoParallelProcess()-1]
-	db = open(dsn)
-	Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
-})
-
-var _ = SynchronizedAfterSuite(func() {
-	if db != nil {
-		Expect(db.Close()).To(Succeed())
-	}
-}, func() {
-	if server != nil {
-		Expect(server.Stop()).To(Succeed())
-	}
-})
-
 var _ = BeforeEach(func(ctx SpecContext) {
-	_, err := db.ExecContext(ctx, "TRUNCATE users, outbox_events")
-	Expect(err).NotTo(HaveOccurred())
+	dsn = suite.PostgresDSN(ctx)
+	db = engines.OpenPostgres(dsn, nil)
 })
-
-func open(dsn string) *sqlx.DB {
-	GinkgoHelper()
-	opened, err := postgres.Open(postgres.Options{DSN: dsn, MaxOpenConns: 16})
-	Expect(err).NotTo(HaveOccurred())
-	return opened
-}
 
 func newService(db *sqlx.DB) *users.Service {
 	return users.NewService(users.Options{
@@ -84,10 +42,10 @@ func newService(db *sqlx.DB) *users.Service {
 }
 
 // count returns what a query that counts returns.
-func count(ctx context.Context, query string, args ...any) int {
+func count(ctx context.Context, query string) int {
 	GinkgoHelper()
 	var n int
-	Expect(db.GetContext(ctx, &n, query, args...)).To(Succeed())
+	Expect(db.GetContext(ctx, &n, query)).To(Succeed())
 	return n
 }
 

@@ -131,7 +131,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 func (c *ClickHouse) diagnose() error {
 	lines := c.log.Lines(1)
 	if len(lines) == 0 {
-		return c.process().Err() //nolint:wrapcheck // of this package's making
+		return c.process().Err()
 	}
 	return errors.New(strings.TrimPrefix(lines[0], "devstack: "))
 }
@@ -162,16 +162,16 @@ func (f *firstLine) Write(p []byte) (int, error) {
 // progress is told about a download.
 func ClickHouseLibrary(ctx context.Context, progress io.Writer) (string, error) {
 	if path := os.Getenv(engines.ClickHouseLibEnv); path != "" {
-		if _, err := os.Stat(path); err != nil {
+		if _, err := os.Stat(path); err != nil { //nolint:gosec // the developer's own choice
 			return "", fmt.Errorf("%s: %w", engines.ClickHouseLibEnv, err)
 		}
 		return path, nil
 	}
 	fetched, err := engines.Fetch(ctx, engines.Options{Progress: progress})
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what it did
+		return "", err
 	}
-	return fetched.ClickHouseLib() //nolint:wrapcheck // says what it did
+	return fetched.ClickHouseLib()
 }
 
 // NativeDSN is the address of a database over the native protocol, for

@@ -46,7 +46,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return path, nil
 	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Path == programPackage {
-		return os.Executable() //nolint:wrapcheck // names itself
+		return os.Executable()
 	}
 	return build()
 })
@@ -56,7 +56,7 @@ var program = sync.OnceValues(func() (string, error) {
 func build() (string, error) {
 	cache, err := engines.CacheDir()
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what it looked for
+		return "", err
 	}
 	dir := filepath.Join(cache, "bin")
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs, readable like others
@@ -68,7 +68,7 @@ func build() (string, error) {
 	}
 	defer unlock()
 	path := filepath.Join(dir, "devstack")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, programPackage) //nolint:noctx // seconds
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, programPackage) //nolint:gosec,noctx // our own program; seconds
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the devstack program (or set %s): %w\n%s", ProgramEnv, err, strings.TrimSpace(string(out)))

@@ -220,7 +220,7 @@ func (p *Postgres) initialize(ctx context.Context) error {
 		StopSignal: syscall.SIGTERM, Grace: killPatience,
 	}, supervisor.Output{Stdout: &log, Stderr: &log})
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	if err := process.Wait(ctx); err != nil {
 		return fmt.Errorf("initdb: %w\n%s", err, strings.Join(log.Lines(5), "\n"))
@@ -253,7 +253,8 @@ func (p *Postgres) launch(ctx context.Context) error {
 		maps.Copy(settings, map[string]string{"fsync": "off", "full_page_writes": "off"})
 	}
 	maps.Copy(settings, p.options.Settings)
-	args := []string{"-D", p.dataArg(p.dataDir)}
+	args := make([]string, 0, 2+2*len(settings))
+	args = append(args, "-D", p.dataArg(p.dataDir))
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		args = append(args, "-c", name+"="+settings[name])
 	}
@@ -422,7 +423,7 @@ func postgresBin(ctx context.Context) (string, error) {
 	}
 	fetched, err := engines.Fetch(ctx, engines.Options{Progress: os.Stderr})
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what it did
+		return "", err
 	}
-	return fetched.PostgresBin(ctx) //nolint:wrapcheck // says what it did
+	return fetched.PostgresBin(ctx)
 }

@@ -29,7 +29,7 @@ var versionNumber = regexp.MustCompile(`^postgres \(PostgreSQL\) (\d+)`)
 
 // postgresVersion is the major version of the programs in a folder.
 func postgresVersion(ctx context.Context, bin string) (int, error) {
-	if _, err := os.Stat(filepath.Join(bin, "initdb")); err != nil {
+	if _, err := os.Stat(filepath.Join(bin, "initdb")); err != nil { //nolint:gosec // the developer's own choice
 		return 0, err //nolint:wrapcheck // names the program already
 	}
 	path := filepath.Join(bin, "postgres")

@@ -71,7 +71,7 @@ func (s *server) prepare(name string) (first bool, err error) {
 	}
 	started, err := supervisor.Start(path, s.keep == "")
 	if err != nil {
-		return false, err //nolint:wrapcheck // says what it did
+		return false, err
 	}
 	s.supervisor = started
 	if s.keep == "" {
@@ -94,7 +94,7 @@ func (s *server) run(c supervisor.Command, stdout io.Writer) error {
 	s.log.Reset()
 	process, err := s.supervisor.Run(c, supervisor.Output{Stdout: stdout, Stderr: log})
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

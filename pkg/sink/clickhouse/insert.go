@@ -118,7 +118,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 		settings["max_execution_time"] = max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
 	}
 
-	insert, err := s.conn.PrepareBatch(
+	insert, err := s.conn.PrepareBatch( //nolint:clickhouselint // ends by Abort or by its one Send
 		chgo.Context(undated{ctx}, chgo.WithSettings(settings), chgo.WithColumnNamesAndTypes(columns)),
 		s.insertStatement())
 	if err != nil {
@@ -141,7 +141,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 // undated hides the deadline from the driver, which otherwise gives the server
 // 5 seconds more than that, and below a second no limit at all. The context ends
 // as before.
-type undated struct{ context.Context }
+type undated struct{ context.Context } //nolint:containedctx // is one
 
 // Deadline implements context.Context.
 func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }
@@ -276,18 +276,18 @@ func appendTimes(target column.Interface, times []time.Time) error {
 	const size = 8
 	wire := make([]byte, 0, size*len(times))
 	for _, t := range times {
-		wire = binary.LittleEndian.AppendUint64(wire, uint64(t.UnixMicro())) //nolint:gosec // two's complement
+		wire = binary.LittleEndian.AppendUint64(wire, uint64(t.UnixMicro()))
 	}
 	return c.Decode(proto.NewReader(bytes.NewReader(wire)), len(times)) //nolint:wrapcheck // reads from memory
 }
 
-// reserve makes room in the column for the strings. Without it the column grows
+// reserve makes room in the column for the values. Without it the column grows
 // by copying itself, again and again: at 64 MB that takes three times the
 // memory. The driver has no other way to say how large a column will be than to
 // let it read a string of that length, and to forget that.
-func reserve(target column.Interface, strings []string) error {
+func reserve(target column.Interface, values []string) error {
 	var size uint64
-	for _, s := range strings {
+	for _, s := range values {
 		size += uint64(len(s))
 	}
 	wire := io.MultiReader(bytes.NewReader(binary.AppendUvarint(nil, size)), zeros{})

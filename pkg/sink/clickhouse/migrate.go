@@ -35,7 +35,7 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close() //nolint:errcheck // nothing is lost with an idle connection
+	defer s.Close()
 	o, d, err := parse(o)
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 		d.Settings["wait_end_of_query"] = 1
 	}
 	db := chgo.OpenDB(d)
-	defer db.Close() //nolint:errcheck // nothing is lost with an idle connection
+	defer db.Close()
 	if err := db.PingContext(ctx); err != nil {
 		err = s.classify(ctx, "migrate clickhouse", err)
 		if hasCode(err, unknownDatabase) {

@@ -102,7 +102,7 @@ func Open(o Options) (*Sink, error) {
 	}
 	driverOptions.DialStrategy = func(ctx context.Context, id int, opt *chgo.Options, dial chgo.Dial) (chgo.DialResult, error) {
 		s.dials.Add(1)
-		return chgo.DefaultDialStrategy(ctx, id, opt, dial) //nolint:wrapcheck // the driver's own, passed through
+		return chgo.DefaultDialStrategy(ctx, id, opt, dial)
 	}
 	if s.conn, err = chgo.Open(driverOptions); err != nil {
 		return nil, fmt.Errorf("open clickhouse: %w", err)
@@ -136,8 +136,8 @@ var (
 )
 
 // parse completes the options, and makes the driver's of them.
-func parse(o Options) (Options, *chgo.Options, error) {
-	d, err := chgo.ParseDSN(o.DSN)
+func parse(o Options) (complete Options, d *chgo.Options, err error) {
+	d, err = chgo.ParseDSN(o.DSN)
 	if err != nil {
 		return o, nil, fmt.Errorf("clickhouse dsn: %w", err) // the driver masks credentials
 	}

@@ -96,20 +96,6 @@ func (db *database) exec(ctx context.Context, statement string) {
 	Expect(db.conn.Exec(ctx, statement)).To(Succeed(), statement)
 }
 
-func (db *database) count(ctx context.Context) (n uint64, err error) {
-	err = db.conn.QueryRow(ctx, "SELECT count() FROM event_log").Scan(&n)
-	return n, err
-}
-
-// open opens a sink on the database. Each change is one to the DSN.
-func (db *database) open(changes ...func(*url.URL)) *clickhouse.Sink {
-	GinkgoHelper()
-	s, err := clickhouse.Open(clickhouse.Options{DSN: with(db.dsn, changes...)})
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(s.Close)
-	return s
-}
-
 func with(dsn string, changes ...func(*url.URL)) string {
 	GinkgoHelper()
 	u, err := url.Parse(dsn)
@@ -175,7 +161,7 @@ func (db *database) stored(ctx context.Context) (*sink.Events, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close() //nolint:errcheck // Err tells
+	defer rows.Close()
 	e := &sink.Events{}
 	for i := 0; rows.Next(); i++ {
 		var micros int64

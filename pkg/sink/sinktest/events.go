@@ -40,7 +40,7 @@ func oddities() *sink.Events {
 	e := &sink.Events{}
 	now := time.Date(2026, 3, 31, 23, 59, 59, 999_999_000, time.UTC)
 	add(e, "context_empty", now, "Test", "", 0)
-	add(e, "context_json", now, "Test", `{"a":"\"\\\n\u0000","b":[1.5e300,null],"c":"ünïcödé 🏔️ 漢字"}`, 1)
+	add(e, "context_json", now, "Test", `{"a":"\"\\\n\u0000","b":[1.5e300,null],"c":"ünïcödé 🏔️ 漢字"}`, 1) //nolint:gosmopolitan // characters of three bytes
 	add(e, "context_spaces", now, "Test", " {\t\"a\" :\r\n1 }\n", 1)
 	add(e, "context_bytes", now, "Test", string(all[:]), 1)
 	add(e, "context_quotes", now, "Test", `'; DROP TABLE x; -- "\'`+"`\\N\\t", 1)

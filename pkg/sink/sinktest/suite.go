@@ -5,6 +5,7 @@ package sinktest
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -213,10 +214,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
 				present, err := s.Present(ctx, append(keys(missing), keys(there)...))
 				Expect(err).NotTo(HaveOccurred())
-				Expect(present).To(HaveLen(12_001))
-				for _, id := range there.EventID {
-					Expect(present).To(HaveKey(id))
-				}
+				Expect(maps.Equal(present, set(there))).To(BeTrue()) // a matcher would look for each key one by one
 			})
 
 			ginkgo.It("finds none that cannot have been stored", func(ctx ginkgo.SpecContext) {
