@@ -28,7 +28,7 @@ func clickhouseCommand() *cobra.Command {
 			if o.Library == "" {
 				var err error
 				if o.Library, err = devstack.ClickHouseLibrary(ctx, os.Stderr); err != nil {
-					return err //nolint:wrapcheck // says what it did
+					return err
 				}
 			}
 			o.Password = os.Getenv(devstack.ClickHousePasswordEnv)
@@ -49,12 +49,12 @@ func clickhouseCommand() *cobra.Command {
 func serveClickHouse(ctx context.Context, o chserver.Options) error {
 	server, err := chserver.New(o)
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	ready, err := json.Marshal(devstack.ClickHouseReady{HTTPAddr: server.HTTPAddr(), NativeAddr: server.NativeAddr()})
 	if err != nil {
 		return err //nolint:wrapcheck // cannot happen with this type
 	}
 	fmt.Println(string(ready)) //nolint:forbidigo // what the caller waits for
-	return server.Serve(ctx)   //nolint:wrapcheck // says what it did
+	return server.Serve(ctx)
 }

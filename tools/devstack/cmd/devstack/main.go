@@ -25,7 +25,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(clickhouseCommand(), superviseCommand())
+	root.AddCommand(upCommand(), demoCommand(), fetchCommand(), clickhouseCommand(), superviseCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -42,7 +42,7 @@ func superviseCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return supervisor.Serve(os.Stdin, os.Stdout, temporary) //nolint:wrapcheck // says what it did
+			return supervisor.Serve(os.Stdin, os.Stdout, temporary)
 		},
 	}
 	cmd.Flags().BoolVar(&temporary, "temporary", false, "make a folder that goes when this ends")

@@ -12,7 +12,6 @@ import (
 // Panel is what a person needs to know about a stack that is up.
 func (s *Stack) Panel() string {
 	state := s.state
-	table := eventTable()
 	// Another address each time, since data are kept and addresses are unique.
 	unique := strconv.FormatInt(time.Now().Unix(), 36)
 	var b strings.Builder
@@ -27,14 +26,14 @@ func (s *Stack) Panel() string {
 	fmt.Fprintf(&b, "\nCreate a user:\n\n  curl -i %s/v1/users -H 'Content-Type: application/json' -d '%s'\n",
 		state.APIURL, `{"email": "ada.`+unique+`@example.com", "first_name": "Ada", "last_name": "Lovelace"}`)
 	fmt.Fprintf(&b, "\nSee its event in ClickHouse:\n\n  curl '%s' -d '%s'\n",
-		clickHouseCurlURL(state.ClickHouseHTTPDSN), "SELECT * FROM "+table+" ORDER BY event_date_time DESC LIMIT 5 FORMAT PrettyCompact")
+		ClickHouseURL(state.ClickHouseHTTPDSN), "SELECT * FROM "+state.EventTable+" ORDER BY event_date_time DESC LIMIT 5 FORMAT PrettyCompact")
 	fmt.Fprintf(&b, "\nCtrl-C stops everything. The data stay in %s.\n\n", s.options.Dir)
 	return b.String()
 }
 
-// clickHouseCurlURL is the address of the HTTP interface, which takes the
+// ClickHouseURL is the address of the HTTP interface, which takes the
 // database as a parameter where a DSN has it as the path.
-func clickHouseCurlURL(dsn string) string {
+func ClickHouseURL(dsn string) string {
 	u, err := url.Parse(dsn)
 	if err != nil {
 		return dsn

@@ -36,7 +36,7 @@ func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	}
 	keeper, err := supervisor.Start(self, false)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what it did
+		return nil, err
 	}
 	p := &program{name: name, supervisor: keeper, log: &tail.Buffer{}}
 	path, err := filepath.Abs(filepath.Join(s.options.Bin, binary))
@@ -49,7 +49,7 @@ func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	}, supervisor.Output{Stdout: log, Stderr: log})
 	if err != nil {
 		keeper.Close()
-		return nil, err //nolint:wrapcheck // says what it did
+		return nil, err
 	}
 	return p, nil
 }

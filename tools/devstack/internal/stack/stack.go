@@ -31,22 +31,35 @@ import (
 // user of both.
 const databaseName = "diehard"
 
-// Options say where a stack keeps its data and listens. Ports may be 0 for free
-// ones.
+// Options say where a stack keeps its data and listens.
 type Options struct {
 	Dir string // data, logs and the state file
 	Bin string // the folder of the programs api and relay
 
+	// The databases' ports; 0 is the usual one, or a free one where that is
+	// taken.
 	PostgresPort         int
 	ClickHouseHTTPPort   int
 	ClickHouseNativePort int
-	APIAddr              string // host:port
-	APIAdminAddr         string
-	RelayAdminAddr       string
+	// host:port; port 0 is a free one.
+	APIAddr        string
+	APIAdminAddr   string
+	RelayAdminAddr string
 
 	Out  io.Writer // takes progress in words; nil is silence
 	Logs Logs      // take the programs' logs
+
+	// Hurry, once closed, has everything killed that has been told to stop and
+	// has not ended.
+	Hurry <-chan struct{}
 }
+
+// The databases' usual ports: not their own, which a developer's servers have.
+const (
+	usualPostgresPort         = 15432
+	usualClickHouseHTTPPort   = 18123
+	usualClickHouseNativePort = 19000
+)
 
 // Logs give each program's log a place.
 type Logs func(name string) io.Writer
@@ -63,8 +76,6 @@ type Stack struct {
 	programs   []*program // in the order of their start
 	closers    []func()
 	ended      chan ended
-	hurry      sync.Once
-	hurried    chan struct{}
 }
 
 // ended is a part that ended by itself.
@@ -77,7 +88,7 @@ type ended struct {
 // Start starts everything and returns when the API and the relay are ready. If
 // a part fails, or ctx ends before, it stops what it has started.
 func Start(ctx context.Context, o Options) (*Stack, error) {
-	s := &Stack{options: o, ended: make(chan ended, 4), hurried: make(chan struct{})}
+	s := &Stack{options: o, ended: make(chan ended, 4)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// A part that ends while another starts: that one need not be waited for.
@@ -144,7 +155,7 @@ func (s *Stack) occupy() error {
 		return fmt.Errorf("%w in %s", ErrUp, dir)
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err
 	}
 	s.closers = append(s.closers, unlock)
 	return removeState(dir) // a stack's that was killed
@@ -177,18 +188,22 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return listener.Addr().String()
 	}
 	o := &s.options
-	// The engines find free ports themselves, without a moment in which
-	// somebody else could take them.
+	// The engines find free ports themselves where theirs stays 0, without a
+	// moment in which somebody else could take them.
 	for _, engine := range []struct {
 		what, setting string
-		port          int
+		port          *int
+		usual         int
 	}{
-		{"PostgreSQL", "--postgres-port", o.PostgresPort},
-		{"ClickHouse", "--clickhouse-http-port", o.ClickHouseHTTPPort},
-		{"ClickHouse", "--clickhouse-native-port", o.ClickHouseNativePort},
+		{"PostgreSQL", "--postgres-port", &o.PostgresPort, usualPostgresPort},
+		{"ClickHouse", "--clickhouse-http-port", &o.ClickHouseHTTPPort, usualClickHouseHTTPPort},
+		{"ClickHouse", "--clickhouse-native-port", &o.ClickHouseNativePort, usualClickHouseNativePort},
 	} {
-		if engine.port != 0 {
-			check(engine.what, engine.setting+" or "+Variable(engine.setting), net.JoinHostPort("127.0.0.1", strconv.Itoa(engine.port)))
+		switch {
+		case *engine.port != 0:
+			check(engine.what, engine.setting+" or "+Variable(engine.setting), loopback(*engine.port))
+		case isFree(ctx, loopback(engine.usual)):
+			*engine.port = engine.usual
 		}
 	}
 	o.APIAddr = check("the API", "--http-addr or DIEHARD_HTTP_ADDR", o.APIAddr)
@@ -200,13 +215,24 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 	return nil
 }
 
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+func isFree(ctx context.Context, address string) bool {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return false
+	}
+	_ = listener.Close()
+	return true
+}
+
 // Variable is the environment variable that stands for a flag of `devstack up`.
 func Variable(flag string) string {
 	return "DIEHARD_DEVSTACK_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
 }
 
-// say tells whoever watches.
-func (s *Stack) say(format string, args ...any) {
+// sayf tells whoever watches.
+func (s *Stack) sayf(format string, args ...any) {
 	if s.options.Out != nil {
 		_, _ = fmt.Fprintf(s.options.Out, format+"\n", args...)
 	}
@@ -222,16 +248,16 @@ func (s *Stack) startPostgres(ctx context.Context) error {
 		DataDir: filepath.Join(s.options.Dir, "postgres"), Port: s.options.PostgresPort, Durable: true, Log: log,
 	})
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	s.postgres = p
 	s.watch("PostgreSQL", p.Done(), func() error { return errors.New("its process is gone") }, end)
 	if _, err := p.CreateDatabase(ctx, databaseName); err != nil && !isPostgresCode(err, "42P04") { // duplicate_database
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	s.state.PostgresDSN = p.DSN(databaseName)
 	s.state.PostgresPID = p.PID()
-	s.say("PostgreSQL is up (%s)", since(began))
+	s.sayf("PostgreSQL is up (%s)", since(began))
 	return nil
 }
 
@@ -251,17 +277,17 @@ func (s *Stack) startClickHouse(ctx context.Context) error {
 		User: databaseName, Password: password, Log: log,
 	})
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	s.clickhouse = c
 	s.watch("ClickHouse", c.Done(), func() error { return errors.New("its process is gone") }, end)
 	if err := c.CreateDatabase(ctx, databaseName); err != nil && !isClickHouseCode(err, 82) { // DATABASE_ALREADY_EXISTS
-		return err //nolint:wrapcheck // says what it did
+		return err
 	}
 	s.state.ClickHouseDSN = c.NativeDSN(databaseName)
 	s.state.ClickHouseHTTPDSN = c.HTTPDSN(databaseName)
 	s.state.ClickHousePID = c.PID()
-	s.say("ClickHouse is up (%s)", since(began))
+	s.sayf("ClickHouse is up (%s)", since(began))
 	return nil
 }
 
@@ -299,7 +325,7 @@ func (s *Stack) startPrograms(ctx context.Context) error {
 	if err := s.runToEnd(ctx, "migrate", "relay", []string{"migrate"}, s.environment("")); err != nil {
 		return err
 	}
-	s.say("The databases are migrated (%s)", since(began))
+	s.sayf("The databases are migrated (%s)", since(began))
 
 	began = time.Now()
 	api, err := s.launch("api", "serve", s.environment(s.options.APIAdminAddr))
@@ -311,6 +337,7 @@ func (s *Stack) startPrograms(ctx context.Context) error {
 		return err
 	}
 	s.state.PID = os.Getpid()
+	s.state.EventTable = eventTable()
 	s.state.APIPID, s.state.RelayPID = api.process.PID(), relay.process.PID()
 	s.state.APIURL = "http://" + s.options.APIAddr
 	s.state.APIAdminURL = "http://" + s.options.APIAdminAddr
@@ -323,7 +350,7 @@ func (s *Stack) startPrograms(ctx context.Context) error {
 			return err
 		}
 	}
-	s.say("The API and the relay are ready (%s)", since(began))
+	s.sayf("The API and the relay are ready (%s)", since(began))
 	return nil
 }
 
@@ -389,14 +416,14 @@ func (s *Stack) Stop() {
 		_ = removeState(s.options.Dir)
 	}
 	for _, p := range slices.Backward(s.programs) {
-		p.stop(s.hurried)
+		p.stop(s.options.Hurry)
 	}
 	// The servers' Stop cannot be told to hurry, their Kill cuts it short.
 	var engines sync.WaitGroup
 	finished := make(chan struct{})
 	engines.Go(func() {
 		select {
-		case <-s.hurried:
+		case <-s.options.Hurry:
 			if s.clickhouse != nil {
 				_ = s.clickhouse.Kill()
 			}
@@ -419,9 +446,6 @@ func (s *Stack) Stop() {
 	}
 	s.closers = nil
 }
-
-// Hurry makes Stop kill what has not ended yet. It may be called at any time.
-func (s *Stack) Hurry() { s.hurry.Do(func() { close(s.hurried) }) }
 
 func since(t time.Time) string { return time.Since(t).Round(10 * time.Millisecond).String() }
 

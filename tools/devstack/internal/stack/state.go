@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ type State struct {
 	PostgresDSN       string `json:"postgres_dsn"`
 	ClickHouseDSN     string `json:"clickhouse_dsn"` // over the native protocol
 	ClickHouseHTTPDSN string `json:"clickhouse_http_dsn"`
+	EventTable        string `json:"event_table"` // in ClickHouse
 	APIPID            int    `json:"api_pid"`
 	RelayPID          int    `json:"relay_pid"`
 	PostgresPID       int    `json:"postgres_pid"`
@@ -61,4 +63,9 @@ func removeState(dir string) error {
 		return err //nolint:wrapcheck // names the file already
 	}
 	return nil
+}
+
+// Answers says whether the stack is there and ready.
+func (s State) Answers(ctx context.Context) bool {
+	return isReady(ctx, s.APIAdminURL) == nil && isReady(ctx, s.RelayAdminURL) == nil
 }

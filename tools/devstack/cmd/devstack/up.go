@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
+)
+
+// upCommand is `make run`.
+func upCommand() *cobra.Command {
+	var o stack.Options
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C",
+		Long: "Run PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C. The data stay.\n\n" +
+			"The API and the relay get the DIEHARD_ variables of the environment. Each flag can be\n" +
+			"set by a variable too: --postgres-port by " + stack.Variable("--postgres-port") + ".",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := setFromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			o.Out, o.Logs = os.Stdout, stack.TerminalLogs(os.Stdout)
+			return up(cmd.Context(), o)
+		},
+	}
+	addStackFlags(cmd.Flags(), &o)
+	return cmd
+}
+
+func up(ctx context.Context, o stack.Options) error {
+	o.Hurry = secondSignal(ctx)
+	s, err := stack.Start(ctx, o)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // told to stop while it started
+		}
+		return err
+	}
+	fmt.Print(s.Panel()) //nolint:forbidigo // what the caller wants to read
+	err = s.Wait(ctx)
+	s.Stop()
+	return err
+}
+
+// secondSignal returns a channel that is closed when, after the signal that has
+// ended ctx, another one comes.
+func secondSignal(ctx context.Context) <-chan struct{} {
+	hurry := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		<-signals
+		close(hurry)
+	})
+	return hurry
+}
+
+func addStackFlags(flags *pflag.FlagSet, o *stack.Options) {
+	flags.StringVar(&o.Dir, "dir", ".devstack", "folder of the data and logs")
+	flags.StringVar(&o.Bin, "bin", besidesThis(), "folder of the programs api and relay")
+	flags.IntVar(&o.PostgresPort, "postgres-port", 0, "port of PostgreSQL (default 15432, or a free one)")
+	flags.IntVar(&o.ClickHouseHTTPPort, "clickhouse-http-port", 0, "port of ClickHouse's HTTP interface (default 18123, or a free one)")
+	flags.IntVar(&o.ClickHouseNativePort, "clickhouse-native-port", 0, "port of ClickHouse's native protocol (default 19000, or a free one)")
+	flags.StringVar(&o.APIAddr, "http-addr", "127.0.0.1:8080", "address of the API; also by DIEHARD_HTTP_ADDR")
+	flags.StringVar(&o.APIAdminAddr, "api-admin-addr", "127.0.0.1:9090", "address of the API's admin port")
+	flags.StringVar(&o.RelayAdminAddr, "relay-admin-addr", "127.0.0.1:9091", "address of the relay's admin port")
+}
+
+// besidesThis is the folder of this program.
+func besidesThis() string {
+	path, err := os.Executable()
+	if err != nil {
+		return "bin"
+	}
+	return filepath.Dir(path)
+}
+
+// setFromEnvironment sets the flags that were not given.
+func setFromEnvironment(flags *pflag.FlagSet) (err error) {
+	flags.VisitAll(func(flag *pflag.Flag) {
+		variables := []string{stack.Variable(flag.Name)}
+		if flag.Name == "http-addr" {
+			variables = append(variables, "DIEHARD_HTTP_ADDR")
+		}
+		for _, variable := range variables {
+			value := os.Getenv(variable)
+			if value == "" || flag.Changed || err != nil {
+				continue
+			}
+			if setErr := flags.Set(flag.Name, value); setErr != nil {
+				err = fmt.Errorf("%s: %w", variable, setErr)
+			}
+		}
+	})
+	return err
+}
