@@ -27,7 +27,7 @@ func demoCommand() *cobra.Command {
 			"in the folder, or else on one that runs as long as the demo.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := setFromEnvironment(cmd.Flags()); err != nil {
+			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
 			return runDemo(cmd.Context(), o, users)

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -25,7 +27,7 @@ func upCommand() *cobra.Command {
 			"set by a variable too: --postgres-port by " + stack.Variable("--postgres-port") + ".",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := setFromEnvironment(cmd.Flags()); err != nil {
+			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
 			o.Out, o.Logs = os.Stdout, stack.TerminalLogs(os.Stdout)
@@ -67,12 +69,45 @@ func secondSignal(ctx context.Context) <-chan struct{} {
 func addStackFlags(flags *pflag.FlagSet, o *stack.Options) {
 	flags.StringVar(&o.Dir, "dir", ".devstack", "folder of the data and logs")
 	flags.StringVar(&o.Bin, "bin", besidesThis(), "folder of the programs api and relay")
-	flags.IntVar(&o.PostgresPort, "postgres-port", 0, "port of PostgreSQL (default 15432, or a free one)")
-	flags.IntVar(&o.ClickHouseHTTPPort, "clickhouse-http-port", 0, "port of ClickHouse's HTTP interface (default 18123, or a free one)")
-	flags.IntVar(&o.ClickHouseNativePort, "clickhouse-native-port", 0, "port of ClickHouse's native protocol (default 19000, or a free one)")
+	for _, port := range usualPorts {
+		flags.IntVar(port.option(o), port.flag, port.usual, port.usage+" (if that is taken and the flag not given: a free one)")
+	}
 	flags.StringVar(&o.APIAddr, "http-addr", "127.0.0.1:8080", "address of the API; also by DIEHARD_HTTP_ADDR")
 	flags.StringVar(&o.APIAdminAddr, "api-admin-addr", "127.0.0.1:9090", "address of the API's admin port")
 	flags.StringVar(&o.RelayAdminAddr, "relay-admin-addr", "127.0.0.1:9091", "address of the relay's admin port")
+}
+
+// usualPorts are the databases': not their own, which a developer's servers have.
+var usualPorts = []struct {
+	flag, usage string
+	usual       int
+	option      func(*stack.Options) *int
+}{
+	{"postgres-port", "port of PostgreSQL", 15432, func(o *stack.Options) *int { return &o.PostgresPort }},
+	{"clickhouse-http-port", "port of ClickHouse's HTTP interface", 18123, func(o *stack.Options) *int { return &o.ClickHouseHTTPPort }},
+	{"clickhouse-native-port", "port of ClickHouse's native protocol", 19000, func(o *stack.Options) *int { return &o.ClickHouseNativePort }},
+}
+
+// completeStackFlags sets the flags that were not given from the environment,
+// and to a free port where the usual one is taken.
+func completeStackFlags(ctx context.Context, flags *pflag.FlagSet) error {
+	if err := setFromEnvironment(flags); err != nil {
+		return err
+	}
+	for _, port := range usualPorts {
+		if flags.Changed(port.flag) {
+			continue
+		}
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port.usual)))
+		if err == nil {
+			_ = listener.Close()
+			continue
+		}
+		if err := flags.Set(port.flag, "0"); err != nil {
+			return fmt.Errorf("--%s: %w", port.flag, err)
+		}
+	}
+	return nil
 }
 
 // besidesThis is the folder of this program.
@@ -84,7 +119,6 @@ func besidesThis() string {
 	return filepath.Dir(path)
 }
 
-// setFromEnvironment sets the flags that were not given.
 func setFromEnvironment(flags *pflag.FlagSet) (err error) {
 	flags.VisitAll(func(flag *pflag.Flag) {
 		variables := []string{stack.Variable(flag.Name)}

@@ -36,13 +36,12 @@ type Options struct {
 	Dir string // data, logs and the state file
 	Bin string // the folder of the programs api and relay
 
-	// The databases' ports; 0 is the usual one, or a free one where that is
-	// taken.
+	// Port 0 is a free one.
 	PostgresPort         int
 	ClickHouseHTTPPort   int
 	ClickHouseNativePort int
-	// host:port; port 0 is a free one.
-	APIAddr        string
+
+	APIAddr        string // host:port
 	APIAdminAddr   string
 	RelayAdminAddr string
 
@@ -53,13 +52,6 @@ type Options struct {
 	// has not ended.
 	Hurry <-chan struct{}
 }
-
-// The databases' usual ports: not their own, which a developer's servers have.
-const (
-	usualPostgresPort         = 15432
-	usualClickHouseHTTPPort   = 18123
-	usualClickHouseNativePort = 19000
-)
 
 // Logs give each program's log a place.
 type Logs func(name string) io.Writer
@@ -188,22 +180,18 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return listener.Addr().String()
 	}
 	o := &s.options
-	// The engines find free ports themselves where theirs stays 0, without a
-	// moment in which somebody else could take them.
+	// The engines find free ports themselves, without a moment in which
+	// somebody else could take them.
 	for _, engine := range []struct {
 		what, setting string
-		port          *int
-		usual         int
+		port          int
 	}{
-		{"PostgreSQL", "--postgres-port", &o.PostgresPort, usualPostgresPort},
-		{"ClickHouse", "--clickhouse-http-port", &o.ClickHouseHTTPPort, usualClickHouseHTTPPort},
-		{"ClickHouse", "--clickhouse-native-port", &o.ClickHouseNativePort, usualClickHouseNativePort},
+		{"PostgreSQL", "--postgres-port", o.PostgresPort},
+		{"ClickHouse", "--clickhouse-http-port", o.ClickHouseHTTPPort},
+		{"ClickHouse", "--clickhouse-native-port", o.ClickHouseNativePort},
 	} {
-		switch {
-		case *engine.port != 0:
-			check(engine.what, engine.setting+" or "+Variable(engine.setting), loopback(*engine.port))
-		case isFree(ctx, loopback(engine.usual)):
-			*engine.port = engine.usual
+		if engine.port != 0 {
+			check(engine.what, engine.setting+" or "+Variable(engine.setting), net.JoinHostPort("127.0.0.1", strconv.Itoa(engine.port)))
 		}
 	}
 	o.APIAddr = check("the API", "--http-addr or DIEHARD_HTTP_ADDR", o.APIAddr)
@@ -213,17 +201,6 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return errors.New(strings.Join(taken, "\n"))
 	}
 	return nil
-}
-
-func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
-
-func isFree(ctx context.Context, address string) bool {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil {
-		return false
-	}
-	_ = listener.Close()
-	return true
 }
 
 // Variable is the environment variable that stands for a flag of `devstack up`.

@@ -1,0 +1,92 @@
+package main_test
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gexec"
+
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
+)
+
+func TestDevstack(t *testing.T) {
+	RegisterFailHandler(Fail)
+	SetDefaultEventuallyTimeout(time.Minute)
+	RunSpecs(t, "cmd/devstack")
+}
+
+// bin is the folder of api and relay.
+var bin string
+
+var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
+	return []byte(programs.Build(ctx))
+}, func(dir []byte) {
+	bin = string(dir)
+})
+
+// run runs devstack, which is interrupted with the spec if it still runs.
+func run(args ...string) *gexec.Session {
+	GinkgoHelper()
+	path := os.Getenv(devstack.ProgramEnv)
+	Expect(path).NotTo(BeEmpty(), "%s names the program, which `make test` builds", devstack.ProgramEnv)
+	cmd := exec.Command(path, args...) //nolint:gosec,noctx // our own program; it ends with the spec
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "DIEHARD_") && !strings.HasPrefix(variable, "DIEHARD_DEV_")
+	})
+	session, err := gexec.Start(cmd, GinkgoWriter, GinkgoWriter)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func() {
+		session.Interrupt()
+		Eventually(session).Should(gexec.Exit())
+	})
+	return session
+}
+
+// up starts a stack on free ports.
+func up(dir string, more ...string) *gexec.Session {
+	GinkgoHelper()
+	return run(append([]string{"up"}, append(flags(dir), more...)...)...)
+}
+
+func flags(dir string) []string {
+	return []string{
+		"--dir", dir, "--bin", bin,
+		"--postgres-port", "0", "--clickhouse-http-port", "0", "--clickhouse-native-port", "0",
+		"--http-addr", "127.0.0.1:0", "--api-admin-addr", "127.0.0.1:0", "--relay-admin-addr", "127.0.0.1:0",
+	}
+}
+
+// ready waits until the stack is up and returns where its parts are.
+func ready(session *gexec.Session, dir string) stack.State {
+	GinkgoHelper()
+	Eventually(func(g Gomega) {
+		if code := session.ExitCode(); code != -1 {
+			StopTrying("devstack has ended").Attach("exit code", code).Now()
+		}
+		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Diehard is up."))
+	}).Should(Succeed())
+	state, err := stack.ReadState(dir)
+	Expect(err).NotTo(HaveOccurred())
+	return state
+}
+
+// living returns the stack's processes that live.
+func living(state stack.State) (names []string) {
+	for name, pid := range map[string]int{
+		"api": state.APIPID, "relay": state.RelayPID, "PostgreSQL": state.PostgresPID, "ClickHouse": state.ClickHousePID,
+	} {
+		if syscall.Kill(pid, 0) == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}

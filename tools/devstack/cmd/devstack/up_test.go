@@ -1,0 +1,143 @@
+package main_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/onsi/gomega/gexec"
+)
+
+var _ = Describe("devstack up", func() {
+	var dir string
+
+	BeforeEach(func() { dir = filepath.Join(GinkgoT().TempDir(), "a stack") })
+
+	It("runs everything until it is told to stop, and keeps the data", func(ctx SpecContext) {
+		first := up(dir)
+		state := ready(first, dir)
+		Expect(living(state)).To(HaveLen(4))
+
+		By("creating a user by the line that it prints")
+		panel := string(first.Out.Contents())
+		status, answer := curl(ctx, panel, `curl -i (\S+) -H 'Content-Type: application/json' -d '([^']+)'`)
+		Expect(status).To(Equal(http.StatusCreated), answer)
+		By("seeing its event by the other")
+		query := func() string {
+			_, answer := curl(ctx, panel, `curl '([^']+)' -d '([^']+)'`)
+			return answer
+		}
+		Eventually(query).Should(And(ContainSubstring("user_created"), ContainSubstring("Lovelace")))
+
+		By("refusing a second one in the same folder")
+		second := up(dir)
+		Eventually(second).Should(gexec.Exit(1))
+		Expect(second.Err).To(gbytes.Say("it is up already in .*a stack: process [0-9]+, API at http://127.0.0.1:"))
+		Expect(living(state)).To(HaveLen(4))
+
+		By("stopping, which leaves nothing behind")
+		first.Interrupt()
+		Eventually(first).Should(gexec.Exit(0))
+		Expect(living(state)).To(BeEmpty())
+		Expect(filepath.Join(dir, "state.json")).NotTo(BeAnExistingFile())
+
+		By("starting again on the same data")
+		again := up(dir)
+		ready(again, dir)
+		panel = string(again.Out.Contents())
+		Expect(query()).To(ContainSubstring("Lovelace"))
+	})
+
+	It("takes its parts along when it is killed, and starts again after", func() {
+		first := up(dir)
+		state := ready(first, dir)
+		first.Kill()
+		Eventually(first).Should(gexec.Exit())
+		Eventually(living).WithArguments(state).Should(BeEmpty())
+		ready(up(dir), dir)
+	})
+
+	It("ends where a part ends by itself, and shows the end of its log", func() {
+		session := up(dir)
+		state := ready(session, dir)
+		Expect(syscall.Kill(state.RelayPID, syscall.SIGKILL)).To(Succeed())
+		Eventually(session).Should(gexec.Exit(1))
+		Expect(string(session.Err.Contents())).To(MatchRegexp(`devstack: the relay ended unexpectedly: .*killed; its log ends:\n  .*program starts`))
+		Expect(living(state)).To(BeEmpty())
+	})
+
+	It("names every port that is taken, before it starts anything", func(ctx SpecContext) {
+		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(taken.Close)
+		address := taken.Addr().String()
+		_, port, err := net.SplitHostPort(address)
+		Expect(err).NotTo(HaveOccurred())
+		session := up(dir, "--postgres-port", port, "--http-addr", address)
+		Eventually(session).Should(gexec.Exit(1))
+		Expect(string(session.Err.Contents())).To(And(
+			ContainSubstring("PostgreSQL cannot listen on "+address+": another program has it; choose another with --postgres-port or DIEHARD_DEVSTACK_POSTGRES_PORT"),
+			ContainSubstring("the API cannot listen on "+address+": another program has it; choose another with --http-addr or DIEHARD_HTTP_ADDR"),
+		))
+		Expect(filepath.Join(dir, "postgres")).NotTo(BeADirectory())
+	})
+
+	It("says how to build what is missing", func() {
+		session := up(dir, "--bin", dir)
+		Eventually(session).Should(gexec.Exit(1))
+		Expect(session.Err).To(gbytes.Say(`/api: no such file or directory \(make build\)`))
+	})
+
+	It("refuses an address that is none", func() {
+		session := up(dir, "--http-addr", "localhost")
+		Eventually(session).Should(gexec.Exit(1))
+		Expect(session.Err).To(gbytes.Say("the API cannot listen on localhost: .*missing port"))
+	})
+})
+
+var _ = Describe("devstack demo", func() {
+	It("creates users and shows them in ClickHouse, on a stack of its own or on the one that is up", func() {
+		dir := GinkgoT().TempDir()
+		demo := func() string {
+			session := run(append([]string{"demo", "--users", "300"}, flags(dir)...)...)
+			Eventually(session).Should(gexec.Exit(0))
+			return string(session.Out.Contents())
+		}
+		alone := demo()
+		for _, line := range []string{`created +300 +in`, `in ClickHouse +300 .* 300 distinct`, `left in the outbox +0`, `user_created`} {
+			Expect(alone).To(MatchRegexp(line))
+		}
+		Expect(alone).To(ContainSubstring("PostgreSQL is up"))
+
+		state := ready(up(dir), dir)
+		Expect(demo()).To(And(
+			ContainSubstring("using the stack that is up: "+state.APIURL),
+			MatchRegexp(`in ClickHouse +300 .* 300 distinct`)))
+		Expect(living(state)).To(HaveLen(4))
+	})
+})
+
+// curl does what the line of the panel does, of which the pattern captures the
+// address and the body.
+func curl(ctx context.Context, panel, pattern string) (status int, answer string) {
+	GinkgoHelper()
+	parts := regexp.MustCompile(pattern).FindStringSubmatch(panel)
+	Expect(parts).NotTo(BeNil(), panel)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, parts[1], strings.NewReader(parts[2]))
+	Expect(err).NotTo(HaveOccurred())
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	Expect(err).NotTo(HaveOccurred())
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	Expect(err).NotTo(HaveOccurred())
+	return response.StatusCode, string(content)
+}
