@@ -19,6 +19,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/sentrytest"
 )
 
 // mostOfAnInsert is less than an insert of 1,000 events takes, and more than
@@ -156,11 +157,13 @@ var _ = Describe("Delivery", func() {
 		)
 
 		It("loses nothing while the network to ClickHouse is cut, and says so", func(ctx SpecContext) {
+			sentry := sentrytest.Start()
 			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
-			api := s.api()
-			relay := s.relay(through)
+			api := s.api("DIEHARD_SENTRY_DSN=" + sentry.DSN())
+			relay := s.relay(through, "DIEHARD_SENTRY_DSN="+sentry.DSN(), "DIEHARD_ENVIRONMENT=Test")
 			create(ctx, api, newUser{Email: "before@example.com"})
 			s.expectDelivered(ctx, 1)
+			Expect(sentry.Errors()).To(BeEmpty())
 
 			proxy.Down()
 			create(ctx, api, newUser{Email: "during@example.com"})
@@ -174,6 +177,12 @@ var _ = Describe("Delivery", func() {
 			}
 			Expect(failures).NotTo(BeEmpty())
 			Expect(failures[0]["err"]).To(ContainSubstring("refused"))
+			Eventually(sentry.Errors, patience).ShouldNot(BeEmpty())
+			report := sentry.Errors()[0]
+			Expect(report.Message).To(Equal(failures[0]["msg"]))
+			Expect(report.Environment).To(Equal("Test"))
+			Expect(report.Release).To(Equal("diehard@dev"))
+			Expect(report.Exception).To(ContainElement(HaveField("Value", ContainSubstring("refused"))))
 			Expect(api.Ready()).To(Equal(http.StatusOK), "ClickHouse is no concern of the API's")
 			create(ctx, api, newUser{Email: "later@example.com"})
 			left, _, _ := s.left(Default)
@@ -182,6 +191,16 @@ var _ = Describe("Delivery", func() {
 			proxy.Up()
 			Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
 			s.expectDelivered(ctx, 3)
+
+			By("reporting each request and each batch")
+			api.Stop()
+			relay.Stop()
+			names := map[string]int{}
+			for _, transaction := range sentry.Transactions() {
+				names[transaction.Transaction+" "+transaction.Contexts.Trace.Status]++
+			}
+			Expect(names).To(HaveKeyWithValue("POST /v1/users ok", 3))
+			Expect(names).To(HaveKeyWithValue("relay batch ok", BeNumerically(">=", 2)))
 		})
 	}, protocols)
 

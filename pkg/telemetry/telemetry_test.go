@@ -1,0 +1,180 @@
+package telemetry_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/getsentry/sentry-go"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
+	"github.com/diehard-outbox/diehard/test/sentrytest"
+)
+
+func TestTelemetry(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "telemetry")
+}
+
+var _ = Describe("The log", func() {
+	It("is one JSON object for each record, with durations in seconds", func(ctx SpecContext) {
+		var out bytes.Buffer
+		log := telemetry.NewLogger(&out, telemetry.LogOptions{Level: slog.LevelInfo})
+		log.DebugContext(ctx, "left out")
+		log.With("batch_id", 7).InfoContext(ctx, "flushed", "duration", 1500*time.Millisecond, "err", errors.New("no"))
+		var record map[string]any
+		Expect(json.Unmarshal(out.Bytes(), &record)).To(Succeed())
+		Expect(record).To(HaveKeyWithValue("level", "INFO"))
+		Expect(record).To(HaveKeyWithValue("msg", "flushed"))
+		Expect(record).To(HaveKeyWithValue("batch_id", 7.0))
+		Expect(record).To(HaveKeyWithValue("duration", 1.5))
+		Expect(record).To(HaveKeyWithValue("err", "no"))
+	})
+
+	It("is text for people", func(ctx SpecContext) {
+		var out bytes.Buffer
+		log := telemetry.NewLogger(&out, telemetry.LogOptions{Level: slog.LevelDebug, Format: telemetry.Text})
+		log.DebugContext(ctx, "flushed", "duration", 1500*time.Millisecond)
+		Expect(out.String()).To(HaveSuffix("level=DEBUG msg=flushed duration=1.5s\n"))
+	})
+
+	DescribeTable("has levels", func(name string, level slog.Level) {
+		Expect(telemetry.ParseLevel(name)).To(Equal(level))
+	},
+		Entry(nil, "debug", slog.LevelDebug), Entry(nil, "info", slog.LevelInfo),
+		Entry(nil, "warn", slog.LevelWarn), Entry(nil, "error", slog.LevelError),
+	)
+
+	It("has no other levels", func() {
+		_, err := telemetry.ParseLevel("INFO")
+		Expect(err).To(MatchError(`"INFO" is none of debug, info, warn, error`))
+	})
+})
+
+// What Sentry is told is the process's, so one spec after the other.
+var _ = Describe("Sentry", Serial, func() {
+	var (
+		server *sentrytest.Listener
+		out    *bytes.Buffer
+		log    *slog.Logger
+		flush  func()
+	)
+
+	start := func(o telemetry.SentryOptions) {
+		GinkgoHelper()
+		before := sentry.CurrentHub().Client()
+		DeferCleanup(func() { sentry.CurrentHub().BindClient(before) })
+		var err error
+		flush, err = telemetry.StartSentry(o)
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	BeforeEach(func() {
+		server = sentrytest.Start()
+		out = &bytes.Buffer{}
+		log = telemetry.NewLogger(out, telemetry.LogOptions{Level: slog.LevelInfo})
+	})
+
+	It("is told of an error with its cause, its attributes, and where it was logged", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN(), Environment: "Staging", Release: "diehard@1.2.3", TracesSampleRate: 1})
+		cause := errors.New("connection refused")
+		log.With("batch_id", "b").WithGroup("sink").With("table", "t").
+			ErrorContext(ctx, "the flush failed", "err", fmt.Errorf("flush: %w", cause), "attempt", 3, slog.Group("of", "rows", 5))
+		flush()
+
+		Expect(server.Errors()).To(HaveLen(1))
+		event := server.Errors()[0]
+		Expect(event.Level).To(Equal("error"))
+		Expect(event.Message).To(Equal("the flush failed"))
+		Expect(event.Environment).To(Equal("Staging"))
+		Expect(event.Release).To(Equal("diehard@1.2.3"))
+		Expect(event.Exception).To(HaveLen(2))
+		Expect(event.Exception[0].Value).To(Equal("connection refused"))
+		Expect(event.Exception[1].Value).To(Equal("flush: connection refused"))
+		frames := event.Exception[1].Stacktrace.Frames
+		Expect(frames).NotTo(BeEmpty())
+		Expect(frames[len(frames)-1].Module).To(HaveSuffix("telemetry_test"))
+		Expect(event.Contexts.Log).To(Equal(map[string]any{
+			"batch_id": "b", "sink.table": "t", "sink.attempt": 3.0, "sink.of.rows": 5.0,
+		}))
+		Expect(string(event.Raw)).NotTo(ContainSubstring(`"modules"`))
+		Expect(out.String()).To(ContainSubstring("the flush failed"), "in the log as well")
+	})
+
+	It("is told of an error without a cause", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		log.ErrorContext(ctx, "that should not be")
+		flush()
+		Expect(server.Errors()).To(HaveLen(1))
+		Expect(server.Errors()[0].Message).To(Equal("that should not be"))
+	})
+
+	It("is not told of warnings, nor of what the log's level leaves out", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		log.WarnContext(ctx, "look", "err", errors.New("no harm"))
+		telemetry.NewLogger(out, telemetry.LogOptions{Level: slog.LevelError + 1}).ErrorContext(ctx, "quiet")
+		flush()
+		Expect(server.Errors()).To(BeEmpty())
+	})
+
+	It("joins the error to the transaction of its context", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
+		one := sentry.StartTransaction(ctx, "one")
+		other := sentry.StartTransaction(ctx, "other") // on the same hub, later
+		log.ErrorContext(one.Context(), "failed")
+		other.Finish()
+		one.Finish()
+		flush()
+		Expect(server.Transactions()).To(ConsistOf(HaveField("Transaction", "one"), HaveField("Transaction", "other")))
+		Expect(server.Errors()).To(HaveLen(1))
+		Expect(server.Errors()[0].Contexts.Trace.TraceID).To(Equal(one.TraceID.String()))
+		Expect(server.Errors()[0].Contexts.Trace.TraceID).NotTo(Equal(other.TraceID.String()))
+	})
+
+	It("is told what the context's hub knows", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		hub := sentry.CurrentHub().Clone()
+		hub.Scope().SetTag("request_id", "r-1")
+		log.ErrorContext(sentry.SetHubOnContext(ctx, hub), "failed")
+		log.ErrorContext(ctx, "failed elsewhere")
+		flush()
+		Expect(server.Errors()).To(ConsistOf(
+			And(HaveField("Message", "failed"), HaveField("Tags", HaveKeyWithValue("request_id", "r-1"))),
+			And(HaveField("Message", "failed elsewhere"), HaveField("Tags", Not(HaveKey("request_id")))),
+		))
+	})
+
+	It("gets no transactions at a rate of 0", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		sentry.StartTransaction(ctx, "one").Finish()
+		log.ErrorContext(ctx, "failed")
+		flush()
+		Expect(server.Transactions()).To(BeEmpty())
+		Expect(server.Errors()).To(HaveLen(1))
+	})
+
+	It("is off without a DSN, whatever the environment says", func(ctx SpecContext) {
+		GinkgoT().Setenv("SENTRY_DSN", server.DSN())
+		start(telemetry.SentryOptions{})
+		log.ErrorContext(ctx, "failed")
+		sentry.StartTransaction(ctx, "one").Finish()
+		flush()
+		Expect(server.Errors()).To(BeEmpty())
+		Expect(server.Transactions()).To(BeEmpty())
+	})
+
+	It("refuses a DSN that is none, without quoting it", func() {
+		for _, dsn := range []string{"https://s3cret@", "s3cret", "https://s3cret@host/"} {
+			_, err := telemetry.StartSentry(telemetry.SentryOptions{DSN: dsn})
+			Expect(err).To(MatchError(ContainSubstring("not a Sentry DSN")))
+			Expect(err.Error()).NotTo(ContainSubstring("s3cret"))
+		}
+		Expect(telemetry.CheckSentryDSN(server.DSN())).To(Succeed())
+	})
+})

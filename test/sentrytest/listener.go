@@ -1,0 +1,151 @@
+// Package sentrytest takes what a program reports to Sentry, on a local port.
+package sentrytest
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+
+	"github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+// Listener stands where Sentry would.
+type Listener struct {
+	server *httptest.Server
+
+	mu       sync.Mutex
+	events   []Event
+	problems []error
+}
+
+// Event is an error or a transaction, as far as specs look at it. Raw is all
+// of it.
+type Event struct {
+	Type        string            `json:"type"` // "transaction", or empty for an error
+	Level       string            `json:"level"`
+	Message     string            `json:"message"`
+	Environment string            `json:"environment"`
+	Release     string            `json:"release"`
+	Transaction string            `json:"transaction"`
+	Tags        map[string]string `json:"tags"`
+	Contexts    struct {
+		Log   map[string]any `json:"log"`
+		Trace struct {
+			TraceID string `json:"trace_id"`
+			Status  string `json:"status"`
+		} `json:"trace"`
+	} `json:"contexts"`
+	Exception []Exception     `json:"exception"`
+	Raw       json.RawMessage `json:"-"`
+}
+
+// Exception is one error of a chain, the outermost last.
+type Exception struct {
+	Type       string `json:"type"`
+	Value      string `json:"value"`
+	Stacktrace struct {
+		Frames []struct {
+			Function string `json:"function"`
+			Module   string `json:"module"`
+		} `json:"frames"`
+	} `json:"stacktrace"`
+}
+
+// Start starts a listener that ends with the spec.
+func Start() *Listener {
+	l := &Listener{}
+	l.server = httptest.NewServer(http.HandlerFunc(l.receive))
+	ginkgo.DeferCleanup(func() {
+		l.server.Close()
+		Expect(l.problems).To(BeEmpty())
+	})
+	return l
+}
+
+// DSN leads to the listener.
+func (l *Listener) DSN() string {
+	return strings.Replace(l.server.URL, "http://", "http://public@", 1) + "/42"
+}
+
+// Errors returns the errors received so far.
+func (l *Listener) Errors() []Event { return l.of("") }
+
+// Transactions returns the transactions received so far.
+func (l *Listener) Transactions() []Event { return l.of("transaction") }
+
+func (l *Listener) of(kind string) (events []Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, event := range l.events {
+		if event.Type == kind {
+			events = append(events, event)
+		}
+	}
+	return events
+}
+
+func (l *Listener) receive(w http.ResponseWriter, r *http.Request) {
+	events, err := read(r)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.problems = append(l.problems, err)
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	l.events = append(l.events, events...)
+	_, _ = io.WriteString(w, "{}")
+}
+
+// read reads an envelope: https://develop.sentry.dev/sdk/data-model/envelopes/
+func read(r *http.Request) (events []Event, err error) {
+	if r.Method != http.MethodPost || r.URL.Path != "/api/42/envelope/" {
+		return nil, fmt.Errorf("%s %s is no envelope", r.Method, r.URL.Path)
+	}
+	if auth := r.Header.Get("X-Sentry-Auth"); !strings.Contains(auth, "sentry_key=public") {
+		return nil, fmt.Errorf("X-Sentry-Auth is %q", auth)
+	}
+	body := bufio.NewReader(r.Body)
+	if _, err := body.ReadBytes('\n'); err != nil {
+		return nil, fmt.Errorf("read the envelope's header: %w", err)
+	}
+	for {
+		line, err := body.ReadBytes('\n')
+		if errors.Is(err, io.EOF) && len(bytes.TrimSpace(line)) == 0 {
+			return events, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read an item's header: %w", err)
+		}
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
+		}
+		var header struct {
+			Type   string `json:"type"`
+			Length int    `json:"length"`
+		}
+		if err := json.Unmarshal(line, &header); err != nil {
+			return nil, fmt.Errorf("read an item's header: %w", err)
+		}
+		payload := make([]byte, header.Length)
+		if _, err := io.ReadFull(body, payload); err != nil {
+			return nil, fmt.Errorf("read a %s: %w", header.Type, err)
+		}
+		if header.Type != "event" && header.Type != "transaction" {
+			continue // a report about the client itself
+		}
+		event := Event{Raw: payload}
+		if err := json.Unmarshal(payload, &event); err != nil {
+			return nil, fmt.Errorf("read a %s: %w", header.Type, err)
+		}
+		events = append(events, event)
+	}
+}
