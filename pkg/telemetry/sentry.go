@@ -46,6 +46,8 @@ func StartSentry(o SentryOptions) (flush func(), err error) {
 		TracesSampleRate: o.TracesSampleRate,
 		AttachStacktrace: true,
 		Integrations:     withoutModules,
+		// None: by default a transaction that was answered with 404 is dropped.
+		TraceIgnoreStatusCodes: [][]int{},
 	})
 	if err != nil {
 		return nil, errors.New("sentry cannot be started with these options") // its error may quote the DSN
@@ -76,8 +78,9 @@ const ErrorKey = "err"
 // only entries of Sentry's log store.)
 type sentryHandler struct {
 	next slog.Handler
-	// attrs are those of the logger, and prefix its groups' names, joined and
-	// ended by dots.
+	// err and attrs are the logger's own, and prefix is its groups' names, joined
+	// and ended by dots.
+	err    error
 	attrs  []slog.Attr
 	prefix string
 }
@@ -93,6 +96,10 @@ func (h *sentryHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	with.next = h.next.WithAttrs(attrs)
 	with.attrs = slices.Clone(h.attrs)
 	for _, attr := range attrs {
+		if err := errorOf(attr); err != nil {
+			with.err = err
+			continue
+		}
 		attr.Key = h.prefix + attr.Key
 		with.attrs = append(with.attrs, attr)
 	}
@@ -132,20 +139,16 @@ func (h *sentryHandler) report(ctx context.Context, record slog.Record) {
 	hub = hub.Clone()
 	hub.Scope().SetSpan(sentry.SpanFromContext(ctx))
 
-	attributes := sentry.Context{}
-	var err error
-	collect := func(prefix string, attr slog.Attr) {
-		if cause, ok := attr.Value.Any().(error); ok && attr.Key == ErrorKey {
-			err = cause
-			return
-		}
-		addAttribute(attributes, prefix, attr)
-	}
+	attributes, err := sentry.Context{}, h.err
 	for _, attr := range h.attrs {
-		collect("", attr)
+		addAttribute(attributes, "", attr)
 	}
 	record.Attrs(func(attr slog.Attr) bool {
-		collect(h.prefix, attr)
+		if cause := errorOf(attr); cause != nil {
+			err = cause
+		} else {
+			addAttribute(attributes, h.prefix, attr)
+		}
 		return true
 	})
 
@@ -170,7 +173,20 @@ func (h *sentryHandler) report(ctx context.Context, record slog.Record) {
 	hub.CaptureEventWithHint(event, &sentry.EventHint{Context: ctx, OriginalException: err})
 }
 
+// errorOf returns the error that the attribute reports, in whatever group, or
+// nil.
+func errorOf(attr slog.Attr) error {
+	if attr.Key != ErrorKey {
+		return nil
+	}
+	err, _ := attr.Value.Any().(error)
+	return err
+}
+
 func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
+	if attr.Equal(slog.Attr{}) {
+		return // as slog.Handler asks
+	}
 	key, value := prefix+attr.Key, attr.Value.Resolve()
 	switch value.Kind() {
 	case slog.KindGroup:
@@ -180,9 +196,9 @@ func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 		for _, member := range value.Group() {
 			addAttribute(to, key, member)
 		}
-	case slog.KindBool, slog.KindInt64, slog.KindUint64, slog.KindFloat64:
+	case slog.KindBool, slog.KindInt64, slog.KindUint64:
 		to[key] = value.Any()
-	default: // as the text log would show it
+	default: // floats as well: JSON has no NaN, and the event would be lost with it
 		to[key] = value.String()
 	}
 }

@@ -148,9 +148,9 @@ func checkFree(dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("check the data folder: %w", err)
 	}
-	defer status.Close() //nolint:errcheck // nothing was written
+	defer status.Close()
 
-	err = syscall.Flock(int(status.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a file descriptor
+	err = syscall.Flock(int(status.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return &InUseError{DataDir: dataDir}
 	}

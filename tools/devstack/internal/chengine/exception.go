@@ -9,7 +9,7 @@ import (
 )
 
 // Exception is ClickHouse's own kind of error.
-type Exception struct {
+type Exception struct { //nolint:errname // as ClickHouse and its drivers call it
 	// Code is one of ClickHouse's error codes.
 	Code proto.Error
 	// Name is the code's symbol, such as UNKNOWN_TABLE.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func (r *response) end(v version, err error) {
 		// Clients that are still sending may not read the answer before.
 		_, _ = io.Copy(io.Discard, r.request.Body)
 		r.format = ""
-		r.writer.Header().Set("X-ClickHouse-Exception-Code", fmt.Sprint(int(exception.Code)))
+		r.writer.Header().Set("X-ClickHouse-Exception-Code", strconv.Itoa(int(exception.Code)))
 		if r.start(httpStatus(exception.Code)) == nil {
 			_, _ = io.WriteString(r.out, text)
 			r.close()

@@ -100,7 +100,7 @@ func (l *lexer) skipQuoted(quote byte) {
 func (l *lexer) skipHeredoc() {
 	rest := l.text[l.position:]
 	length := strings.IndexByte(rest[1:], '$') + 2
-	if length < 2 || strings.IndexFunc(rest[1:length-1], func(r rune) bool { return r > 0x7f || !isWordByte(byte(r)) }) >= 0 {
+	if length < 2 || strings.IndexFunc(rest[1:length-1], func(r rune) bool { return r > 0x7f || !isWordByte(byte(r)) }) >= 0 { //nolint:gosec // checked
 		l.position++
 		return
 	}

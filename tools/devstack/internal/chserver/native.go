@@ -25,7 +25,7 @@ func (s *Server) serveNative(ctx context.Context) error {
 	for {
 		conn, err := s.native.Accept()
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // the listener was closed on purpose
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("serve the native protocol: %w", err)
@@ -126,8 +126,8 @@ func (c *nativeClient) handshake(ctx context.Context) error {
 	}
 	if first.code == 'G' || first.code == 'P' {
 		// GET or POST: as clickhouse-server says it.
-		fmt.Fprintf(&bufferWriter{&c.out}, "HTTP/1.0 400 Bad Request\r\n\r\nPort %d is for clickhouse-client program\r\nYou must use port %d for HTTP.\r\n",
-			c.server.native.Addr().(*net.TCPAddr).Port, c.server.http.Addr().(*net.TCPAddr).Port)
+		fmt.Fprintf(&bufferWriter{&c.out}, "HTTP/1.0 400 Bad Request\r\n\r\n%s is for clickhouse-client program\r\nYou must use %s for HTTP.\r\n",
+			c.server.NativeAddr(), c.server.HTTPAddr())
 		return c.flush()
 	}
 	if first.code != proto.ClientCodeHello {

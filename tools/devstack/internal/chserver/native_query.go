@@ -20,11 +20,10 @@ type nativeQuery struct {
 
 	cancel   func()
 	settings []setting
-	tables   []string     // external tables
-	method   string       // of the compression of blocks
-	packed   bytes.Buffer // a block compressed
-	blocks   int          // data blocks sent
-	header   bool         // the result's header was sent
+	tables   []string // external tables
+	method   string   // of the compression of blocks
+	blocks   int      // data blocks sent
+	header   bool     // the result's header was sent
 }
 
 // serveQuery reads a query and answers it. Its error is one of the connection;

@@ -85,7 +85,7 @@ func (s *statement) parseInsert(l *lexer) {
 			l.skipGroup()
 		}
 	} else {
-		if isOpening(t) { // {table:Identifier}
+		if isOpening(t) { // a parameter: {table:Identifier}
 			l.skipGroup()
 		}
 		for l.peek().text == "." {

@@ -33,7 +33,7 @@ const childEnv = "CHSERVER_TEST_CHILD_DATA"
 func TestMain(m *testing.M) {
 	if dataDir := os.Getenv(childEnv); dataDir != "" {
 		if err := serveChild(dataDir); err != nil {
-			fmt.Println(err)
+			_, _ = fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
@@ -49,7 +49,9 @@ func serveChild(dataDir string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(server.HTTPAddr(), server.NativeAddr())
+	if _, err := fmt.Fprintln(os.Stdout, server.HTTPAddr(), server.NativeAddr()); err != nil {
+		return err
+	}
 	return server.Serve(ctx)
 }
 
@@ -122,9 +124,9 @@ func newName(prefix string) string {
 }
 
 // eachProtocol describes specs for both protocols.
-func eachProtocol(text string, specs func(protocol clickhouse.Protocol), decorators ...any) bool {
+func eachProtocol(text string, specs func(protocol clickhouse.Protocol)) bool { //nolint:unparam // for the package level
 	for _, protocol := range []clickhouse.Protocol{clickhouse.Native, clickhouse.HTTP} {
-		Describe(strings.ToUpper(protocol.String())+": "+text, append(decorators, func() { specs(protocol) })...)
+		Describe(strings.ToUpper(protocol.String())+": "+text, func() { specs(protocol) })
 	}
 	return true
 }

@@ -51,8 +51,8 @@ func makeRow(i uint64) row {
 	at := time.UnixMicro(1_700_000_000_123_456 + int64(i)*997).UTC() //nolint:gosec // small
 	r := row{
 		ID:      i,
-		Small:   int8(i), //nolint:gosec // wraps on purpose
-		Signed:  -int64(i) * 1_000_003,
+		Small:   int8(i),               //nolint:gosec // wraps on purpose
+		Signed:  -int64(i) * 1_000_003, //nolint:gosec // small
 		Real:    float64(i) / 3,
 		Flag:    i%3 == 0,
 		Text:    strings.Repeat("a\x00\n'\"\\ü", int(i%5)),
@@ -67,7 +67,7 @@ func makeRow(i uint64) row {
 		Map:     map[string]uint64{},
 		LowMap:  map[string]string{"k": fmt.Sprint(i)},
 		Choice:  []string{"yes", "no"}[i%2],
-		Price:   decimal.New(int64(i)*7, -4), //nolint:gosec // small
+		Price:   decimal.New(int64(i)*7, -4),          //nolint:gosec // small
 		Address: net.IPv4(10, 0, byte(i>>8), byte(i)), //nolint:gosec // cut on purpose
 		Pair:    map[string]any{"name": fmt.Sprint(i), "size": i},
 	}

@@ -94,7 +94,7 @@ func writePackageFiles(dir string, packages map[string]lockPkg) error {
 func runNPM(ctx context.Context, npm, dir string) error {
 	var out bytes.Buffer
 	p := thisPlatform()
-	cmd := exec.CommandContext(ctx, npm, "ci",
+	cmd := exec.CommandContext(ctx, npm, "ci", //nolint:gosec // the npm of the PATH
 		"--ignore-scripts", // and restoreSymlinks does what theirs would
 		"--omit-lockfile-registry-resolved",
 		"--os="+p.os, "--cpu="+p.cpu, // Node.js may be built for another: x64 under Rosetta

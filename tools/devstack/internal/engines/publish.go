@@ -68,6 +68,6 @@ func openToAll(dir string) error {
 		if mode&0o100 != 0 {
 			mode |= 0o111
 		}
-		return os.Chmod(path, mode) //nolint:wrapcheck // names the file already
+		return os.Chmod(path, mode)
 	})
 }

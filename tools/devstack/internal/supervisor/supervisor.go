@@ -287,7 +287,7 @@ func (p *Process) Wait(ctx context.Context) error {
 		return p.Err()
 	case <-ctx.Done():
 		p.End(0)
-		return context.Cause(ctx)
+		return context.Cause(ctx) //nolint:wrapcheck // the caller's own
 	}
 }
 

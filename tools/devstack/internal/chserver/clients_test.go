@@ -1,0 +1,265 @@
+package chserver_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
+	"github.com/diehard-outbox/diehard/tools/devstack/internal/chserver"
+)
+
+const patience = time.Minute
+
+var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
+	// running counts the queries that hold the mark.
+	running := func(ctx context.Context, mark string) int {
+		GinkgoHelper()
+		var n int
+		_, err := fmt.Sscan(query(ctx, "SELECT count() FROM system.processes WHERE query LIKE '%"+mark+"%' AND query NOT LIKE '%system.processes%'"), &n)
+		Expect(err).NotTo(HaveOccurred())
+		return n
+	}
+	// slow runs until it is canceled, or much too long.
+	slow := func(mark string) string {
+		return "SELECT sum(sleepEachRow(0.1)) FROM numbers(3000) WHERE '" + mark + "' != '' SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0"
+	}
+
+	It("are served side by side, and their queries end when they go", func(ctx SpecContext) {
+		mark := newName("mark")
+		working, giveUp := context.WithCancel(ctx)
+		var group sync.WaitGroup
+		for range 4 {
+			group.Go(func() {
+				defer GinkgoRecover()
+				var sum uint64
+				Expect(open(options(protocol)).QueryRow(working, slow(mark)).Scan(&sum)).NotTo(Succeed())
+			})
+		}
+		Eventually(ctx, running).WithArguments(ctx, mark).WithTimeout(patience).Should(Equal(4))
+		giveUp()
+		group.Wait()
+		Eventually(ctx, running).WithArguments(ctx, mark).WithTimeout(patience).Should(BeZero())
+	})
+
+	It("have errors with ClickHouse's codes, and go on after one", func(ctx SpecContext) {
+		conn := open(options(protocol))
+		for range 2 {
+			exception, ok := errors.AsType[*clickhouse.Exception](conn.Exec(ctx, "SELECT * FROM no_such_table"))
+			Expect(ok).To(BeTrue())
+			Expect(exception.Code).To(Equal(int32(60)))
+			var one uint8
+			Expect(conn.QueryRow(ctx, "SELECT 1").Scan(&one)).To(Succeed())
+		}
+	})
+
+	It("give parameters and settings with a query, which do not stay", func(ctx SpecContext) {
+		o := options(protocol)
+		o.MaxOpenConns = 1
+		conn := open(o)
+		var name, threads string
+		Expect(conn.QueryRow(clickhouse.Context(ctx,
+			clickhouse.WithParameters(clickhouse.Parameters{"name": `it's \ "x"`}),
+			clickhouse.WithSettings(clickhouse.Settings{"max_threads": 3})),
+			"SELECT {name:String}, toString(getSetting('max_threads'))").Scan(&name, &threads)).To(Succeed())
+		Expect(name).To(Equal(`it's \ "x"`))
+		Expect(threads).To(Equal("3"))
+		Expect(conn.QueryRow(ctx, "SELECT toString(getSetting('max_threads'))").Scan(&threads)).To(Succeed())
+		Expect(threads).NotTo(Equal("3"))
+	})
+
+	It("see the columns of a result without rows", func(ctx SpecContext) {
+		rows, err := open(options(protocol)).Query(ctx, "SELECT 1 AS a, 'x' AS b WHERE 0")
+		Expect(err).NotTo(HaveOccurred())
+		defer rows.Close()
+		Expect(rows.Next()).To(BeFalse())
+		Expect(rows.Err()).NotTo(HaveOccurred())
+		if protocol == clickhouse.Native { // over HTTP the driver has them of the first block only
+			Expect(rows.Columns()).To(Equal([]string{"a", "b"}))
+		}
+	})
+
+	It("are refused with a wrong password", func(ctx SpecContext) {
+		o := options(protocol)
+		o.Auth.Password = "guess"
+		err := open(o).Ping(ctx)
+		Expect(err).To(MatchError(ContainSubstring("516")))
+		Expect(err.Error()).NotTo(ContainSubstring("guess"))
+	})
+
+	It("may go in the middle of an insert, of which nothing stays", func(ctx SpecContext) {
+		table := newTable(ctx)
+		batch, err := open(options(protocol)).PrepareBatch(ctx, "INSERT INTO "+table)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(batch.Append(uint64(1), "x")).To(Succeed())
+		Expect(batch.Abort()).To(Succeed())
+		Expect(query(ctx, "SELECT count() FROM "+table)).To(Equal("0\n"))
+	})
+})
+
+var _ = Describe("The native protocol", func() {
+	It("keeps a client's session apart from the others'", func(ctx SpecContext) {
+		session := func() driver.Conn {
+			o := options(clickhouse.Native)
+			o.MaxOpenConns = 1
+			return open(o)
+		}
+		one, other := session(), session()
+		Expect(one.Exec(ctx, "CREATE TEMPORARY TABLE mine (n UInt8)")).To(Succeed())
+		Expect(one.Exec(ctx, "SET max_threads = 3")).To(Succeed())
+		Expect(one.Exec(ctx, "USE system")).To(Succeed())
+
+		var database, threads string
+		ask := func(conn driver.Conn) error {
+			return conn.QueryRow(ctx, "SELECT currentDatabase(), toString(getSetting('max_threads'))").Scan(&database, &threads)
+		}
+		Expect(ask(one)).To(Succeed())
+		Expect(database + " " + threads).To(Equal("system 3"))
+		Expect(one.Exec(ctx, "INSERT INTO mine VALUES (1)")).To(Succeed())
+		Expect(ask(other)).To(Succeed())
+		Expect(database).To(Equal("default"))
+		Expect(threads).NotTo(Equal("3"))
+		Expect(other.Exec(ctx, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
+	})
+
+	It("tells a browser where it should go", func(ctx SpecContext) {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.NativeAddr(), http.NoBody)
+		Expect(err).NotTo(HaveOccurred())
+		response, err := http.DefaultClient.Do(request)
+		Expect(err).NotTo(HaveOccurred())
+		defer response.Body.Close()
+		Expect(response.StatusCode).To(Equal(http.StatusBadRequest))
+	})
+
+	It("does not fall over nonsense", func(ctx SpecContext) {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.NativeAddr())
+		Expect(err).NotTo(HaveOccurred())
+		_, err = conn.Write([]byte(strings.Repeat("\xff", 100)))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(conn.Close()).To(Succeed())
+		Expect(open(options(clickhouse.Native)).Ping(ctx)).To(Succeed())
+	})
+})
+
+// child is a server in a process of its own.
+type child struct {
+	cmd          *exec.Cmd
+	http, native string
+}
+
+func startChild(ctx context.Context, dataDir string) *child {
+	GinkgoHelper()
+	c := &child{cmd: exec.CommandContext(context.WithoutCancel(ctx), os.Args[0])} //nolint:gosec // this test
+	c.cmd.Env = append(os.Environ(), childEnv+"="+dataDir, libraryEnv+"="+library)
+	c.cmd.Stderr = GinkgoWriter
+	stdout, err := c.cmd.StdoutPipe()
+	Expect(err).NotTo(HaveOccurred())
+	Expect(c.cmd.Start()).To(Succeed())
+	DeferCleanup(c.kill)
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	Expect(err).NotTo(HaveOccurred())
+	_, err = fmt.Sscan(line, &c.http, &c.native)
+	Expect(err).NotTo(HaveOccurred(), line)
+	return c
+}
+
+// kill ends the server like a power cut.
+func (c *child) kill() {
+	if c.cmd.ProcessState == nil {
+		_ = c.cmd.Process.Signal(syscall.SIGKILL)
+		_ = c.cmd.Wait()
+	}
+}
+
+func (c *child) open(protocol clickhouse.Protocol) driver.Conn {
+	o := &clickhouse.Options{Protocol: protocol, Addr: []string{c.native}}
+	if protocol == clickhouse.HTTP {
+		o.Addr = []string{c.http}
+	}
+	return open(o)
+}
+
+var _ = eachProtocol("a data folder", func(protocol clickhouse.Protocol) {
+	var dir string
+	BeforeEach(func() { dir = filepath.Join(GinkgoT().TempDir(), "with a space") })
+
+	It("keeps every insert that was acknowledged, and whole ones only, when the server is killed", func(ctx SpecContext) {
+		const rows = 1000
+		first := startChild(ctx, dir)
+		conn := first.open(protocol)
+		Expect(conn.Exec(ctx, "CREATE TABLE t (batch UInt64, n UInt64) ENGINE = MergeTree ORDER BY n "+
+			"SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1")).To(Succeed())
+		insert := func(conn driver.Conn, n uint64) error {
+			batch, err := conn.PrepareBatch(clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
+				"insert_deduplicate": 1, "insert_deduplication_token": fmt.Sprint("batch-", n),
+			})), "INSERT INTO t")
+			if err != nil {
+				return err
+			}
+			for i := range uint64(rows) {
+				if err := batch.Append(n, i); err != nil {
+					return err
+				}
+			}
+			return batch.Send()
+		}
+
+		acknowledged := make(chan uint64, 1)
+		working := make(chan struct{})
+		go func() {
+			defer GinkgoRecover()
+			for n := uint64(0); ; n++ {
+				if n == 10 {
+					close(working)
+				}
+				if insert(conn, n) != nil {
+					acknowledged <- n
+					return
+				}
+			}
+		}()
+		Eventually(ctx, working).WithTimeout(patience).Should(BeClosed())
+		first.kill()
+		var count uint64
+		Eventually(ctx, acknowledged).WithTimeout(patience).Should(Receive(&count))
+
+		again := startChild(ctx, dir).open(protocol)
+		var batches, all, whole uint64
+		Expect(again.QueryRow(ctx, `SELECT count(), sum(c), countIf(c = 1000 AND d = 1000)
+			FROM (SELECT batch, count() AS c, uniqExact(n) AS d FROM t GROUP BY batch)`).Scan(&batches, &all, &whole)).To(Succeed())
+		Expect(batches).To(BeElementOf(count, count+1), "the last one may be there without its answer")
+		Expect(whole).To(Equal(batches))
+		Expect(all).To(Equal(batches * rows))
+
+		By("remembering the tokens")
+		Expect(insert(again, 0)).To(Succeed())
+		var after uint64
+		Expect(again.QueryRow(ctx, "SELECT count() FROM t").Scan(&after)).To(Succeed())
+		Expect(after).To(Equal(all))
+	})
+
+	It("is refused to a second server", func(ctx SpecContext) {
+		first := startChild(ctx, dir)
+		Expect(first.open(protocol).Ping(ctx)).To(Succeed())
+		_, err := chserver.New(chserver.Options{Library: library, DataDir: dir})
+		_, ok := errors.AsType[*chengine.InUseError](err)
+		Expect(ok).To(BeTrue(), "%v", err)
+		Expect(err).To(MatchError(ContainSubstring("is in use by another ClickHouse")))
+		Expect(first.open(protocol).Ping(ctx)).To(Succeed())
+	})
+})
