@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -198,7 +199,13 @@ func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 		}
 	case slog.KindBool, slog.KindInt64, slog.KindUint64:
 		to[key] = value.Any()
-	default: // floats as well: JSON has no NaN, and the event would be lost with it
+	case slog.KindFloat64:
+		if number := value.Float64(); math.IsNaN(number) || math.IsInf(number, 0) {
+			to[key] = value.String() // JSON has none, and the event would be lost
+		} else {
+			to[key] = number
+		}
+	default:
 		to[key] = value.String()
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"net"
 	"testing"
 	"time"
 
@@ -57,8 +59,7 @@ var _ = Describe("The log", func() {
 	})
 })
 
-// What Sentry is told is the process's, so one spec after the other.
-var _ = Describe("Sentry", Serial, func() {
+var _ = Describe("Sentry", func() {
 	var (
 		server *sentrytest.Listener
 		out    *bytes.Buffer
@@ -68,8 +69,14 @@ var _ = Describe("Sentry", Serial, func() {
 
 	start := func(o telemetry.SentryOptions) {
 		GinkgoHelper()
-		before := sentry.CurrentHub().Client()
-		DeferCleanup(func() { sentry.CurrentHub().BindClient(before) })
+		// StartSentry is for the whole process, so the next spec gets back what
+		// was there before.
+		hub := sentry.CurrentHub()
+		hub.PushScope()
+		DeferCleanup(func() {
+			hub.Client().Close()
+			hub.PopScope()
+		})
 		var err error
 		flush, err = telemetry.StartSentry(o)
 		Expect(err).NotTo(HaveOccurred())
@@ -83,9 +90,11 @@ var _ = Describe("Sentry", Serial, func() {
 
 	It("is told of an error with its cause, its attributes, and where it was logged", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN(), Environment: "Staging", Release: "diehard@1.2.3", TracesSampleRate: 1})
-		cause := errors.New("connection refused")
+		cause := &net.AddrError{Err: "connection refused", Addr: "x"}
 		log.With("batch_id", "b").WithGroup("sink").With("table", "t").
-			ErrorContext(ctx, "the flush failed", "err", fmt.Errorf("flush: %w", cause), "attempt", 3, slog.Group("of", "rows", 5))
+			LogAttrs(ctx, slog.LevelError, "the flush failed", slog.Any("err", fmt.Errorf("flush: %w", cause)),
+				slog.Int("attempt", 3), slog.Group("of", "rows", 5), slog.Duration("took", 1500*time.Millisecond),
+				slog.Float64("rate", 0.5), slog.Float64("share", math.NaN()), slog.Bool("last", true), slog.Attr{})
 		flush()
 
 		Expect(server.Errors()).To(HaveLen(1))
@@ -95,16 +104,40 @@ var _ = Describe("Sentry", Serial, func() {
 		Expect(event.Environment).To(Equal("Staging"))
 		Expect(event.Release).To(Equal("diehard@1.2.3"))
 		Expect(event.Exception).To(HaveLen(2))
-		Expect(event.Exception[0].Value).To(Equal("connection refused"))
-		Expect(event.Exception[1].Value).To(Equal("flush: connection refused"))
-		frames := event.Exception[1].Stacktrace.Frames
-		Expect(frames).NotTo(BeEmpty())
-		Expect(frames[len(frames)-1].Module).To(HaveSuffix("telemetry_test"))
+		Expect(event.Exception[0].Type).To(Equal("*net.AddrError"))
+		Expect(event.Exception[0].Value).To(Equal("address x: connection refused"))
+		Expect(event.Exception[1].Type).To(Equal("*fmt.wrapError"))
+		Expect(event.Exception[1].Value).To(Equal("flush: address x: connection refused"))
+		expectToEndHere(event.Exception[1].Stacktrace)
 		Expect(event.Contexts.Log).To(Equal(map[string]any{
 			"batch_id": "b", "sink.table": "t", "sink.attempt": 3.0, "sink.of.rows": 5.0,
+			"sink.took": "1.5s", "sink.rate": 0.5, "sink.last": true, "sink.share": "NaN",
 		}))
-		Expect(string(event.Raw)).NotTo(ContainSubstring(`"modules"`))
 		Expect(out.String()).To(ContainSubstring("the flush failed"), "in the log as well")
+	})
+
+	It("is told of the error that is the logger's own", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		log.WithGroup("sink").With("err", errors.New("connection refused")).ErrorContext(ctx, "the flush failed")
+		flush()
+		Expect(server.Errors()).To(HaveLen(1))
+		event := server.Errors()[0]
+		Expect(event.Exception).To(ConsistOf(HaveField("Value", "connection refused")))
+		Expect(event.Contexts.Log).To(BeEmpty())
+	})
+
+	It("is told nothing that was not logged: no user, no request, no modules", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
+		log.ErrorContext(ctx, "failed", "err", errors.New("no"))
+		sentry.StartTransaction(ctx, "one").Finish()
+		flush()
+		events := append(server.Errors(), server.Transactions()...)
+		Expect(events).To(HaveLen(2))
+		for _, event := range events {
+			var members map[string]any
+			Expect(json.Unmarshal(event.Raw, &members)).To(Succeed())
+			Expect(members).NotTo(Or(HaveKey("modules"), HaveKey("user"), HaveKey("request"), HaveKey("breadcrumbs")))
+		}
 	})
 
 	It("is told of an error without a cause", func(ctx SpecContext) {
@@ -112,7 +145,11 @@ var _ = Describe("Sentry", Serial, func() {
 		log.ErrorContext(ctx, "that should not be")
 		flush()
 		Expect(server.Errors()).To(HaveLen(1))
-		Expect(server.Errors()[0].Message).To(Equal("that should not be"))
+		event := server.Errors()[0]
+		Expect(event.Message).To(Equal("that should not be"))
+		Expect(event.Exception).To(BeEmpty())
+		Expect(event.Threads).To(HaveLen(1))
+		expectToEndHere(event.Threads[0].Stacktrace)
 	})
 
 	It("is not told of warnings, nor of what the log's level leaves out", func(ctx SpecContext) {
@@ -133,8 +170,32 @@ var _ = Describe("Sentry", Serial, func() {
 		flush()
 		Expect(server.Transactions()).To(ConsistOf(HaveField("Transaction", "one"), HaveField("Transaction", "other")))
 		Expect(server.Errors()).To(HaveLen(1))
-		Expect(server.Errors()[0].Contexts.Trace.TraceID).To(Equal(one.TraceID.String()))
-		Expect(server.Errors()[0].Contexts.Trace.TraceID).NotTo(Equal(other.TraceID.String()))
+		trace := server.Errors()[0].Contexts.Trace
+		Expect(trace.TraceID).To(Equal(one.TraceID.String()))
+		Expect(trace.SpanID).To(Equal(one.SpanID.String()))
+		Expect(trace.TraceID).NotTo(Equal(other.TraceID.String()))
+	})
+
+	It("gets all transactions at a rate of 1, those of what was not found as well", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
+		for _, status := range []int{200, 404, 500} {
+			transaction := sentry.StartTransaction(ctx, fmt.Sprint("status ", status))
+			transaction.SetData("http.response.status_code", status)
+			transaction.Finish()
+		}
+		flush()
+		Expect(server.Transactions()).To(ConsistOf(HaveField("Transaction", "status 200"),
+			HaveField("Transaction", "status 404"), HaveField("Transaction", "status 500")))
+	})
+
+	It("gets everything that is left when the program ends", func(ctx SpecContext) {
+		start(telemetry.SentryOptions{DSN: server.DSN()})
+		const many = 50
+		for range many {
+			log.ErrorContext(ctx, "failed")
+		}
+		flush()
+		Expect(server.Errors()).To(HaveLen(many))
 	})
 
 	It("is told what the context's hub knows", func(ctx SpecContext) {
@@ -165,6 +226,7 @@ var _ = Describe("Sentry", Serial, func() {
 		log.ErrorContext(ctx, "failed")
 		sentry.StartTransaction(ctx, "one").Finish()
 		flush()
+		Expect(sentry.CurrentHub().Client().IsEnabled()).To(BeFalse())
 		Expect(server.Errors()).To(BeEmpty())
 		Expect(server.Transactions()).To(BeEmpty())
 	})
@@ -178,3 +240,10 @@ var _ = Describe("Sentry", Serial, func() {
 		Expect(telemetry.CheckSentryDSN(server.DSN())).To(Succeed())
 	})
 })
+
+// expectToEndHere checks that the stack ends in the spec that logged.
+func expectToEndHere(stack sentrytest.Stacktrace) {
+	GinkgoHelper()
+	Expect(stack.Frames).NotTo(BeEmpty())
+	Expect(stack.Frames[len(stack.Frames)-1].Module).To(HaveSuffix("/telemetry_test"))
+}

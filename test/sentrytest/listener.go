@@ -29,37 +29,53 @@ type Listener struct {
 // Event is an error or a transaction, as far as specs look at it. Raw is all
 // of it.
 type Event struct {
-	Type        string            `json:"type"` // "transaction", or empty for an error
-	Level       string            `json:"level"`
-	Message     string            `json:"message"`
-	Environment string            `json:"environment"`
-	Release     string            `json:"release"`
-	Transaction string            `json:"transaction"`
-	Tags        map[string]string `json:"tags"`
-	Contexts    struct {
+	Type            string `json:"type"` // "transaction", or empty for an error
+	Level           string `json:"level"`
+	Message         string `json:"message"`
+	Environment     string `json:"environment"`
+	Release         string `json:"release"`
+	Transaction     string `json:"transaction"`
+	TransactionInfo struct {
+		Source string `json:"source"`
+	} `json:"transaction_info"`
+	Tags     map[string]string `json:"tags"`
+	Contexts struct {
 		Log   map[string]any `json:"log"`
-		Trace struct {
-			TraceID string `json:"trace_id"`
-			Status  string `json:"status"`
-		} `json:"trace"`
+		Trace Trace          `json:"trace"`
 	} `json:"contexts"`
-	Exception []Exception     `json:"exception"`
-	Raw       json.RawMessage `json:"-"`
+	Exception []Exception `json:"exception"`
+	Threads   []struct {
+		Stacktrace Stacktrace `json:"stacktrace"`
+	} `json:"threads"`
+	Raw json.RawMessage `json:"-"`
+}
+
+// Trace is the span of an event.
+type Trace struct {
+	TraceID      string `json:"trace_id"`
+	SpanID       string `json:"span_id"`
+	ParentSpanID string `json:"parent_span_id"`
+	Op           string `json:"op"`
+	Status       string `json:"status"`
 }
 
 // Exception is one error of a chain, the outermost last.
 type Exception struct {
-	Type       string `json:"type"`
-	Value      string `json:"value"`
-	Stacktrace struct {
-		Frames []struct {
-			Function string `json:"function"`
-			Module   string `json:"module"`
-		} `json:"frames"`
-	} `json:"stacktrace"`
+	Type       string     `json:"type"`
+	Value      string     `json:"value"`
+	Stacktrace Stacktrace `json:"stacktrace"`
 }
 
-// Start starts a listener that ends with the spec.
+// Stacktrace is where something happened, the innermost frame last.
+type Stacktrace struct {
+	Frames []struct {
+		Function string `json:"function"`
+		Module   string `json:"module"`
+	} `json:"frames"`
+}
+
+// Start starts a listener that ends with the spec, which fails where what came
+// was no envelope.
 func Start() *Listener {
 	l := &Listener{}
 	l.server = httptest.NewServer(http.HandlerFunc(l.receive))
@@ -84,9 +100,9 @@ func (l *Listener) Transactions() []Event { return l.of("transaction") }
 func (l *Listener) of(kind string) (events []Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, event := range l.events {
-		if event.Type == kind {
-			events = append(events, event)
+	for i := range l.events {
+		if l.events[i].Type == kind {
+			events = append(events, l.events[i])
 		}
 	}
 	return events
@@ -109,6 +125,9 @@ func (l *Listener) receive(w http.ResponseWriter, r *http.Request) {
 func read(r *http.Request) (events []Event, err error) {
 	if r.Method != http.MethodPost || r.URL.Path != "/api/42/envelope/" {
 		return nil, fmt.Errorf("%s %s is no envelope", r.Method, r.URL.Path)
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" { // sentry-go has none so far
+		return nil, fmt.Errorf("the envelope is encoded: %s", encoding)
 	}
 	if auth := r.Header.Get("X-Sentry-Auth"); !strings.Contains(auth, "sentry_key=public") {
 		return nil, fmt.Errorf("X-Sentry-Auth is %q", auth)
