@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"bufio"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/onsi/gomega/gbytes"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
@@ -135,8 +138,8 @@ var _ = Describe("Problems", func() {
 			DeferCleanup(own.Stop)
 			dsn, err := own.CreateDatabase(ctx, "down")
 			Expect(err).NotTo(HaveOccurred())
-			ownDB := openMigrated(ctx, dsn)
-			DeferCleanup(ownDB.Close)
+			ownDB := engines.OpenPostgres(dsn, nil)
+			Expect(postgres.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 			api := start(ctx, func(o *httpapi.Options) {
 				o.Users = newUsers(ownDB)
 				// An answer that waits for the timeout would be another problem.
@@ -165,10 +168,6 @@ var _ = Describe("Problems", func() {
 				CREATE CONSTRAINT TRIGGER cut_off AFTER INSERT ON users
 					DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION cut_off()`)
 			Expect(err).NotTo(HaveOccurred())
-			DeferCleanup(func(ctx SpecContext) {
-				_, err := db.ExecContext(ctx, "DROP FUNCTION cut_off CASCADE")
-				Expect(err).NotTo(HaveOccurred())
-			})
 			unknown := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
 			expectProblem(unknown, http.StatusServiceUnavailable, "outcome-unknown")
 			Expect(unknown.header.Get("Retry-After")).To(Equal("1"))

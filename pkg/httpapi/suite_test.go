@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -21,10 +19,9 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/diehard-outbox/diehard/pkg/users"
-	"github.com/diehard-outbox/diehard/tools/devstack"
+	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 func TestHTTPAPI(t *testing.T) {
@@ -34,54 +31,14 @@ func TestHTTPAPI(t *testing.T) {
 	RunSpecs(t, "httpapi")
 }
 
-var (
-	server *devstack.Postgres // in the first process only
-	db     *sqlx.DB           // this process's database
-)
+var suite = engines.Start(engines.Options{})
 
-// One server for all processes, a database for each.
-var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
-	var err error
-	server, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	config, _ := GinkgoConfiguration()
-	var dsns []string
-	for process := range config.ParallelTotal {
-		dsn, err := server.CreateDatabase(ctx, fmt.Sprintf("httpapi_%d", process+1))
-		Expect(err).NotTo(HaveOccurred())
-		dsns = append(dsns, dsn)
-	}
-	encoded, err := json.Marshal(dsns)
-	Expect(err).NotTo(HaveOccurred())
-	return encoded
-}, func(ctx SpecContext, encoded []byte) {
-	var dsns []string
-	Expect(json.Unmarshal(encoded, &dsns)).To(Succeed())
-	db = openMigrated(ctx, dsns[GinkgoParallelProcess()-1])
-})
-
-var _ = SynchronizedAfterSuite(func() {
-	if db != nil {
-		Expect(db.Close()).To(Succeed())
-	}
-}, func() {
-	if server != nil {
-		Expect(server.Stop()).To(Succeed())
-	}
-})
+// db is each spec's own database.
+var db *sqlx.DB
 
 var _ = BeforeEach(func(ctx SpecContext) {
-	_, err := db.ExecContext(ctx, "TRUNCATE users, outbox_events")
-	Expect(err).NotTo(HaveOccurred())
+	db = engines.OpenPostgres(suite.PostgresDSN(ctx), nil)
 })
-
-func openMigrated(ctx context.Context, dsn string) *sqlx.DB {
-	GinkgoHelper()
-	opened, err := postgres.Open(postgres.Options{DSN: dsn, MaxOpenConns: 16})
-	Expect(err).NotTo(HaveOccurred())
-	Expect(postgres.Migrate(ctx, opened.DB, slog.New(slog.DiscardHandler))).To(Succeed())
-	return opened
-}
 
 func newUsers(db *sqlx.DB) *users.Service {
 	return users.NewService(users.Options{DB: db, Publisher: outbox.NewPublisher(outbox.PublisherOptions{})})
