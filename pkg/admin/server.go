@@ -25,8 +25,8 @@ const (
 	// checkTimeout bounds one readiness check. It is below what orchestrators
 	// and load balancers give a probe.
 	checkTimeout = 2 * time.Second
-	// requestTimeout bounds a request from its headers to its answer: a
-	// profile's and a slow scrape's.
+	// requestTimeout bounds a request from its headers to its answer, a slow
+	// scrape's at the most.
 	requestTimeout = 30 * time.Second
 	// shutdownTimeout bounds how long Run waits for requests in flight.
 	shutdownTimeout = 2 * time.Second
@@ -92,6 +92,9 @@ func (s *Server) Addr() string {
 func (s *Server) Run(ctx context.Context) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.o.Addr)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped while a host name was looked up
+		}
 		return fmt.Errorf("listen for operators: %w", err)
 	}
 	s.addr.Store(listener.Addr().String())
@@ -193,8 +196,8 @@ func (s *Server) run(ctx context.Context, check Check) error {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), checkTimeout, errCheckTimeout)
 		defer cancel()
 		err := check.Func(ctx)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = errCheckTimeout
+		if err != nil && ctx.Err() != nil {
+			err = errCheckTimeout // whatever the check makes of it
 		}
 		return nil, err
 	})

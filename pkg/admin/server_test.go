@@ -3,16 +3,19 @@ package admin_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diehard-outbox/diehard/pkg/admin"
@@ -43,16 +46,26 @@ func get(ctx context.Context, method, url string) answer {
 }
 
 var _ = Describe("The admin port", func() {
-	var registry *prometheus.Registry
+	var (
+		registry *prometheus.Registry
+		log      *gbytes.Buffer
+	)
 
-	BeforeEach(func() { registry = prometheus.NewRegistry() })
+	BeforeEach(func() {
+		registry = prometheus.NewRegistry()
+		log = gbytes.NewBuffer()
+	})
+
+	newServer := func(addr string, checks ...admin.Check) *admin.Server {
+		return admin.New(admin.Options{
+			Addr: addr, Log: slog.New(slog.NewTextHandler(log, nil)), Registry: registry, Version: "1.2.3", Ready: checks,
+		})
+	}
 
 	// start serves the checks until the spec ends, and returns the URL.
 	start := func(ctx context.Context, checks ...admin.Check) string {
 		GinkgoHelper()
-		server := admin.New(admin.Options{
-			Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Registry: registry, Version: "1.2.3", Ready: checks,
-		})
+		server := newServer("127.0.0.1:0", checks...)
 		Expect(server.Addr()).To(BeEmpty())
 		running, stop := context.WithCancel(context.WithoutCancel(ctx))
 		ended := make(chan error, 1)
@@ -82,11 +95,28 @@ var _ = Describe("The admin port", func() {
 	})
 
 	It("is not ready when a check fails, and says which and why", func(ctx SpecContext) {
-		url := start(ctx, admin.Check{Name: "postgresql", Func: failing}, admin.Check{Name: "sink", Func: healthy})
+		url := start(ctx, admin.Check{Name: "postgresql", Func: failing}, admin.Check{Name: "sink", Func: healthy},
+			admin.Check{Name: "schema", Func: func(context.Context) error { return errors.New("too old") }})
 		ready := get(ctx, http.MethodGet, url+"/readyz")
 		Expect(ready.status).To(Equal(http.StatusServiceUnavailable))
+		Expect(ready.contentType).To(Equal("application/json"))
 		Expect(ready.body).To(MatchJSON(`{"status": "failing", "checks": {
-			"postgresql": {"status": "failing", "error": "connection refused"}, "sink": {"status": "ok"}}}`))
+			"postgresql": {"status": "failing", "error": "connection refused"}, "sink": {"status": "ok"},
+			"schema": {"status": "failing", "error": "too old"}}}`))
+	})
+
+	It("is ready again when the check passes again", func(ctx SpecContext) {
+		var down atomic.Bool
+		down.Store(true)
+		url := start(ctx, admin.Check{Name: "postgresql", Func: func(ctx context.Context) error {
+			if down.Load() {
+				return failing(ctx)
+			}
+			return nil
+		}})
+		Expect(get(ctx, http.MethodGet, url+"/readyz").status).To(Equal(http.StatusServiceUnavailable))
+		down.Store(false)
+		Expect(get(ctx, http.MethodGet, url+"/readyz").status).To(Equal(http.StatusOK))
 	})
 
 	It("does not wait for a check that hangs, and does not start it again meanwhile", func(ctx SpecContext) {
@@ -97,24 +127,50 @@ var _ = Describe("The admin port", func() {
 			<-release
 			return nil
 		}})
-		for range 2 {
-			ready := get(ctx, http.MethodGet, url+"/readyz")
+		const probes = 8
+		answers := make(chan answer, probes+1)
+		probe := func() {
+			defer GinkgoRecover()
+			answers <- get(ctx, http.MethodGet, url+"/readyz")
+		}
+		for range probes {
+			go probe()
+		}
+		expectTimeout := func() {
+			GinkgoHelper()
+			var ready answer
+			Eventually(answers).Should(Receive(&ready))
 			Expect(ready.status).To(Equal(http.StatusServiceUnavailable))
 			Expect(ready.body).To(ContainSubstring("no answer within"))
 		}
+		for range probes {
+			expectTimeout()
+		}
+		probe() // after the others have given up
+		expectTimeout()
 		Expect(calls.Load()).To(Equal(int32(1)))
 		close(release)
 		Eventually(func() int { return get(ctx, http.MethodGet, url+"/readyz").status }).Should(Equal(http.StatusOK))
 	})
 
 	It("gives each check a deadline", func(ctx SpecContext) {
+		ended := make(chan error, 1)
 		url := start(ctx, admin.Check{Name: "postgresql", Func: func(ctx context.Context) error {
 			<-ctx.Done()
-			return ctx.Err()
+			ended <- context.Cause(ctx)
+			return errors.New("canceling statement due to user request")
 		}})
 		ready := get(ctx, http.MethodGet, url+"/readyz")
 		Expect(ready.status).To(Equal(http.StatusServiceUnavailable))
 		Expect(ready.body).To(ContainSubstring("no answer within"))
+		Eventually(ended).Should(Receive(MatchError(ContainSubstring("no answer within"))))
+	})
+
+	It("says of a check that gave something up what it says itself", func(ctx SpecContext) {
+		url := start(ctx, admin.Check{Name: "postgresql", Func: func(context.Context) error {
+			return fmt.Errorf("connect: %w", context.DeadlineExceeded)
+		}})
+		Expect(get(ctx, http.MethodGet, url+"/readyz").body).To(ContainSubstring(`"error":"connect: context deadline exceeded"`))
 	})
 
 	It("shows the metrics of the program, the process and the build", func(ctx SpecContext) {
@@ -125,7 +181,8 @@ var _ = Describe("The admin port", func() {
 		Expect(shown.status).To(Equal(http.StatusOK))
 		Expect(shown.contentType).To(HavePrefix("text/plain"))
 		for _, line := range []string{
-			"diehard_test 42\n", "diehard_build_info{version=\"1.2.3\"} 1\n", "\ngo_goroutines ", "\npromhttp_metric_handler_requests_in_flight 1\n",
+			"diehard_test 42\n", "diehard_build_info{version=\"1.2.3\"} 1\n", "\ngo_goroutines ", "\nprocess_start_time_seconds ",
+			"\npromhttp_metric_handler_requests_in_flight 1\n",
 		} {
 			Expect(shown.body).To(ContainSubstring(line))
 		}
@@ -133,10 +190,16 @@ var _ = Describe("The admin port", func() {
 
 	It("shows the other metrics when a collector fails", func(ctx SpecContext) {
 		registry.MustRegister(broken{})
-		shown := get(ctx, http.MethodGet, start(ctx)+"/metrics")
-		Expect(shown.status).To(Equal(http.StatusOK))
-		Expect(shown.body).To(ContainSubstring("diehard_build_info"))
-		Expect(shown.body).NotTo(ContainSubstring("diehard_broken"))
+		url := start(ctx)
+		for range 2 { // the failure is counted once the scrape is over
+			shown := get(ctx, http.MethodGet, url+"/metrics")
+			Expect(shown.status).To(Equal(http.StatusOK))
+			Expect(shown.body).To(ContainSubstring("diehard_build_info"))
+			Expect(shown.body).NotTo(ContainSubstring("diehard_broken"))
+		}
+		Expect(get(ctx, http.MethodGet, url+"/metrics").body).
+			To(ContainSubstring("promhttp_metric_handler_errors_total{cause=\"gathering\"} 2\n"))
+		Expect(log).To(gbytes.Say(`level=WARN msg=.*diehard_broken`))
 	})
 
 	DescribeTable("has nothing else", func(ctx SpecContext, method, path string, status int) {
@@ -151,20 +214,22 @@ var _ = Describe("The admin port", func() {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)
-		server := admin.New(admin.Options{Addr: taken.Addr().String(), Log: slog.New(slog.DiscardHandler), Registry: registry})
-		Expect(server.Run(ctx)).To(MatchError(ContainSubstring("address already in use")))
+		Expect(newServer(taken.Addr().String()).Run(ctx)).To(MatchError(ContainSubstring("address already in use")))
+	})
+
+	It("ends without an error where it is stopped before it listens", func(ctx SpecContext) {
+		stopped, stop := context.WithCancel(ctx)
+		stop()
+		Expect(newServer("localhost:0").Run(stopped)).To(Succeed())
 	})
 
 	It("finishes a request that is under way when it is told to stop", func(ctx SpecContext) {
 		asked, release := make(chan struct{}), make(chan struct{})
-		server := admin.New(admin.Options{
-			Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Registry: registry,
-			Ready: []admin.Check{{Name: "slow", Func: func(context.Context) error {
-				close(asked)
-				<-release
-				return nil
-			}}},
-		})
+		server := newServer("127.0.0.1:0", admin.Check{Name: "slow", Func: func(context.Context) error {
+			close(asked)
+			<-release
+			return nil
+		}})
 		running, stop := context.WithCancel(ctx)
 		ended := make(chan error, 1)
 		go func() { ended <- server.Run(running) }()
@@ -176,6 +241,13 @@ var _ = Describe("The admin port", func() {
 		}()
 		Eventually(asked).Should(BeClosed())
 		stop()
+		Eventually(func() error { // until it takes no more
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.Addr())
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err
+		}).Should(MatchError(syscall.ECONNREFUSED))
 		close(release)
 		Eventually(statuses).Should(Receive(Equal(http.StatusOK)))
 		Eventually(ended).Should(Receive(BeNil()))
