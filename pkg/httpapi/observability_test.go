@@ -14,6 +14,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
+	"github.com/diehard-outbox/diehard/test/sentrytest"
 )
 
 const (
@@ -138,58 +140,73 @@ var _ = Describe("A request", func() {
 	})
 
 	Describe("with Sentry on", func() {
-		var transport *sentry.MockTransport
+		var (
+			reported *sentrytest.Listener
+			flush    func()
+		)
 
 		BeforeEach(func() {
-			transport = &sentry.MockTransport{}
-			client, err := sentry.NewClient(sentry.ClientOptions{
-				Dsn:              "http://key@127.0.0.1:1/1",
-				Transport:        transport,
-				EnableTracing:    true,
-				TracesSampleRate: 1,
-			})
+			reported = sentrytest.Start()
+			// Sentry is the whole process's, so the next spec gets back what was
+			// there before.
+			hub := sentry.CurrentHub()
+			hub.PushScope()
+			var err error
+			flush, err = telemetry.StartSentry(telemetry.SentryOptions{DSN: reported.DSN(), TracesSampleRate: 1})
 			Expect(err).NotTo(HaveOccurred())
-			before := sentry.CurrentHub().Client()
-			sentry.CurrentHub().BindClient(client)
-			DeferCleanup(func() { sentry.CurrentHub().BindClient(before) })
+			DeferCleanup(func() {
+				hub.Client().Close()
+				hub.PopScope()
+			})
 		})
 
 		It("is a transaction that continues the client's trace, and the event joins it", func(ctx SpecContext) {
 			api := start(ctx)
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`,
 				"Traceparent: 00-"+traceID+"-"+parentID+"-00").status).To(Equal(http.StatusCreated))
-			Eventually(ctx, transport.Events).Should(HaveLen(1))
-			event := transport.Events()[0]
-			Expect(event.Transaction).To(Equal("POST /v1/users"))
-			Expect(event.TransactionInfo.Source).To(Equal(sentry.SourceRoute))
-			trace := event.Contexts["trace"]
-			Expect(fmt.Sprint(trace["trace_id"])).To(Equal(traceID))
-			Expect(fmt.Sprint(trace["parent_span_id"])).To(Equal(parentID))
-			Expect(trace["op"]).To(Equal("http.server"))
-			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", traceID, trace["span_id"])}))
-			Expect(event.Tags).To(HaveKey("request_id"))
-			Expect(event.Request).To(BeNil(), "its URL, headers and body hold personal data")
+			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
+			transaction := reported.Transactions()[0]
+			Expect(transaction.Transaction).To(Equal("POST /v1/users"))
+			Expect(transaction.TransactionInfo.Source).To(Equal("route"))
+			trace := transaction.Contexts.Trace
+			Expect(trace.TraceID).To(Equal(traceID))
+			Expect(trace.ParentSpanID).To(Equal(parentID))
+			Expect(trace.Op).To(Equal("http.server"))
+			Expect(trace.Status).To(Equal("ok"))
+			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", traceID, trace.SpanID)}))
+			Expect(transaction.Tags).To(HaveKey("request_id"))
+			Expect(string(transaction.Raw)).NotTo(Or(ContainSubstring(`"request":`), ContainSubstring("example.com")),
+				"a request's URL, headers and body hold personal data")
 		})
 
 		It("begins a trace where the client has none", func(ctx SpecContext) {
 			start(ctx).create(ctx, `{"email":"ada@example.com"}`)
-			Eventually(ctx, transport.Events).Should(HaveLen(1))
-			trace := transport.Events()[0].Contexts["trace"]
-			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", trace["trace_id"], trace["span_id"])}))
+			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
+			trace := reported.Transactions()[0].Contexts.Trace
+			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", trace.TraceID, trace.SpanID)}))
+		})
+
+		It("is a transaction where there is nothing as well", func(ctx SpecContext) {
+			start(ctx).get(ctx, "/v1/users/1")
+			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
+			Expect(reported.Transactions()[0].Contexts.Trace.Status).To(Equal("not_found"))
+			flush()
+			Expect(reported.Errors()).To(BeEmpty())
 		})
 
 		It("has a fault of the server logged once, as an error of its own scope", func(ctx SpecContext) {
 			api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
 			failed := api.get(ctx, "/v1/users")
 			expectProblem(failed, http.StatusInternalServerError, "internal-error")
-			Eventually(ctx, transport.Events).Should(HaveLen(2)) // the error and the transaction
-			reported := transport.Events()[0]
-			Expect(reported.Exception).To(HaveLen(1))
-			Expect(reported.Exception[0].Value).To(ContainSubstring("nil pointer"))
-			Expect(reported.Exception[0].Stacktrace.Frames).To(ContainElement(HaveField("Function", "(*Service).List")))
-			Expect(reported.Tags).To(HaveKeyWithValue("request_id", failed.header.Get("X-Request-ID")))
-			Expect(fmt.Sprint(reported.Contexts["trace"]["trace_id"])).
-				To(Equal(fmt.Sprint(transport.Events()[1].Contexts["trace"]["trace_id"])))
+			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
+			flush()
+			Expect(reported.Errors()).To(HaveLen(1))
+			fault := reported.Errors()[0]
+			Expect(fault.Exception).To(HaveLen(1))
+			Expect(fault.Exception[0].Value).To(ContainSubstring("nil pointer"))
+			Expect(fault.Exception[0].Stacktrace.Frames).To(ContainElement(HaveField("Function", "(*Service).List")))
+			Expect(fault.Tags).To(HaveKeyWithValue("request_id", failed.header.Get("X-Request-ID")))
+			Expect(fault.Contexts.Trace.TraceID).To(Equal(reported.Transactions()[0].Contexts.Trace.TraceID))
 		})
 	})
 })
