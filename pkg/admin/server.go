@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// checkTimeout bounds one readiness check. It is below what orchestrators
-	// and load balancers give a probe.
+	// checkTimeout bounds one readiness check. A probe that waits less, as
+	// Kubernetes' does by default, takes no answer for not ready, which it is.
 	checkTimeout = 2 * time.Second
 	// requestTimeout bounds a request from its headers to its answer, a slow
 	// scrape's at the most.
