@@ -67,7 +67,7 @@ var _ = Describe("A request", func() {
 				} else {
 					Expect(got).To(MatchRegexp(uuidPattern))
 				}
-				Eventually(ctx, api.log).Should(gbytes.Say(`"request_id":"` + got + `"`))
+				Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"request_id":"` + got + `"`))
 			},
 			Entry("a UUID", "0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11", true),
 			Entry("an X-Amzn-Trace-Id", "Root=1-67891233-abcdef012345678912345678", true),
@@ -92,7 +92,7 @@ var _ = Describe("A request", func() {
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+given).status).To(Equal(http.StatusCreated))
 			Expect(eventTraceparents(ctx)).To(Equal([]string{want}))
 			if want != "" {
-				Eventually(ctx, api.log).Should(gbytes.Say(`"trace_id":"` + traceID + `"`))
+				Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"trace_id":"` + traceID + `"`))
 			}
 		},
 		Entry("as it is", traceparent, traceparent),
@@ -132,10 +132,10 @@ var _ = Describe("A request", func() {
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
 		api.get(ctx, "/v1/users?email=ada@example.com")
 		api.get(ctx, "/ada@example.com")
-		Eventually(ctx, api.log).Should(gbytes.Say(`"level":"INFO","msg":"request","method":"POST","route":"/v1/users","status":201,"duration":[0-9.e-]+,"request_id":"[^"]+"}`))
-		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"POST","route":"/v1/users","status":409,.*"problem":"email-taken"`))
-		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"GET","route":"/v1/users","status":200`))
-		Eventually(ctx, api.log).Should(gbytes.Say(`"method":"GET","route":"unmatched","status":404`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"level":"INFO","msg":"request","method":"POST","route":"/v1/users","status":201,"duration":[0-9.e-]+,"request_id":"[^"]+"}`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"POST","route":"/v1/users","status":409,.*"problem":"email-taken"`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"/v1/users","status":200`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"unmatched","status":404`))
 		Expect(string(api.log.Contents())).NotTo(Or(ContainSubstring("example.com"), ContainSubstring("Augusta")))
 	})
 

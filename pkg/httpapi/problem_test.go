@@ -55,7 +55,7 @@ var _ = Describe("Problems", func() {
 			problem := expectProblem(api.create(ctx, `{"email":"ada@example.com"}`),
 				http.StatusInternalServerError, "internal-error")
 			Expect(problem["detail"]).NotTo(ContainSubstring("nil"))
-			Eventually(ctx, api.log).Should(gbytes.Say(
+			Eventually(api.log).WithContext(ctx).Should(gbytes.Say(
 				`"level":"ERROR","msg":"request failed","err":"panic: runtime error: invalid memory address.*` +
 					`"request_id":"` + problem["request_id"].(string) + `","stack":"[^"]*users.\(\*Service\).Create`))
 		}
@@ -72,7 +72,7 @@ var _ = Describe("Problems", func() {
 		failed := api.get(ctx, "/v1/users")
 		expectProblem(failed, http.StatusInternalServerError, "internal-error")
 		Expect(failed.body).NotTo(ContainSubstring("relation"))
-		Eventually(ctx, api.log).Should(gbytes.Say(`"err":"list users: .*relation`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"err":"list users: .*relation`))
 	})
 
 	Describe("of a request that takes too long", func() {
@@ -95,7 +95,7 @@ var _ = Describe("Problems", func() {
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(connection.Close)
 			fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{")
-			Eventually(ctx, gbytes.BufferReader(connection)).Should(gbytes.Say(`HTTP/1.1 408 Request Timeout\r\n(?s:.*)#request-timeout`))
+			Eventually(gbytes.BufferReader(connection)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 408 Request Timeout\r\n(?s:.*)#request-timeout`))
 			Eventually(ctx, func() error { _, err := connection.Write([]byte{' '}); return err }).Should(HaveOccurred())
 		})
 
@@ -115,7 +115,7 @@ var _ = Describe("Problems", func() {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(connection.Close)
 		fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n")
-		Eventually(ctx, gbytes.BufferReader(connection)).Should(gbytes.Say(`HTTP/1.1 400 Bad Request\r\n(?s:.*)#malformed-request`))
+		Eventually(gbytes.BufferReader(connection)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 400 Bad Request\r\n(?s:.*)#malformed-request`))
 	})
 
 	It("are none of the server's where the client has gone", func(ctx SpecContext) {
@@ -126,7 +126,7 @@ var _ = Describe("Problems", func() {
 		fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\n\r\n")
 		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
 		Expect(connection.Close()).To(Succeed())
-		Eventually(ctx, api.log).Should(gbytes.Say(`"msg":"request".*"status":499`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"msg":"request".*"status":499`))
 		Expect(string(api.log.Contents())).NotTo(ContainSubstring("ERROR"))
 		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(BeZero())
 	})
@@ -168,6 +168,10 @@ var _ = Describe("Problems", func() {
 				CREATE CONSTRAINT TRIGGER cut_off AFTER INSERT ON users
 					DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION cut_off()`)
 			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(func(ctx SpecContext) {
+				_, err := db.ExecContext(ctx, "DROP FUNCTION cut_off CASCADE")
+				Expect(err).NotTo(HaveOccurred())
+			})
 			unknown := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
 			expectProblem(unknown, http.StatusServiceUnavailable, "outcome-unknown")
 			Expect(unknown.header.Get("Retry-After")).To(Equal("1"))

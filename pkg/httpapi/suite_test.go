@@ -33,11 +33,11 @@ func TestHTTPAPI(t *testing.T) {
 
 var suite = engines.Start(engines.Options{})
 
-// db is each spec's own database.
+// db is the database, empty for each spec.
 var db *sqlx.DB
 
 var _ = BeforeEach(func(ctx SpecContext) {
-	db = engines.OpenPostgres(suite.PostgresDSN(ctx), nil)
+	db = engines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 })
 
 func newUsers(db *sqlx.DB) *users.Service {

@@ -291,7 +291,7 @@ diehard_relay_events_total{result="delivered"} 7
 		It("waits while the dead worker's send is still running at the sink", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// The insert takes as long as its view sleeps.
-			engines.Query(ctx, target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
+			engines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 				SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(1))`)
 			sent := make(chan error, 1)
 			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
@@ -331,7 +331,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("splits a batch down to the events that break a constraint of the table", func(ctx SpecContext) {
-			engines.Query(ctx, target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			publishMany(ctx, 30)
 			publish(ctx, outbox.Event{EventType: "poison"})
 			publishMany(ctx, 30)
@@ -349,7 +349,7 @@ diehard_relay_events_total{result="delivered"} 7
 			publishMany(ctx, 5)
 			expectOnce(ctx, 5)
 
-			engines.Query(ctx, target.HTTP, "RENAME TABLE event_log TO elsewhere")
+			engines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE event_log TO elsewhere")
 			publishMany(ctx, 5)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
 			// Many probes later: only the send that found the outage counts.
@@ -359,7 +359,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(db.Get(&sends, "SELECT coalesce(max(sends), 0) FROM outbox_batches")).To(Succeed())
 			Expect(sends).To(BeNumerically("<=", 1))
 
-			engines.Query(ctx, target.HTTP, "RENAME TABLE elsewhere TO event_log")
+			engines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE elsewhere TO event_log")
 			expectOnce(ctx, 10)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 			Expect(strings.Count(string(log.Contents()), "the sink takes no inserts")).To(BeNumerically("<=", 2))
@@ -367,7 +367,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("refuses to start on a table that cannot keep the promise", func(ctx SpecContext) {
-			engines.Query(ctx, target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 			var err error
 			Eventually(ctx, start().ended).WithTimeout(patience).Should(Receive(&err))
 			misconfigured, ok := errors.AsType[*sink.MisconfiguredError](err)
@@ -390,7 +390,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	It("stops when it is told to, and leaves what it did not begin", func(ctx SpecContext) {
-		engines.Query(ctx, target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
+		engines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 			SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(0.2))`)
 		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 3})
 		publishMany(ctx, 12)

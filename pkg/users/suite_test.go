@@ -23,14 +23,14 @@ func TestUsers(t *testing.T) {
 
 var suite = engines.Start(engines.Options{})
 
-// Each spec's own database.
+// The database, empty for each spec.
 var (
 	dsn string
 	db  *sqlx.DB
 )
 
 var _ = BeforeEach(func(ctx SpecContext) {
-	dsn = suite.PostgresDSN(ctx)
+	dsn = suite.LastingPostgresDSN(ctx)
 	db = engines.OpenPostgres(dsn, nil)
 })
 

@@ -26,6 +26,7 @@ type Engines struct {
 	postgres   *devstack.Postgres   // in the first process only
 	clickHouse *devstack.ClickHouse // likewise
 	shared     shared
+	lasting    string // the DSN of the process's database, once there is one
 	databases  atomic.Int32
 }
 
@@ -104,6 +105,20 @@ func (e *Engines) PostgresDSN(ctx context.Context) string {
 	return e.postgresDatabase(ctx, template)
 }
 
+// LastingPostgresDSN returns the DSN of a migrated database that all specs of
+// this process have one after the other, and empties it: making one for each
+// spec takes longer than most specs.
+func (e *Engines) LastingPostgresDSN(ctx context.Context) string {
+	GinkgoHelper()
+	if e.lasting == "" {
+		name := e.newName()
+		Query(ctx, "postgres", e.shared.Postgres, "CREATE DATABASE "+name+" TEMPLATE "+template)
+		e.lasting = withDatabase(e.shared.Postgres, name)
+	}
+	Query(ctx, "postgres", e.lasting, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters")
+	return e.lasting
+}
+
 // EmptyPostgresDSN is PostgresDSN without the migrations.
 func (e *Engines) EmptyPostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
@@ -113,14 +128,9 @@ func (e *Engines) EmptyPostgresDSN(ctx context.Context) string {
 func (e *Engines) postgresDatabase(ctx context.Context, template string) string {
 	GinkgoHelper()
 	name := e.newName()
-	server, err := sql.Open("postgres", e.shared.Postgres)
-	Expect(err).NotTo(HaveOccurred())
-	_, err = server.ExecContext(ctx, "CREATE DATABASE "+name+" TEMPLATE "+template)
-	Expect(err).NotTo(HaveOccurred())
+	Query(ctx, "postgres", e.shared.Postgres, "CREATE DATABASE "+name+" TEMPLATE "+template)
 	DeferCleanup(func(ctx SpecContext) {
-		_, err := server.ExecContext(ctx, "DROP DATABASE "+name+" WITH (FORCE)")
-		Expect(err).NotTo(HaveOccurred())
-		Expect(server.Close()).To(Succeed())
+		Query(ctx, "postgres", e.shared.Postgres, "DROP DATABASE "+name+" WITH (FORCE)")
 	})
 	return withDatabase(e.shared.Postgres, name)
 }
@@ -146,7 +156,7 @@ func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
 	created := e.EmptyClickHouseDSNs(ctx)
 	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: created.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
-	Query(ctx, created.HTTP, "SYSTEM STOP MERGES event_log")
+	Query(ctx, "clickhouse", created.HTTP, "SYSTEM STOP MERGES event_log")
 	return created
 }
 
@@ -154,15 +164,16 @@ func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 func (e *Engines) EmptyClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
 	name := e.newName()
-	Query(ctx, e.shared.HTTP, "CREATE DATABASE "+name)
-	DeferCleanup(func(ctx SpecContext) { Query(ctx, e.shared.HTTP, "DROP DATABASE "+name) })
+	Query(ctx, "clickhouse", e.shared.HTTP, "CREATE DATABASE "+name)
+	DeferCleanup(func(ctx SpecContext) { Query(ctx, "clickhouse", e.shared.HTTP, "DROP DATABASE "+name) })
 	return ClickHouseDSNs{Native: withDatabase(e.shared.Native, name), HTTP: withDatabase(e.shared.HTTP, name)}
 }
 
-// Query runs a ClickHouse statement.
-func Query(ctx context.Context, dsn, statement string) {
+// Query runs a statement on a server that driver, postgres or clickhouse,
+// leads to.
+func Query(ctx context.Context, driver, dsn, statement string) {
 	GinkgoHelper()
-	db, err := sql.Open("clickhouse", dsn)
+	db, err := sql.Open(driver, dsn)
 	Expect(err).NotTo(HaveOccurred())
 	defer func() { Expect(db.Close()).To(Succeed()) }()
 	_, err = db.ExecContext(ctx, statement)
