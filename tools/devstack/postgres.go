@@ -281,7 +281,9 @@ func (p *Postgres) farewell() syscall.Signal {
 }
 
 func (p *Postgres) waitReady(ctx context.Context) error {
-	connector, err := pq.NewConnector(p.DSN("postgres"))
+	// Another program on our port may accept the connection and never answer,
+	// when our server has long ended because of it.
+	connector, err := pq.NewConnector(p.DSN("postgres") + "&connect_timeout=2")
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -167,8 +168,7 @@ func (s *Stack) checkPrograms() error {
 func (s *Stack) chooseAddresses(ctx context.Context) error {
 	var taken []string
 	check := func(what, setting, address string) string {
-		var config net.ListenConfig
-		listener, err := config.Listen(ctx, "tcp", address)
+		listener, err := listen(ctx, address)
 		if err != nil {
 			if errors.Is(err, syscall.EADDRINUSE) {
 				err = errors.New("another program has it")
@@ -201,6 +201,27 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return errors.New(strings.Join(taken, "\n"))
 	}
 	return nil
+}
+
+// listen listens on address. A free port is one that nobody is given by chance
+// until the program listens there: below those that the system hands out.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port != "0" {
+		return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // names the address already
+	}
+	const (
+		lowest, ports = 20_000, 10_000
+		tries         = 100
+	)
+	for range tries {
+		port := lowest + mathrand.IntN(ports) //nolint:gosec // no secret
+		if listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
+			return listener, nil
+		}
+	}
+	return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // names the address already
 }
 
 // Variable is the environment variable that stands for a flag of `devstack up`.
