@@ -243,12 +243,14 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	return d.sendAgain(ctx, records)
 }
 
-// look asks, and makes sure that the batch is still ours to act on the answer.
+// look asks, after a sign of life in the lease: the server ends one that is idle
+// for more than a flush's time, and the sink has just been given as much. What
+// follows happens in the lease, or not at all.
 func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
-	if there, missing, err = d.ask(ctx, records); err != nil {
+	if err := d.lease.Verify(ctx); err != nil {
 		return nil, nil, err
 	}
-	return there, missing, d.lease.Verify(ctx)
+	return d.ask(ctx, records)
 }
 
 // sendAgain sends the same rows under the same token. Its "ok" may mean that
