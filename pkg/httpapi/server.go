@@ -133,6 +133,9 @@ func (s *Server) Addr() string {
 func (s *Server) Run(ctx context.Context) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.Addr)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // stopped while a host name was looked up
+		}
 		return fmt.Errorf("listen for HTTP: %w", err)
 	}
 	s.addr.Store(listener.Addr().String())
