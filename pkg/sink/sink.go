@@ -37,10 +37,10 @@ type Sink interface {
 	// anywhere in the sink.
 	Running(ctx context.Context, token string) (bool, error)
 
-	// Present returns the set of those of the given events that the sink
-	// holds, read consistently: a row that any earlier, finished insert has
-	// left is seen.
-	Present(ctx context.Context, keys []Key) (map[uuid.UUID]struct{}, error)
+	// Present tells of each of the given events, in their order, whether the
+	// sink holds it, read consistently: a row that any earlier, finished insert
+	// has left is seen. Another event with the same id does not count.
+	Present(ctx context.Context, keys []Key) ([]bool, error)
 
 	// Check verifies that the destination exists and can keep the promises
 	// above. It returns a *MisconfiguredError where the operator has to act
@@ -54,8 +54,8 @@ type Sink interface {
 	Close() error
 }
 
-// Key is what Present needs to find an event: its id, and the columns that the
-// destination is sorted by.
+// Key is what makes an event: not its id alone, since who publishes may use one
+// twice.
 type Key struct {
 	EventID   uuid.UUID
 	EventType string

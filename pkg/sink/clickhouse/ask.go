@@ -5,11 +5,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/google/uuid"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
@@ -63,29 +63,43 @@ const (
 // A statement asks for up to 5,000 events of neighbouring types and times, which
 // is what the table is sorted and partitioned by. It reads without FINAL, which
 // would merge.
-func (s *Sink) Present(ctx context.Context, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
+func (s *Sink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
 	// An event that cannot be stored was never sent.
-	keys = slices.DeleteFunc(slices.Clone(keys), func(k sink.Key) bool { return !storable(k.Time) })
-	slices.SortFunc(keys, func(a, b sink.Key) int {
+	asked := slices.DeleteFunc(slices.Clone(keys), func(k sink.Key) bool { return !storable(k.Time) })
+	slices.SortFunc(asked, func(a, b sink.Key) int {
 		return cmp.Or(cmp.Compare(a.EventType, b.EventType), a.Time.Compare(b.Time))
 	})
-	present := make(map[uuid.UUID]struct{}, len(keys))
-	for chunk := range slices.Chunk(keys, presentChunk) {
+	stored := make(map[string]struct{}, len(asked))
+	for chunk := range slices.Chunk(asked, presentChunk) {
 		// One row for an answer: it arrives whole or not at all.
-		var found []uuid.UUID
+		var found []string
 		if err := s.conn.QueryRow(s.asking(ctx), s.presentStatement(chunk)).Scan(&found); err != nil {
 			return nil, s.classify(ctx, "ask which events are there", err)
 		}
-		for _, id := range found {
-			present[id] = struct{}{}
+		for _, identity := range found {
+			stored[identity] = struct{}{}
+		}
+	}
+	present := make([]bool, len(keys))
+	for i, k := range keys {
+		if storable(k.Time) {
+			_, present[i] = stored[identityOf(k)]
 		}
 	}
 	return present, nil
 }
 
+// identitySQL and identityOf are what makes an event: the table's sorting key.
+// Its id alone does not, for whoever publishes may use one twice.
+const identitySQL = `concat(event_type, ' ', toString(toUnixTimestamp64Micro(event_date_time)), ' ', toString(event_id))`
+
+func identityOf(k sink.Key) string {
+	return k.EventType + " " + strconv.FormatInt(k.Time.UnixMicro(), 10) + " " + k.EventID.String()
+}
+
 func (s *Sink) presentStatement(keys []sink.Key) string {
 	var q strings.Builder
-	q.WriteString("SELECT groupUniqArray(event_id) FROM ")
+	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM ")
 	if s.cluster != "" {
 		q.WriteString("clusterAllReplicas(" + quoteString(s.cluster) + ", currentDatabase(), " + s.table + ")")
 	} else {

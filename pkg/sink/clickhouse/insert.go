@@ -71,6 +71,8 @@ var insertSettings = chgo.Settings{
 	// The token is looked at, and the insert is acknowledged when it is done.
 	"insert_deduplicate": 1,
 	"async_insert":       0,
+	// An insert that takes too long is an error; a profile may end it with "ok".
+	"timeout_overflow_mode": "throw",
 	// 101 months in one batch are no reason to refuse it; the error would look
 	// like back-pressure (TOO_MANY_PARTS).
 	"max_partitions_per_insert_block": 0,
