@@ -55,7 +55,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	}
 	delivery := relay.New(relay.Options{
 		Store: outbox.NewStore(db, outbox.StoreOptions{
-			MaxRows: c.Relay.BatchMaxRows, MaxBytes: c.Relay.BatchMaxBytes,
+			MaxRows: c.Relay.BatchMaxRows, MaxBytes: c.Relay.BatchMaxBytes, FlushTimeout: c.Relay.FlushTimeout,
 		}),
 		Sink:            sink,
 		Published:       wake[outbox.EventsChannel],

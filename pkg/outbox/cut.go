@@ -85,7 +85,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			LastID int64 `db:"last_id"`
 			IsFull bool  `db:"is_full"`
 		}
-		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, lingered, newBatchID(at))
+		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, lingered, newBatchID(at),
+			s.suspectSeconds())
 		if errors.Is(err, sql.ErrNoRows) {
 			cut.More = false
 			break
@@ -155,14 +156,19 @@ func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error)
 }
 
 func (s *Store) suspectEverything(ctx context.Context, tx *sqlx.Tx) error {
-	for _, statement := range []string{suspectBatchesSQL, suspectOriginSQL} {
-		if _, err := tx.ExecContext(ctx, statement); err != nil {
-			return fmt.Errorf("record the change of history: %w", err)
-		}
+	if _, err := tx.ExecContext(ctx, suspectBatchesSQL, s.suspectSeconds()); err != nil {
+		return fmt.Errorf("record the change of history: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, suspectOriginSQL); err != nil {
+		return fmt.Errorf("record the change of history: %w", err)
 	}
 	s.forgetBatches()
 	return ErrHistoryChanged
 }
+
+// suspectSeconds is how long an insert that was begun in a lost history may
+// still run.
+func (s *Store) suspectSeconds() float64 { return (s.o.FlushTimeout + suspectMargin).Seconds() }
 
 // lowerFloor makes the next cut look from above floor; where another process
 // cuts right now, the next Look tries again.

@@ -55,6 +55,11 @@ type Lease struct {
 // claimer resolves it.
 var ErrLeaseLost = errors.New("the lease of the batch is lost")
 
+// ErrEventsMissing says that events which the manifest names are no longer in
+// the outbox: somebody has deleted them. The rest is not sent, since fewer rows
+// under the batch's token would make it worthless.
+var ErrEventsMissing = errors.New("events of the batch have been deleted from the outbox")
+
 // Claim marks the oldest batch that is due as sent once more and leases it. It
 // returns nil where no batch is due, or the oldest has more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
@@ -83,7 +88,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 }
 
 // Read passes the batch's events to add, in the order of their ids, exactly
-// as many as the manifest names; otherwise it fails with ErrLeaseLost.
+// as many as the manifest names; otherwise it fails with ErrEventsMissing.
 func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	types, environments := make(interner), make(interner)
 	return l.scan(ctx, readEventsSQL, func(rows *sqlx.Rows) (int64, error) {
@@ -150,7 +155,7 @@ func (l *Lease) scan(ctx context.Context, query string, scan func(*sqlx.Rows) (i
 		return fmt.Errorf("read the batch: %w", err)
 	}
 	if events != l.Events {
-		return fmt.Errorf("%w: %d of its %d events are there", ErrLeaseLost, events, l.Events)
+		return fmt.Errorf("%w: %d of its %d are there", ErrEventsMissing, events, l.Events)
 	}
 	return nil
 }

@@ -66,11 +66,15 @@ decided AS (
     FROM batch
     WHERE events > 0
 )
-INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, sends)
+INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, sends, next_attempt_at)
 SELECT $6::uuid, ids, events, bytes, $6::uuid::text,
-       -- An event that was there when the history changed may have been sent.
-       CASE WHEN lower(ids) <= (SELECT max(suspect_to) FROM outbox_origin) THEN 1 ELSE 0 END
+       -- An event that was there when the history changed may have been sent, and
+       -- under a token that nobody knows any more: an insert that is still running
+       -- cannot be found by it, but ends within $7 seconds.
+       CASE WHEN suspect THEN 1 ELSE 0 END,
+       CASE WHEN suspect THEN clock_timestamp() + make_interval(secs => $7) ELSE '-infinity' END
 FROM decided
+CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT max(suspect_to) FROM outbox_origin) AS suspect) AS history
 WHERE $5 OR is_full
 RETURNING event_count, upper(event_ids) - 1 AS last_id, (SELECT is_full FROM decided)`
 
@@ -99,8 +103,11 @@ WHERE cuts = $1`
 // suspectBatchesSQL and suspectOriginSQL record a change of history: whatever
 // is there now may have been sent, and is asked for before it is sent.
 const (
-	suspectBatchesSQL = `UPDATE outbox_batches SET sends = 1 WHERE sends = 0`
-	suspectOriginSQL  = `
+	suspectBatchesSQL = `
+UPDATE outbox_batches
+SET sends           = greatest(sends, 1),
+    next_attempt_at = greatest(next_attempt_at, clock_timestamp() + make_interval(secs => $1))`
+	suspectOriginSQL = `
 UPDATE outbox_origin
 SET system_identifier = server.system_identifier::text,
     timeline          = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),

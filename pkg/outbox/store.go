@@ -22,6 +22,8 @@ const (
 	DefaultMaxRows = 50_000
 	// DefaultMaxBytes is a batch's bound in bytes: 32 MiB.
 	DefaultMaxBytes = 32 << 20
+	// DefaultFlushTimeout is an insert's bound in time.
+	DefaultFlushTimeout = 30 * time.Second
 )
 
 // Bounds that nobody needs to turn.
@@ -32,6 +34,9 @@ const (
 	// the sink must not pile them up, and whatever looks for work reads them.
 	maxUnsent    = 8
 	maxManifests = 256
+	// suspectMargin is how much longer than FlushTimeout an insert of a lost
+	// history is waited for.
+	suspectMargin = 5 * time.Second
 	// floorTrail is how long the floor stays below what was cut, for events
 	// that commit later than others with a higher id. What commits later still
 	// is found by Look.
@@ -44,6 +49,9 @@ type StoreOptions struct {
 	// and 128 for each; an event that is larger goes alone.
 	MaxRows  int
 	MaxBytes int64
+	// FlushTimeout is the longest that one insert into the sink may take;
+	// DefaultFlushTimeout by default.
+	FlushTimeout time.Duration
 }
 
 func (o *StoreOptions) setDefaults() {
@@ -52,6 +60,9 @@ func (o *StoreOptions) setDefaults() {
 	}
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = DefaultMaxBytes
+	}
+	if o.FlushTimeout <= 0 {
+		o.FlushTimeout = DefaultFlushTimeout
 	}
 }
 

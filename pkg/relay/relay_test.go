@@ -208,12 +208,25 @@ var _ = Describe("Relay", func() {
 			Expect(clickHouse.questions.Load()).To(BeZero())
 		})
 
-		It("is woken by a notification, and finds work by polling without", func(ctx SpecContext) {
+		It("is woken by a notification", func(ctx SpecContext) {
 			published := make(chan struct{}, 1)
 			start(func(o *relay.Options) { o.Published = published; o.PollInterval = time.Hour })
 			publishMany(ctx, 1)
 			published <- struct{}{}
-			expectOnce(ctx, 1)
+			expectOnce(ctx, 1) // which it may have found by itself at its start
+			for n := range 3 {
+				publishMany(ctx, 1)
+				published <- struct{}{}
+				expectOnce(ctx, 2+n)
+			}
+		})
+
+		It("finds by polling what nothing tells it of", func(ctx SpecContext) {
+			start()
+			for n := range 3 {
+				publishMany(ctx, 1)
+				expectOnce(ctx, 1+n)
+			}
 		})
 
 		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
@@ -313,9 +326,48 @@ diehard_relay_events_total{result="delivered"} 7
 			db.MustExec("DELETE FROM outbox_batches")
 			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
 			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			store = outbox.NewStore(db, outbox.StoreOptions{FlushTimeout: time.Second})
 			start()
 			expectOnce(ctx, 10)
 			Expect(log).To(gbytes.Say("resolved before they are sent"))
+		})
+
+		It("waits for what is still running from another history, under a token that is lost", func(ctx SpecContext) {
+			publishMany(ctx, 3)
+			// It sleeps before anything is in place.
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
+			sent := make(chan error, 1)
+			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+				go func() { sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
+				Eventually(ctx, clickHouse.Running).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
+			})
+			db.MustExec("DELETE FROM outbox_batches")
+			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
+			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			store = outbox.NewStore(db, outbox.StoreOptions{FlushTimeout: 3 * time.Second})
+			start()
+			Eventually(ctx, sent).WithTimeout(patience).Should(Receive(Succeed()))
+			expectOnce(ctx, 3)
+			Expect(batches("resolved")).To(Equal(1))
+		})
+
+		It("says so, and does not stop, where somebody has deleted an event of a batch", func(ctx SpecContext) {
+			events := publishMany(ctx, 10)
+			_, err := store.Cut(ctx, 0)
+			Expect(err).NotTo(HaveOccurred())
+			db.MustExec("DELETE FROM outbox_events WHERE event_id = $1", events[4].EventID)
+			running := start()
+			publishMany(ctx, 5)
+			Eventually(ctx, func(g Gomega) {
+				var cause string
+				g.Expect(db.Get(&cause, "SELECT last_error FROM outbox_batches")).To(Succeed())
+				g.Expect(cause).To(ContainSubstring("9 of its 10 are there"))
+				var rows int
+				g.Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+				g.Expect(rows).To(Equal(5))
+			}).WithTimeout(patience).Should(Succeed())
+			Expect(log).To(gbytes.Say("level=ERROR .*events of it are missing"))
+			Expect(running.Ready(ctx)).To(Succeed())
 		})
 	})
 
@@ -438,7 +490,7 @@ func (s *observedSink) Running(ctx context.Context, token string) (bool, error) 
 	return s.Sink.Running(ctx, token)
 }
 
-func (s *observedSink) Present(ctx context.Context, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
+func (s *observedSink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
 	s.questions.Add(1)
 	return s.Sink.Present(ctx, keys)
 }

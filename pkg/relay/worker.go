@@ -208,8 +208,8 @@ func (d *delivery) ask(ctx context.Context, records []outbox.Record) (there, mis
 	if err != nil {
 		return nil, nil, sinkError{err}
 	}
-	for _, record := range records {
-		if _, ok := present[record.EventID]; ok {
+	for i, record := range records {
+		if present[i] {
 			there = append(there, record.ID)
 		} else {
 			missing = append(missing, record.ID)
@@ -258,6 +258,10 @@ func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, mi
 func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (string, error) {
 	if _, err := d.insert(ctx); err != nil {
 		return d.failed(ctx, err)
+	}
+	// An earlier send may have begun late.
+	if err := d.fence(ctx); err != nil {
+		return "", err
 	}
 	there, missing, err := d.look(ctx, records)
 	switch {
@@ -364,6 +368,15 @@ func (d *delivery) replaceDead(ctx context.Context, parts outbox.Partition) (str
 // circuit; what may be the batch's own puts the batch off. An error that it
 // returns is PostgreSQL's.
 func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
+	if errors.Is(err, outbox.ErrEventsMissing) {
+		delay := d.backoff.delay(d.lease.Sends)
+		d.log.ErrorContext(ctx, "the batch cannot be delivered as long as events of it are missing in the outbox",
+			"err", err, "delay", delay)
+		if err := d.lease.Retry(ctx, err, delay); err != nil {
+			return "", err
+		}
+		return resultRetried, nil
+	}
 	failure, fromSink := errors.AsType[sinkError](err)
 	if !fromSink {
 		return "", err
@@ -379,6 +392,12 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 			d.strained()
 		}
 		d.circuit.failed(ctx, cause)
+		if d.lease.Sends > 1 {
+			// It may be this batch that the sink fails over: another one is
+			// the next trial.
+			delay = d.backoff.delay(d.lease.Sends)
+			d.log.WarnContext(ctx, "the batch has failed again", "err", cause, "delay", delay)
+		}
 	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Sends)
 		if !errors.Is(cause, errStillRunning) {
