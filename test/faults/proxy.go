@@ -112,6 +112,14 @@ func (p *Proxy) countAnew() {
 	}
 }
 
+// Connections is how many are open: through a proxy to which nobody connects
+// any more, everything has passed when none is left.
+func (p *Proxy) Connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.links)
+}
+
 // Held is how many bytes are held.
 func (p *Proxy) Held() int {
 	p.mu.Lock()

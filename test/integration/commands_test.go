@@ -10,7 +10,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/onsi/gomega/gexec"
 
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
@@ -19,10 +18,10 @@ import (
 
 var _ = Describe("The command line", func() {
 	// ended runs a program to its end.
-	ended := func(program string, args []string, env ...string) *programs.Process {
+	ended := func(code int, program string, args []string, env ...string) *programs.Process {
 		GinkgoHelper()
 		p := programs.Run(suite.Prepared(), program, args, env...)
-		Eventually(p.Session, patience).Should(gexec.Exit())
+		p.EndsWith(code)
 		return p
 	}
 
@@ -30,8 +29,7 @@ var _ = Describe("The command line", func() {
 
 	DescribeTable("refuses what is wrong with 2 and one line that names it",
 		func(program string, args []string, env []string, line string) {
-			p := ended(program, args, env...)
-			Expect(p.ExitCode()).To(Equal(2))
+			p := ended(2, program, args, env...)
 			Expect(p.Out.Contents()).To(BeEmpty())
 			Expect(string(p.Err.Contents())).To(Equal(line + "\n"))
 		},
@@ -44,6 +42,8 @@ var _ = Describe("The command line", func() {
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) cannot be used: clickhouse dsn: several hosts need the name of the cluster that they are replicas in"),
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
 			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, and has to be from 1 to 64"),
+		Entry("keys that would not be asked for", "api", nil, []string{somewhere, "DIEHARD_API_KEYS=abc"},
+			"api: DIEHARD_API_KEYS is set, and this version knows no keys: unset it, and keep the API where only those reach it who may"),
 		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
 		Entry("an unknown command", "api", []string{"srve"}, nil, "api: there is no command \"srve\"; `api --help` lists them"),
 		Entry("an argument too many", "api", []string{"serve", "now"}, nil, `api: api serve takes no argument, and got "now"`),
@@ -54,10 +54,9 @@ var _ = Describe("The command line", func() {
 	It("shows the effective configuration: flags over the environment over the file, secrets masked", func() {
 		file := filepath.Join(GinkgoT().TempDir(), "relay.yaml")
 		Expect(os.WriteFile(file, []byte("relay: {workers: 3, linger: 1s, batch_max_rows: 7}\n"), 0o600)).To(Succeed())
-		p := ended("relay", []string{"config", "--json", "--config", file, "--relay-linger=3s"},
+		p := ended(0, "relay", []string{"config", "--json", "--config", file, "--relay-linger=3s"},
 			somewhere, "DIEHARD_CLICKHOUSE_DSN=clickhouse://u:s3cret@h/d", "DIEHARD_RELAY_LINGER=2s", "DIEHARD_RELAY_WORKERS=4",
 			"DIEHARD_RELAY_WORKRES=5")
-		Expect(p.ExitCode()).To(BeZero())
 		var effective struct {
 			Postgres struct {
 				DSN string `json:"dsn"`
@@ -78,13 +77,12 @@ var _ = Describe("The command line", func() {
 	})
 
 	It("says its version", func() {
-		p := ended("relay", []string{"version", "--json"})
-		Expect(p.ExitCode()).To(BeZero())
+		p := ended(0, "relay", []string{"version", "--json"})
 		var version map[string]string
 		Expect(json.Unmarshal(p.Out.Contents(), &version)).To(Succeed())
 		Expect(version).To(HaveKeyWithValue("name", "relay"))
 		Expect(version).To(HaveKeyWithValue("version", "dev"))
-		Expect(ended("api", []string{"version"}).Out.Contents()).To(HavePrefix("api dev ("))
+		Expect(ended(0, "api", []string{"version"}).Out.Contents()).To(HavePrefix("api dev ("))
 	})
 
 	It("warns of a variable that is misspelled", func(ctx SpecContext) {
@@ -106,8 +104,7 @@ var _ = Describe("The command line", func() {
 		}
 
 		DescribeTable("refuses to start, and says which version it needs", func(program string) {
-			p := ended(program, nil, env()...)
-			Expect(p.ExitCode()).To(Equal(1))
+			p := ended(1, program, nil, env()...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
 				MatchRegexp("schema in postgresql is too old: this binary needs version [1-9][0-9]* and found 0; `api migrate`"))))
 		}, Entry("the api", "api"), Entry("the relay", "relay"))
@@ -133,8 +130,7 @@ var _ = Describe("The command line", func() {
 
 		It("names the table that is missing in ClickHouse", func() {
 			programs.Run(suite.Prepared(), "api", []string{"migrate"}, env()...).Ended()
-			p := ended("relay", nil, env()...)
-			Expect(p.ExitCode()).To(Equal(1))
+			p := ended(1, "relay", nil, env()...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("relay migrate"))))
 		})
 	})
@@ -186,7 +182,7 @@ var _ = Describe("The command line", func() {
 		s := newSystem(ctx)
 		for _, variable := range []string{"DIEHARD_ADMIN_ADDR=", "DIEHARD_HTTP_ADDR="} {
 			p := programs.Serve(suite.Prepared(), "api", false, "DIEHARD_POSTGRES_DSN="+s.postgresDSN, variable+taken.Addr().String())
-			Eventually(p.Session, patience).Should(gexec.Exit(1))
+			p.EndsWith(1)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("address already in use"))))
 		}
 	})

@@ -121,6 +121,13 @@ func (s *system) arrived(ctx context.Context, g Gomega) (rows, distinct int) {
 	return rows, distinct
 }
 
+// inserts counts the inserts that ClickHouse is executing.
+func (s *system) inserts(ctx context.Context) (running int, err error) {
+	err = engines.Scan(ctx, s.clickHouse.HTTP,
+		"SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%' AND current_database = currentDatabase()", &running)
+	return running, err
+}
+
 // expectDelivered waits until nothing is left in the outbox, and expects n
 // events in ClickHouse then, each once.
 func (s *system) expectDelivered(ctx context.Context, n int) {

@@ -41,11 +41,11 @@ func Build(ctx context.Context) string {
 }
 
 // Process is a program that runs. It is stopped with the spec, and must end
-// well unless it was killed.
+// well unless the spec says otherwise.
 type Process struct {
 	*gexec.Session
 
-	killed bool
+	settled bool // its end was looked at
 }
 
 // Run runs a program of the folder with these variables, NAME=VALUE, and none
@@ -62,7 +62,7 @@ func Run(dir, program string, args []string, env ...string) *Process {
 	Expect(err).NotTo(HaveOccurred())
 	p := &Process{Session: session}
 	DeferCleanup(func() {
-		if session.ExitCode() == -1 {
+		if !p.settled {
 			p.Stop()
 		}
 	})
@@ -90,19 +90,23 @@ func (p *Process) Stop() {
 // Ended waits until the program has ended, without an error.
 func (p *Process) Ended() {
 	GinkgoHelper()
+	p.EndsWith(0)
+}
+
+// EndsWith waits until the program has ended with that exit code.
+func (p *Process) EndsWith(code int) {
+	GinkgoHelper()
+	p.settled = true
 	defer p.Session.Kill()
-	Eventually(p.Session, Patience).Should(gexec.Exit())
-	if !p.killed {
-		Expect(p.ExitCode()).To(BeZero(), "the program's exit code")
-	}
+	Eventually(p.Session, Patience).Should(gexec.Exit(code))
 }
 
 // Kill ends the program like a power cut and waits until it is gone.
 func (p *Process) Kill() {
 	GinkgoHelper()
-	p.killed = true
+	p.settled = true
 	p.Session.Kill()
-	p.Ended()
+	Eventually(p.Session, Patience).Should(gexec.Exit())
 }
 
 // Log returns the records of the log so far.
