@@ -66,8 +66,12 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 				defer stopNotifier()
 				// With an old schema nobody is served; without PostgreSQL
 				// everybody is told so.
-				<-asked
-				return server.Run(ctx)
+				select {
+				case <-asked:
+					return server.Run(ctx)
+				case <-ctx.Done():
+					return nil
+				}
 			})
 			return group.Wait()
 		})

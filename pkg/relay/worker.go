@@ -176,8 +176,12 @@ var errStillRunning = errors.New("an earlier send of the batch is still running 
 const fenceInterval = 250 * time.Millisecond
 
 // fence waits until no send of the batch is running at the sink, for one
-// flush's time at most.
+// flush's time at most. It begins with a sign of life in the lease: the server
+// ends one that is idle for much longer than a flush takes.
 func (d *delivery) fence(ctx context.Context) error {
+	if err := d.lease.Verify(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
 	for {
@@ -243,9 +247,8 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	return d.sendAgain(ctx, records)
 }
 
-// look asks, after a sign of life in the lease: the server ends one that is idle
-// for more than a flush's time, and the sink has just been given as much. What
-// follows happens in the lease, or not at all.
+// look asks, after another sign of life. What follows happens in the lease, or
+// not at all.
 func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
 	if err := d.lease.Verify(ctx); err != nil {
 		return nil, nil, err

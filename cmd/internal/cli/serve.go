@@ -47,16 +47,17 @@ const (
 // AwaitSchema returns nil once PostgreSQL has a schema that this binary can
 // work with, and a *postgres.SchemaTooOldError if it has an older one. As long
 // as it cannot be asked it is asked again. When ctx ends it returns nil.
-// It closes asked after the first answer or failure.
+// It closes asked after the first answer or failure, but not for a schema that
+// is too old.
 func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, asked chan<- struct{}) error {
 	for pause := schemaPauseMin; ; pause = min(2*pause, schemaPauseMax) {
 		first := pause == schemaPauseMin
 		err := p.checkSchema(ctx, db)
-		if first {
-			close(asked)
-		}
 		if _, ok := errors.AsType[*postgres.SchemaTooOldError](err); ok {
 			return err
+		}
+		if first {
+			close(asked)
 		}
 		if err == nil {
 			if !first {
