@@ -9,6 +9,8 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
 // Cut is what an attempt to cut did.
@@ -44,10 +46,16 @@ func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 		}
 		return Cut{}, fmt.Errorf("cut: %w", err)
 	}
+	before, after := failpoint.CutBeforeCommit, failpoint.CutCommitted
+	if err != nil {
+		before, after = failpoint.HistoryBeforeCommit, failpoint.HistoryCommitted
+	}
 	if cut.Batches > 0 || err != nil {
+		failpoint.At(before)
 		if commitErr := tx.Commit(); commitErr != nil {
 			return Cut{}, fmt.Errorf("cut: commit: %w", commitErr)
 		}
+		failpoint.At(after)
 	}
 	return cut, err
 }
@@ -57,6 +65,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	if err != nil || cursor == nil {
 		return Cut{}, err
 	}
+	failpoint.At(failpoint.CutLocked)
 	batchHint := s.batchHint()
 	var waiting struct {
 		Manifests  int  `db:"manifests"`
@@ -94,6 +103,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		if err != nil {
 			return Cut{}, fmt.Errorf("write a manifest: %w", err)
 		}
+		failpoint.At(failpoint.CutWritten)
 		cut.Batches++
 		cut.Events += batch.Events
 		cut.More = batch.IsFull
@@ -185,6 +195,7 @@ func (s *Store) lowerFloor(ctx context.Context, floor int64) error {
 	if _, err := tx.ExecContext(ctx, lowerFloorSQL, cursor.Cuts, floor); err != nil {
 		return fmt.Errorf("lower the floor: %w", err)
 	}
+	failpoint.At(failpoint.SweepBeforeCommit)
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("lower the floor: %w", err)
 	}

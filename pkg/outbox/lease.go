@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
 // Batch is a manifest: which events one insert carries, and under which token.
@@ -63,6 +65,7 @@ var ErrEventsMissing = errors.New("events of the batch have been deleted from th
 // Claim marks the oldest batch that is due as sent once more and leases it. It
 // returns nil where no batch is due, or the oldest has more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
+	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
 	err := s.db.GetContext(ctx, &batch, claimSQL, s.batchHint(), maxBytes)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -71,6 +74,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	if err != nil {
 		return nil, fmt.Errorf("claim a batch: %w", err)
 	}
+	failpoint.At(failpoint.ClaimMarked)
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("lease a batch: %w", err)
@@ -84,6 +88,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		}
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
+	failpoint.At(failpoint.ClaimLeased)
 	return &Lease{Batch: batch, tx: tx}, nil
 }
 
@@ -172,10 +177,11 @@ func (l *Lease) Verify(ctx context.Context) error {
 // Settle removes the batch and its events, which the sink holds. It is the
 // only way in which delivered events leave the outbox as a whole batch.
 func (l *Lease) Settle(ctx context.Context) error {
-	return l.finish("settle the batch", func() error {
+	return l.finish(ending{"settle the batch", failpoint.SettleBeforeCommit, failpoint.SettleCommitted}, func() error {
 		if err := l.deleteEvents(ctx, l.EventIDs, l.Events); err != nil {
 			return err
 		}
+		failpoint.At(failpoint.SettleDeleted)
 		return l.deleteManifest(ctx)
 	})
 }
@@ -183,7 +189,7 @@ func (l *Lease) Settle(ctx context.Context) error {
 // Retry gives the batch back, to be claimed again after the delay, and keeps
 // the cause for the operator.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
-	return l.finish("give the batch back", func() error {
+	return l.finish(ending{"give the batch back", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, retryBatchSQL, l.ID, reason(cause), delay.Seconds())
 		return err //nolint:wrapcheck // finish does
 	})
@@ -193,7 +199,7 @@ func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) err
 // that no send under the old one is running and that none of the events are
 // at the sink.
 func (l *Lease) Retoken(ctx context.Context, cause error) error {
-	return l.finish("give the batch a new token", func() error {
+	return l.finish(ending{"give the batch a new token", failpoint.RetokenBeforeCommit, failpoint.RetokenCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, retokenBatchSQL, l.ID, uuid.NewString(), reason(cause))
 		return err //nolint:wrapcheck // finish does
 	})
@@ -220,10 +226,11 @@ type Partition struct {
 // that no send of the batch is running, and which of its events are at the
 // sink.
 func (l *Lease) Replace(ctx context.Context, parts Partition) error {
-	return l.finish("replace the batch", func() error {
+	return l.finish(ending{"replace the batch", failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted}, func() error {
 		if err := l.deleteManifest(ctx); err != nil {
 			return err
 		}
+		failpoint.At(failpoint.ReplaceDeleted)
 		events := len(parts.Delivered) + len(parts.Dead)
 		gone := parts.Delivered
 		for _, dead := range parts.Dead {
@@ -259,15 +266,23 @@ func (l *Lease) Replace(ctx context.Context, parts Partition) error {
 // batch is due again within a second.
 func (l *Lease) Release() { _ = l.tx.Rollback() }
 
+// ending is one of the ways in which a lease ends.
+type ending struct {
+	name              string
+	before, committed failpoint.Point
+}
+
 // finish runs the last statements of the lease and commits them, all or none.
-func (l *Lease) finish(what string, statements func() error) error {
+func (l *Lease) finish(how ending, statements func() error) error {
 	defer l.Release()
 	if err := statements(); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %w", how.name, err)
 	}
+	failpoint.At(how.before)
 	if err := l.tx.Commit(); err != nil {
-		return fmt.Errorf("%s: commit: %w", what, err)
+		return fmt.Errorf("%s: commit: %w", how.name, err)
 	}
+	failpoint.At(how.committed)
 	return nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
 // DefaultMaxEventBytes bounds an event's context where PublisherOptions does
@@ -57,12 +59,14 @@ func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 			return err
 		}
 	}
+	failpoint.At(failpoint.PublishBefore)
 	for start := 0; start < len(events); start += eventsPerInsert {
 		rows := events[start:min(start+eventsPerInsert, len(events))]
 		if _, err := tx.ExecContext(ctx, insertEventsSQL(len(rows)), p.values(rows)...); err != nil {
 			return fmt.Errorf("insert into the outbox: %w", err)
 		}
 	}
+	failpoint.At(failpoint.PublishInserted)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/getsentry/sentry-go"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
@@ -144,6 +145,7 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 	if err != nil {
 		return nil, err
 	}
+	failpoint.At(failpoint.FlushRead)
 	start := time.Now()
 	flush, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
@@ -153,6 +155,7 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 		}
 		return nil, sinkError{err}
 	}
+	failpoint.At(failpoint.FlushSent)
 	d.metrics.flush.Observe(time.Since(start).Seconds())
 	d.metrics.rows.Observe(float64(d.lease.Events))
 	d.circuit.succeeded(ctx)
@@ -230,10 +233,13 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	failpoint.At(failpoint.ResolveRead)
 	if err := d.fence(ctx); err != nil {
 		return "", err
 	}
+	failpoint.At(failpoint.ResolveFenced)
 	there, missing, err := d.look(ctx, records)
+	failpoint.At(failpoint.ResolveAsked)
 	switch {
 	case err != nil:
 		return "", err
@@ -262,11 +268,14 @@ func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (stri
 	if _, err := d.insert(ctx); err != nil {
 		return d.failed(ctx, err)
 	}
+	failpoint.At(failpoint.ResentSent)
 	// An earlier send may have begun late.
 	if err := d.fence(ctx); err != nil {
 		return "", err
 	}
+	failpoint.At(failpoint.ResentFenced)
 	there, missing, err := d.look(ctx, records)
+	failpoint.At(failpoint.ResentAsked)
 	switch {
 	case err != nil:
 		return "", err

@@ -14,6 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
 )
 
 var _ = Describe("The command line", func() {
@@ -87,7 +88,7 @@ var _ = Describe("The command line", func() {
 
 	It("warns of a variable that is misspelled", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		api := s.api("DIEHARD_HTTP_ADRR=:80")
+		api := s.API("DIEHARD_HTTP_ADRR=:80")
 		Expect(api.Messages()).To(ContainElement("an environment variable looks like configuration and is none"))
 	})
 
@@ -119,9 +120,10 @@ var _ = Describe("The command line", func() {
 			}
 			programs.Run(suite.Prepared(), "relay", []string{"migrate"}, env()...).Ended()
 
-			programs.Serve(suite.Prepared(), "relay", true, env()...)
-			api := programs.Serve(suite.Prepared(), "api", true, env()...)
-			create(ctx, api, newUser{Email: "ada@example.com"})
+			programs.Serve(suite.Prepared(), "relay", env()...).AwaitReady()
+			api := programs.Serve(suite.Prepared(), "api", env()...)
+			api.AwaitReady()
+			system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 			Eventually(ctx, func(ctx context.Context) (rows int, err error) {
 				err = engines.Scan(ctx, clickHouseDSN, "SELECT count() FROM event_log", &rows)
 				return rows, err
@@ -137,42 +139,42 @@ var _ = Describe("The command line", func() {
 
 	It("warns of a schema that is newer, and works", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		s.postgres.MustExec("INSERT INTO diehard_db_version (version_id, is_applied) VALUES (20991231, true)")
-		api, relay := s.api(), s.relay(s.clickHouse.Native)
+		s.Postgres.MustExec("INSERT INTO diehard_db_version (version_id, is_applied) VALUES (20991231, true)")
+		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		for _, p := range []*programs.Process{api, relay} {
 			Expect(p.Messages()).To(ContainElement("the schema in postgresql is newer than this binary"))
 		}
-		create(ctx, api, newUser{Email: "ada@example.com"})
-		s.expectDelivered(ctx, 1)
+		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
+		s.ExpectDelivered(ctx, 1)
 	})
 
 	It("starts without its databases, is not ready, and works once they are there", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		toPostgres, postgresDSN := faults.StartProxyTo(s.postgresDSN)
-		toClickHouse, clickHouseDSN := faults.StartProxyTo(s.clickHouse.Native)
+		toPostgres, postgresDSN := faults.StartProxyTo(s.PostgresDSN)
+		toClickHouse, clickHouseDSN := faults.StartProxyTo(s.ClickHouse.Native)
 		toPostgres.Down()
 		toClickHouse.Down()
 		env := []string{
 			"DIEHARD_POSTGRES_DSN=" + postgresDSN, "DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN,
 			"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=200ms",
 		}
-		api := programs.Serve(suite.Prepared(), "api", false, env...)
-		relay := programs.Serve(suite.Prepared(), "relay", false, env...)
+		api := programs.Serve(suite.Prepared(), "api", env...)
+		relay := programs.Serve(suite.Prepared(), "relay", env...)
 		for _, p := range []*programs.Process{api, relay} {
 			Eventually(p.Messages, patience).Should(ContainElement("postgresql cannot be used: not ready until it can"))
 			Expect(p.Ready()).To(Equal(http.StatusServiceUnavailable))
 		}
-		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: "ada@example.com"})
+		a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ada@example.com"})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(a.Status).To(Equal(http.StatusServiceUnavailable))
 
 		toPostgres.Up()
 		Eventually(api.Ready, patience).Should(Equal(http.StatusOK))
-		create(ctx, api, newUser{Email: "ada@example.com"})
+		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		Expect(relay.Ready()).To(Equal(http.StatusServiceUnavailable))
 		toClickHouse.Up()
 		Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
-		s.expectDelivered(ctx, 1)
+		s.ExpectDelivered(ctx, 1)
 	})
 
 	It("ends at once where its port is taken", func(ctx SpecContext) {
@@ -181,7 +183,7 @@ var _ = Describe("The command line", func() {
 		DeferCleanup(taken.Close)
 		s := newSystem(ctx)
 		for _, variable := range []string{"DIEHARD_ADMIN_ADDR=", "DIEHARD_HTTP_ADDR="} {
-			p := programs.Serve(suite.Prepared(), "api", false, "DIEHARD_POSTGRES_DSN="+s.postgresDSN, variable+taken.Addr().String())
+			p := programs.Serve(suite.Prepared(), "api", "DIEHARD_POSTGRES_DSN="+s.PostgresDSN, variable+taken.Addr().String())
 			p.EndsWith(1)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("address already in use"))))
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/sentrytest"
+	"github.com/diehard-outbox/diehard/test/system"
 )
 
 // mostOfAnInsert is less than an insert of 1,000 events takes, and more than
@@ -26,21 +27,21 @@ import (
 const mostOfAnInsert = 8 << 10
 
 var _ = Describe("Delivery", func() {
-	var s *system
+	var s *system.System
 
 	BeforeEach(func(ctx SpecContext) { s = newSystem(ctx) })
 
 	DescribeTableSubtree("", func(protocol string) {
 		It("inserts the event into ClickHouse and removes it from the outbox", func(ctx SpecContext) {
-			api := s.api()
-			s.relay(s.clickHouseDSN(protocol))
-			id := create(ctx, api, newUser{Email: "grace@example.com", FirstName: "Grace", LastName: "Hopper"})
-			s.expectDelivered(ctx, 1)
+			api := s.API()
+			s.Relay(s.ClickHouseDSN(protocol))
+			id := system.Create(ctx, api, system.NewUser{Email: "grace@example.com", FirstName: "Grace", LastName: "Hopper"})
+			s.ExpectDelivered(ctx, 1)
 
 			var eventType, environment, eventContext string
 			var happened time.Time
 			var version uint64
-			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT event_type, event_date_time, environment, event_context, metadata_version FROM event_log",
 				&eventType, &happened, &environment, &eventContext, &version)).To(Succeed())
 			Expect(eventType).To(Equal("user_created"))
@@ -49,20 +50,20 @@ var _ = Describe("Delivery", func() {
 				`{"user_id":%q,"email":"grace@example.com","first_name":"Grace","last_name":"Hopper"}`, id)))
 			Expect(version).To(Equal(uint64(1)))
 			var created time.Time
-			Expect(s.postgres.Get(&created, "SELECT created_at FROM users WHERE id = $1", id)).To(Succeed())
+			Expect(s.Postgres.Get(&created, "SELECT created_at FROM users WHERE id = $1", id)).To(Succeed())
 			Expect(happened).To(BeTemporally("~", created, time.Minute))
 		})
 
 		It("carries events of two months in one batch", func(ctx SpecContext) {
-			Expect(s.publish(ctx,
-				event(outbox.WithTime(time.Date(2026, 1, 31, 23, 59, 59, 999_999_000, time.UTC))),
-				event(outbox.WithTime(time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC))),
-				event(outbox.WithTime(time.Date(2026, 1, 1, 0, 0, 0, 1_000, time.UTC))),
+			Expect(s.Publish(ctx,
+				system.Event(outbox.WithTime(time.Date(2026, 1, 31, 23, 59, 59, 999_999_000, time.UTC))),
+				system.Event(outbox.WithTime(time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC))),
+				system.Event(outbox.WithTime(time.Date(2026, 1, 1, 0, 0, 0, 1_000, time.UTC))),
 			)).To(Succeed())
-			relay := s.relay(s.clickHouseDSN(protocol))
-			s.expectDelivered(ctx, 3)
+			relay := s.Relay(s.ClickHouseDSN(protocol))
+			s.ExpectDelivered(ctx, 3)
 			var months []uint32
-			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT arraySort(groupArray(toYYYYMM(event_date_time))) FROM event_log", &months)).To(Succeed())
 			Expect(months).To(Equal([]uint32{202601, 202601, 202602}))
 			Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
@@ -72,12 +73,12 @@ var _ = Describe("Delivery", func() {
 			payload := largePayload(5_000_000)
 			large, err := outbox.NewEvent(json.RawMessage(payload), outbox.WithType("report_made"))
 			Expect(err).NotTo(HaveOccurred())
-			Expect(s.publish(ctx, event(), large, event())).To(Succeed())
-			s.relay(s.clickHouseDSN(protocol))
-			s.expectDelivered(ctx, 3)
+			Expect(s.Publish(ctx, system.Event(), large, system.Event())).To(Succeed())
+			s.Relay(s.ClickHouseDSN(protocol))
+			s.ExpectDelivered(ctx, 3)
 			var length uint64
 			var sum string
-			Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT length(event_context), lower(hex(SHA256(event_context))) FROM event_log WHERE event_type = 'report_made'",
 				&length, &sum)).To(Succeed())
 			Expect(length).To(Equal(uint64(len(payload))))
@@ -86,57 +87,57 @@ var _ = Describe("Delivery", func() {
 		})
 
 		It("finishes what it is sending when it is told to stop, and takes nothing new", func(ctx SpecContext) {
-			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
-			relay := s.relay(through)
+			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
+			relay := s.Relay(through)
 			proxy.Hold(faults.Answers, mostOfAnInsert)
-			Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+			Expect(s.Publish(ctx, system.Events(1000)...)).To(Succeed())
 			Eventually(ctx, func(g Gomega) {
-				rows, _ := s.arrived(ctx, g)
+				rows, _ := s.Arrived(ctx, g)
 				g.Expect(rows).To(Equal(1000))
 			}).WithTimeout(patience).Should(Succeed())
 
 			relay.Signal(syscall.SIGTERM)
 			Eventually(relay.Ready, patience).Should(Equal(http.StatusServiceUnavailable))
-			Expect(s.publish(ctx, event())).To(Succeed())
+			Expect(s.Publish(ctx, system.Event())).To(Succeed())
 			proxy.Release()
 			relay.Ended()
-			left, batches, _ := s.left(Default)
+			left, batches, _ := s.Left(Default)
 			Expect(left).To(Equal(1), "the event that was published meanwhile")
 			Expect(batches).To(BeZero())
 
-			s.relay(s.clickHouseDSN(protocol))
-			s.expectDelivered(ctx, 1001)
+			s.Relay(s.ClickHouseDSN(protocol))
+			s.ExpectDelivered(ctx, 1001)
 		})
 
 		It("gives up what does not end in time when it is told to stop, and another relay takes over", func(ctx SpecContext) {
-			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
+			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
 			// Only the stop can end the insert.
-			relay := s.relay(through, "DIEHARD_RELAY_SHUTDOWN_TIMEOUT=100ms", "DIEHARD_RELAY_FLUSH_TIMEOUT=10m")
+			relay := s.Relay(through, "DIEHARD_RELAY_SHUTDOWN_TIMEOUT=100ms", "DIEHARD_RELAY_FLUSH_TIMEOUT=10m")
 			proxy.Hold(faults.Answers, mostOfAnInsert)
-			Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+			Expect(s.Publish(ctx, system.Events(1000)...)).To(Succeed())
 			Eventually(ctx, func(g Gomega) {
-				rows, _ := s.arrived(ctx, g)
+				rows, _ := s.Arrived(ctx, g)
 				g.Expect(rows).To(Equal(1000))
 			}).WithTimeout(patience).Should(Succeed())
 			relay.Stop()
 
-			s.relay(s.clickHouseDSN(protocol))
-			s.expectDelivered(ctx, 1000)
+			s.Relay(s.ClickHouseDSN(protocol))
+			s.ExpectDelivered(ctx, 1000)
 		})
 
 		DescribeTable("does not lose or double what a relay was sending when it was killed",
 			func(ctx SpecContext, held faults.Direction, after int) {
-				proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
-				relay := s.relay(through)
+				proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
+				relay := s.Relay(through)
 				proxy.Hold(held, after)
-				Expect(s.publish(ctx, events(1000)...)).To(Succeed())
+				Expect(s.Publish(ctx, system.Events(1000)...)).To(Succeed())
 				Eventually(ctx, func(g Gomega) {
 					var sends int
-					g.Expect(s.postgres.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
+					g.Expect(s.Postgres.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
 					g.Expect(sends).To(Equal(1))
 					g.Expect(proxy.Held()).NotTo(BeZero())
 					if held == faults.Answers {
-						rows, _ := s.arrived(ctx, g)
+						rows, _ := s.Arrived(ctx, g)
 						g.Expect(rows).To(Equal(1000))
 					}
 				}).WithTimeout(patience).Should(Succeed())
@@ -145,13 +146,13 @@ var _ = Describe("Delivery", func() {
 					proxy.Down() // ClickHouse is waiting for the rest
 				}
 
-				s.relay(s.clickHouseDSN(protocol))
-				s.expectDelivered(ctx, 1000)
+				s.Relay(s.ClickHouseDSN(protocol))
+				s.ExpectDelivered(ctx, 1000)
 				By("letting through what the killed relay had sent")
 				proxy.Release()
 				Eventually(ctx, proxy.Connections).WithTimeout(patience).Should(BeZero())
-				Eventually(ctx, s.inserts).WithArguments(ctx).WithTimeout(patience).Should(BeZero())
-				s.expectDelivered(ctx, 1000)
+				Eventually(ctx, s.Inserts).WithArguments(ctx).WithTimeout(patience).Should(BeZero())
+				s.ExpectDelivered(ctx, 1000)
 			},
 			Entry("before ClickHouse had heard of it", faults.Requests, 0),
 			Entry("in the middle of the insert", faults.Requests, mostOfAnInsert),
@@ -160,15 +161,15 @@ var _ = Describe("Delivery", func() {
 
 		It("loses nothing while the network to ClickHouse is cut, and says so", func(ctx SpecContext) {
 			sentry := sentrytest.Start()
-			proxy, through := faults.StartProxyTo(s.clickHouseDSN(protocol))
-			api := s.api("DIEHARD_SENTRY_DSN=" + sentry.DSN())
-			relay := s.relay(through, "DIEHARD_SENTRY_DSN="+sentry.DSN(), "DIEHARD_ENVIRONMENT=Test")
-			create(ctx, api, newUser{Email: "before@example.com"})
-			s.expectDelivered(ctx, 1)
+			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
+			api := s.API("DIEHARD_SENTRY_DSN=" + sentry.DSN())
+			relay := s.Relay(through, "DIEHARD_SENTRY_DSN="+sentry.DSN(), "DIEHARD_ENVIRONMENT=Test")
+			system.Create(ctx, api, system.NewUser{Email: "before@example.com"})
+			s.ExpectDelivered(ctx, 1)
 			Expect(sentry.Errors()).To(BeEmpty())
 
 			proxy.Down()
-			create(ctx, api, newUser{Email: "during@example.com"})
+			system.Create(ctx, api, system.NewUser{Email: "during@example.com"})
 			Eventually(relay.Ready, patience).Should(Equal(http.StatusServiceUnavailable))
 			Expect(relay.Metric("diehard_relay_circuit_open")).To(Equal(1.0))
 			var failures []map[string]any
@@ -186,13 +187,13 @@ var _ = Describe("Delivery", func() {
 			Expect(report.Release).To(Equal("diehard@dev"))
 			Expect(report.Exception).To(ContainElement(HaveField("Value", ContainSubstring("refused"))))
 			Expect(api.Ready()).To(Equal(http.StatusOK), "ClickHouse is no concern of the API's")
-			create(ctx, api, newUser{Email: "later@example.com"})
-			left, _, _ := s.left(Default)
+			system.Create(ctx, api, system.NewUser{Email: "later@example.com"})
+			left, _, _ := s.Left(Default)
 			Expect(left).To(Equal(2))
 
 			proxy.Up()
 			Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
-			s.expectDelivered(ctx, 3)
+			s.ExpectDelivered(ctx, 3)
 
 			By("reporting each request and each batch")
 			api.Stop()
@@ -214,15 +215,15 @@ var _ = Describe("Delivery", func() {
 			group.Go(func() {
 				defer GinkgoRecover()
 				for range total / producers / perTransaction {
-					Expect(s.publish(ctx, events(perTransaction)...)).To(Succeed())
+					Expect(s.Publish(ctx, system.Events(perTransaction)...)).To(Succeed())
 				}
 			})
 		}
 		for i := range 4 {
-			s.relay(s.clickHouseDSN([]string{"native", "http"}[i%2]), small...)
+			s.Relay(s.ClickHouseDSN([]string{"native", "http"}[i%2]), small...)
 		}
 		group.Wait()
-		s.expectDelivered(ctx, total)
+		s.ExpectDelivered(ctx, total)
 	})
 
 	It("does not lose or double events while relays are killed and started again", func(ctx SpecContext) {
@@ -233,20 +234,20 @@ var _ = Describe("Delivery", func() {
 			defer GinkgoRecover()
 			defer close(published)
 			for range total / perTransaction {
-				Expect(s.publish(ctx, events(perTransaction)...)).To(Succeed())
+				Expect(s.Publish(ctx, system.Events(perTransaction)...)).To(Succeed())
 			}
 		}()
 		for i := range 6 {
-			relay := s.relay(s.clickHouseDSN([]string{"native", "http"}[i%2]), small...)
+			relay := s.Relay(s.ClickHouseDSN([]string{"native", "http"}[i%2]), small...)
 			Eventually(ctx, func(g Gomega) { // in the middle of its work
-				rows, _ := s.arrived(ctx, g)
+				rows, _ := s.Arrived(ctx, g)
 				g.Expect(rows).To(BeNumerically(">=", min(total, (i+1)*2000)))
 			}).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(Succeed())
 			relay.Kill()
 		}
-		s.relay(s.clickHouse.Native)
+		s.Relay(s.ClickHouse.Native)
 		Eventually(ctx, published).WithTimeout(patience).Should(BeClosed())
-		s.expectDelivered(ctx, total)
+		s.ExpectDelivered(ctx, total)
 	})
 })
 

@@ -11,17 +11,18 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/system"
 )
 
 var _ = Describe("Creating a user", func() {
-	var s *system
+	var s *system.System
 
 	BeforeEach(func(ctx SpecContext) { s = newSystem(ctx) })
 
 	It("puts one user_created event into the outbox, with exactly the payload", func(ctx SpecContext) {
-		api := s.api()
+		api := s.API()
 		before := time.Now()
-		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: " Ada@Example.COM ", FirstName: "Ada"})
+		a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: " Ada@Example.COM ", FirstName: "Ada"})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(a.Status).To(Equal(http.StatusCreated))
 		Expect(a.Headers.Get("Location")).To(Equal(fmt.Sprint("/v1/users/", a.Body["id"])))
@@ -33,7 +34,7 @@ var _ = Describe("Creating a user", func() {
 			EventContext    string    `db:"event_context"`
 			MetadataVersion int64     `db:"metadata_version"`
 		}
-		Expect(s.postgres.Select(&stored, `SELECT event_type, event_date_time, environment, event_context, metadata_version
+		Expect(s.Postgres.Select(&stored, `SELECT event_type, event_date_time, environment, event_context, metadata_version
 			FROM outbox_events`)).To(Succeed())
 		Expect(stored).To(HaveLen(1))
 		Expect(stored[0].EventType).To(Equal("user_created"))
@@ -47,21 +48,21 @@ var _ = Describe("Creating a user", func() {
 	})
 
 	It("refuses an address that is taken in another case, and publishes nothing", func(ctx SpecContext) {
-		api := s.api()
-		create(ctx, api, newUser{Email: "ada@example.com"})
-		a, err := post(ctx, api.URL()+"/v1/users", newUser{Email: "ADA@Example.com"})
+		api := s.API()
+		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
+		a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ADA@Example.com"})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(a.Status).To(Equal(http.StatusConflict))
 		Expect(a.Headers.Get("Content-Type")).To(Equal("application/problem+json"))
 		Expect(a.Body["detail"]).To(Equal("User with this email already exists"))
 
-		published, _, _ := s.left(Default)
+		published, _, _ := s.Left(Default)
 		Expect(published).To(Equal(1))
 	})
 
 	It("creates one user, with one event, for each address of many concurrent requests", func(ctx SpecContext) {
 		const requests, addresses, clients = 1000, 200, 50
-		api, relay := s.api(), s.relay(s.clickHouse.Native)
+		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		url := api.URL() + "/v1/users"
 		work := make(chan int)
 		statuses := make(chan int, requests)
@@ -74,7 +75,7 @@ var _ = Describe("Creating a user", func() {
 					if n%2 == 1 {
 						address = strings.ToUpper(address)
 					}
-					a, err := post(ctx, url, newUser{Email: address})
+					a, err := system.Post(ctx, url, system.NewUser{Email: address})
 					Expect(err).NotTo(HaveOccurred())
 					statuses <- a.Status
 				}
@@ -93,11 +94,11 @@ var _ = Describe("Creating a user", func() {
 		}
 		Expect(count).To(Equal(map[int]int{http.StatusCreated: addresses, http.StatusConflict: requests - addresses}))
 		var users int
-		Expect(s.postgres.Get(&users, "SELECT count(*) FROM users")).To(Succeed())
+		Expect(s.Postgres.Get(&users, "SELECT count(*) FROM users")).To(Succeed())
 		Expect(users).To(Equal(addresses))
-		s.expectDelivered(ctx, addresses)
+		s.ExpectDelivered(ctx, addresses)
 		var distinct int
-		Expect(engines.Scan(ctx, s.clickHouse.HTTP,
+		Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
 			"SELECT uniqExact(JSONExtractString(event_context, 'user_id')) FROM event_log", &distinct)).To(Succeed())
 		Expect(distinct).To(Equal(addresses))
 		api.Stop()

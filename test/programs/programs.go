@@ -25,19 +25,22 @@ import (
 // Patience is how long a program may take to start or to end.
 const Patience = time.Minute
 
-// Build builds api and relay with the race detector into a temporary folder
-// that goes with the suite, and returns it.
-func Build(ctx context.Context) string {
-	GinkgoHelper()
-	dir, err := os.MkdirTemp("", "diehard-programs-*")
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(os.RemoveAll, dir)
-	cmd := exec.CommandContext(ctx, "go", "build", "-race", "-buildvcs=false", "-o", dir, //nolint:gosec // a folder of ours
-		"github.com/diehard-outbox/diehard/cmd/api", "github.com/diehard-outbox/diehard/cmd/relay")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-	output, err := cmd.CombinedOutput()
-	Expect(err).NotTo(HaveOccurred(), "%s", output)
-	return dir
+// Build returns a function that builds api and relay, with flags of go build,
+// into a temporary folder that goes with the suite, and returns the folder.
+func Build(flags ...string) func(ctx context.Context) string {
+	return func(ctx context.Context) string {
+		GinkgoHelper()
+		dir, err := os.MkdirTemp("", "diehard-programs-*")
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(os.RemoveAll, dir)
+		args := append([]string{"build", "-buildvcs=false", "-o", dir}, flags...)
+		cmd := exec.CommandContext(ctx, "go", append(args, //nolint:gosec // a folder and flags of ours
+			"github.com/diehard-outbox/diehard/cmd/api", "github.com/diehard-outbox/diehard/cmd/relay")...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // the race detector needs it
+		output, err := cmd.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), "%s", output)
+		return dir
+	}
 }
 
 // Process is a program that runs. It is stopped with the spec, and must end
@@ -69,15 +72,16 @@ func Run(dir, program string, args []string, env ...string) *Process {
 	return p
 }
 
-// Serve runs a program that stays: it listens on free ports, and is ready when
-// Serve returns unless ready is false.
-func Serve(dir, program string, ready bool, env ...string) *Process {
+// Serve runs a program that stays. It listens on free ports.
+func Serve(dir, program string, env ...string) *Process {
 	GinkgoHelper()
-	p := Run(dir, program, nil, append([]string{"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
-	if ready {
-		Eventually(p.Ready, Patience).Should(Equal(http.StatusOK))
-	}
-	return p
+	return Run(dir, program, nil, append([]string{"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
+}
+
+// AwaitReady waits until the program says that it is ready.
+func (p *Process) AwaitReady() {
+	GinkgoHelper()
+	Eventually(p.Ready, Patience).Should(Equal(http.StatusOK))
 }
 
 // Stop asks the program to end and waits until it has, without an error.

@@ -17,6 +17,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
@@ -126,6 +127,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	if err != nil {
 		return s.classify(ctx, "begin the insert", err)
 	}
+	failpoint.At(failpoint.FlushBegun)
 	if err := appendColumns(insert, batch.Events); err != nil {
 		// Not Close, which would end the insert in good order, without rows.
 		_ = insert.Abort()

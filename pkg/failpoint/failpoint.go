@@ -1,0 +1,64 @@
+// Package failpoint names the steps of delivery at which a test ends or stops a
+// program. Only the build tag failpoints makes them more than a name: without
+// it At does nothing, and the compiler leaves nothing of it.
+package failpoint
+
+// Point is a step: the program has just done what the name says, unless it says
+// before.
+type Point string
+
+// The steps, in the order of an event's life.
+const (
+	PublishBefore    Point = "publish-before"    // nothing of the event is written
+	PublishInserted  Point = "publish-inserted"  // in the caller's transaction
+	PublishCommitted Point = "publish-committed" // and the caller knows nothing of it yet
+
+	CutLocked       Point = "cut-locked"
+	CutWritten      Point = "cut-written" // a manifest, in the transaction
+	CutBeforeCommit Point = "cut-before-commit"
+	CutCommitted    Point = "cut-committed"
+
+	SweepBeforeCommit   Point = "sweep-before-commit"   // the floor is lowered
+	HistoryBeforeCommit Point = "history-before-commit" // everything is suspect
+	HistoryCommitted    Point = "history-committed"
+
+	ClaimBefore Point = "claim-before"
+	ClaimMarked Point = "claim-marked" // committed: the batch counts as sent
+	ClaimLeased Point = "claim-leased"
+
+	FlushRead  Point = "flush-read"  // the events, into memory
+	FlushBegun Point = "flush-begun" // the sink knows the statement, and no rows
+	FlushSent  Point = "flush-sent"  // and acknowledged
+
+	ResolveRead   Point = "resolve-read"   // the events' keys
+	ResolveFenced Point = "resolve-fenced" // no earlier send runs
+	ResolveAsked  Point = "resolve-asked"
+	ResentSent    Point = "resent-sent" // under the same token, and acknowledged
+	ResentFenced  Point = "resent-fenced"
+	ResentAsked   Point = "resent-asked"
+
+	SettleDeleted       Point = "settle-deleted" // the events, in the transaction
+	SettleBeforeCommit  Point = "settle-before-commit"
+	SettleCommitted     Point = "settle-committed"
+	RetryBeforeCommit   Point = "retry-before-commit"
+	RetryCommitted      Point = "retry-committed"
+	RetokenBeforeCommit Point = "retoken-before-commit"
+	RetokenCommitted    Point = "retoken-committed"
+	ReplaceDeleted      Point = "replace-deleted" // the manifest, in the transaction
+	ReplaceBeforeCommit Point = "replace-before-commit"
+	ReplaceCommitted    Point = "replace-committed"
+)
+
+// All are all of them.
+var All = []Point{
+	PublishBefore, PublishInserted, PublishCommitted,
+	CutLocked, CutWritten, CutBeforeCommit, CutCommitted,
+	SweepBeforeCommit, HistoryBeforeCommit, HistoryCommitted,
+	ClaimBefore, ClaimMarked, ClaimLeased,
+	FlushRead, FlushBegun, FlushSent,
+	ResolveRead, ResolveFenced, ResolveAsked, ResentSent, ResentFenced, ResentAsked,
+	SettleDeleted, SettleBeforeCommit, SettleCommitted,
+	RetryBeforeCommit, RetryCommitted,
+	RetokenBeforeCommit, RetokenCommitted,
+	ReplaceDeleted, ReplaceBeforeCommit, ReplaceCommitted,
+}

@@ -1,0 +1,49 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// Env says what happens where: POINT=kill ends the program like a power cut
+// when it first gets to the point, POINT=stop halts it until it gets a SIGCONT,
+// and POINT=kill@3 does so the third time.
+const Env = "FAILPOINT"
+
+var (
+	point, signal, visit = parse(os.Getenv(Env))
+	visits               atomic.Int64
+)
+
+func parse(setting string) (at Point, s syscall.Signal, n int64) {
+	if setting == "" {
+		return "", 0, 0
+	}
+	name, action, _ := strings.Cut(setting, "=")
+	action, count, counted := strings.Cut(action, "@")
+	n = 1
+	if counted {
+		n, _ = strconv.ParseInt(count, 10, 64)
+	}
+	s = map[string]syscall.Signal{"kill": syscall.SIGKILL, "stop": syscall.SIGSTOP}[action]
+	if !slices.Contains(All, Point(name)) || s == 0 || n < 1 {
+		panic(Env + " is wrong: " + setting)
+	}
+	return Point(name), s, n
+}
+
+// At is where the program may end.
+func At(p Point) {
+	if p == point && visits.Add(1) == visit {
+		_ = syscall.Kill(os.Getpid(), signal)
+		if signal == syscall.SIGKILL {
+			select {} // it takes a moment
+		}
+	}
+}

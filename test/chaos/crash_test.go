@@ -1,0 +1,284 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"syscall"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+// killed is the exit code of a program that was.
+const killed = 128 + int(syscall.SIGKILL)
+
+// situation is one in which a relay has particular steps to do.
+type situation struct {
+	name string
+	// arrange brings the system there, and returns how many events were
+	// published and how many of them are to become dead letters.
+	arrange func(ctx context.Context, s *system.System) (events, dead int)
+	// heal ends what keeps the events from arriving.
+	heal   func(ctx context.Context, s *system.System)
+	points []failpoint.Point
+	// visits are which of the relay's visits of a point to end; the first is
+	// the default.
+	visits []int
+	// env are for the relays that follow.
+	env []string
+}
+
+const perBatch = 100
+
+// small makes batches of 100 events, as soon as there are any.
+var small = []string{
+	fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", perBatch), "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms",
+}
+
+var situations = []situation{
+	{
+		name: "delivering",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			Expect(s.Publish(ctx, system.Events(10*perBatch)...)).To(Succeed())
+			return 10 * perBatch, 0
+		},
+		points: []failpoint.Point{
+			failpoint.CutLocked, failpoint.CutWritten, failpoint.CutBeforeCommit, failpoint.CutCommitted,
+			failpoint.ClaimBefore, failpoint.ClaimMarked, failpoint.ClaimLeased,
+			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushSent,
+			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
+		},
+		visits: []int{1, 2},
+	},
+	{
+		name: "finding what committed late",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET floor = 1000, next_floor = 1000, cut_to = 1000")
+			return perBatch, 0
+		},
+		points: []failpoint.Point{failpoint.SweepBeforeCommit},
+	},
+	{
+		name: "after a failover that lost the cut of what had arrived",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			die(s, failpoint.FlushSent)
+			s.Postgres.MustExecContext(ctx, "DELETE FROM outbox_batches")
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_origin SET timeline = '00000000'")
+			return perBatch, 0
+		},
+		points: []failpoint.Point{failpoint.HistoryBeforeCommit, failpoint.HistoryCommitted},
+		env:    []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=1s"}, // which what may still run is waited for
+	},
+	{
+		name:    "resolving a batch of which nothing arrived",
+		arrange: unsent,
+		points: []failpoint.Point{
+			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
+			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushSent,
+			failpoint.ResentSent, failpoint.ResentFenced, failpoint.ResentAsked,
+			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
+		},
+	},
+	{
+		name: "resolving a batch that arrived",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			die(s, failpoint.FlushSent)
+			return perBatch, 0
+		},
+		points: []failpoint.Point{
+			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
+			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
+		},
+	},
+	{
+		name: "resolving a batch of which a part arrived",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			n, _ := unsent(ctx, s)
+			insertUnderToken(ctx, s, 7)
+			return n, 0
+		},
+		points: []failpoint.Point{
+			failpoint.ResolveAsked, failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted,
+		},
+	},
+	{
+		name: "resolving a batch whose token is burned",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			n, _ := unsent(ctx, s)
+			insertUnderToken(ctx, s, 1)
+			for _, statement := range []string{
+				"SYSTEM START MERGES event_log", // without which nothing is deleted
+				"ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 1",
+				"SYSTEM STOP MERGES event_log",
+			} {
+				engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+			}
+			return n, 0
+		},
+		points: []failpoint.Point{
+			failpoint.ResentSent, failpoint.ResentFenced, failpoint.ResentAsked,
+			failpoint.RetokenBeforeCommit, failpoint.RetokenCommitted,
+		},
+	},
+	{
+		name: "with inserts that fail after their rows are there",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+				"CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(true) FROM event_log")
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			return perBatch, 0
+		},
+		heal: func(ctx context.Context, s *system.System) {
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "DROP VIEW throws")
+		},
+		points: []failpoint.Point{failpoint.RetryBeforeCommit, failpoint.RetryCommitted},
+	},
+	{
+		name: "with an event that ClickHouse refuses",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			published := system.Events(perBatch)
+			published[perBatch/2].EventType = "poison"
+			Expect(s.Publish(ctx, published...)).To(Succeed())
+			return perBatch, 1
+		},
+		points: []failpoint.Point{
+			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
+			failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted,
+		},
+		visits: []int{1, 3},
+	},
+	{
+		name: "with an event that cannot be encoded",
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			Expect(s.Publish(ctx, system.Events(perBatch-1)...)).To(Succeed())
+			s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context, event_date_time)
+				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
+			return perBatch, 1
+		},
+		points: []failpoint.Point{failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted},
+	},
+}
+
+var _ = Describe("A relay that is killed", func() {
+	for _, in := range situations {
+		Context(in.name, func() {
+			for _, point := range in.points {
+				for _, visit := range slices.Concat(in.visits, []int{1})[:max(1, len(in.visits))] {
+					for _, protocol := range protocolsAt(point) {
+						It(fmt.Sprintf("loses and doubles nothing at %s, visit %d, over %s", point, visit, protocol), func(ctx SpecContext) {
+							s := newSystem(ctx)
+							events, dead := in.arrange(ctx, s)
+							relay := s.LaunchRelay(s.ClickHouseDSN(protocol),
+								slices.Concat(small, in.env, []string{fmt.Sprintf("FAILPOINT=%s=kill@%d", point, visit)})...)
+							relay.EndsWith(killed)
+							if in.heal != nil {
+								in.heal(ctx, s)
+							}
+							s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, in.env)...)
+							expectOnce(ctx, s, outcome{
+								Fault: "relay killed", Done: fmt.Sprintf("%s, at %s", in.name, point), Events: events, Dead: dead,
+							})
+						})
+					}
+				}
+			}
+		})
+	}
+
+	It("was killed at every step that there is", func() {
+		tried := []failpoint.Point{failpoint.PublishBefore, failpoint.PublishInserted, failpoint.PublishCommitted}
+		for _, in := range situations {
+			tried = append(tried, in.points...)
+		}
+		for _, point := range failpoint.All {
+			Expect(tried).To(ContainElement(point))
+		}
+	})
+})
+
+var _ = Describe("An API that is killed", func() {
+	for point, created := range map[failpoint.Point]int{
+		failpoint.PublishBefore: 0, failpoint.PublishInserted: 0, failpoint.PublishCommitted: 1,
+	} {
+		It(fmt.Sprintf("leaves a user with its event, or neither, at %s", point), func(ctx SpecContext) {
+			s := newSystem(ctx)
+			api := s.API(fmt.Sprintf("FAILPOINT=%s=kill@2", point))
+			system.Create(ctx, api, system.NewUser{Email: "first@example.com"})
+			_, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "second@example.com"})
+			Expect(err).To(HaveOccurred(), "the API has answered")
+			api.EndsWith(killed)
+
+			Expect(usersWithoutEvent(s)).To(BeZero())
+			api = s.API()
+			a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "second@example.com"})
+			Expect(err).NotTo(HaveOccurred())
+			Expect(a.Status).To(Equal([]int{http.StatusCreated, http.StatusConflict}[created]))
+			s.Relay(s.ClickHouse.Native)
+			expectOnce(ctx, s, outcome{Fault: "API killed", Done: fmt.Sprintf("creating a user, at %s", point), Events: 2})
+		})
+	}
+})
+
+// usersWithoutEvent counts the users of which the outbox has no event, or more
+// than one.
+func usersWithoutEvent(s *system.System) (users int) {
+	GinkgoHelper()
+	Expect(s.Postgres.Get(&users, `SELECT count(*) FROM users WHERE 1 != (
+		SELECT count(*) FROM outbox_events WHERE event_context->>'user_id' = users.id::text)`)).To(Succeed())
+	return users
+}
+
+// protocolsAt are those in which the step differs.
+func protocolsAt(point failpoint.Point) []string {
+	switch point {
+	case failpoint.FlushBegun, failpoint.FlushSent, failpoint.ResentSent:
+		return []string{"native", "http"}
+	default:
+		return []string{"native"}
+	}
+}
+
+// unsent leaves a batch behind that was marked as sent, and was not.
+func unsent(ctx context.Context, s *system.System) (events, dead int) {
+	Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+	die(s, failpoint.FlushRead)
+	return perBatch, 0
+}
+
+// die runs a relay to its death.
+func die(s *system.System, point failpoint.Point) {
+	GinkgoHelper()
+	s.LaunchRelay(s.ClickHouse.Native, slices.Concat(small, []string{fmt.Sprintf("FAILPOINT=%s=kill", point)})...).EndsWith(killed)
+}
+
+// insertUnderToken inserts the first n events of the only batch under its token.
+func insertUnderToken(ctx context.Context, s *system.System, n int) {
+	GinkgoHelper()
+	var token string
+	Expect(s.Postgres.Get(&token, "SELECT token FROM outbox_batches")).To(Succeed())
+	rows, err := s.Postgres.QueryContext(ctx, `SELECT format($$('%s', '%s', '%s', '%s', '%s', %s)$$, event_id, event_type,
+		to_char(event_date_time AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), environment, event_context, metadata_version)
+		FROM outbox_events ORDER BY id LIMIT $1`, n)
+	Expect(err).NotTo(HaveOccurred())
+	defer rows.Close()
+	statement := "INSERT INTO event_log SETTINGS insert_deduplication_token = '" + token + "', async_insert = 0 VALUES "
+	for rows.Next() {
+		var values string
+		Expect(rows.Scan(&values)).To(Succeed())
+		statement += values + " "
+	}
+	Expect(rows.Err()).NotTo(HaveOccurred())
+	engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+}

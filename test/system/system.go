@@ -1,0 +1,218 @@
+// Package system runs the built programs on a spec's databases, and counts what
+// they have delivered.
+package system
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
+)
+
+// Patience is how long a spec waits for what must happen.
+const Patience = 2 * time.Minute
+
+// System is one spec's databases, and what runs on them.
+type System struct {
+	PostgresDSN string
+	Postgres    *sqlx.DB
+	ClickHouse  engines.ClickHouseDSNs
+	programs    string // the folder
+	publisher   *outbox.Publisher
+}
+
+// New returns a System of these databases, on which the programs of the folder
+// run.
+func New(dir, postgresDSN string, clickHouse engines.ClickHouseDSNs) *System {
+	GinkgoHelper()
+	return &System{
+		PostgresDSN: postgresDSN,
+		Postgres:    engines.OpenPostgres(postgresDSN, nil),
+		ClickHouse:  clickHouse,
+		programs:    dir,
+		publisher:   outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"}),
+	}
+}
+
+// ClickHouseDSN is the one for the protocol, native or http.
+func (s *System) ClickHouseDSN(protocol string) string {
+	if protocol == "http" {
+		return s.ClickHouse.HTTP
+	}
+	return s.ClickHouse.Native
+}
+
+// API starts an API and waits until it is ready. It is not told where ClickHouse
+// is.
+func (s *System) API(env ...string) *programs.Process {
+	GinkgoHelper()
+	api := s.LaunchAPI(env...)
+	api.AwaitReady()
+	return api
+}
+
+// LaunchAPI is API without the wait.
+func (s *System) LaunchAPI(env ...string) *programs.Process {
+	GinkgoHelper()
+	return programs.Serve(s.programs, "api", append([]string{
+		"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN, "DIEHARD_ENVIRONMENT=Test",
+	}, env...)...)
+}
+
+// Relay starts a relay that reaches ClickHouse at clickHouseDSN, and waits until
+// it is ready.
+func (s *System) Relay(clickHouseDSN string, env ...string) *programs.Process {
+	GinkgoHelper()
+	relay := s.LaunchRelay(clickHouseDSN, env...)
+	relay.AwaitReady()
+	return relay
+}
+
+// LaunchRelay is Relay without the wait.
+func (s *System) LaunchRelay(clickHouseDSN string, env ...string) *programs.Process {
+	GinkgoHelper()
+	return programs.Serve(s.programs, "relay", append([]string{
+		"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN, "DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN,
+		"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=200ms",
+	}, env...)...)
+}
+
+// Publish commits the events, all in one transaction.
+func (s *System) Publish(ctx context.Context, events ...outbox.Event) error {
+	tx, err := s.Postgres.BeginTxx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// Event returns an event that a spec does not care more about.
+func Event(opts ...outbox.Option) outbox.Event {
+	GinkgoHelper()
+	e, err := outbox.NewEvent(map[string]int{"n": 1}, append([]outbox.Option{outbox.WithType("thing_happened")}, opts...)...)
+	Expect(err).NotTo(HaveOccurred())
+	return e
+}
+
+// Events returns n of them.
+func Events(n int) []outbox.Event {
+	GinkgoHelper()
+	all := make([]outbox.Event, n)
+	for i := range all {
+		all[i] = Event()
+	}
+	return all
+}
+
+// Left counts what is left in the outbox.
+func (s *System) Left(g Gomega) (events, batches, dead int) {
+	g.Expect(s.Postgres.QueryRow(`SELECT (SELECT count(*) FROM outbox_events), (SELECT count(*) FROM outbox_batches),
+		(SELECT count(*) FROM outbox_dead_letters)`).Scan(&events, &batches, &dead)).To(Succeed())
+	return events, batches, dead
+}
+
+// Arrived counts the rows in ClickHouse, and the distinct events among them.
+// Merges are stopped: what arrived twice is there twice.
+func (s *System) Arrived(ctx context.Context, g Gomega) (rows, distinct int) {
+	g.Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log", &rows, &distinct)).To(Succeed())
+	return rows, distinct
+}
+
+// Inserts counts the inserts that ClickHouse is executing.
+func (s *System) Inserts(ctx context.Context) (running int, err error) {
+	err = engines.Scan(ctx, s.ClickHouse.HTTP,
+		"SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%' AND current_database = currentDatabase()", &running)
+	return running, err
+}
+
+// AwaitEmpty waits until no event and no batch is left in the outbox.
+func (s *System) AwaitEmpty(ctx context.Context) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		events, batches, _ := s.Left(g)
+		g.Expect(events).To(BeZero(), "events in the outbox")
+		g.Expect(batches).To(BeZero(), "batches in the outbox")
+	}).WithTimeout(Patience).WithPolling(20 * time.Millisecond).Should(Succeed())
+}
+
+// ExpectDelivered waits until nothing is left in the outbox, and expects n
+// events in ClickHouse then, each once, and no dead letter.
+func (s *System) ExpectDelivered(ctx context.Context, n int) {
+	GinkgoHelper()
+	s.AwaitEmpty(ctx)
+	_, _, dead := s.Left(Default)
+	Expect(dead).To(BeZero(), "dead letters")
+	rows, distinct := s.Arrived(ctx, Default)
+	Expect(rows).To(Equal(n), "rows in ClickHouse")
+	Expect(distinct).To(Equal(n), "distinct events in ClickHouse")
+}
+
+// Answer is what the API has answered.
+type Answer struct {
+	Status  int
+	Headers http.Header
+	Body    map[string]any
+}
+
+// client has room for every request that a spec has under way.
+var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
+
+// Post sends a JSON body and reads a JSON answer.
+func Post(ctx context.Context, url string, body any) (Answer, error) {
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		return Answer{}, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(encoded))
+	if err != nil {
+		return Answer{}, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := client.Do(request)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		return Answer{}, err
+	}
+	a := Answer{Status: response.StatusCode, Headers: response.Header}
+	if err := json.Unmarshal(content, &a.Body); err != nil {
+		return Answer{}, fmt.Errorf("%w: %s", err, content)
+	}
+	return a, nil
+}
+
+// NewUser is the body of a request.
+type NewUser struct {
+	Email     string `json:"email"`
+	FirstName string `json:"first_name,omitempty"`
+	LastName  string `json:"last_name,omitempty"`
+}
+
+// Create creates a user and returns its id.
+func Create(ctx context.Context, api *programs.Process, user NewUser) string {
+	GinkgoHelper()
+	a, err := Post(ctx, api.URL()+"/v1/users", user)
+	Expect(err).NotTo(HaveOccurred())
+	Expect(a.Status).To(Equal(http.StatusCreated), "%v", a.Body)
+	id, ok := a.Body["id"].(string)
+	Expect(ok).To(BeTrue())
+	return id
+}
