@@ -44,9 +44,12 @@ const (
 	RetryCommitted      Point = "retry-committed"
 	RetokenBeforeCommit Point = "retoken-before-commit"
 	RetokenCommitted    Point = "retoken-committed"
-	ReplaceDeleted      Point = "replace-deleted" // the manifest, in the transaction
-	ReplaceBeforeCommit Point = "replace-before-commit"
-	ReplaceCommitted    Point = "replace-committed"
+	ShrinkDeleted       Point = "shrink-deleted" // some of the events, in the transaction
+	ShrinkBeforeCommit  Point = "shrink-before-commit"
+	ShrinkCommitted     Point = "shrink-committed"
+	SplitDeleted        Point = "split-deleted" // the manifest, in the transaction
+	SplitBeforeCommit   Point = "split-before-commit"
+	SplitCommitted      Point = "split-committed"
 )
 
 // All are all of them.
@@ -60,5 +63,6 @@ var All = []Point{
 	SettleDeleted, SettleBeforeCommit, SettleCommitted,
 	RetryBeforeCommit, RetryCommitted,
 	RetokenBeforeCommit, RetokenCommitted,
-	ReplaceDeleted, ReplaceBeforeCommit, ReplaceCommitted,
+	ShrinkDeleted, ShrinkBeforeCommit, ShrinkCommitted,
+	SplitDeleted, SplitBeforeCommit, SplitCommitted,
 }

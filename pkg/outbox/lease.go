@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
@@ -45,7 +46,7 @@ type Record struct {
 
 // Lease is one worker's hold on one batch: an open transaction with the
 // manifest's row locked in it. It ends with the first of Settle, Retry,
-// Retoken, Replace or Release, and by itself when the worker's connection
+// Retoken, Shrink, Split or Release, and by itself when the worker's connection
 // dies. It is not safe for concurrent use.
 type Lease struct {
 	Batch
@@ -62,12 +63,14 @@ var ErrLeaseLost = errors.New("the lease of the batch is lost")
 // under the batch's token would make it worthless.
 var ErrEventsMissing = errors.New("events of the batch have been deleted from the outbox")
 
-// Claim marks the oldest batch that is due as sent once more and leases it. It
-// returns nil where no batch is due, or the oldest has more than maxBytes.
+// Claim marks a batch that is due as sent once more and leases it: the oldest,
+// but every other time the oldest of those that have failed before, so that
+// neither these nor the others wait for all of the others. It returns nil where
+// no batch is due, or the one whose turn it is has more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
-	err := s.db.GetContext(ctx, &batch, claimSQL, s.batchHint(), maxBytes)
+	err := s.db.GetContext(ctx, &batch, claimSQL, s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // to find nothing is no error
 	}
@@ -211,55 +214,97 @@ type Dead struct {
 	Cause error
 }
 
-// Partition says what becomes of each of a batch's events. Its ids ascend in
-// each part and are, together, the batch's.
-type Partition struct {
+// Part says what becomes of each of a batch's events. Its ids ascend in each
+// slice and are, together, the batch's.
+type Part struct {
 	// Delivered events are at the sink and are removed.
 	Delivered []int64
 	// Dead events become dead letters.
 	Dead []Dead
-	// Rest are the new batches, each under a token of its own.
-	Rest [][]int64
+	// Rest stays the batch.
+	Rest []int64
 }
 
-// Replace puts other manifests in the batch's place. The caller has made sure
-// that no send of the batch is running, and which of its events are at the
-// sink.
-func (l *Lease) Replace(ctx context.Context, parts Partition) error {
-	return l.finish(ending{"replace the batch", failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted}, func() error {
+// Shrink takes events out of the batch. The caller has made sure that no send of
+// the batch is running, and which of its events are at the sink. The rest keeps
+// the token, which the sink may know with other events of the batch: a send of
+// the whole that begins late adds nothing where the token is known, and the
+// rest is asked for before it is sent.
+func (l *Lease) Shrink(ctx context.Context, part Part) error {
+	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
+		if events := len(part.Delivered) + len(part.Dead) + len(part.Rest); events != l.Events {
+			return fmt.Errorf("%w: %d of its %d events have a place", ErrLeaseLost, events, l.Events)
+		}
+		if err := l.deleteEvents(ctx, multirange(part.Delivered), len(part.Delivered)); err != nil {
+			return err
+		}
+		if err := l.bury(ctx, part.Dead); err != nil {
+			return err
+		}
+		failpoint.At(failpoint.ShrinkDeleted)
+		if len(part.Rest) == 0 {
+			return l.deleteManifest(ctx)
+		}
+		var events int
+		if err := l.tx.GetContext(ctx, &events, shrinkBatchSQL, multirange(part.Rest), l.ID); err != nil {
+			return fmt.Errorf("shrink the manifest: %w", err)
+		}
+		return l.expectEvents(events, len(part.Rest))
+	})
+}
+
+func (l *Lease) bury(ctx context.Context, dead []Dead) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	ids, errs := make([]int64, len(dead)), make([]string, len(dead))
+	for i, d := range dead {
+		ids[i], errs[i] = d.ID, reason(d.Cause)
+	}
+	if _, err := l.tx.ExecContext(ctx, buryEventsSQL, pq.Array(ids), pq.Array(errs), l.ID); err != nil {
+		return fmt.Errorf("write the dead letters: %w", err)
+	}
+	return l.deleteEvents(ctx, multirange(ids), len(ids))
+}
+
+// Split puts two batches, each under a token of its own, in the place of one
+// that the sink refuses for its data: the first n of the ids, which ascend and
+// are the batch's, and the others. The caller has made sure that no send of the
+// batch is running and that none of its events are at the sink.
+func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) error {
+	return l.finish(ending{"split the batch", failpoint.SplitBeforeCommit, failpoint.SplitCommitted}, func() error {
+		if err := l.expectEvents(len(ids), l.Events); err != nil {
+			return err
+		}
 		if err := l.deleteManifest(ctx); err != nil {
 			return err
 		}
-		failpoint.At(failpoint.ReplaceDeleted)
-		events := len(parts.Delivered) + len(parts.Dead)
-		gone := parts.Delivered
-		for _, dead := range parts.Dead {
-			if _, err := l.tx.ExecContext(ctx, buryEventSQL, dead.ID, l.ID, reason(dead.Cause)); err != nil {
-				return fmt.Errorf("write a dead letter: %w", err)
-			}
-			if err := l.deleteEvents(ctx, multirange([]int64{dead.ID}), 1); err != nil {
-				return err
-			}
-		}
-		if err := l.deleteEvents(ctx, multirange(gone), len(gone)); err != nil {
+		failpoint.At(failpoint.SplitDeleted)
+		// In the order of their events, whatever they are split into later: the
+		// parts of one half are done before the other half begins, so that they
+		// are never many.
+		first := batchTime(l.ID).Add(time.Microsecond)
+		second := first.Add(time.Duration(2*n) * time.Microsecond)
+		if err := l.insertManifest(ctx, newBatchID(first), ids[:n], cause); err != nil {
 			return err
 		}
-		for i, ids := range parts.Rest {
-			var count int
-			id := newBatchID(l.DatabaseTime.Add(time.Duration(i) * time.Microsecond))
-			if err := l.tx.GetContext(ctx, &count, insertBatchSQL, multirange(ids), id); err != nil {
-				return fmt.Errorf("write a manifest: %w", err)
-			}
-			if count != len(ids) {
-				return fmt.Errorf("%w: %d of %d events are there", ErrLeaseLost, count, len(ids))
-			}
-			events += count
-		}
-		if events != l.Events {
-			return fmt.Errorf("%w: %d of its %d events have a place", ErrLeaseLost, events, l.Events)
-		}
-		return nil
+		return l.insertManifest(ctx, newBatchID(second), ids[n:], cause)
 	})
+}
+
+func (l *Lease) insertManifest(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
+	var events int
+	if err := l.tx.GetContext(ctx, &events, insertBatchSQL, multirange(ids), id, reason(cause)); err != nil {
+		return fmt.Errorf("write a manifest: %w", err)
+	}
+	return l.expectEvents(events, len(ids))
+}
+
+func (l *Lease) expectEvents(events, expected int) error {
+	if events != expected {
+		return fmt.Errorf("%w: %d of %d events are there", ErrLeaseLost, events, expected)
+	}
+	return nil
 }
 
 // Release ends a lease that nothing else has ended, and changes nothing. The
@@ -291,10 +336,11 @@ func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error 
 	if err != nil {
 		return fmt.Errorf("delete the events: %w", err)
 	}
-	if deleted, err := result.RowsAffected(); err != nil || deleted != int64(events) {
-		return fmt.Errorf("%w: %d of %d events were there to delete", ErrLeaseLost, deleted, events)
+	deleted, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("delete the events: %w", err)
 	}
-	return nil
+	return l.expectEvents(int(deleted), events)
 }
 
 func (l *Lease) deleteManifest(ctx context.Context) error {

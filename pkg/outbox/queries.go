@@ -22,10 +22,12 @@ LIMIT 1
 FOR UPDATE SKIP LOCKED`
 
 // waitingSQL counts the manifests and tells whether this is still the
-// PostgreSQL history that they were written in.
+// PostgreSQL history that they were written in. Those that are parts of a batch
+// that was refused do not count as unsent: they are many, and small.
 const waitingSQL = `
-SELECT (SELECT count(*) FROM outbox_batches WHERE batch_id >= $1)               AS manifests,
-       (SELECT count(*) FROM outbox_batches WHERE batch_id >= $1 AND sends = 0) AS unsent,
+SELECT (SELECT count(*) FROM outbox_batches WHERE batch_id >= $1) AS manifests,
+       (SELECT count(*) FROM outbox_batches
+        WHERE batch_id >= $1 AND sends = 0 AND last_error IS NULL) AS unsent,
        ` + sameOriginSQL + ` AS same_origin`
 
 // sameOriginSQL is true while the server's identity and timeline are those
@@ -129,8 +131,9 @@ SELECT coalesce((
        (SELECT batch_id FROM outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch`
 
 // claimSQL marks the oldest batch that is due and not locked as sent once
-// more, before anything is sent. It skips nobody: where that batch has more
-// than $2 bytes, nothing is claimed. The second that the batch is not due
+// more, before anything is sent. If $3, one that has failed goes before those
+// that have not, and otherwise after them. It skips nobody: where that batch has
+// more than $2 bytes, nothing is claimed. The second that the batch is not due
 // again covers the gap until its claimer has locked it for good.
 const claimSQL = `
 UPDATE outbox_batches
@@ -140,7 +143,7 @@ SET sends           = sends + 1,
 WHERE batch_id = (
     SELECT batch_id FROM outbox_batches
     WHERE batch_id >= $1 AND next_attempt_at <= clock_timestamp() AND ` + sameOriginSQL + `
-    ORDER BY batch_id
+    ORDER BY (last_error IS NOT NULL) = $3 DESC, batch_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
@@ -183,22 +186,36 @@ WHERE id >= lower(member) AND id < upper(member)`
 
 	deleteBatchSQL = `DELETE FROM outbox_batches WHERE batch_id = $1`
 
-	// insertBatchSQL writes a manifest of the events $2, which were taken out
-	// of another in the same transaction.
+	// insertBatchSQL writes a manifest of the events $1, which are in no other.
 	insertBatchSQL = `
-INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverhead + `), $2::uuid::text
+INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, last_error)
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverhead + `), $2::uuid::text, $3
 FROM ` + membersSQL + `
 RETURNING event_count`
 
-	buryEventSQL = `
+	// shrinkBatchSQL leaves the events $1 in the manifest, to be resolved at once.
+	shrinkBatchSQL = `
+UPDATE outbox_batches
+SET event_ids       = $1::int8multirange,
+    event_count     = rest.events,
+    byte_count      = rest.bytes,
+    next_attempt_at = '-infinity'
+FROM (
+    SELECT count(*) AS events, sum(context_bytes + ` + eventOverhead + `) AS bytes
+    FROM ` + membersSQL + `
+) AS rest
+WHERE batch_id = $2
+RETURNING event_count`
+
+	buryEventsSQL = `
 INSERT INTO outbox_dead_letters
     (outbox_event_id, event_id, event_type, event_date_time, environment, event_context,
      metadata_version, traceparent, published_at, batch_id, error)
 SELECT id, event_id, event_type, event_date_time, environment, event_context,
-       metadata_version, traceparent, published_at, $2, $3
-FROM outbox_events
-WHERE id = $1`
+       metadata_version, traceparent, published_at, $3, error
+FROM unnest($1::bigint[], $2::text[]) AS dead (id, error)
+JOIN outbox_events USING (id)
+ORDER BY id`
 
 	retryBatchSQL = `
 UPDATE outbox_batches

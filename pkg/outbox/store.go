@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -92,6 +93,8 @@ func Session(flushTimeout time.Duration) map[string]string {
 type Store struct {
 	db *sqlx.DB
 	o  StoreOptions
+
+	claims atomic.Int64 // whose turn it is
 
 	// Hints only, each checked by the database where something hangs on it.
 	mu          sync.Mutex
@@ -203,6 +206,13 @@ func newBatchID(t time.Time) uuid.UUID {
 	binary.BigEndian.PutUint64(id[:8], uint64(micros/1000)<<16|0x7000|uint64(fraction))
 	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
 	return id
+}
+
+// batchTime returns the time that newBatchID made the id of.
+func batchTime(id uuid.UUID) time.Time {
+	head := binary.BigEndian.Uint64(id[:8])
+	millis, fraction := int64(head>>16), int64(head&0xfff) //nolint:gosec // 48 bits
+	return time.UnixMicro(millis*1000 + (fraction*1000+4095)/4096)
 }
 
 // multirange returns the ids, which ascend, as PostgreSQL writes an

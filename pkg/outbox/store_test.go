@@ -307,6 +307,18 @@ var _ = Describe("Store", func() {
 			Expect(next.Sends).To(Equal(2))
 		})
 
+		It("takes turns between batches that have failed and those that have not", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 1})
+			publishMany(ctx, 4)
+			cut(ctx)
+			db.MustExec("UPDATE outbox_batches SET last_error = 'why' WHERE event_ids && '{[1,3)}'")
+			var order []string
+			for range 4 {
+				order = append(order, claim(ctx).EventIDs)
+			}
+			Expect(order).To(Equal([]string{"{[3,4)}", "{[1,2)}", "{[4,5)}", "{[2,3)}"}))
+		})
+
 		It("claims nothing where the oldest batch is too large, rather than a younger one", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
@@ -401,33 +413,87 @@ var _ = Describe("Store", func() {
 			Expect(fresh.Sends).To(Equal(1))
 		})
 
-		It("replaces the batch by what is left of it, and keeps dead letters", func(ctx SpecContext) {
+		It("shrinks the batch to what is left of it, under the same token, and keeps dead letters", func(ctx SpecContext) {
 			publishMany(ctx, 7)
 			cut(ctx)
-			Expect(claim(ctx).Replace(ctx, outbox.Partition{
+			whole := claim(ctx)
+			Expect(whole.Shrink(ctx, outbox.Part{
 				Delivered: []int64{1, 3},
-				Dead:      []outbox.Dead{{ID: 4, Cause: errors.New("the year 2500")}},
-				Rest:      [][]int64{{2, 5}, {6, 7}},
+				Dead:      []outbox.Dead{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
+				Rest:      []int64{2, 5, 6},
 			})).To(Succeed())
-			Expect(manifests()).To(Equal([][]int64{{2, 5}, {6, 7}}))
-			var dead struct {
+			Expect(manifests()).To(Equal([][]int64{{2, 5, 6}}))
+			var dead []struct {
 				ID    int64  `db:"outbox_event_id"`
 				Error string `db:"error"`
 			}
-			Expect(db.Get(&dead, "SELECT outbox_event_id, error FROM outbox_dead_letters")).To(Succeed())
-			Expect(dead.ID).To(Equal(int64(4)))
-			Expect(dead.Error).To(Equal("the year 2500"))
+			Expect(db.Select(&dead, "SELECT outbox_event_id, error FROM outbox_dead_letters ORDER BY id")).To(Succeed())
+			Expect(dead).To(HaveLen(2))
+			Expect(dead[0].ID).To(Equal(int64(4)))
+			Expect(dead[0].Error).To(Equal("the year 2500"))
+			Expect(dead[1].Error).To(Equal("why,\"}{"))
 			var left []int64
 			Expect(db.Select(&left, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
-			Expect(left).To(Equal([]int64{2, 5, 6, 7}))
-			Expect(claim(ctx).Sends).To(Equal(1))
+			Expect(left).To(Equal([]int64{2, 5, 6}))
+			rest := claim(ctx)
+			Expect(rest.Token).To(Equal(whole.Token))
+			Expect(rest.Sends).To(Equal(2), "the sink may know the token: nothing of it is taken for a first send")
+			Expect(rest.Events).To(Equal(3))
+			Expect(rest.Bytes).To(Equal(whole.Bytes / 7 * 3))
 		})
 
-		It("replaces nothing where an event would be left without a place", func(ctx SpecContext) {
+		It("splits the batch in two with tokens of their own, in its place", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 4})
+			publishMany(ctx, 4)
+			cut(ctx)
+			whole := claim(ctx)
+			publishMany(ctx, 4)
+			cut(ctx)
+			Expect(whole.Split(ctx, []int64{1, 2, 3, 4}, 3, errors.New("refused"))).To(Succeed())
+			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}, {4}, {5, 6, 7, 8}}))
+			var errs []string
+			Expect(db.Select(&errs, "SELECT coalesce(last_error, '') FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+			Expect(errs).To(Equal([]string{"refused", "refused", ""}))
+			var tokens int
+			Expect(db.Get(&tokens, "SELECT count(DISTINCT token) FROM outbox_batches WHERE sends = 0")).To(Succeed())
+			Expect(tokens).To(Equal(3))
+		})
+
+		It("keeps the parts of a batch in the order of their events, however often they are split", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 64})
+			publishMany(ctx, 64)
+			cut(ctx)
+			var expected [][]int64
+			for id := int64(1); id <= 64; id++ {
+				expected = append(expected, []int64{id})
+			}
+			for {
+				lease := claim(ctx)
+				records, err := lease.Keys(ctx)
+				Expect(err).NotTo(HaveOccurred())
+				ids := make([]int64, len(records))
+				for i, record := range records {
+					ids[i] = record.ID
+				}
+				if len(ids) == 1 {
+					lease.Release()
+					break
+				}
+				Expect(lease.Split(ctx, ids, len(ids)/2, errors.New("refused"))).To(Succeed())
+			}
+			Expect(manifests()).To(HaveLen(7), "one half is done before the other begins")
+			Expect(manifests()[0]).To(Equal(expected[0]))
+			Expect(manifests()[1]).To(Equal(expected[1]))
+			Expect(manifests()[6]).To(HaveLen(32))
+		})
+
+		It("changes nothing where an event would be left without a place", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(claim(ctx).Replace(ctx, outbox.Partition{Delivered: []int64{1}, Rest: [][]int64{{2}}})).
+			Expect(claim(ctx).Shrink(ctx, outbox.Part{Delivered: []int64{1}, Rest: []int64{2}})).
 				To(MatchError(outbox.ErrLeaseLost))
+			due()
+			Expect(claim(ctx).Split(ctx, []int64{1, 2}, 1, errors.New("refused"))).To(MatchError(outbox.ErrLeaseLost))
 			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}}))
 		})
 	})

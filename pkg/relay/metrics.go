@@ -22,6 +22,7 @@ const (
 type metrics struct {
 	events   *prometheus.CounterVec
 	batches  *prometheus.CounterVec
+	sent     prometheus.Counter
 	rows     prometheus.Histogram
 	flush    prometheus.Histogram
 	delivery prometheus.Histogram
@@ -37,6 +38,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 			Name: "diehard_relay_batches_total",
 			Help: "Attempts at batches, by result: settled, resolved, retried, retokened, split, released.",
 		}, []string{"result"}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "diehard_relay_events_sent_total",
+			Help: "Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.",
+		}),
 		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_batch_rows",
 			Help:    "Events in each batch that was sent.",
@@ -61,7 +66,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 	} {
 		m.batches.WithLabelValues(result)
 	}
-	registry.MustRegister(m.events, m.batches, m.rows, m.flush, m.delivery,
+	registry.MustRegister(m.events, m.batches, m.sent, m.rows, m.flush, m.delivery,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "diehard_relay_circuit_open",
 			Help: "1 while this relay sends nothing because the sink takes no inserts.",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math/bits"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -248,11 +249,14 @@ diehard_outbox_backlog_events 0
 # HELP diehard_relay_circuit_open 1 while this relay sends nothing because the sink takes no inserts.
 # TYPE diehard_relay_circuit_open gauge
 diehard_relay_circuit_open 0
+# HELP diehard_relay_events_sent_total Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.
+# TYPE diehard_relay_events_sent_total counter
+diehard_relay_events_sent_total 7
 # HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead.
 # TYPE diehard_relay_events_total counter
 diehard_relay_events_total{result="dead"} 0
 diehard_relay_events_total{result="delivered"} 7
-`), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_total")).To(Succeed())
+`), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_sent_total", "diehard_relay_events_total")).To(Succeed())
 		})
 	})
 
@@ -395,6 +399,31 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
+	It("isolates many events that are refused with bounded work, and does not stall the others meanwhile", func(ctx SpecContext) {
+		const total, bad = 120, 60
+		engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+		published := make([]outbox.Event, total)
+		for i := range published {
+			if i%2 == 0 {
+				published[i].EventType = "poison"
+			}
+		}
+		publish(ctx, published...)
+		start(func(o *relay.Options) { o.Workers = 1 })
+		Eventually(ctx, deadLetters).WithTimeout(patience).WithPolling(5 * time.Millisecond).ShouldNot(BeEmpty())
+		publish(ctx, outbox.Event{EventType: "later"})
+		Eventually(ctx, func(g Gomega) {
+			var rows int
+			g.Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log WHERE event_type = 'later'", &rows)).To(Succeed())
+			g.Expect(rows).To(Equal(1))
+		}).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(Succeed())
+		Expect(len(deadLetters())).To(BeNumerically("<", bad), "what was published later had to wait")
+
+		expectOnce(ctx, total-bad+1)
+		Expect(deadLetters()).To(HaveLen(bad))
+		Expect(clickHouse.sent.Load()).To(BeNumerically("<=", total*(bits.Len(total)+1)), "events sent")
+	})
+
 	Describe("while the sink takes no inserts", func() {
 		It("waits without burning a batch's sends, says so once, and goes on by itself", func(ctx SpecContext) {
 			running := start()
@@ -479,7 +508,12 @@ func anyToken(ctx context.Context, db *sqlx.DB) (token string) {
 // observedSink is the real sink, and counts what it is asked.
 type observedSink struct {
 	*clickhouse.Sink
-	checks, questions atomic.Int32
+	checks, questions, sent atomic.Int32
+}
+
+func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
+	s.sent.Add(int32(batch.Events.Len()))
+	return s.Sink.Insert(ctx, batch)
 }
 
 func (s *observedSink) Check(ctx context.Context) error {

@@ -118,7 +118,7 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 // the data as its cause changes the batch.
 func (d *delivery) failed(ctx context.Context, err error) (string, error) {
 	if bad, ok := errors.AsType[*sink.BadEventsError](err); ok {
-		return d.bury(ctx, bad)
+		return d.buryBad(ctx, bad)
 	}
 	if sink.ClassOf(err) == sink.Permanent {
 		return d.resolve(ctx, err)
@@ -149,14 +149,15 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 	start := time.Now()
 	flush, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
-	if err := d.o.Sink.Insert(flush, sink.Batch{Token: d.lease.Token, Events: events}); err != nil {
-		if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
-			d.metrics.flush.Observe(time.Since(start).Seconds())
-		}
+	err = d.o.Sink.Insert(flush, sink.Batch{Token: d.lease.Token, Events: events})
+	if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
+		d.metrics.flush.Observe(time.Since(start).Seconds())
+		d.metrics.sent.Add(float64(d.lease.Events))
+	}
+	if err != nil {
 		return nil, sinkError{err}
 	}
 	failpoint.At(failpoint.FlushSent)
-	d.metrics.flush.Observe(time.Since(start).Seconds())
 	d.metrics.rows.Observe(float64(d.lease.Events))
 	d.circuit.succeeded(ctx)
 	d.relieved()
@@ -307,10 +308,10 @@ func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, 
 	return resultResolved, nil
 }
 
-// keepRest settles what the sink holds of the batch; the rest becomes a batch.
+// keepRest settles what the sink holds of the batch; the rest stays the batch.
 func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there, missing []int64) (string, error) {
-	d.log.InfoContext(ctx, "the sink holds a part of the batch: the rest goes on its own", "there", len(there))
-	if err := d.lease.Replace(ctx, outbox.Partition{Delivered: there, Rest: [][]int64{missing}}); err != nil {
+	d.log.InfoContext(ctx, "the sink holds a part of the batch: the rest is sent", "there", len(there))
+	if err := d.lease.Shrink(ctx, outbox.Part{Delivered: there, Rest: missing}); err != nil {
 		return "", err
 	}
 	published := make([]int64, 0, len(there))
@@ -328,10 +329,9 @@ func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there,
 // that is the cause.
 func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string, error) {
 	if len(ids) == 1 {
-		return d.replaceDead(ctx, outbox.Partition{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
+		return d.bury(ctx, outbox.Part{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
 	}
-	half := len(ids) / 2
-	if err := d.lease.Replace(ctx, outbox.Partition{Rest: [][]int64{ids[:half], ids[half:]}}); err != nil {
+	if err := d.lease.Split(ctx, ids, len(ids)/2, cause); err != nil {
 		return "", err
 	}
 	d.log.WarnContext(ctx, "the sink refuses the batch for its data: it is split", "err", cause)
@@ -339,9 +339,9 @@ func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string,
 	return resultSplit, nil
 }
 
-// bury takes the events that the sink can never hold out of the batch. Nothing
+// buryBad takes the events that the sink can never hold out of the batch. Nothing
 // of the batch has been sent, now or in earlier sends that were not resolved.
-func (d *delivery) bury(ctx context.Context, bad *sink.BadEventsError) (string, error) {
+func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (string, error) {
 	records, err := d.lease.Keys(ctx)
 	if err != nil {
 		return "", err
@@ -350,29 +350,25 @@ func (d *delivery) bury(ctx context.Context, bad *sink.BadEventsError) (string, 
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	var parts outbox.Partition
-	var rest []int64
+	var part outbox.Part
 	for i, record := range records {
 		if cause, isBad := causes[i]; isBad {
-			parts.Dead = append(parts.Dead, outbox.Dead{ID: record.ID, Cause: cause})
+			part.Dead = append(part.Dead, outbox.Dead{ID: record.ID, Cause: cause})
 		} else {
-			rest = append(rest, record.ID)
+			part.Rest = append(part.Rest, record.ID)
 		}
 	}
-	if len(rest) > 0 {
-		parts.Rest = [][]int64{rest}
-	}
-	return d.replaceDead(ctx, parts)
+	return d.bury(ctx, part)
 }
 
-func (d *delivery) replaceDead(ctx context.Context, parts outbox.Partition) (string, error) {
-	if err := d.lease.Replace(ctx, parts); err != nil {
+func (d *delivery) bury(ctx context.Context, part outbox.Part) (string, error) {
+	if err := d.lease.Shrink(ctx, part); err != nil {
 		return "", err
 	}
-	d.metrics.events.WithLabelValues("dead").Add(float64(len(parts.Dead)))
+	d.metrics.events.WithLabelValues("dead").Add(float64(len(part.Dead)))
 	d.log.ErrorContext(ctx, "events were refused for their data and are dead letters now",
-		"dead", len(parts.Dead), "err", parts.Dead[0].Cause)
-	d.work.send(len(parts.Rest))
+		"dead", len(part.Dead), "err", part.Dead[0].Cause)
+	d.work.send(1)
 	return resultSplit, nil
 }
 

@@ -108,7 +108,8 @@ var situations = []situation{
 			return n, 0
 		},
 		points: []failpoint.Point{
-			failpoint.ResolveAsked, failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted,
+			failpoint.ResolveAsked, failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
+			failpoint.ResentSent, failpoint.SettleCommitted,
 		},
 	},
 	{
@@ -155,7 +156,7 @@ var situations = []situation{
 		},
 		points: []failpoint.Point{
 			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
-			failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted,
+			failpoint.SplitDeleted, failpoint.SplitBeforeCommit, failpoint.SplitCommitted,
 		},
 		visits: []int{1, 3},
 	},
@@ -167,7 +168,7 @@ var situations = []situation{
 				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
 			return perBatch, 1
 		},
-		points: []failpoint.Point{failpoint.ReplaceDeleted, failpoint.ReplaceBeforeCommit, failpoint.ReplaceCommitted},
+		points: []failpoint.Point{failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted},
 	},
 }
 
