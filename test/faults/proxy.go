@@ -10,17 +10,21 @@ import (
 
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/time/rate"
 )
 
 // Proxy passes TCP connections on to a server, and does not when told to.
 type Proxy struct {
-	addr, target string
+	addr string
 
 	mu       sync.Mutex
+	target   string
 	listener net.Listener
 	links    map[*link]struct{}
 	cut      int // bytes that a connection may send before it breaks; 0 is no limit
 	hold     hold
+	vanish   bool
+	speed    *rate.Limiter // nil is no limit
 }
 
 // hold is what of a connection does not arrive for now.
@@ -36,8 +40,9 @@ type Direction int
 
 // Directions.
 const (
-	Requests Direction = iota + 1
+	Requests Direction = 1 << iota
 	Answers
+	Both = Requests | Answers
 )
 
 // StartProxy starts a proxy to target, host:port, which ends with the spec.
@@ -48,6 +53,7 @@ func StartProxy(target string) *Proxy {
 	ginkgo.DeferCleanup(func() {
 		p.Down()
 		p.Release()
+		p.Throttle(0)
 	})
 	return p
 }
@@ -88,6 +94,59 @@ func (p *Proxy) Down() {
 	clear(p.links)
 }
 
+// Reset breaks the connections that are open, with a reset, and goes on taking
+// others.
+func (p *Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.reset()
+	}
+	clear(p.links)
+}
+
+// Lead makes new connections lead to another server.
+func (p *Proxy) Lead(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
+// Vanish loses whatever is sent in either direction, and tells nobody: the
+// connections that are there are half-open, and so are those that are made until
+// Return.
+func (p *Proxy) Vanish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vanish = true
+	for l := range p.links {
+		l.vanished = true
+	}
+}
+
+// Return ends Vanish for connections that are made from now on. Of the others
+// the clients are told; the server goes on waiting for them.
+func (p *Proxy) Return() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.vanish = false
+	for l := range p.links {
+		if l.vanished {
+			reset(l.client)
+		}
+	}
+}
+
+// Throttle lets so many bytes a second through in all; 0 is no limit.
+func (p *Proxy) Throttle(bytesPerSecond int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.speed = nil
+	if bytesPerSecond > 0 {
+		p.speed = rate.NewLimiter(rate.Limit(bytesPerSecond), buffered)
+	}
+}
+
 // CutOnce breaks the next connection that sends more than n bytes from now on.
 func (p *Proxy) CutOnce(n int) {
 	p.mu.Lock()
@@ -104,6 +163,13 @@ func (p *Proxy) Hold(d Direction, after int) {
 	defer p.mu.Unlock()
 	p.hold = hold{direction: d, after: after, released: make(chan struct{})}
 	p.countAnew()
+}
+
+// Uncut tells whether the connection that CutOnce is to break has not broken yet.
+func (p *Proxy) Uncut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cut > 0
 }
 
 func (p *Proxy) countAnew() {
@@ -143,7 +209,10 @@ func (p *Proxy) accept(listener net.Listener) {
 		if err != nil {
 			return
 		}
-		server, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.target)
+		p.mu.Lock()
+		target := p.target
+		p.mu.Unlock()
+		server, err := new(net.Dialer).DialContext(context.Background(), "tcp", target)
 		if err != nil {
 			_ = client.Close()
 			continue
@@ -151,6 +220,7 @@ func (p *Proxy) accept(listener net.Listener) {
 		l := &link{proxy: p, client: client, server: server}
 		p.mu.Lock()
 		p.links[l] = struct{}{}
+		l.vanished = p.vanish
 		p.mu.Unlock()
 		go l.pass(Requests, server, client)
 		go l.pass(Answers, client, server)
@@ -161,22 +231,26 @@ func (p *Proxy) accept(listener net.Listener) {
 type link struct {
 	proxy          *Proxy
 	client, server net.Conn
-	sent           int // bytes of requests, guarded by proxy.mu
+	sent           int  // bytes of requests, guarded by proxy.mu, like
+	vanished       bool // what is lost
 }
 
 // pass copies until one side ends or the connection is to break.
 func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
-	defer l.close()
-	buffer := make([]byte, 32<<10)
+	defer func() {
+		if !l.lost() { // else the other side does not hear of the end
+			l.close()
+		}
+	}()
+	buffer := make([]byte, buffered)
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 {
-			released, goOn := l.arrived(d, n)
-			if !goOn {
+			if goOn := l.arrived(d, n); !goOn {
 				return
 			}
-			if released != nil {
-				<-released
+			if l.lost() {
+				continue
 			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				return
@@ -188,9 +262,26 @@ func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 	}
 }
 
-// arrived says what is to be done with bytes that go in the direction: wait
-// until they are released, or break the connection.
-func (l *link) arrived(d Direction, n int) (released <-chan struct{}, goOn bool) {
+// buffered is how many bytes go at a time.
+const buffered = 32 << 10
+
+// arrived waits until bytes that go in the direction may go on, and says whether
+// they may, or the connection is to break.
+func (l *link) arrived(d Direction, n int) (goOn bool) {
+	released, speed, goOn := l.look(d, n)
+	if !goOn {
+		return false
+	}
+	if released != nil {
+		<-released
+	}
+	if speed != nil {
+		_ = speed.WaitN(context.Background(), n) // n is within its burst
+	}
+	return true
+}
+
+func (l *link) look(d Direction, n int) (released <-chan struct{}, speed *rate.Limiter, goOn bool) {
 	p := l.proxy
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -198,14 +289,20 @@ func (l *link) arrived(d Direction, n int) (released <-chan struct{}, goOn bool)
 		l.sent += n
 		if p.cut > 0 && l.sent > p.cut {
 			p.cut = 0
-			return nil, false
+			return nil, nil, false
 		}
 	}
-	if d != p.hold.direction || l.sent <= p.hold.after {
-		return nil, true
+	if d&p.hold.direction != 0 && l.sent > p.hold.after {
+		p.hold.bytes += n
+		released = p.hold.released
 	}
-	p.hold.bytes += n
-	return p.hold.released, true
+	return released, p.speed, true
+}
+
+func (l *link) lost() bool {
+	l.proxy.mu.Lock()
+	defer l.proxy.mu.Unlock()
+	return l.vanished
 }
 
 func (l *link) close() {
@@ -213,6 +310,19 @@ func (l *link) close() {
 	l.proxy.mu.Lock()
 	defer l.proxy.mu.Unlock()
 	delete(l.proxy.links, l)
+}
+
+// reset closes both sides without a farewell.
+func (l *link) reset() {
+	reset(l.client)
+	reset(l.server)
+}
+
+func reset(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
 }
 
 func (l *link) breakOff() {

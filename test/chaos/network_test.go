@@ -1,0 +1,158 @@
+package chaos_test
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"golang.org/x/time/rate"
+
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+// mostOfAnInsert is less than an insert of 100 events takes, and more than any
+// question.
+const mostOfAnInsert = 2 << 10
+
+// networkFault is what goes wrong between a relay and one of its databases.
+type networkFault struct {
+	name string
+	// happen begins and ends it. noticed waits until the relay says that it
+	// cannot deliver.
+	happen func(ctx context.Context, p *faults.Proxy, noticed func())
+}
+
+var networkFaults = []networkFault{
+	{"connections are refused", func(_ context.Context, p *faults.Proxy, noticed func()) {
+		p.Down()
+		noticed()
+		p.Up()
+	}},
+	{"connections are reset", func(ctx context.Context, p *faults.Proxy, _ func()) {
+		for range 5 {
+			Eventually(ctx, p.Connections).WithTimeout(patience).ShouldNot(BeZero())
+			p.Reset()
+		}
+	}},
+	{"requests are cut in the middle", func(ctx context.Context, p *faults.Proxy, _ func()) {
+		for _, after := range []int{1, 100, 700, mostOfAnInsert, 3 * mostOfAnInsert} {
+			p.CutOnce(after)
+			Eventually(ctx, p.Uncut).WithTimeout(patience).Should(BeFalse())
+		}
+	}},
+	{"answers are swallowed", func(ctx context.Context, p *faults.Proxy, noticed func()) {
+		p.Hold(faults.Answers, mostOfAnInsert)
+		Eventually(ctx, p.Held).WithTimeout(patience).ShouldNot(BeZero())
+		noticed()
+		p.Down()
+		p.Release()
+		p.Up()
+	}},
+	{"requests are held past their deadline and let through later", func(ctx context.Context, p *faults.Proxy, noticed func()) {
+		p.Hold(faults.Requests, mostOfAnInsert)
+		Eventually(ctx, p.Held).WithTimeout(patience).ShouldNot(BeZero())
+		noticed()
+		p.Release()
+	}},
+	{"the network is too slow", func(_ context.Context, p *faults.Proxy, noticed func()) {
+		p.Throttle(1000)
+		noticed()
+		p.Throttle(0)
+	}},
+	{"packets vanish, and connections stay half-open", func(_ context.Context, p *faults.Proxy, noticed func()) {
+		p.Vanish()
+		noticed()
+		p.Return()
+	}},
+	{"the network flaps", func(ctx context.Context, p *faults.Proxy, _ func()) {
+		for range 10 {
+			p.Down()
+			p.Up()
+			Eventually(ctx, p.Connections).WithTimeout(patience).ShouldNot(BeZero())
+		}
+	}},
+}
+
+// brisk makes a relay notice within seconds what it would give half a minute.
+var brisk = []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=2s"}
+
+var _ = Describe("Between a relay and its databases", func() {
+	for _, link := range []string{"PostgreSQL", "ClickHouse over the native protocol", "ClickHouse over HTTP"} {
+		for _, fault := range networkFaults {
+			It("each event arrives once though "+fault.name+": "+link, func(ctx SpecContext) {
+				s := newSystem(ctx)
+				env := slices.Concat(small, brisk)
+				clickHouse := s.ClickHouse.Native
+				var proxy *faults.Proxy
+				switch link {
+				case "PostgreSQL":
+					var through string
+					proxy, through = faults.StartProxyTo(s.PostgresDSN)
+					env = append(env, "DIEHARD_POSTGRES_DSN="+through)
+				case "ClickHouse over HTTP":
+					proxy, clickHouse = faults.StartProxyTo(s.ClickHouse.HTTP)
+				default:
+					proxy, clickHouse = faults.StartProxyTo(s.ClickHouse.Native)
+				}
+				relay := s.Relay(clickHouse, env...)
+				stop := produce(ctx, s)
+				awaitArrival(ctx, s, 5*perBatch)
+				fault.happen(ctx, proxy, func() { awaitNotReady(ctx, relay) })
+				awaitReady(ctx, relay)
+				expectOnce(ctx, s, outcome{Fault: fault.name, Done: "between relay and " + link, Events: stop()})
+			})
+		}
+	}
+})
+
+// produce publishes some thousand events a second, a few at a time, until it is
+// stopped; it returns how many were published then.
+func produce(ctx context.Context, s *system.System) (stop func() int) {
+	producing, cancel := context.WithCancel(ctx)
+	done := make(chan int)
+	go func() {
+		defer GinkgoRecover()
+		defer close(done)
+		const atOnce = 20
+		pace := rate.NewLimiter(1000, atOnce)
+		published := 0
+		for pace.WaitN(producing, atOnce) == nil {
+			Expect(s.Publish(ctx, system.Events(atOnce)...)).To(Succeed())
+			published += atOnce
+		}
+		done <- published
+	}()
+	DeferCleanup(func(ctx SpecContext) {
+		cancel()
+		Eventually(ctx, done).WithTimeout(patience).Should(Or(BeClosed(), Receive()))
+	})
+	return func() int {
+		cancel()
+		return <-done
+	}
+}
+
+// awaitArrival waits until so many events more have arrived.
+func awaitArrival(ctx context.Context, s *system.System, n int) {
+	GinkgoHelper()
+	before, _ := s.Arrived(ctx, Default)
+	Eventually(ctx, func(g Gomega) {
+		rows, _ := s.Arrived(ctx, g)
+		g.Expect(rows).To(BeNumerically(">=", before+n))
+	}).WithTimeout(patience).WithPolling(10 * time.Millisecond).Should(Succeed())
+}
+
+func awaitNotReady(ctx context.Context, p *programs.Process) {
+	GinkgoHelper()
+	Eventually(ctx, p.Ready).WithTimeout(patience).Should(Equal(http.StatusServiceUnavailable))
+}
+
+func awaitReady(ctx context.Context, p *programs.Process) {
+	GinkgoHelper()
+	Eventually(ctx, p.Ready).WithTimeout(patience).Should(Equal(http.StatusOK))
+}
