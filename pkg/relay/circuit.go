@@ -23,6 +23,7 @@ type circuit struct {
 	mu       sync.Mutex
 	state    circuitState
 	failures int
+	unknown  int // errors in a row of which nobody knows whose they are
 	until    time.Time // when open: the earliest probe
 	cause    error
 	checked  bool          // the probe has succeeded before
@@ -108,7 +109,7 @@ func (c *circuit) try(ctx context.Context) (admitted bool, err error) {
 func (c *circuit) succeeded(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.failures = 0
+	c.failures, c.unknown = 0, 0
 	c.close(ctx)
 }
 
@@ -119,6 +120,21 @@ func (c *circuit) idle(ctx context.Context) {
 	defer c.mu.Unlock()
 	if c.state == circuitTrial {
 		c.close(ctx)
+	}
+}
+
+// maxUnknown is how many errors in a row that say nothing of the sink's state
+// do say that it takes no inserts.
+const maxUnknown = 5
+
+// failedUnknown reports an error that may be the batch's or the sink's: if one
+// batch after the other has them, it is the sink's.
+func (c *circuit) failedUnknown(ctx context.Context, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unknown++
+	if c.unknown >= maxUnknown {
+		c.open(ctx, err)
 	}
 }
 

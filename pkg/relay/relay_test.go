@@ -449,6 +449,23 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say("the sink takes inserts again"))
 		})
 
+		It("waits, too, while one batch after the other fails for reasons that it does not know", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 1})
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
+			publishMany(ctx, 100)
+			running := start()
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
+			probes := clickHouse.checks.Load()
+			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
+			var tried int
+			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE sends > 0")).To(Succeed())
+			Expect(tried).To(BeNumerically("<", 20), "batches that were sent, of as many as there is room for")
+
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
+			expectOnce(ctx, 100)
+			Expect(deadLetters()).To(BeEmpty())
+		})
+
 		It("refuses to start on a table that cannot keep the promise", func(ctx SpecContext) {
 			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 			var err error

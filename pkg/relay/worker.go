@@ -409,6 +409,7 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Sends)
 		if !errors.Is(cause, errStillRunning) {
+			d.circuit.failedUnknown(ctx, cause)
 			d.log.ErrorContext(ctx, "the batch was not delivered and is tried again", "err", cause, "delay", delay)
 		}
 		time.AfterFunc(delay, func() { d.work.send(1) })

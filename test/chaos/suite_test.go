@@ -54,6 +54,10 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	o.Recovered = time.Since(healed)
 	_, _, dead := s.Left(Default)
 	rows, distinct := s.Arrived(ctx, Default)
+	var merged int
+	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT countIf(min_block_number != max_block_number) FROM system.parts "+
+		"WHERE database = currentDatabase() AND table = 'event_log' AND active", &merged)).To(Succeed())
+	Expect(merged).To(BeZero(), "a merge may have hidden an event that was there twice")
 	expected := o.Events - o.Dead
 	o.Lost, o.Doubled = expected-distinct, rows-distinct
 	AddReportEntry(outcomes, ReportEntryVisibilityNever, o)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ type ClickHouseOptions struct {
 	DataDir              string    // made if it is not there; "" is a temporary folder that Stop removes
 	HTTPPort, NativePort int       // on 127.0.0.1; 0 is a free one
 	User, Password       string    // what clients must send; "" is the user default, and no password
+	Env                  []string  // further variables of the server's process, NAME=VALUE
 	Log                  io.Writer // the server's log; nil keeps only the end, for the error of a failed start
 }
 
@@ -103,7 +105,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	}
 	said := &firstLine{line: make(chan []byte, 1)}
 	if err := c.run(supervisor.Command{
-		Path: path, Args: args, Env: append(os.Environ(), ClickHousePasswordEnv+"="+c.options.Password),
+		Path: path, Args: args, Env: slices.Concat(os.Environ(), c.options.Env, []string{ClickHousePasswordEnv + "=" + c.options.Password}),
 		StopSignal: c.farewell(), Grace: stopPatience,
 	}, said); err != nil {
 		return err

@@ -44,6 +44,7 @@ type PostgresOptions struct {
 	Port     int               // on 127.0.0.1; 0 is a free one
 	Durable  bool              // what is committed survives a crash of the machine, and not only of the server; off is faster
 	Settings map[string]string // further server settings, by their names in postgresql.conf
+	Env      []string          // further variables of the server's processes, NAME=VALUE
 	Log      io.Writer         // the server's log; nil keeps only the end, for the error of a failed start
 }
 
@@ -260,7 +261,8 @@ func (p *Postgres) launch(ctx context.Context) error {
 	}
 
 	if err := p.run(supervisor.Command{
-		Path: filepath.Join(p.bin, "postgres"), Args: args, Env: postgresEnv(), Dir: p.dataDir, User: p.user,
+		Path: filepath.Join(p.bin, "postgres"), Args: args, Env: append(postgresEnv(), p.options.Env...),
+		Dir: p.dataDir, User: p.user,
 		StopSignal: p.farewell(), Grace: stopPatience,
 	}, nil); err != nil {
 		return err

@@ -25,7 +25,7 @@ func (e *Exception) Error() string {
 
 // exceptionText matches what libchdb reports. The last pair of parentheses in
 // capitals is the name of the code; a version may follow.
-var exceptionText = regexp.MustCompile(`(?s)^(?:Error: )?Code: (\d+)\. DB::Exception: (.*) \(([A-Z0-9_]+)\)(?: \(version [^)]*\))?\s*$`)
+var exceptionText = regexp.MustCompile(`(?s)^(?:Error: )?Code: (\d+)\. DB::\w*Exception: (.*) \(([A-Z0-9_]+)\)(?: \(version [^)]*\))?\s*$`)
 
 // newException reads the text of an error that libchdb reported.
 func newException(text string) *Exception {

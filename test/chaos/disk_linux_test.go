@@ -1,0 +1,99 @@
+package chaos_test
+
+import (
+	"net/http"
+	"slices"
+	"syscall"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+var _ = Describe("On a disk that fails", func() {
+	Context("ClickHouse's", func() {
+		var (
+			disk *faults.Disk
+			own  *engines.Private
+			s    *system.System
+		)
+
+		BeforeEach(func(ctx SpecContext) {
+			disk = faults.NewDisk()
+			own = engines.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{Env: disk.Env})
+			s = system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
+		})
+
+		It("each event arrives once though the server dies between its deduplication log and the rows", func(ctx SpecContext) {
+			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
+			disk.Kill(faults.Rename, "tmp_insert")
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			Eventually(ctx, own.ClickHouse.Done()).WithTimeout(patience).Should(BeClosed())
+			disk.Mend()
+			Expect(own.ClickHouse.Start(ctx)).To(Succeed())
+			expectOnce(ctx, s, outcome{
+				Fault: "killed between its deduplication log and the part", Done: "ClickHouse", Events: perBatch,
+			})
+			Expect(relay.Metric(`diehard_relay_batches_total{result="retokened"}`)).To(Equal(1.0), "the token was not burned")
+		})
+
+		It("each event arrives once though the rows cannot be put in place", func(ctx SpecContext) {
+			relay := s.Relay(s.ClickHouse.HTTP, slices.Concat(small, brisk)...)
+			disk.Fail(faults.Rename, "tmp_insert", syscall.EIO)
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			awaitMessage(ctx, relay, "the batch was not delivered and is tried again", "the sink takes no inserts: events wait in the outbox")
+			disk.Mend()
+			expectOnce(ctx, s, outcome{Fault: "input/output error at the part's rename", Done: "ClickHouse", Events: perBatch})
+		})
+
+		DescribeTable("each event arrives once though", func(ctx SpecContext, fault string, call faults.Call, errno syscall.Errno) {
+			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
+			stop := produce(ctx, s)
+			awaitArrival(ctx, s, perBatch)
+			disk.Fail(call, "/clickhouse", errno)
+			awaitNotReady(ctx, relay)
+			disk.Mend()
+			awaitReady(ctx, relay)
+			expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: stop()})
+		},
+			// The embedded engine acknowledges what it could not write, which a server
+			// does not; so the disk is full before an insert begins.
+			Entry("the disk is full", "disk full", faults.Space, syscall.ENOSPC),
+			Entry("the disk is read-only", "read-only filesystem", faults.Create, syscall.EROFS),
+		)
+	})
+
+	Context("PostgreSQL's", func() {
+		DescribeTable("each event arrives once, and each user has its event, though", func(ctx SpecContext, fault, files string) {
+			disk := faults.NewDisk()
+			own := engines.StartPrivate(ctx, devstack.PostgresOptions{Env: disk.Env}, devstack.ClickHouseOptions{})
+			s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
+			api := s.API()
+			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
+			users := createUsers(ctx, api)
+			awaitArrival(ctx, s, perBatch)
+			disk.Fail(faults.Write, files, syscall.ENOSPC)
+			users.awaitFailure(ctx)
+			disk.Mend()
+			// A server that cannot write its log ends, and does not always get up.
+			Eventually(ctx, func(g Gomega) {
+				select {
+				case <-own.Postgres.Done():
+					g.Expect(own.Postgres.Start(ctx)).To(Succeed())
+				default:
+				}
+				g.Expect(api.Ready()).To(Equal(http.StatusOK))
+			}).WithTimeout(patience).Should(Succeed())
+			awaitReady(ctx, relay)
+			users.awaitMore(ctx, perBatch)
+			users.expectEach(ctx, s, outcome{Fault: fault, Done: "PostgreSQL"})
+		},
+			Entry("the disk is full for tables", "disk full, tables", "/base/"),
+			Entry("the disk is full for the write-ahead log", "disk full, write-ahead log", "/pg_wal/"),
+		)
+	})
+})

@@ -1,0 +1,119 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+// clients create users without a pause, whatever the API answers.
+type clients struct {
+	url  atomic.Value // a string: the API's
+	stop func()
+
+	mu      sync.Mutex
+	created map[string]string // by id, the address
+	failed  int
+}
+
+func createUsers(ctx context.Context, api *programs.Process) *clients {
+	GinkgoHelper()
+	const atOnce = 4
+	c := &clients{created: map[string]string{}}
+	c.url.Store(api.URL())
+	creating, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	var n atomic.Int64
+	for range atOnce {
+		group.Go(func() {
+			for creating.Err() == nil {
+				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
+				a, err := system.Post(creating, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}) //nolint:forcetypeassert // always one
+				c.answered(email, a, err)
+			}
+		})
+	}
+	c.stop = func() {
+		cancel()
+		group.Wait()
+	}
+	DeferCleanup(c.stop)
+	return c
+}
+
+func (c *clients) answered(email string, a system.Answer, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id, ok := a.Body["id"].(string)
+	if err == nil && a.Status == http.StatusCreated && ok {
+		c.created[id] = email
+	} else {
+		c.failed++
+	}
+}
+
+func (c *clients) counts() (created, failed int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.created), c.failed
+}
+
+// awaitMore waits until n users more were created.
+func (c *clients) awaitMore(ctx context.Context, n int) {
+	GinkgoHelper()
+	before, _ := c.counts()
+	Eventually(ctx, func() int { created, _ := c.counts(); return created - before }).
+		WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(BeNumerically(">=", n))
+}
+
+// awaitFailure waits until another request has failed.
+func (c *clients) awaitFailure(ctx context.Context) {
+	GinkgoHelper()
+	_, before := c.counts()
+	Eventually(ctx, func() int { _, failed := c.counts(); return failed }).WithTimeout(patience).Should(BeNumerically(">", before))
+}
+
+// expectEach stops the clients and expects that every user who was acknowledged
+// exists, and that every user who exists has one event in ClickHouse.
+func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
+	GinkgoHelper()
+	c.stop()
+	var existing []string
+	Expect(s.Postgres.Select(&existing, "SELECT id::text FROM users")).To(Succeed())
+	exists := make(map[string]bool, len(existing))
+	for _, id := range existing {
+		exists[id] = true
+	}
+	for id, email := range c.created {
+		Expect(exists).To(HaveKey(id), "%s was answered with 201", email)
+	}
+	o.Events = len(existing)
+	expectOnce(ctx, s, o)
+	var delivered []string
+	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT groupUniqArray(JSONExtractString(event_context, 'user_id')) FROM event_log",
+		&delivered)).To(Succeed())
+	Expect(delivered).To(HaveLen(len(existing)))
+	for _, id := range delivered {
+		Expect(exists).To(HaveKey(id), "an event without its user")
+	}
+}
+
+// awaitMessage waits until the program has logged one of the messages.
+func awaitMessage(ctx context.Context, p *programs.Process, messages ...string) {
+	GinkgoHelper()
+	anyOf := make([]any, len(messages))
+	for i, message := range messages {
+		anyOf[i] = message
+	}
+	Eventually(ctx, p.Messages).WithTimeout(patience).Should(ContainElement(BeElementOf(anyOf...)))
+}

@@ -1,0 +1,48 @@
+package engines
+
+import (
+	"context"
+	"log/slog"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+// Private are one spec's own engines, to be broken.
+type Private struct {
+	Postgres       *devstack.Postgres
+	ClickHouse     *devstack.ClickHouse
+	PostgresDSN    string
+	ClickHouseDSNs ClickHouseDSNs
+}
+
+// StartPrivate starts engines with a migrated database each, for as long as the
+// spec runs.
+func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.ClickHouseOptions) *Private {
+	GinkgoHelper()
+	e := &Private{}
+	var err error
+	e.Postgres, err = devstack.StartPostgres(ctx, p)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func() { Expect(e.Postgres.Stop()).To(Succeed()) })
+	e.PostgresDSN, err = e.Postgres.CreateDatabase(ctx, "diehard")
+	Expect(err).NotTo(HaveOccurred())
+	db, err := postgres.Open(postgres.Options{DSN: e.PostgresDSN})
+	Expect(err).NotTo(HaveOccurred())
+	Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+	Expect(db.Close()).To(Succeed())
+
+	e.ClickHouse, err = devstack.StartClickHouse(ctx, c)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func() { Expect(e.ClickHouse.Stop()).To(Succeed()) })
+	e.ClickHouseDSNs = ClickHouseDSNs{Native: e.ClickHouse.NativeDSN("default"), HTTP: e.ClickHouse.HTTPDSN("default")}
+	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: e.ClickHouseDSNs.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
+	// Merges would hide an event that is there twice. Unlike SYSTEM STOP MERGES
+	// this outlives the server.
+	Query(ctx, "clickhouse", e.ClickHouseDSNs.HTTP, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
+	return e
+}
