@@ -152,8 +152,16 @@ type cursorRow struct {
 // lockCursor returns nil where another process holds the cursor.
 func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error) {
 	var cursor cursorRow
-	err := tx.GetContext(ctx, &cursor, lockCursorSQL, s.cutsHint())
+	hint := s.cutsHint()
+	err := tx.GetContext(ctx, &cursor, lockCursorSQL, hint)
 	if errors.Is(err, sql.ErrNoRows) {
+		var there bool
+		if err := tx.GetContext(ctx, &there, cursorThereSQL, hint); err != nil {
+			return nil, fmt.Errorf("look for the cursor: %w", err)
+		}
+		if !there { // a failover or a restore has taken it back
+			s.forgetCursor()
+		}
 		return nil, nil //nolint:nilnil // not to have the lock is no error
 	}
 	if err != nil {
@@ -161,7 +169,7 @@ func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cuts, s.floor, s.cursorSeen = cursor.Cuts, cursor.Floor, time.Now()
+	s.cuts, s.floor = cursor.Cuts, cursor.Floor
 	return &cursor, nil
 }
 

@@ -21,6 +21,9 @@ ORDER BY cuts DESC
 LIMIT 1
 FOR UPDATE SKIP LOCKED`
 
+// cursorThereSQL tells whether the cursor has the key $1 or a later one.
+const cursorThereSQL = `SELECT EXISTS (SELECT FROM outbox_cursor WHERE cuts >= $1)`
+
 // waitingSQL counts the manifests and tells whether this is still the
 // PostgreSQL history that they were written in. Those that are parts of a batch
 // that was refused do not count as unsent: they are many, and small.

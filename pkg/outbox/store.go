@@ -99,7 +99,6 @@ type Store struct {
 	// Hints only, each checked by the database where something hangs on it.
 	mu          sync.Mutex
 	cuts        int64     // the cursor's key when it was last seen
-	cursorSeen  time.Time // when that was
 	floor       int64     // the cursor's floor then
 	oldestBatch uuid.UUID // no manifest was older when Look last looked
 }
@@ -170,10 +169,14 @@ func (s *Store) Look(ctx context.Context) (work bool, err error) {
 func (s *Store) cutsHint() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.cursorSeen) > time.Minute {
-		return 0 // a restore may have taken the cursor back
-	}
 	return s.cuts
+}
+
+// forgetCursor makes the next statements look for the cursor from the start.
+func (s *Store) forgetCursor() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cuts = 0
 }
 
 func (s *Store) batchHint() uuid.UUID {

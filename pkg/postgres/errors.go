@@ -40,6 +40,11 @@ func IsUnavailable(err error) bool {
 		"58030": // io_error
 		return true
 	}
+	// A replica that is not promoted refuses to begin: lib/pq asks for READ WRITE
+	// by name. It is the only setting of ours that a server refuses so.
+	if server.Code == "0A000" && server.Routine == "call_bool_check_hook" {
+		return true
+	}
 	c := class(server)
 	return c == connectionException || c == insufficientResources
 }

@@ -31,20 +31,20 @@ func createUsers(ctx context.Context, api *programs.Process) *clients {
 	const atOnce = 4
 	c := &clients{created: map[string]string{}}
 	c.url.Store(api.URL())
-	creating, cancel := context.WithCancel(ctx)
+	var stopped atomic.Bool
 	var group sync.WaitGroup
 	var n atomic.Int64
 	for range atOnce {
 		group.Go(func() {
-			for creating.Err() == nil {
+			for !stopped.Load() {
 				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
-				a, err := system.Post(creating, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}) //nolint:forcetypeassert // always one
+				a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}) //nolint:forcetypeassert // always one
 				c.answered(email, a, err)
 			}
 		})
 	}
 	c.stop = func() {
-		cancel()
+		stopped.Store(true)
 		group.Wait()
 	}
 	DeferCleanup(c.stop)
@@ -88,6 +88,7 @@ func (c *clients) awaitFailure(ctx context.Context) {
 func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	c.stop()
+	s.AwaitEmpty(ctx) // what was still being created when its client was answered is there, too
 	var existing []string
 	Expect(s.Postgres.Select(&existing, "SELECT id::text FROM users")).To(Succeed())
 	exists := make(map[string]bool, len(existing))

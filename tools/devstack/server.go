@@ -46,6 +46,13 @@ func (s *server) PID() int {
 	return s.process().PID()
 }
 
+// DataDir is where the data are, while the server is not stopped.
+func (s *server) DataDir() string {
+	s.life.Lock()
+	defer s.life.Unlock()
+	return s.dataDir
+}
+
 // process is the last one, or nil before the first.
 func (s *server) process() *supervisor.Process {
 	s.mu.Lock()

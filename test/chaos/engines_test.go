@@ -1,0 +1,235 @@
+package chaos_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net/url"
+	"slices"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+// stage is a system on engines of its own, with users created all the while.
+type stage struct {
+	*system.System
+	own        *engines.Private
+	api, relay *programs.Process
+	users      *clients
+}
+
+func newStage(ctx context.Context, p devstack.PostgresOptions) *stage {
+	GinkgoHelper()
+	own := engines.StartPrivate(ctx, p, devstack.ClickHouseOptions{})
+	st := &stage{own: own, System: system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)}
+	st.api = st.API()
+	st.relay = st.Relay(st.ClickHouse.Native, slices.Concat(small, brisk)...)
+	st.users = createUsers(ctx, st.api)
+	awaitArrival(ctx, st.System, perBatch)
+	return st
+}
+
+// sql runs a statement on ClickHouse.
+func (st *stage) sql(ctx context.Context, statement string) {
+	GinkgoHelper()
+	engines.Query(ctx, "clickhouse", st.ClickHouse.HTTP, statement)
+}
+
+// proceed expects that everything works again by itself.
+func (st *stage) proceed(ctx context.Context, o outcome) {
+	GinkgoHelper()
+	awaitReady(ctx, st.api)
+	awaitReady(ctx, st.relay)
+	st.users.awaitMore(ctx, perBatch)
+	st.users.expectEach(ctx, st.System, o)
+}
+
+var _ = Describe("PostgreSQL", func() {
+	It("is stopped at once, in the middle of everything, and started again", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		for range 3 {
+			Expect(st.own.Postgres.Kill()).To(Succeed())
+			st.users.awaitFailure(ctx)
+			awaitNotReady(ctx, st.relay)
+			awaitNotReady(ctx, st.api)
+			Expect(st.relay.Messages()).To(ContainElement("the outbox cannot be worked on"))
+			Expect(st.own.Postgres.Start(ctx)).To(Succeed())
+			awaitReady(ctx, st.relay)
+			st.users.awaitMore(ctx, perBatch)
+		}
+		st.proceed(ctx, outcome{Fault: "killed and started again, 3 times", Done: "PostgreSQL"})
+	})
+
+	It("ends every session, again and again", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		for range 10 {
+			st.Postgres.MustExecContext(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND pid != pg_backend_pid()`)
+			st.users.awaitMore(ctx, perBatch/5)
+		}
+		st.proceed(ctx, outcome{Fault: "sessions ended, 10 times", Done: "PostgreSQL"})
+	})
+
+	It("has no connection left", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{Settings: map[string]string{"max_connections": "60"}})
+		hog := engines.OpenPostgres(st.PostgresDSN, nil)
+		hog.SetMaxOpenConns(1000)
+		var hogged []*sql.Conn
+		one := func() error {
+			conn, err := hog.DB.Conn(ctx)
+			if err == nil {
+				hogged = append(hogged, conn)
+			}
+			return err
+		}
+		Expect(one()).To(Succeed())
+		// The programs come too late for each connection that they lose.
+		Eventually(ctx, func(g Gomega) {
+			_, err := hogged[0].ExecContext(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'diehard-%'")
+			g.Expect(err).NotTo(HaveOccurred())
+			for err == nil {
+				err = one()
+			}
+			var others int
+			g.Expect(hogged[0].QueryRowContext(ctx, "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'diehard-%'").
+				Scan(&others)).To(Succeed())
+			g.Expect(others).To(BeZero())
+		}).WithTimeout(patience).WithPolling(time.Millisecond).Should(Succeed())
+		st.users.awaitFailure(ctx)
+		for _, conn := range hogged {
+			Expect(conn.Close()).To(Succeed())
+		}
+		Expect(hog.Close()).To(Succeed())
+		st.proceed(ctx, outcome{Fault: "no connection left", Done: "PostgreSQL"})
+	})
+})
+
+var _ = Describe("ClickHouse", func() {
+	// Whatever becomes of ClickHouse, users are created.
+	broken := func(ctx context.Context, st *stage) {
+		GinkgoHelper()
+		awaitNotReady(ctx, st.relay)
+		Eventually(ctx, func() (float64, error) { return st.relay.Metric("diehard_relay_circuit_open") }).
+			WithTimeout(patience).Should(Equal(1.0))
+		Expect(st.relay.Messages()).To(ContainElement("the sink takes no inserts: events wait in the outbox"))
+		_, before := st.users.counts()
+		st.users.awaitMore(ctx, perBatch)
+		_, after := st.users.counts()
+		Expect(after).To(Equal(before), "requests that failed")
+		Expect(st.api.Ready()).To(Equal(200))
+	}
+
+	It("is killed in the middle of inserts, and started again on its data", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		for range 3 {
+			Expect(st.own.ClickHouse.Kill()).To(Succeed())
+			broken(ctx, st)
+			Expect(st.own.ClickHouse.Start(ctx)).To(Succeed())
+			awaitReady(ctx, st.relay)
+			awaitArrival(ctx, st.System, perBatch)
+		}
+		st.proceed(ctx, outcome{Fault: "killed in inserts and started again, 3 times", Done: "ClickHouse"})
+	})
+
+	It("has no table for a while", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		st.sql(ctx, "RENAME TABLE event_log TO elsewhere")
+		broken(ctx, st)
+		st.sql(ctx, "RENAME TABLE elsewhere TO event_log")
+		st.proceed(ctx, outcome{Fault: "table missing", Done: "ClickHouse"})
+	})
+
+	It("has too many parts, and recovers as merges would let it", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		st.sql(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 0, parts_to_throw_insert = 2")
+		broken(ctx, st)
+		st.sql(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_throw_insert = 100000")
+		st.proceed(ctx, outcome{Fault: "too many parts", Done: "ClickHouse"})
+	})
+
+	It("throws in a materialized view after the rows are in the table", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		st.sql(ctx, "CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(rand() % 2 = 0) FROM event_log")
+		awaitArrival(ctx, st.System, 5*perBatch)
+		st.sql(ctx, "DROP VIEW throws")
+		st.proceed(ctx, outcome{Fault: "materialized view throws after the rows landed", Done: "ClickHouse"})
+	})
+
+	It("puts one of two partitions in place, and then fails", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		// The view sees one block for each partition; the second's throws.
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, `CREATE TABLE seen (month UInt32) ENGINE = MergeTree ORDER BY month`)
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			"ALTER TABLE event_log ADD CONSTRAINT february CHECK toYYYYMM(event_date_time) != 202602 OR sleepEachRow(0) = 0")
+		var both []outbox.Event
+		for month := range 2 {
+			for range perBatch / 2 {
+				both = append(both, system.Event(outbox.WithTime(time.Date(2026, time.Month(month+1), 10, 0, 0, 0, 0, time.UTC))))
+			}
+		}
+		Expect(s.Publish(ctx, both...)).To(Succeed())
+		die(s, "flush-read")
+		insertUnderToken(ctx, s, perBatch/2) // the first partition, as the server would have put it in place
+		s.Relay(s.ClickHouse.Native, small...)
+		expectOnce(ctx, s, outcome{Fault: "one of two partitions in place", Done: "ClickHouse", Events: perBatch})
+	})
+
+	It("takes 101 months in one batch", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		events := make([]outbox.Event, 101)
+		for i := range events {
+			events[i] = system.Event(outbox.WithTime(time.Date(2018, 1, 1, 0, 0, 0, 0, time.UTC).AddDate(0, i, 0)))
+		}
+		Expect(s.Publish(ctx, events...)).To(Succeed())
+		relay := s.Relay(s.ClickHouse.Native)
+		expectOnce(ctx, s, outcome{Fault: "101 months in one batch", Done: "ClickHouse", Events: len(events)})
+		Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
+	})
+
+	DescribeTable("refuses a relay", func(ctx SpecContext, fault, parameter, said string) {
+		s := newSystem(ctx)
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		dsn := s.ClickHouse.HTTP
+		if parameter == "" {
+			dsn = withPassword(dsn)
+		} else {
+			dsn += "?" + parameter
+		}
+		relay := s.LaunchRelay(dsn, small...)
+		Eventually(ctx, func(g Gomega) {
+			var errs []string
+			for _, record := range relay.Log() {
+				if record["level"] == "ERROR" {
+					errs = append(errs, fmt.Sprint(record["err"]))
+				}
+			}
+			g.Expect(errs).To(ContainElement(ContainSubstring(said)))
+		}).WithTimeout(patience).Should(Succeed())
+		awaitNotReady(ctx, relay)
+		relay.Stop()
+		var sends int
+		Expect(s.Postgres.Get(&sends, "SELECT coalesce(max(sends), 0) FROM outbox_batches")).To(Succeed())
+		Expect(sends).To(BeZero(), "nothing was sent")
+		s.Relay(s.ClickHouse.HTTP, small...)
+		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: perBatch})
+	},
+		Entry("with a wrong password", "wrong password", "", "the credentials are refused"),
+		Entry("with no memory for it", "memory limit", "max_memory_usage=1", "short of memory"),
+	)
+})
+
+func withPassword(dsn string) string {
+	GinkgoHelper()
+	u, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	u.User = url.UserPassword("default", "wrong")
+	return u.String()
+}

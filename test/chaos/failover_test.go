@@ -1,0 +1,126 @@
+package chaos_test
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+var _ = Describe("A failover of PostgreSQL", func() {
+	It("to a replica that lacks the last commits loses and doubles nothing that the replica has", func(ctx SpecContext) {
+		settings := map[string]string{"wal_keep_size": "256MB"}
+		own := engines.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
+		s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
+		replication, replicationDSN := faults.StartProxyTo(own.PostgresDSN)
+		standby := startStandby(ctx, own, replicationDSN, settings)
+		replica := engines.OpenPostgres(standby.DSN("diehard"), nil)
+
+		clientsProxy, through := faults.StartProxyTo(own.PostgresDSN)
+		env := slices.Concat(small, brisk, []string{"DIEHARD_POSTGRES_DSN=" + through})
+		api := s.API(env...)
+		relay := s.Relay(s.ClickHouse.Native, env...)
+		Expect(s.Publish(ctx, system.Events(500)...)).To(Succeed())
+		s.AwaitEmpty(ctx)
+		relay.Stop()
+
+		By("replicating 300 events more, and then nothing")
+		Expect(s.Publish(ctx, system.Events(300)...)).To(Succeed())
+		Eventually(ctx, func(g Gomega) {
+			var there int
+			g.Expect(replica.Get(&there, "SELECT count(*) FROM outbox_events")).To(Succeed())
+			g.Expect(there).To(Equal(300))
+		}).WithTimeout(patience).Should(Succeed())
+		replication.Down()
+
+		By("delivering them, and 200 that the replica will never know")
+		Expect(s.Publish(ctx, system.Events(200)...)).To(Succeed())
+		relay = s.Relay(s.ClickHouse.Native, env...)
+		s.AwaitEmpty(ctx)
+
+		By("losing the primary, while the replica is not promoted")
+		Expect(own.Postgres.Kill()).To(Succeed())
+		clientsProxy.Lead(hostOf(standby.DSN("diehard")))
+		clientsProxy.Reset()
+		a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ada@example.com"})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(a.Status).To(Equal(http.StatusServiceUnavailable), "%v", a.Body)
+		awaitNotReady(ctx, relay)
+
+		By("promoting it")
+		var promoted bool
+		Expect(replica.Get(&promoted, "SELECT pg_promote()")).To(Succeed())
+		Expect(promoted).To(BeTrue())
+		after := system.New(suite.Prepared(), standby.DSN("diehard"), own.ClickHouseDSNs)
+		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
+		Expect(after.Publish(ctx, system.Events(99)...)).To(Succeed())
+		expectOnce(ctx, after, outcome{
+			Fault: "failover to a replica that lacks the cuts of 300 events, and 200 events", Done: "PostgreSQL", Events: 1100,
+		})
+		Expect(relay.Messages()).To(ContainElement("batches will be resolved before they are sent"))
+		awaitReady(ctx, relay)
+	})
+})
+
+// startStandby starts a server that replicates the primary, which the DSN leads
+// to, from a copy of its data.
+func startStandby(ctx context.Context, own *engines.Private, primaryDSN string, settings map[string]string) *devstack.Postgres {
+	GinkgoHelper()
+	dir, err := os.MkdirTemp("", "diehard-standby-*")
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(os.RemoveAll, dir)
+	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may be another user's
+	copied := filepath.Join(dir, "data")
+
+	session, err := engines.OpenPostgres(own.PostgresDSN, nil).Connx(ctx)
+	Expect(err).NotTo(HaveOccurred())
+	defer session.Close()
+	_, err = session.ExecContext(ctx, "SELECT pg_backup_start('standby', true)")
+	Expect(err).NotTo(HaveOccurred())
+	output, err := exec.CommandContext(ctx, "cp", "-a", own.Postgres.DataDir(), copied).CombinedOutput() //nolint:gosec // our own folders
+	Expect(err).NotTo(HaveOccurred(), "%s", output)
+	var label string
+	Expect(session.GetContext(ctx, &label, "SELECT labelfile FROM pg_backup_stop(false)")).To(Succeed())
+
+	folder, err := os.Stat(copied)
+	Expect(err).NotTo(HaveOccurred())
+	owner, ok := folder.Sys().(*syscall.Stat_t)
+	Expect(ok).To(BeTrue())
+	Expect(os.Remove(filepath.Join(copied, "postmaster.pid"))).To(Succeed())
+	primary, err := url.Parse(primaryDSN)
+	Expect(err).NotTo(HaveOccurred())
+	password, _ := primary.User.Password()
+	for name, content := range map[string]string{
+		"backup_label":   label,
+		"standby.signal": "",
+		"postgresql.auto.conf": "primary_conninfo = 'host=" + primary.Hostname() + " port=" + primary.Port() +
+			" user=" + primary.User.Username() + " password=" + password + " sslmode=disable'\n",
+	} {
+		path := filepath.Join(copied, name)
+		Expect(os.WriteFile(path, []byte(content), 0o600)).To(Succeed())
+		Expect(os.Chown(path, int(owner.Uid), int(owner.Gid))).To(Succeed())
+	}
+	standby, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{DataDir: copied, Settings: settings})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func() { Expect(standby.Stop()).To(Succeed()) })
+	return standby
+}
+
+func hostOf(dsn string) string {
+	GinkgoHelper()
+	u, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	return u.Host
+}
