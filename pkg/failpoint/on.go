@@ -3,12 +3,14 @@
 package failpoint
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // Env says what happens where: POINT=kill ends the program like a power cut
@@ -41,9 +43,11 @@ func parse(setting string) (at Point, s syscall.Signal, n int64) {
 // At is where the program may end.
 func At(p Point) {
 	if p == point && visits.Add(1) == visit {
+		fmt.Fprintf(os.Stderr, "{\"msg\":\"failpoint reached\",\"point\":%q}\n", p)
 		_ = syscall.Kill(os.Getpid(), signal)
 		if signal == syscall.SIGKILL {
-			select {} // it takes a moment
+			select {}
 		}
+		time.Sleep(100 * time.Millisecond) // a signal takes a moment to arrive
 	}
 }

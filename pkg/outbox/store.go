@@ -38,6 +38,9 @@ const (
 	// suspectMargin is how much longer than FlushTimeout an insert of a lost
 	// history is waited for.
 	suspectMargin = 5 * time.Second
+	// leaseMargin is how much longer than a flush a lease may be idle before the
+	// server ends it: a worker that is stopped keeps its batch for so long.
+	leaseMargin = 10 * time.Second
 	// floorTrail is how long the floor stays below what was cut, for events
 	// that commit later than others with a higher id. What commits later still
 	// is found by Look.
@@ -80,7 +83,7 @@ func Session(flushTimeout time.Duration) map[string]string {
 		"enable_memoize":                      "off",
 		"statement_timeout":                   milliseconds(5 * time.Minute),
 		"lock_timeout":                        milliseconds(30 * time.Second),
-		"idle_in_transaction_session_timeout": milliseconds(flushTimeout + 15*time.Second),
+		"idle_in_transaction_session_timeout": milliseconds(flushTimeout + leaseMargin),
 		"tcp_keepalives_idle":                 "10",
 		"tcp_keepalives_interval":             "5",
 		"tcp_keepalives_count":                "3",

@@ -141,9 +141,15 @@ func produce(ctx context.Context, s *system.System) (stop func() int) {
 func awaitArrival(ctx context.Context, s *system.System, n int) {
 	GinkgoHelper()
 	before, _ := s.Arrived(ctx, Default)
+	awaitArrivalOf(ctx, s, before+n)
+}
+
+// awaitArrivalOf waits until so many events are in ClickHouse.
+func awaitArrivalOf(ctx context.Context, s *system.System, n int) {
+	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
 		rows, _ := s.Arrived(ctx, g)
-		g.Expect(rows).To(BeNumerically(">=", before+n))
+		g.Expect(rows).To(BeNumerically(">=", n))
 	}).WithTimeout(patience).WithPolling(10 * time.Millisecond).Should(Succeed())
 }
 

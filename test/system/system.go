@@ -95,10 +95,15 @@ func (s *System) Publish(ctx context.Context, events ...outbox.Event) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
+	if err := s.PublishIn(ctx, tx, events...); err != nil {
 		return err
 	}
 	return tx.Commit()
+}
+
+// PublishIn writes the events in a transaction.
+func (s *System) PublishIn(ctx context.Context, tx *sqlx.Tx, events ...outbox.Event) error {
+	return s.publisher.Publish(ctx, tx, events...)
 }
 
 // Event returns an event that a spec does not care more about.

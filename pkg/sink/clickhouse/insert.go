@@ -118,7 +118,12 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	}
 	settings["insert_deduplication_token"] = batch.Token
 	if deadline, ok := ctx.Deadline(); ok {
-		settings["max_execution_time"] = max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
+		seconds := max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
+		settings["max_execution_time"] = seconds
+		// Of a client that stops in the middle of the rows, the server would wait
+		// for the rest for 5 minutes, which nobody can tell from an insert that
+		// runs. Over HTTP it is 30 seconds, and no setting of a statement.
+		settings["receive_timeout"] = seconds
 	}
 
 	insert, err := s.conn.PrepareBatch( //nolint:clickhouselint // ends by Abort or by its one Send

@@ -53,6 +53,7 @@ func (s *Server) handler() http.Handler {
 }
 
 func (s *Server) serveQuery(w http.ResponseWriter, r *http.Request) {
+	r.Body = impatientBody{r.Body, http.NewResponseController(w)}
 	q := readRequest(r)
 	response := newResponse(w, r, q)
 	response.identify(s.version)

@@ -54,7 +54,7 @@ func (s *Server) serveClient(ctx context.Context, conn net.Conn) {
 // clickhouse-server it is a session: USE, SET and temporary tables stay.
 type nativeClient struct {
 	server   *Server
-	conn     net.Conn
+	conn     *impatientConn
 	revision int
 	session  *chengine.Session
 	// sets are the SET statements that the client ran.
@@ -76,10 +76,11 @@ type packet struct {
 }
 
 func newNativeClient(s *Server, conn net.Conn) *nativeClient {
+	impatient := &impatientConn{Conn: conn}
 	return &nativeClient{
 		server:  s,
-		conn:    conn,
-		wire:    newBlockReader(conn, 0, s.version),
+		conn:    impatient,
+		wire:    newBlockReader(impatient, 0, s.version),
 		packets: make(chan packet, 1),
 	}
 }

@@ -28,7 +28,9 @@ func (q *nativeQuery) insert(ctx context.Context, query chengine.Statement, pars
 		return &connectionError{err}
 	}
 
+	q.conn.limit.Store(int64(receiveTimeout(q.settings)))
 	refused, err := q.insertBlocks(insert)
+	q.conn.limit.Store(0)
 	if err == nil {
 		err = refused
 	}

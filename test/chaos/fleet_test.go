@@ -1,0 +1,177 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+var _ = Describe("A relay that is stopped in the middle", func() {
+	for _, stop := range []struct {
+		point  failpoint.Point
+		unsent bool // of a batch that was marked as sent, and was not
+		holds  bool // events that only another relay's patience frees
+	}{
+		{point: failpoint.CutLocked},
+		{point: failpoint.CutBeforeCommit},
+		{point: failpoint.FlushRead, holds: true},
+		{point: failpoint.FlushBegun, holds: true},
+		{point: failpoint.FlushSent, holds: true},
+		{point: failpoint.ResolveAsked, unsent: true, holds: true},
+		{point: failpoint.SettleDeleted, holds: true},
+	} {
+		It(fmt.Sprintf("does not hold up the fleet, and does no harm when it goes on, at %s", stop.point), func(ctx SpecContext) {
+			s := newSystem(ctx)
+			if stop.unsent {
+				unsent(ctx, s)
+			} else {
+				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			}
+			env := slices.Concat(small, brisk)
+			stopped := s.LaunchRelay(s.ClickHouse.Native, append(env, fmt.Sprintf("FAILPOINT=%s=stop", stop.point))...)
+			awaitMessage(ctx, stopped, "failpoint reached")
+			s.Relay(s.ClickHouse.Native, env...)
+			if stop.holds {
+				before, _ := s.Arrived(ctx, Default)
+				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+				awaitArrivalOf(ctx, s, before+perBatch)
+				left, _, _ := s.Left(Default)
+				Expect(left).To(Equal(perBatch), "the batch that is held did not wait for its relay")
+			} else {
+				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			}
+			s.AwaitEmpty(ctx)
+			stopped.Signal(syscall.SIGCONT)
+			awaitReady(ctx, stopped)
+			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			expectOnce(ctx, s, outcome{Fault: "relay stopped, and continued later", Done: "at " + string(stop.point), Events: 3 * perBatch})
+		})
+	}
+})
+
+var _ = Describe("A fleet", func() {
+	It("delivers each event once while relays join, leave and are killed at random", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		stop := produce(ctx, s)
+		var fleet []*programs.Process
+		join := func() {
+			fleet = append(fleet, s.LaunchRelay(s.ClickHouseDSN([]string{"native", "http"}[rand.IntN(2)]), slices.Concat(small, brisk)...)) //nolint:gosec // chance
+		}
+		for _, size := range []int{1, 2, 4, 8, 3} {
+			for len(fleet) < size {
+				join()
+			}
+			for len(fleet) > size {
+				fleet[0].Stop()
+				fleet = fleet[1:]
+			}
+			awaitArrival(ctx, s, 3*perBatch)
+			victim := rand.IntN(len(fleet)) //nolint:gosec // chance
+			fleet[victim].Kill()
+			fleet = slices.Delete(fleet, victim, victim+1)
+			join()
+		}
+		expectOnce(ctx, s, outcome{Fault: "relays join, leave and are killed", Done: "1, 2, 4, 8 and 3 of them", Events: stop()})
+	})
+
+	It("sends batches that are as large with eight relays as with one", func(ctx SpecContext) {
+		const total, maxRows = 20_000, 1000
+		inserts := func(relays int) int {
+			s := newSystem(ctx)
+			for range total / maxRows {
+				Expect(s.Publish(ctx, system.Events(maxRows)...)).To(Succeed())
+			}
+			for range relays {
+				s.LaunchRelay(s.ClickHouse.Native, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", maxRows))
+			}
+			expectOnce(ctx, s, outcome{Fault: "none", Done: fmt.Sprintf("%d relays", relays), Events: total})
+			return parts(ctx, s)
+		}
+		Expect(inserts(1)).To(Equal(total / maxRows))
+		Expect(inserts(8)).To(Equal(total / maxRows))
+	})
+
+	It("cuts no more often with eight relays than the linger says", func(ctx SpecContext) {
+		const linger = 200 * time.Millisecond
+		s := newSystem(ctx)
+		for range 8 {
+			s.LaunchRelay(s.ClickHouse.Native, fmt.Sprint("DIEHARD_RELAY_LINGER=", linger))
+		}
+		stop := produce(ctx, s)
+		awaitArrival(ctx, s, 1)
+		var before, after struct {
+			Cuts int       `db:"cuts"`
+			At   time.Time `db:"last_cut_at"`
+		}
+		Expect(s.Postgres.Get(&before, "SELECT cuts, last_cut_at FROM outbox_cursor")).To(Succeed())
+		awaitArrival(ctx, s, 2000)
+		expectOnce(ctx, s, outcome{Fault: "none", Done: "8 relays, a thousand events a second", Events: stop()})
+		Expect(s.Postgres.Get(&after, "SELECT cuts, last_cut_at FROM outbox_cursor")).To(Succeed())
+		Expect(after.Cuts - before.Cuts).To(BeNumerically("<=", int(after.At.Sub(before.At)/linger)))
+	})
+
+	It("delivers what a transaction commits that took its ids long before others", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		late := s.Postgres.MustBegin()
+		defer func() { _ = late.Rollback() }()
+		Expect(s.PublishIn(ctx, late, system.Events(perBatch)...)).To(Succeed())
+		s.Relay(s.ClickHouse.Native, small...)
+		published := 0
+		Eventually(ctx, func(g Gomega) { // until nothing that cuts would find it
+			g.Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+			published += perBatch
+			var floor int
+			g.Expect(s.Postgres.Get(&floor, "SELECT floor FROM outbox_cursor")).To(Succeed())
+			g.Expect(floor).To(BeNumerically(">", perBatch))
+		}).WithTimeout(patience).Should(Succeed())
+		Expect(late.Commit()).To(Succeed())
+		expectOnce(ctx, s, outcome{Fault: "transaction that commits late", Done: "below the floor of the cuts", Events: published + perBatch})
+	})
+})
+
+var _ = Describe("A batch that was sent and then lay longer than the deduplication window", func() {
+	for _, arrived := range []int{0, 7, perBatch} {
+		It(fmt.Sprintf("is asked for, and only the rest is sent, where %d of its %d events had arrived", arrived, perBatch), func(ctx SpecContext) {
+			s := newSystem(ctx)
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
+			unsent(ctx, s)
+			if arrived > 0 {
+				insertUnderToken(ctx, s, arrived)
+			}
+			pushOut(ctx, s)
+			s.Relay(s.ClickHouse.Native, small...)
+			s.AwaitEmpty(ctx)
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+			expectOnce(ctx, s, outcome{Fault: "past the deduplication window", Done: fmt.Sprintf("%d of %d had arrived", arrived, perBatch), Events: perBatch})
+		})
+	}
+})
+
+// pushOut sends blocks of others until a window of three has forgotten all
+// tokens before them.
+func pushOut(ctx context.Context, s *system.System) {
+	GinkgoHelper()
+	for n := range 4 {
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, fmt.Sprintf(`INSERT INTO event_log SETTINGS insert_deduplication_token = 'other-%d', async_insert = 0
+			VALUES (generateUUIDv4(), 'other', '2000-01-01 00:00:00', 'Test', '{}', 1)`, n))
+	}
+}
+
+// parts is how many inserts there were, as long as nothing merges.
+func parts(ctx context.Context, s *system.System) (n int) {
+	GinkgoHelper()
+	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM system.parts "+
+		"WHERE database = currentDatabase() AND table = 'event_log' AND active", &n)).To(Succeed())
+	return n
+}
