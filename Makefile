@@ -8,11 +8,14 @@ TEST_REPORT := test-report.json
 PKG ?= ./...
 ARGS ?=
 
+# How long `make test/chaos` goes on.
+DURATION ?= 10m
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## list what there is to do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z/-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: need-npm build ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
@@ -34,6 +37,12 @@ test: need-npm need-cc build ## run every suite with the race detector (PKG=./pk
 		--timeout=30m --poll-progress-after=1m \
 		--output-dir=bin --json-report=$(TEST_REPORT) \
 		$(ARGS) $(PKG)
+
+# The same run again: SEED=, with the number that it printed.
+.PHONY: test/chaos
+test/chaos: need-npm need-cc build ## break everything at random for a while (DURATION=10m, SEED=…)
+	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
+		--focus '^Chaos' $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
 
 # golangci-lint brings go vet, and gofumpt and gci as formatters.
 .PHONY: lint

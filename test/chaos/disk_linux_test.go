@@ -7,6 +7,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/time/rate"
 
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
@@ -74,7 +75,7 @@ var _ = Describe("On a disk that fails", func() {
 			s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 			api := s.API()
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
-			users := createUsers(ctx, api)
+			users := createUsers(ctx, api, rate.Inf)
 			awaitArrival(ctx, s, perBatch)
 			disk.Fail(faults.Write, files, syscall.ENOSPC)
 			users.awaitFailure(ctx)

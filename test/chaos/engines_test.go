@@ -10,6 +10,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/time/rate"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/engines"
@@ -32,7 +33,7 @@ func newStage(ctx context.Context, p devstack.PostgresOptions) *stage {
 	st := &stage{own: own, System: system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)}
 	st.api = st.API()
 	st.relay = st.Relay(st.ClickHouse.Native, slices.Concat(small, brisk)...)
-	st.users = createUsers(ctx, st.api)
+	st.users = createUsers(ctx, st.api, rate.Inf)
 	awaitArrival(ctx, st.System, perBatch)
 	return st
 }

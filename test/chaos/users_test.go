@@ -10,13 +10,14 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/time/rate"
 
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// clients create users without a pause, whatever the API answers.
+// clients create users, whatever the API answers.
 type clients struct {
 	url  atomic.Value // a string: the API's
 	stop func()
@@ -26,9 +27,11 @@ type clients struct {
 	failed  int
 }
 
-func createUsers(ctx context.Context, api *programs.Process) *clients {
+// createUsers creates as many users a second as perSecond and the API allow.
+func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
 	GinkgoHelper()
 	const atOnce = 4
+	pace := rate.NewLimiter(perSecond, 1)
 	c := &clients{created: map[string]string{}}
 	c.url.Store(api.URL())
 	var stopped atomic.Bool
@@ -36,7 +39,7 @@ func createUsers(ctx context.Context, api *programs.Process) *clients {
 	var n atomic.Int64
 	for range atOnce {
 		group.Go(func() {
-			for !stopped.Load() {
+			for !stopped.Load() && pace.Wait(ctx) == nil {
 				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
 				a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}) //nolint:forcetypeassert // always one
 				c.answered(email, a, err)
