@@ -26,7 +26,7 @@ const (
 	ClaimMarked Point = "claim-marked" // committed: the batch counts as sent
 	ClaimLeased Point = "claim-leased"
 
-	FlushRead  Point = "flush-read"  // the events, into memory
+	FlushRead  Point = "flush-read"  // the events, into memory; the deadline runs
 	FlushBegun Point = "flush-begun" // the sink knows the statement, and no rows
 	FlushSent  Point = "flush-sent"  // and acknowledged
 

@@ -27,6 +27,7 @@ type Batch struct {
 	Sends int `db:"sends"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
+	SentAt       time.Time `db:"last_sent_at"`
 	DatabaseTime time.Time `db:"database_time"`
 }
 
@@ -83,7 +84,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
 	var ours int
-	err = tx.GetContext(ctx, &ours, leaseSQL, batch.ID, batch.Token, batch.Sends)
+	err = tx.GetContext(ctx, &ours, leaseSQL, batch.ID, batch.Token, batch.Sends, batch.SentAt)
 	if err != nil {
 		_ = tx.Rollback() // nothing was written
 		if errors.Is(err, sql.ErrNoRows) {

@@ -106,11 +106,13 @@ SET cuts          = cuts + 1,
 WHERE cuts = $1`
 
 // suspectBatchesSQL and suspectOriginSQL record a change of history: whatever
-// is there now may have been sent, and is asked for before it is sent.
+// is there now may have been sent, and is asked for before it is sent. Without
+// last_sent_at, no claim of the lost history becomes a lease.
 const (
 	suspectBatchesSQL = `
 UPDATE outbox_batches
 SET sends           = greatest(sends, 1),
+    last_sent_at    = NULL,
     next_attempt_at = greatest(next_attempt_at, clock_timestamp() + make_interval(secs => $1))`
 	suspectOriginSQL = `
 UPDATE outbox_origin
@@ -133,6 +135,9 @@ SELECT coalesce((
        EXISTS (SELECT FROM outbox_events WHERE id > $1) AS above_floor,
        (SELECT batch_id FROM outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch`
 
+// A mark is a claim's: sends and last_sent_at together. The number alone would
+// come again after a failover that lost the marks before.
+
 // claimSQL marks the oldest batch that is due and not locked as sent once
 // more, before anything is sent. If $3, one that has failed goes before those
 // that have not, and otherwise after them. It skips nobody: where that batch has
@@ -151,12 +156,15 @@ WHERE batch_id = (
     FOR UPDATE SKIP LOCKED
 )
 AND byte_count <= $2
-RETURNING batch_id, event_ids, event_count, byte_count, token, sends, clock_timestamp() AS database_time`
+RETURNING batch_id, event_ids, event_count, byte_count, token, sends, last_sent_at, clock_timestamp() AS database_time`
 
-// leaseSQL holds a claimed batch for the rest of the transaction, if the claim
-// is still the last one.
+// leaseSQL holds a claimed batch for the rest of the transaction, if the claim's
+// mark is still the last one, and of this PostgreSQL history: a failover between
+// the two may have lost marks that others have sent after.
 const leaseSQL = `
-SELECT 1 FROM outbox_batches WHERE batch_id = $1 AND token = $2 AND sends = $3 FOR UPDATE SKIP LOCKED`
+SELECT 1 FROM outbox_batches
+WHERE batch_id = $1 AND token = $2 AND sends = $3 AND last_sent_at = $4 AND ` + sameOriginSQL + `
+FOR UPDATE SKIP LOCKED`
 
 // membersSQL is the way to a batch's events: by its ranges, never by the
 // multirange as a column (it would be decompressed for each row) and never by

@@ -23,7 +23,7 @@ type circuit struct {
 	mu       sync.Mutex
 	state    circuitState
 	failures int
-	unknown  int // errors in a row of which nobody knows whose they are
+	unknown  int       // errors in a row of which nobody knows whose they are
 	until    time.Time // when open: the earliest probe
 	cause    error
 	checked  bool          // the probe has succeeded before

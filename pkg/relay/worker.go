@@ -145,10 +145,16 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	failpoint.At(failpoint.FlushRead)
+	// The deadline counts from before the lease was last seen to hold: whoever is
+	// stopped from here on, and goes on when another has delivered the batch and
+	// the sink has forgotten its token, sends nothing.
 	start := time.Now()
-	flush, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	if err := d.lease.Verify(ctx); err != nil {
+		return nil, err
+	}
+	flush, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
 	defer cancel()
+	failpoint.At(failpoint.FlushRead)
 	err = d.o.Sink.Insert(flush, sink.Batch{Token: d.lease.Token, Events: events})
 	if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
 		d.metrics.flush.Observe(time.Since(start).Seconds())

@@ -30,7 +30,8 @@ type Sink interface {
 	// outcome open, whatever its class.
 	//
 	// The context's deadline holds for the sink's own execution too, not only
-	// for the client's wait.
+	// for the client's wait. No row is sent after it, also by a process that was
+	// stopped until then.
 	Insert(ctx context.Context, batch Batch) error
 
 	// Running reports whether an insert under the token is being executed

@@ -116,14 +116,7 @@ var situations = []situation{
 		name: "resolving a batch whose token is burned",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			n, _ := unsent(ctx, s)
-			insertUnderToken(ctx, s, 1)
-			for _, statement := range []string{
-				"SYSTEM START MERGES event_log", // without which nothing is deleted
-				"ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 1",
-				"SYSTEM STOP MERGES event_log",
-			} {
-				engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
-			}
+			burnToken(ctx, s)
 			return n, 0
 		},
 		points: []failpoint.Point{
@@ -282,4 +275,18 @@ func insertUnderToken(ctx context.Context, s *system.System, n int) {
 	}
 	Expect(rows.Err()).NotTo(HaveOccurred())
 	engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+}
+
+// burnToken makes ClickHouse know the token of the only batch, and have none of
+// its events.
+func burnToken(ctx context.Context, s *system.System) {
+	GinkgoHelper()
+	insertUnderToken(ctx, s, 1)
+	for _, statement := range []string{
+		"SYSTEM START MERGES event_log", // without which nothing is deleted
+		"ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 1",
+		"SYSTEM STOP MERGES event_log",
+	} {
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+	}
 }

@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"os"
@@ -9,10 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/system"
@@ -72,6 +76,29 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		Expect(relay.Messages()).To(ContainElement("batches will be resolved before they are sent"))
 		awaitReady(ctx, relay)
 	})
+})
+
+var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
+	DescribeTable("does not pass for the first send", func(ctx SpecContext, noticed bool) {
+		s := newSystem(ctx)
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		env := slices.Concat(small, brisk)
+		relay := s.LaunchRelay(s.ClickHouse.Native, append(env, fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked))...)
+		awaitMessage(ctx, relay, "failpoint reached")
+		// What the replica lacks is the mark of another claim, whose send left the
+		// token without the rows.
+		burnToken(ctx, s)
+		s.Postgres.MustExecContext(ctx, "UPDATE outbox_origin SET timeline = '00000000'")
+		if noticed {
+			_, err := outbox.NewStore(s.Postgres, outbox.StoreOptions{FlushTimeout: time.Second}).Cut(ctx, 0)
+			Expect(err).To(MatchError(outbox.ErrHistoryChanged))
+		}
+		relay.Signal(syscall.SIGCONT)
+		expectOnce(ctx, s, outcome{Fault: "failover in the middle of a claim, another's mark lost", Done: "PostgreSQL", Events: perBatch})
+	},
+		Entry("before the failover is noticed", false),
+		Entry("after it was noticed", true),
+	)
 })
 
 // startStandby starts a server that replicates the primary, which the DSN leads

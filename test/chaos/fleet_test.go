@@ -158,6 +158,30 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 	}
 })
 
+var _ = Describe("A relay that is stopped before it sends, for longer than the window remembers", func() {
+	DescribeTable("sends nothing when it goes on", func(ctx SpecContext, point failpoint.Point, protocol string) {
+		s := newSystem(ctx)
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		env := slices.Concat(small, brisk)
+		stopped := s.LaunchRelay(s.ClickHouseDSN(protocol), append(env, fmt.Sprintf("FAILPOINT=%s=stop", point))...)
+		awaitMessage(ctx, stopped, "failpoint reached")
+		s.Relay(s.ClickHouse.Native, env...)
+		s.AwaitEmpty(ctx)
+		pushOut(ctx, s)
+		stopped.Signal(syscall.SIGCONT)
+		awaitReady(ctx, stopped)
+		stopped.Stop() // what it had begun has ended
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+		expectOnce(ctx, s, outcome{Fault: "relay stopped past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
+	},
+		Entry("over the native protocol", failpoint.FlushRead, "native"),
+		Entry("over the native protocol, in the middle of the statement", failpoint.FlushBegun, "native"),
+		Entry("over HTTP", failpoint.FlushRead, "http"),
+		Entry("over HTTP, in the middle of the statement", failpoint.FlushBegun, "http"),
+	)
+})
+
 // pushOut sends blocks of others until a window of three has forgotten all
 // tokens before them.
 func pushOut(ctx context.Context, s *system.System) {

@@ -138,6 +138,12 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 		_ = insert.Abort()
 		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("encode the batch: %w", err)}
 	}
+	// The clock is asked, since the context's own timer may come late in a process
+	// that was stopped.
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		_ = insert.Abort()
+		return s.classify(ctx, "insert", context.DeadlineExceeded)
+	}
 	// Once, and no Flush before it. A second Send would open a second insert
 	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201);
 	// over HTTP the body is a pipe, which net/http cannot repeat.

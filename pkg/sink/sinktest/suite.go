@@ -328,6 +328,13 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable))
 				Expect(count(ctx)).To(BeZero())
 			})
+
+			ginkgo.It("that has passed while the process was stopped sends nothing", func(ctx ginkgo.SpecContext) {
+				err := s.Insert(overslept{ctx}, sink.Batch{Token: token(), Events: some(10)})
+				Expect(err).To(MatchError(context.DeadlineExceeded))
+				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable))
+				Expect(count(ctx)).To(BeZero())
+			})
 		})
 
 		ginkgo.Describe("Check", func() {
@@ -345,6 +352,12 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 		})
 	})
 }
+
+// overslept is past its deadline, and its timer has not fired yet.
+type overslept struct{ context.Context } //nolint:containedctx // is one
+
+// Deadline implements context.Context.
+func (overslept) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
 
 // present returns the ids of those that are there.
 func present(ctx context.Context, s sink.Sink, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
