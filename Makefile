@@ -2,6 +2,7 @@
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := bin/tools/golangci-lint
+SPIN := bin/tools/spin
 TEST_REPORT := test-report.json
 
 # What `make test` runs, and further flags for Ginkgo.
@@ -15,7 +16,7 @@ DURATION ?= 10m
 
 .PHONY: help
 help: ## list what there is to do
-	@awk -F ':.*## ' '/^[a-z/-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z/-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: need-npm build ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
@@ -29,9 +30,9 @@ demo: need-npm build ## create 10,000 users and watch their events reach ClickHo
 # its specs. CGO_ENABLED is for the race detector; the programs are built
 # without it.
 .PHONY: test
-test: need-npm need-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
+test: need-npm need-cc build $(SPIN) ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
-	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
+	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_SPIN='$(CURDIR)/$(SPIN)' go tool ginkgo run \
 		-r -p --race --randomize-all --randomize-suites --keep-going \
 		--require-suite --fail-on-empty --fail-on-pending \
 		--timeout=30m --poll-progress-after=1m \
@@ -43,6 +44,11 @@ test: need-npm need-cc build ## run every suite with the race detector (PKG=./pk
 test/chaos: need-npm need-cc build ## break everything at random for a while (DURATION=10m, SEED=…)
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
 		--focus '^Chaos' $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
+
+.PHONY: test/outcomes
+test/outcomes: need-npm need-cc build ## break everything, and write what came of it into docs/delivery.md
+	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_OUTCOMES='$(CURDIR)/docs/delivery.md' go tool ginkgo run \
+		-p --timeout=1h --poll-progress-after=5m ./test/chaos
 
 # golangci-lint brings go vet, and gofumpt and gci as formatters.
 .PHONY: lint
@@ -71,6 +77,10 @@ clean: ## remove what was built, and the data of `make run`
 
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
+
+$(SPIN):
+	@mkdir -p $(@D)
+	@test/model/fetch-spin.sh $@
 
 # What has to be on the machine, each named in one line. `go list -m` fails where
 # Go is older than go.mod asks for and cannot fetch a newer one by itself.

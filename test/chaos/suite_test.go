@@ -5,7 +5,11 @@ package chaos_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,10 +36,10 @@ func newSystem(ctx context.Context) *system.System {
 	return system.New(suite.Prepared(), suite.PostgresDSN(ctx), suite.ClickHouseDSNs(ctx))
 }
 
-// outcome is a row of the table in docs/delivery.md.
+// outcome is what a spec adds to a row of the table in docs/delivery.md.
 type outcome struct {
 	Fault     string        `json:"fault"`
-	Done      string        `json:"done"`
+	Done      string        `json:"done"` // where, how often, in what situation
 	Events    int           `json:"events"`
 	Lost      int           `json:"lost"`
 	Doubled   int           `json:"doubled"`
@@ -66,12 +70,30 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	Expect(dead).To(Equal(o.Dead), "dead letters")
 }
 
+// Where the table of the outcomes goes, between two marks.
+const (
+	outcomesBegin = "<!-- outcomes -->\n"
+	outcomesEnd   = "<!-- /outcomes -->"
+)
+
 var _ = ReportAfterSuite("the outcomes of the faults", func(report Report) {
 	path := os.Getenv("DIEHARD_CHAOS_OUTCOMES")
 	if path == "" {
 		return
 	}
-	var all []outcome
+	content, err := os.ReadFile(path) //nolint:gosec // the file that we are told
+	Expect(err).NotTo(HaveOccurred())
+	before, rest, found := strings.Cut(string(content), outcomesBegin)
+	Expect(found).To(BeTrue(), "%s has no %s", path, outcomesBegin)
+	_, after, found := strings.Cut(rest, outcomesEnd)
+	Expect(found).To(BeTrue(), "%s has no %s", path, outcomesEnd)
+	Expect(os.WriteFile(path, []byte(before+outcomesBegin+table(report)+outcomesEnd+after), 0o644)).To(Succeed()) //nolint:gosec // nothing secret
+})
+
+// table has a row for each fault: what its specs found, added up.
+func table(report Report) string {
+	sums := map[[2]string]*outcome{}
+	runs := map[[2]string]int{}
 	for _, spec := range report.SpecReports {
 		for _, entry := range spec.ReportEntries {
 			if entry.Name != outcomes {
@@ -79,10 +101,27 @@ var _ = ReportAfterSuite("the outcomes of the faults", func(report Report) {
 			}
 			var o outcome
 			Expect(json.Unmarshal([]byte(entry.Value.AsJSON), &o)).To(Succeed())
-			all = append(all, o)
+			key := [2]string{o.Fault, o.Done}
+			if sums[key] == nil {
+				sums[key] = &outcome{}
+			}
+			sum := sums[key]
+			runs[key]++
+			sum.Events += o.Events
+			sum.Lost += o.Lost
+			sum.Doubled += o.Doubled
+			sum.Dead += o.Dead
+			sum.Recovered = max(sum.Recovered, o.Recovered)
 		}
 	}
-	encoded, err := json.Marshal(all)
-	Expect(err).NotTo(HaveOccurred())
-	Expect(os.WriteFile(path, encoded, 0o644)).To(Succeed()) //nolint:gosec // nothing secret
-})
+	var rows strings.Builder
+	rows.WriteString("| fault | what was done | times | events | lost | doubled | dead letters | time to recover |\n")
+	rows.WriteString("| --- | --- | --: | --: | --: | --: | --: | --: |\n")
+	keys := slices.SortedFunc(maps.Keys(sums), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+	for _, key := range keys {
+		sum := sums[key]
+		fmt.Fprintf(&rows, "| %s | %s | %d | %d | %d | %d | %d | %.1f s |\n", key[0], key[1], runs[key],
+			sum.Events, sum.Lost, sum.Doubled, sum.Dead, sum.Recovered.Seconds())
+	}
+	return rows.String()
+}

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Puts the model checker Spin at the path $1: the one that is installed, or that
+# of Debian's package, which is unpacked and not installed.
+set -eu
+if command -v spin >/dev/null; then
+    ln -sf "$(command -v spin)" "$1"
+    exit
+fi
+missing() {
+    echo 'the model checker Spin is missing: install it from your package manager (Debian: apt install spin; Homebrew: brew install spin)' >&2
+    exit 1
+}
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || missing
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+# Lists of its own, so that none have to be there, and nobody has to be root.
+mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+apt() {
+    (cd "$dir" && apt-get -qq -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User="$(id -un)" "$@" >"$dir/log" 2>&1)
+}
+apt update && apt download spin && dpkg-deb -x "$dir"/spin_*.deb "$dir" || { cat "$dir/log" >&2; missing; }
+cp "$dir/usr/bin/spin" "$1"

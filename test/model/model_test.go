@@ -1,0 +1,130 @@
+// Package model_test has a model checker go through every order in which the
+// steps of the delivery protocol can happen.
+package model_test
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+func TestModel(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "model")
+}
+
+//go:embed delivery.pml
+var model string
+
+// bounds are how much happens in a run: faults, failovers of PostgreSQL, and the
+// events that ClickHouse refuses, a bit for each.
+type bounds struct{ faults, failovers, poison int }
+
+func (b bounds) String() string {
+	return fmt.Sprintf("faults %d, failovers %d, poison %d", b.faults, b.failovers, b.poison)
+}
+
+// check returns what the checker says of the model with these definitions.
+func check(ctx context.Context, b bounds, definitions ...string) string {
+	GinkgoHelper()
+	dir := GinkgoT().TempDir()
+	source := filepath.Join(dir, "delivery.pml")
+	Expect(os.WriteFile(source, []byte(model), 0o600)).To(Succeed())
+	args := []string{
+		fmt.Sprint("-DFAULTS=", b.faults), fmt.Sprint("-DFAILOVERS=", b.failovers), fmt.Sprint("-DPOISON=", b.poison),
+	}
+	for _, d := range definitions {
+		args = append(args, "-D"+d)
+	}
+	run := func(program string, args ...string) string {
+		cmd := exec.CommandContext(ctx, program, args...)
+		cmd.Dir = dir
+		output, err := cmd.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), "%s %v: %s", program, args, output)
+		return string(output)
+	}
+	run(spin(), append(args, "-a", source)...)
+	// SAFETY leaves out cycles, of which there are none to look for; the model ends.
+	// Not optimised: that takes longer than it saves.
+	run(compiler(), "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=4096", "-o", "pan", "pan.c")
+	return run(filepath.Join(dir, "pan"), "-m100000")
+}
+
+func spin() string {
+	GinkgoHelper()
+	if path := os.Getenv("DIEHARD_SPIN"); path != "" {
+		return path
+	}
+	path, err := exec.LookPath("spin")
+	Expect(err).NotTo(HaveOccurred(), "the model checker Spin is missing: `make test` fetches it")
+	return path
+}
+
+func compiler() string {
+	if path := os.Getenv("CC"); path != "" {
+		return path
+	}
+	return "cc"
+}
+
+// mutants each lack one safeguard of the protocol.
+var mutants = []struct {
+	name   string
+	bounds bounds
+}{
+	{"SEND_BEFORE_THE_CUT", bounds{faults: 1}},
+	{"MARK_AFTER_THE_SEND", bounds{faults: 1}},
+	{"LEASE_WITHOUT_THE_MARK", bounds{faults: 1}},
+	{"LEASE_ACROSS_A_FAILOVER", bounds{faults: 1, failovers: 1}},
+	{"TRUST_A_FAILOVER", bounds{faults: 1, failovers: 1}},
+	{"NEW_TOKEN_ON_RESEND", bounds{faults: 1}},
+	{"NEW_TOKEN_FOR_THE_REST", bounds{faults: 1}},
+	{"CUT_ANEW", bounds{faults: 1}},
+	{"ASK_WITHOUT_FENCE", bounds{faults: 1}},
+	{"SPLIT_WITHOUT_ASKING", bounds{faults: 1}},
+	{"SETTLE_A_RESEND", bounds{faults: 1}},
+}
+
+var _ = Describe("The model of the delivery protocol", func() {
+	for _, b := range []bounds{
+		{faults: 2},
+		{faults: 2, poison: 0b01},
+		{faults: 1, poison: 0b11},
+		{faults: 1, failovers: 1},
+		{failovers: 2, poison: 0b01},
+	} {
+		It("holds in every order of steps with "+b.String(), func(ctx SpecContext) {
+			said := check(ctx, b)
+			Expect(said).To(ContainSubstring("errors: 0\n"))
+			Expect(said).NotTo(Or(ContainSubstring("Search not completed"), ContainSubstring("max search depth")))
+			AddReportEntry(b.String(), regexp.MustCompile(`.*states, stored`).FindString(said))
+		})
+	}
+
+	for _, mutant := range mutants {
+		It("does not hold without a safeguard: "+mutant.name, func(ctx SpecContext) {
+			said := check(ctx, mutant.bounds, "MUTANT_"+mutant.name)
+			Expect(said).To(ContainSubstring("errors: 1\n"))
+			Expect(said).To(ContainSubstring("assertion violated"))
+			AddReportEntry(mutant.name, regexp.MustCompile(`assertion violated.*`).FindString(said))
+		})
+	}
+
+	It("has no mutant that is not tried", func() {
+		var tried []string
+		for _, mutant := range mutants {
+			tried = append(tried, "MUTANT_"+mutant.name)
+		}
+		for _, named := range regexp.MustCompile(`MUTANT_\w+`).FindAllString(model, -1) {
+			Expect(tried).To(ContainElement(named))
+		}
+	})
+})
