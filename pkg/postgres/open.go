@@ -54,7 +54,9 @@ type Options struct {
 // its type's binary format, which is the same as text for json and text, but
 // not for jsonb.
 //
-// A server that is gone without a word is noticed within about DeadAfter.
+// A server that is gone without a word is noticed within about DeadAfter. Where
+// the context of a statement or a transaction ends and the server does not
+// answer, the connection is given up a second later.
 func Open(o Options) (*sqlx.DB, error) {
 	dsn, err := withDefaults(o.DSN, o.ApplicationName)
 	if err != nil {
@@ -64,7 +66,6 @@ func Open(o Options) (*sqlx.DB, error) {
 	if err != nil {
 		return nil, dsnError(err)
 	}
-	base.Dialer(dialer{})
 
 	maxOpen := o.MaxOpenConns
 	if maxOpen <= 0 {
@@ -86,18 +87,37 @@ type connector struct {
 
 // Connect implements driver.Connector.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.base.Connect(ctx)
+	abandoned, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	// Nothing of the making outlasts ctx; lib/pq heeds it while dialing only.
+	made := context.AfterFunc(ctx, abandon)
+	conn, err := c.connect(ctx, abandoned, abandon)
+	if inTime := made(); err == nil && !inTime {
+		_ = conn.Close()
+		err = context.Cause(ctx)
+	}
 	if err != nil {
+		abandon()
 		return nil, fmt.Errorf("connect to postgresql: %w", err)
 	}
+	return conn, nil
+}
+
+func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*conn, error) {
+	base := *c.base
+	base.Dialer(dialer{abort: abandoned})
+	made, err := base.Connect(ctx)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // Connect says what was being done
+	}
+	conn := &conn{pqConn: made.(pqConn), abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
 	if c.setup == "" {
 		return conn, nil
 	}
 	// lib/pq sends a statement without parameters as a simple query, which may
 	// hold several.
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, c.setup, nil); err != nil { //nolint:forcetypeassert // as the pool does
+	if _, err := conn.pqConn.ExecContext(ctx, c.setup, nil); err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("set up the postgresql session: %w", err)
+		return nil, fmt.Errorf("set up the session: %w", err)
 	}
 	return conn, nil
 }

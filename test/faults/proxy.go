@@ -2,6 +2,7 @@
 package faults
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -31,6 +32,7 @@ type Proxy struct {
 type hold struct {
 	direction Direction
 	after     int           // bytes that a connection has to send before
+	from      []byte        // what it has to send before, instead
 	released  chan struct{} // nil while nothing is held
 	bytes     int           // held
 }
@@ -165,6 +167,15 @@ func (p *Proxy) Hold(d Direction, after int) {
 	p.countAnew()
 }
 
+// HoldFrom is Hold on connections from when they send the text, with it. The
+// text must be so short that it is sent at once.
+func (p *Proxy) HoldFrom(d Direction, text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hold = hold{direction: d, from: []byte(text), released: make(chan struct{})}
+	p.countAnew()
+}
+
 // Uncut tells whether the connection that CutOnce is to break has not broken yet.
 func (p *Proxy) Uncut() bool {
 	p.mu.Lock()
@@ -174,7 +185,7 @@ func (p *Proxy) Uncut() bool {
 
 func (p *Proxy) countAnew() {
 	for l := range p.links {
-		l.sent = 0
+		l.sent, l.begun = 0, false
 	}
 }
 
@@ -232,6 +243,7 @@ type link struct {
 	proxy          *Proxy
 	client, server net.Conn
 	sent           int  // bytes of requests, guarded by proxy.mu, like
+	begun          bool // has sent what the hold begins with
 	vanished       bool // what is lost
 }
 
@@ -246,7 +258,7 @@ func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 {
-			if goOn := l.arrived(d, n); !goOn {
+			if goOn := l.arrived(d, buffer[:n]); !goOn {
 				return
 			}
 			if l.lost() {
@@ -267,8 +279,8 @@ const buffered = 32 << 10
 
 // arrived waits until bytes that go in the direction may go on, and says whether
 // they may, or the connection is to break.
-func (l *link) arrived(d Direction, n int) (goOn bool) {
-	released, speed, goOn := l.look(d, n)
+func (l *link) arrived(d Direction, data []byte) (goOn bool) {
+	released, speed, goOn := l.look(d, data)
 	if !goOn {
 		return false
 	}
@@ -276,24 +288,29 @@ func (l *link) arrived(d Direction, n int) (goOn bool) {
 		<-released
 	}
 	if speed != nil {
-		_ = speed.WaitN(context.Background(), n) // n is within its burst
+		_ = speed.WaitN(context.Background(), len(data)) // is within its burst
 	}
 	return true
 }
 
-func (l *link) look(d Direction, n int) (released <-chan struct{}, speed *rate.Limiter, goOn bool) {
+func (l *link) look(d Direction, data []byte) (released <-chan struct{}, speed *rate.Limiter, goOn bool) {
 	p := l.proxy
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d == Requests {
-		l.sent += n
+		l.sent += len(data)
+		l.begun = l.begun || p.hold.from != nil && bytes.Contains(data, p.hold.from)
 		if p.cut > 0 && l.sent > p.cut {
 			p.cut = 0
 			return nil, nil, false
 		}
 	}
-	if d&p.hold.direction != 0 && l.sent > p.hold.after {
-		p.hold.bytes += n
+	held := l.sent > p.hold.after
+	if p.hold.from != nil {
+		held = l.begun
+	}
+	if held && d&p.hold.direction != 0 {
+		p.hold.bytes += len(data)
 		released = p.hold.released
 	}
 	return released, p.speed, true

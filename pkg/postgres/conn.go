@@ -1,0 +1,99 @@
+package postgres
+
+import (
+	"context"
+	"database/sql/driver"
+	"time"
+)
+
+// cancelGrace is how long a server has to answer that it has canceled a
+// statement, or finished it, when the statement's context has ended.
+const cancelGrace = time.Second
+
+// conn is a lib/pq connection that is closed where the context of its user has
+// ended and the server stays silent. lib/pq asks the server to cancel then, and
+// waits for the answer to the statement for as long as the connection lives:
+// with a server that hangs, or behind a pooler that does, for ever.
+type conn struct {
+	pqConn
+
+	abandoned context.Context //nolint:containedctx // ends with abandon
+	abandon   func()          // closes what the connection was dialed as
+	release   func()          // ends the watch of the user's context; nil is none
+}
+
+// pqConn is what database/sql makes use of in lib/pq's connection.
+type pqConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.QueryerContext
+	driver.SessionResetter
+	driver.Validator
+}
+
+// BeginTx implements driver.ConnBeginTx.
+func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
+	c.watch(ctx)
+	return c.pqConn.BeginTx(ctx, o) //nolint:wrapcheck // a driver's own
+}
+
+// ExecContext implements driver.ExecerContext.
+func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	c.watch(ctx)
+	return c.pqConn.ExecContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+}
+
+// QueryContext implements driver.QueryerContext.
+func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	c.watch(ctx)
+	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+}
+
+// IsValid implements driver.Validator. The pool asks it when the connection's
+// user gives it back.
+func (c *conn) IsValid() bool {
+	c.unwatch()
+	return c.abandoned.Err() == nil && c.pqConn.IsValid()
+}
+
+// Close implements driver.Conn.
+func (c *conn) Close() error {
+	c.unwatch()
+	defer c.abandon()
+	return c.pqConn.Close() //nolint:wrapcheck // a driver's own
+}
+
+// watch has the connection closed some time after ctx ends, unless it is given
+// back before. Of the contexts that come while somebody has the connection the
+// first counts: that of the transaction, or of the only statement.
+func (c *conn) watch(ctx context.Context) {
+	if c.release != nil {
+		return
+	}
+	released, done := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		select {
+		case <-released:
+		case <-time.After(cancelGrace):
+			c.abandon()
+		}
+	})
+	c.release = func() {
+		close(released)
+		if !stop() {
+			<-done
+		}
+	}
+}
+
+func (c *conn) unwatch() {
+	if c.release != nil {
+		c.release()
+		c.release = nil
+	}
+}
