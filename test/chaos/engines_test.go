@@ -85,7 +85,7 @@ var _ = Describe("PostgreSQL", func() {
 		hog.SetMaxOpenConns(1000)
 		var hogged []*sql.Conn
 		one := func() error {
-			conn, err := hog.DB.Conn(ctx)
+			conn, err := hog.Conn(ctx)
 			if err == nil {
 				hogged = append(hogged, conn)
 			}

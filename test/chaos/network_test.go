@@ -110,6 +110,52 @@ var _ = Describe("Between a relay and its databases", func() {
 	}
 })
 
+var _ = Describe("Between an API and PostgreSQL", func() {
+	const hasty = "DIEHARD_HTTP_REQUEST_TIMEOUT=1s"
+
+	for _, fault := range networkFaults {
+		It("each user who is created has one event though "+fault.name, func(ctx SpecContext) {
+			s := newSystem(ctx)
+			proxy, through := faults.StartProxyTo(s.PostgresDSN)
+			api := s.API("DIEHARD_POSTGRES_DSN="+through, hasty)
+			s.Relay(s.ClickHouse.Native, small...)
+			users := createUsers(ctx, api, rate.Inf)
+			users.awaitMore(ctx, perBatch)
+			fault.happen(ctx, proxy, func() { users.awaitFailure(ctx) })
+			awaitReady(ctx, api)
+			users.awaitMore(ctx, perBatch)
+			users.expectEach(ctx, s, outcome{Fault: fault.name, Done: "between API and PostgreSQL"})
+		})
+	}
+
+	for _, commit := range []struct {
+		fault string
+		held  faults.Direction
+	}{
+		{"the commit arrives long after the client was answered", faults.Requests},
+		{"the answer to the commit is swallowed", faults.Answers},
+	} {
+		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
+			s := newSystem(ctx)
+			proxy, through := faults.StartProxyTo(s.PostgresDSN)
+			api := s.API("DIEHARD_POSTGRES_DSN="+through, hasty)
+			s.Relay(s.ClickHouse.Native, small...)
+			users := createUsers(ctx, api, rate.Inf)
+			users.awaitMore(ctx, perBatch)
+			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
+			users.awaitAnswer(ctx, "503 outcome-unknown")
+			proxy.Release()
+			awaitReady(ctx, api)
+			users.awaitMore(ctx, perBatch)
+			users.expectEach(ctx, s, outcome{Fault: commit.fault, Done: "between API and PostgreSQL"})
+			created, _ := users.counts()
+			var existing int
+			Expect(s.Postgres.Get(&existing, "SELECT count(*) FROM users")).To(Succeed())
+			Expect(existing).To(BeNumerically(">", created), "no user was created whose client does not know")
+		})
+	}
+})
+
 // produce publishes some thousand events a second, a few at a time, until it is
 // stopped; it returns how many were published then.
 func produce(ctx context.Context, s *system.System) (stop func() int) {

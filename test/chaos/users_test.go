@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ type clients struct {
 	mu      sync.Mutex
 	created map[string]string // by id, the address
 	failed  int
+	answers map[string]int // how many there were, by status and problem
 }
 
 // createUsers creates as many users a second as perSecond and the API allow.
@@ -32,7 +34,7 @@ func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limi
 	GinkgoHelper()
 	const atOnce = 4
 	pace := rate.NewLimiter(perSecond, 1)
-	c := &clients{created: map[string]string{}}
+	c := &clients{created: map[string]string{}, answers: map[string]int{}}
 	c.url.Store(api.URL())
 	var stopped atomic.Bool
 	var group sync.WaitGroup
@@ -41,7 +43,7 @@ func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limi
 		group.Go(func() {
 			for !stopped.Load() && pace.Wait(ctx) == nil {
 				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
-				a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}) //nolint:forcetypeassert // always one
+				a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email})
 				c.answered(email, a, err)
 			}
 		})
@@ -57,6 +59,10 @@ func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limi
 func (c *clients) answered(email string, a system.Answer, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err == nil {
+		kind, _ := a.Body["type"].(string)
+		c.answers[strings.TrimSpace(fmt.Sprint(a.Status, " ", kind[strings.Index(kind, "#")+1:]))]++
+	}
 	id, ok := a.Body["id"].(string)
 	if err == nil && a.Status == http.StatusCreated && ok {
 		c.created[id] = email
@@ -86,11 +92,36 @@ func (c *clients) awaitFailure(ctx context.Context) {
 	Eventually(ctx, func() int { _, failed := c.counts(); return failed }).WithTimeout(patience).Should(BeNumerically(">", before))
 }
 
+// awaitAnswer waits until another request has been answered so: a status, and
+// the name of its problem.
+func (c *clients) awaitAnswer(ctx context.Context, answer string) {
+	GinkgoHelper()
+	answered := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.answers[answer]
+	}
+	before := answered()
+	Eventually(ctx, answered).WithTimeout(patience).Should(BeNumerically(">", before), answer)
+}
+
+// expectAnswers expects that no request was answered with an error that does
+// not say what became of it, and whether to try again.
+func (c *clients) expectAnswers() {
+	GinkgoHelper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for answer := range c.answers {
+		Expect(answer).To(BeElementOf("201", "409 email-taken", "503 unavailable", "503 outcome-unknown", "504 timeout"))
+	}
+}
+
 // expectEach stops the clients and expects that every user who was acknowledged
 // exists, and that every user who exists has one event in ClickHouse.
 func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	c.stop()
+	c.expectAnswers()
 	s.AwaitEmpty(ctx) // what was still being created when its client was answered is there, too
 	var existing []string
 	Expect(s.Postgres.Select(&existing, "SELECT id::text FROM users")).To(Succeed())
