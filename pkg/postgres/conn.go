@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"time"
 )
@@ -32,13 +33,21 @@ type pqConn interface {
 	driver.Pinger
 	driver.QueryerContext
 	driver.SessionResetter
+	driver.Tx
 	driver.Validator
 }
 
-// BeginTx implements driver.ConnBeginTx.
+// BeginTx implements driver.ConnBeginTx. lib/pq's own asks for READ WRITE by
+// name, and so writes to a server that somebody has set to read-only.
 func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
 	c.watch(ctx)
-	return c.pqConn.BeginTx(ctx, o) //nolint:wrapcheck // a driver's own
+	if sql.IsolationLevel(o.Isolation) != sql.LevelReadCommitted || o.ReadOnly {
+		return c.pqConn.BeginTx(ctx, o) //nolint:wrapcheck // a driver's own
+	}
+	if _, err := c.pqConn.ExecContext(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED", nil); err != nil {
+		return nil, err //nolint:wrapcheck // a driver's own
+	}
+	return c, nil
 }
 
 // ExecContext implements driver.ExecerContext.

@@ -31,18 +31,13 @@ func IsUnavailable(err error) bool {
 		return false
 	}
 	switch server.Code {
-	case "25006", // read_only_sql_transaction: a primary that was demoted
+	case "25006", // read_only_sql_transaction: a standby, or set to read-only
 		"57014", // query_canceled: by a timeout or an operator; lib/pq shows an expired context as this, too
 		"57P01", // admin_shutdown
 		"57P02", // crash_shutdown
 		"57P03", // cannot_connect_now: starting, stopping, recovering
 		"57P05", // idle_session_timeout
 		"58030": // io_error
-		return true
-	}
-	// A replica that is not promoted refuses to begin: lib/pq asks for READ WRITE
-	// by name. It is the only setting of ours that a server refuses so.
-	if server.Code == "0A000" && server.Routine == "call_bool_check_hook" {
 		return true
 	}
 	c := class(server)

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -41,6 +42,13 @@ var _ = Describe("IsUnavailable", func() {
 			return run(ctx, postgres.Options{DSN: newDatabase(ctx), Session: map[string]string{
 				"default_transaction_read_only": "on",
 			}}, "CREATE TABLE things ()")
+		}, unavailable),
+		Entry("the server takes no writes, in a transaction", func(ctx context.Context) error {
+			db := open(postgres.Options{DSN: newDatabase(ctx), Session: map[string]string{"default_transaction_read_only": "on"}})
+			return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+				_, err := tx.ExecContext(ctx, "CREATE TABLE things ()")
+				return err
+			})
 		}, unavailable),
 		Entry("a statement takes too long for the server", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: root, Session: map[string]string{"statement_timeout": "10ms"}},
