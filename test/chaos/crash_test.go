@@ -225,6 +225,24 @@ var _ = Describe("An API that is killed", func() {
 	}
 })
 
+var _ = Describe("An API that is killed under load, 10 times", func() {
+	It("leaves each user that it has acknowledged, and one event for each user that there is", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		s.Relay(s.ClickHouse.Native, small...)
+		api := s.API()
+		users := createUsers(ctx, api, 500)
+		for range 10 {
+			users.awaitMore(ctx, perBatch/5)
+			api.Kill()
+			users.awaitFailure(ctx)
+			api = s.API()
+			users.url.Store(api.URL())
+		}
+		users.awaitMore(ctx, perBatch)
+		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users"})
+	})
+})
+
 // usersWithoutEvent counts the users of which the outbox has no event, or more
 // than one.
 func usersWithoutEvent(s *system.System) (users int) {

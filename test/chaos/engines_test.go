@@ -79,6 +79,26 @@ var _ = Describe("PostgreSQL", func() {
 		st.proceed(ctx, outcome{Fault: "sessions ended, 10 times", Done: "PostgreSQL"})
 	})
 
+	It("takes no writes for a while", func(ctx SpecContext) {
+		st := newStage(ctx, devstack.PostgresOptions{})
+		readOnly := func(value string) {
+			st.Postgres.MustExecContext(ctx, "ALTER SYSTEM SET default_transaction_read_only = "+value)
+			st.Postgres.MustExecContext(ctx, "SELECT pg_reload_conf()")
+			st.Postgres.MustExecContext(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE application_name LIKE 'diehard-%' AND pid != pg_backend_pid()`)
+		}
+		readOnly("on")
+		awaitNotReady(ctx, st.api)
+		awaitNotReady(ctx, st.relay)
+		st.users.awaitAnswer(ctx, "503 unavailable")
+		before, _ := st.users.counts()
+		st.users.awaitAnswer(ctx, "503 unavailable")
+		after, _ := st.users.counts()
+		Expect(after).To(Equal(before), "users created")
+		readOnly("off")
+		st.proceed(ctx, outcome{Fault: "read-only", Done: "PostgreSQL"})
+	})
+
 	It("has no connection left", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{Settings: map[string]string{"max_connections": "60"}})
 		hog := engines.OpenPostgres(st.PostgresDSN, nil)
