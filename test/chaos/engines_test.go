@@ -14,6 +14,7 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -215,6 +216,36 @@ var _ = Describe("ClickHouse", func() {
 		Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
 	})
 
+	// What a profile changes while a relay runs, the server refuses with an error
+	// of its own.
+	DescribeTable("does not let the relay insert for a while", func(ctx SpecContext, fault, settings, said string) {
+		s := newSystem(ctx)
+		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
+		relay := s.Relay(through, slices.Concat(small, brisk)...)
+		stop := produce(ctx, s)
+		awaitArrival(ctx, s, perBatch)
+		gateway.Impose(settings)
+		awaitNotReady(ctx, relay)
+		Expect(errorsOf(relay)).To(ContainElement(ContainSubstring(said)))
+		gateway.Impose("")
+		awaitReady(ctx, relay)
+		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse, while a relay runs", Events: stop()})
+	},
+		Entry("as its user is read-only", "user is read-only", "readonly=1", "the user or the server is read-only"),
+		Entry("as its user may only change settings", "user is read-only but for settings", "readonly=2", "read-only"),
+		Entry("as there is no memory for it", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
+	)
+
+	It("refuses a relay whose user is read-only, which says so and ends", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		relay := s.LaunchRelay(s.ClickHouse.HTTP+"?readonly=2", small...)
+		relay.EndsWith(1)
+		Expect(errorsOf(relay)).To(ContainElement(ContainSubstring("the clickhouse user is read-only")))
+		s.Relay(s.ClickHouse.HTTP, small...)
+		expectOnce(ctx, s, outcome{Fault: "user is read-only", Done: "ClickHouse", Events: perBatch})
+	})
+
 	DescribeTable("refuses a relay", func(ctx SpecContext, fault, parameter, said string) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -225,15 +256,7 @@ var _ = Describe("ClickHouse", func() {
 			dsn += "?" + parameter
 		}
 		relay := s.LaunchRelay(dsn, small...)
-		Eventually(ctx, func(g Gomega) {
-			var errs []string
-			for _, record := range relay.Log() {
-				if record["level"] == "ERROR" {
-					errs = append(errs, fmt.Sprint(record["err"]))
-				}
-			}
-			g.Expect(errs).To(ContainElement(ContainSubstring(said)))
-		}).WithTimeout(patience).Should(Succeed())
+		Eventually(ctx, errorsOf).WithArguments(relay).WithTimeout(patience).Should(ContainElement(ContainSubstring(said)))
 		awaitNotReady(ctx, relay)
 		relay.Stop()
 		var sends int
@@ -246,6 +269,17 @@ var _ = Describe("ClickHouse", func() {
 		Entry("with no memory for it", "memory limit", "max_memory_usage=1", "short of memory"),
 	)
 })
+
+// errorsOf are what the program has logged as the errors of its error records.
+func errorsOf(p *programs.Process) (errs []string) {
+	GinkgoHelper()
+	for _, record := range p.Log() {
+		if record["level"] == "ERROR" {
+			errs = append(errs, fmt.Sprint(record["err"]))
+		}
+	}
+	return errs
+}
 
 func withPassword(dsn string) string {
 	GinkgoHelper()

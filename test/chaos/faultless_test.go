@@ -1,0 +1,35 @@
+package chaos_test
+
+import (
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+var _ = Describe("Where nothing fails, a relay", func() {
+	It("sends one insert for each batch, and asks for nothing that it delivered", func(ctx SpecContext) {
+		const batches = 20
+		s := newSystem(ctx)
+		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
+		relay := s.Relay(through, small...)
+		checks := len(gateway.Statements())
+		Expect(s.Publish(ctx, system.Events(batches*perBatch)...)).To(Succeed())
+		expectOnce(ctx, s, outcome{Fault: "none", Done: "1 relay", Events: batches * perBatch})
+		Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(BeNumerically("==", batches))
+
+		inserts := 0
+		for _, statement := range gateway.Statements()[checks:] {
+			if strings.HasPrefix(statement, "INSERT INTO `event_log`") {
+				inserts++
+				continue
+			}
+			// A new connection may lead to a server that was upgraded.
+			Expect(statement).To(Or(HavePrefix("SELECT displayName(), version()"), ContainSubstring("FROM system.settings")))
+		}
+		Expect(inserts).To(Equal(batches))
+	})
+})
