@@ -102,7 +102,7 @@ func Open(o Options) (*Sink, error) {
 	}
 	driverOptions.DialStrategy = func(ctx context.Context, id int, opt *chgo.Options, dial chgo.Dial) (chgo.DialResult, error) {
 		s.dials.Add(1)
-		return chgo.DefaultDialStrategy(ctx, id, opt, dial)
+		return chgo.DefaultDialStrategy(ctx, id, opt, closing(dial))
 	}
 	if s.conn, err = chgo.Open(driverOptions); err != nil {
 		return nil, fmt.Errorf("open clickhouse: %w", err)
@@ -197,6 +197,29 @@ func dialer(d *chgo.Options) func(ctx context.Context, address string) (net.Conn
 	}
 	return func(ctx context.Context, address string) (net.Conn, error) {
 		return plain.DialContext(ctx, "tcp", address)
+	}
+}
+
+// closing closes what was dialed where the handshake fails, which the driver
+// leaves to the garbage collector
+// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn.go#L99).
+func closing(dial chgo.Dial) chgo.Dial {
+	return func(ctx context.Context, address string, opt *chgo.Options) (chgo.DialResult, error) {
+		if opt.DialContext == nil { // HTTP
+			return dial(ctx, address, opt)
+		}
+		var dialed net.Conn
+		o := *opt
+		o.DialContext = func(ctx context.Context, address string) (net.Conn, error) {
+			var err error
+			dialed, err = opt.DialContext(ctx, address)
+			return dialed, err //nolint:wrapcheck // the driver says what it was doing
+		}
+		result, err := dial(ctx, address, &o)
+		if err != nil && dialed != nil {
+			_ = dialed.Close()
+		}
+		return result, err
 	}
 }
 
