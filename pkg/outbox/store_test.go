@@ -498,6 +498,14 @@ var _ = Describe("Store", func() {
 		})
 	})
 
+	It("has the server bound how long a worker that is gone without a word keeps what it holds", func(ctx SpecContext) {
+		var unbounded []string
+		Expect(db.SelectContext(ctx, &unbounded, `SELECT name FROM pg_settings
+			WHERE name IN ('idle_in_transaction_session_timeout', 'statement_timeout', 'lock_timeout', 'tcp_keepalives_idle',
+				'tcp_keepalives_interval', 'tcp_keepalives_count', 'tcp_user_timeout') AND (setting = '0' OR source != 'session')`)).To(Succeed())
+		Expect(unbounded).To(BeEmpty())
+	})
+
 	It("counts the backlog, its age, the batches and the dead letters", func(ctx SpecContext) {
 		Expect(store.Stats(ctx)).To(Equal(outbox.Stats{}))
 		publishMany(ctx, 12)
