@@ -57,3 +57,25 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 		})
 	}
 })
+
+var _ = Describe("A relay whose network to PostgreSQL vanishes while it holds a lease", func() {
+	It("is followed by another, and is ready again when the network is back", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		network, through := faults.StartProxyTo(s.PostgresDSN)
+		way, clickHouse := faults.StartProxyTo(s.ClickHouse.Native)
+		env := slices.Concat(small, []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=1s"})
+		vanished := s.Relay(clickHouse, slices.Concat(env, []string{"DIEHARD_POSTGRES_DSN=" + through})...)
+		way.HoldFrom(faults.Requests, "INSERT INTO")
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		Eventually(ctx, way.Held).WithTimeout(patience).ShouldNot(BeZero())
+		network.Vanish()
+		s.Relay(s.ClickHouse.Native, env...)
+		awaitNotReady(ctx, vanished)
+		s.AwaitEmpty(ctx) // PostgreSQL ends the lease, which has been idle for too long
+		way.Release()
+		network.Return()
+		awaitReady(ctx, vanished)
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		expectOnce(ctx, s, outcome{Fault: "relay's network vanishes while it holds a lease", Done: "between relay and PostgreSQL", Events: 2 * perBatch})
+	})
+})

@@ -22,6 +22,7 @@ type Proxy struct {
 	target   string
 	listener net.Listener
 	links    map[*link]struct{}
+	accepted int
 	cut      int // bytes that a connection may send before it breaks; 0 is no limit
 	hold     hold
 	vanish   bool
@@ -197,6 +198,14 @@ func (p *Proxy) Connections() int {
 	return len(p.links)
 }
 
+// Accepted is how many connections there have been, whether or not they could
+// be passed on.
+func (p *Proxy) Accepted() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.accepted
+}
+
 // Held is how many bytes are held.
 func (p *Proxy) Held() int {
 	p.mu.Lock()
@@ -221,6 +230,7 @@ func (p *Proxy) accept(listener net.Listener) {
 			return
 		}
 		p.mu.Lock()
+		p.accepted++
 		target := p.target
 		p.mu.Unlock()
 		server, err := new(net.Dialer).DialContext(context.Background(), "tcp", target)

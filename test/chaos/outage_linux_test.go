@@ -1,0 +1,252 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"golang.org/x/sys/unix"
+
+	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
+	It("holds no transaction open, sends nothing, stays silent and costs next to nothing, however often it probes", func(ctx SpecContext) {
+		const probes, ticksPerProbe = 30, 3
+		s := newSystem(ctx)
+		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
+		relay := s.Relay(through, slices.Concat(small, brisk)...)
+		proxy.Lead("127.0.0.1:1")
+		proxy.Reset()
+		Expect(s.Publish(ctx, system.Events(10*perBatch)...)).To(Succeed())
+		awaitNotReady(ctx, relay)
+		probed := func(n int) {
+			GinkgoHelper()
+			before := proxy.Accepted()
+			Eventually(ctx, func(g Gomega) {
+				g.Expect(proxy.Accepted()).To(BeNumerically(">=", before+n))
+			}).WithTimeout(patience).Should(Succeed())
+		}
+		sends := func() (n int) {
+			GinkgoHelper()
+			Expect(s.Postgres.Get(&n, "SELECT sum(sends) FROM outbox_batches")).To(Succeed())
+			return n
+		}
+		probed(5) // what was under way when the outage began has ended
+		linesBefore, sendsBefore, ticksBefore, probesBefore := complaints(relay), sends(), cpuTicks(relay), proxy.Accepted()
+		for range probes {
+			probed(1)
+			var open int
+			Expect(s.Postgres.Get(&open, `SELECT count(*) FROM pg_stat_activity
+				WHERE datname = current_database() AND application_name = 'diehard-relay' AND xact_start IS NOT NULL`)).To(Succeed())
+			Expect(open).To(BeZero(), "transactions that are open")
+		}
+		ticks, done := cpuTicks(relay)-ticksBefore, proxy.Accepted()-probesBefore
+		Expect(complaints(relay)).To(Equal(linesBefore), "lines in the log")
+		Expect(sends()).To(Equal(sendsBefore), "sends")
+		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second on the CPU, in %d probes", done)
+
+		proxy.Lead(hostOf(s.ClickHouse.Native))
+		awaitReady(ctx, relay)
+		expectOnce(ctx, s, outcome{Fault: "dead while events wait", Done: "ClickHouse", Events: 10 * perBatch})
+	})
+
+	It("probes it with one connection at a time, however many workers wait", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		Expect(s.Publish(ctx, system.Events(10*perBatch)...)).To(Succeed())
+		silent := listenSilently(ctx)
+		relay := s.LaunchRelay("clickhouse://"+silent.Addr().String()+"?dial_timeout=500ms",
+			slices.Concat(small, []string{"DIEHARD_RELAY_WORKERS=8"})...)
+		Eventually(ctx, silent.accepted).WithTimeout(patience).Should(BeNumerically(">=", 5))
+		Expect(silent.together()).To(Equal(1))
+		relay.Stop()
+		s.Relay(s.ClickHouse.Native, small...)
+		expectOnce(ctx, s, outcome{Fault: "silent, 8 workers", Done: "ClickHouse", Events: 10 * perBatch})
+	})
+})
+
+var _ = Describe("While ClickHouse is dead, the API", func() {
+	It("creates users without a connection to it, or the knowledge where it is", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		relay := s.LaunchRelay("clickhouse://127.0.0.1:1", small...)
+		api := s.API()
+		users := createUsers(ctx, api, 500)
+		environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", api.Command.Process.Pid))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(environment)).To(And(ContainSubstring("DIEHARD_POSTGRES_DSN"), Not(ContainSubstring("CLICKHOUSE"))))
+		for range 20 {
+			users.awaitMore(ctx, perBatch/5)
+			Expect(peers(api)).To(HaveEach(hostOf(s.PostgresDSN)))
+		}
+		_, failed := users.counts()
+		Expect(failed).To(BeZero(), "requests that failed")
+		relay.Stop()
+		s.Relay(s.ClickHouse.Native, small...)
+		users.expectEach(ctx, s, outcome{Fault: "dead while users are created", Done: "ClickHouse"})
+	})
+})
+
+// complaints counts the warnings and errors that the program has logged.
+func complaints(p *programs.Process) (n int) {
+	GinkgoHelper()
+	for _, record := range p.Log() {
+		if record["level"] == "WARN" || record["level"] == "ERROR" {
+			n++
+		}
+	}
+	return n
+}
+
+// cpuTicks is the time that the program was on a CPU, in hundredths of a second.
+//
+// https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+func cpuTicks(p *programs.Process) (ticks int) {
+	GinkgoHelper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Command.Process.Pid))
+	Expect(err).NotTo(HaveOccurred())
+	_, afterName, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(afterName) // from the third on
+	for _, field := range fields[14-3 : 16-3] {
+		n, err := strconv.Atoi(field)
+		Expect(err).NotTo(HaveOccurred())
+		ticks += n
+	}
+	return ticks
+}
+
+// peers are the addresses that the program has connected to.
+//
+// https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html
+func peers(p *programs.Process) (addresses []string) {
+	GinkgoHelper()
+	process := fmt.Sprintf("/proc/%d", p.Command.Process.Pid)
+	files, err := os.ReadDir(process + "/fd")
+	Expect(err).NotTo(HaveOccurred())
+	own := map[string]bool{}
+	for _, file := range files {
+		if target, err := os.Readlink(process + "/fd/" + file.Name()); err == nil { // it may be closed by now
+			own[target] = true
+		}
+	}
+	const local, remote, state, inode = 1, 2, 3, 9
+	var sockets [][]string
+	listening := map[string]bool{}
+	for _, name := range []string{"tcp", "tcp6"} {
+		table, err := os.ReadFile(process + "/net/" + name)
+		Expect(err).NotTo(HaveOccurred())
+		for line := range strings.Lines(string(table)) {
+			fields := strings.Fields(line)
+			if len(fields) <= inode || !own["socket:["+fields[inode]+"]"] {
+				continue
+			}
+			if fields[state] == "0A" { // TCP_LISTEN
+				listening[fields[local]] = true
+				continue
+			}
+			sockets = append(sockets, fields)
+		}
+	}
+	Expect(listening).To(HaveLen(2), "the API's port and the operators'")
+	for _, fields := range sockets {
+		if !listening[fields[local]] { // else it is a client's
+			addresses = append(addresses, parseSocket(fields[remote]))
+		}
+	}
+	Expect(addresses).NotTo(BeEmpty())
+	return addresses
+}
+
+// parseSocket returns an IPv4 address of the kernel's table as host:port.
+func parseSocket(text string) string {
+	GinkgoHelper()
+	var address [4]byte
+	var port uint16
+	_, err := fmt.Sscanf(text, "%02X%02X%02X%02X:%04X", &address[3], &address[2], &address[1], &address[0], &port)
+	Expect(err).NotTo(HaveOccurred(), text)
+	return net.JoinHostPort(net.IP(address[:]).String(), strconv.Itoa(int(port)))
+}
+
+// silence is a server that takes connections, and says nothing.
+type silence struct {
+	net.Listener
+
+	mu    sync.Mutex
+	open  []*net.TCPConn
+	taken int
+	most  int // open at once
+}
+
+// listenSilently listens for as long as the spec runs.
+func listenSilently(ctx context.Context) *silence {
+	GinkgoHelper()
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	s := &silence{Listener: listener}
+	DeferCleanup(listener.Close)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			s.take(conn.(*net.TCPConn))
+		}
+	}()
+	return s
+}
+
+func (s *silence) take(conn *net.TCPConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = slices.DeleteFunc(s.open, func(earlier *net.TCPConn) bool {
+		ended := hasEnded(earlier)
+		if ended {
+			_ = earlier.Close()
+		}
+		return ended
+	})
+	s.open = append(s.open, conn)
+	s.taken++
+	s.most = max(s.most, len(s.open))
+}
+
+func (s *silence) accepted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
+func (s *silence) together() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.most
+}
+
+// hasEnded tells, without waiting, whether the other side has closed the
+// connection: what it does before it connects again is there when it has.
+func hasEnded(conn *net.TCPConn) (ended bool) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		buffer := make([]byte, 4<<10)
+		for {
+			n, err := unix.Read(int(fd), buffer)
+			if n <= 0 {
+				ended = err != unix.EAGAIN
+				return true
+			}
+		}
+	})
+	return ended
+}
