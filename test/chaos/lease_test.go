@@ -27,7 +27,8 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 		Eventually(ctx, way.Held).WithTimeout(patience).ShouldNot(BeZero())
 		var ended []bool
 		Expect(s.Postgres.Select(&ended, `SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
-			WHERE relation = 'outbox_batches'::regclass AND mode = 'RowShareLock' AND state = 'idle in transaction'`)).To(Succeed())
+			WHERE datname = current_database() AND relation = 'outbox_batches'::regclass
+				AND mode = 'RowShareLock' AND state = 'idle in transaction'`)).To(Succeed())
 		Expect(ended).To(Equal([]bool{true}), "the session of the lease was ended")
 		return way, relay
 	}
