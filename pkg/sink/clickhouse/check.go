@@ -31,7 +31,6 @@ func (s *Sink) Check(ctx context.Context) error {
 	for _, check := range []func(context.Context) error{
 		s.checkInsertSettings,
 		s.checkTable,
-		s.checkColumns,
 		s.checkProcesses,
 	} {
 		if err := check(ctx); err != nil {
@@ -57,6 +56,11 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 	switch {
 	case hasCode(err, unknownDatabase):
 		return s.databaseMissing()
+	case s.readonly && (readonly > 0 || hasCode(err, readonlyMode)):
+		return &sink.MisconfiguredError{
+			Problem: "the clickhouse dsn sets readonly, which keeps inserts out",
+			Remedy:  "take readonly out of the clickhouse dsn",
+		}
 	case readonly > 0, hasCode(err, readonlyMode, readonlySetting, settingConstraintViolation, unknownSetting):
 		problem := "the clickhouse user is read-only"
 		if err != nil {
@@ -93,54 +97,97 @@ func (s *Sink) checkProcesses(ctx context.Context) error {
 	return err
 }
 
+// table is what the server says of the table.
+type table struct {
+	engine, definition, sortingKey string
+	columns                        map[string]tableColumn
+}
+
+type tableColumn struct {
+	kind, typ string // the kind of its default, if it has one
+	inKey     bool   // of the rows' order or of the partitions
+}
+
+// checkTable looks at everything before it judges: what mends one thing depends
+// on the others.
+func (s *Sink) checkTable(ctx context.Context) error {
+	t, err := s.lookAtTable(ctx)
+	if err != nil {
+		return err
+	}
+	placed, err := s.checkEngine(t)
+	if err != nil {
+		return err
+	}
+	if err := s.checkTableSettings(ctx, t.definition, placed); err != nil {
+		return err
+	}
+	return s.checkColumns(t)
+}
+
+func (s *Sink) lookAtTable(ctx context.Context) (*table, error) {
+	t := &table{columns: map[string]tableColumn{}}
+	err := s.conn.QueryRow(ctx, "SELECT engine, engine_full, sorting_key FROM system.tables"+
+		" WHERE database = currentDatabase() AND name = "+quoteString(s.name)).Scan(&t.engine, &t.definition, &t.sortingKey)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, &sink.MisconfiguredError{
+			Problem: "the table " + s.table + " does not exist in clickhouse",
+			Remedy:  "relay migrate",
+		}
+	case err != nil:
+		return nil, s.classify(ctx, "look at the table", err)
+	}
+	var names, kinds, types []string
+	var inKey []bool
+	err = s.conn.QueryRow(ctx, "SELECT groupArray(name), groupArray(default_kind), groupArray(type),"+
+		" groupArray((is_in_sorting_key OR is_in_partition_key OR is_in_sampling_key)::Bool) FROM system.columns"+
+		" WHERE database = currentDatabase() AND table = "+quoteString(s.name)).Scan(&names, &kinds, &types, &inKey)
+	if err != nil {
+		return nil, s.classify(ctx, "look at the table's columns", err)
+	}
+	for i, name := range names {
+		t.columns[name] = tableColumn{kind: kinds[i], typ: types[i], inKey: inKey[i]}
+	}
+	return t, nil
+}
+
 // family matches the engines that insert by parts and remember tokens, and that
 // merge rows away only if their sorting keys are equal. The name's first part
 // says where the parts are.
 var family = regexp.MustCompile(`^(Replicated|Shared)?(Replacing)?MergeTree$`)
 
-func (s *Sink) checkTable(ctx context.Context) error {
-	var engine, full, sortingKey string
-	err := s.conn.QueryRow(ctx, "SELECT engine, engine_full, sorting_key FROM system.tables"+
-		" WHERE database = currentDatabase() AND name = "+quoteString(s.name)).Scan(&engine, &full, &sortingKey)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return &sink.MisconfiguredError{
-			Problem: "the table " + s.table + " does not exist in clickhouse",
-			Remedy:  "relay migrate",
-		}
-	case err != nil:
-		return s.classify(ctx, "look at the table", err)
-	}
-
-	match := family.FindStringSubmatch(engine)
+// checkEngine returns where the table's parts are: the name's first part.
+func (s *Sink) checkEngine(t *table) (placed string, err error) {
+	match := family.FindStringSubmatch(t.engine)
 	if match == nil {
-		problem := fmt.Sprintf("the engine of the table %s is %s", s.table, engine)
-		if engine == "Distributed" {
+		problem := fmt.Sprintf("the engine of the table %s is %s", s.table, t.engine)
+		if t.engine == "Distributed" {
 			problem += ", which passes an insert's rows on later and in pieces"
 		} else {
 			problem += ", which does not keep every event once"
 		}
-		return &sink.MisconfiguredError{Problem: problem, Remedy: s.recreate()}
+		return "", &sink.MisconfiguredError{Problem: problem, Remedy: s.recreate(t)}
 	}
 	placed, replacing := match[1], match[2] != ""
 	switch {
-	case replacing && !slices.Contains(strings.Split(sortingKey, ", "), "event_id"):
-		return &sink.MisconfiguredError{
-			Problem: fmt.Sprintf("the table %s is ordered by (%s), without event_id: merges drop events", s.table, sortingKey),
-			Remedy:  s.recreate(),
+	case replacing && !slices.Contains(strings.Split(t.sortingKey, ", "), "event_id"):
+		return "", &sink.MisconfiguredError{
+			Problem: fmt.Sprintf("the table %s is ordered by (%s), without event_id: merges drop events", s.table, t.sortingKey),
+			Remedy:  s.recreate(t),
 		}
 	case placed != "" && s.cluster == "":
-		return &sink.MisconfiguredError{
+		return "", &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("the table %s is replicated, and only one of its replicas would be asked what arrived", s.table),
 			Remedy:  "set clickhouse.cluster to the cluster's name (SELECT DISTINCT cluster FROM system.clusters)",
 		}
 	case placed == "" && s.cluster != "":
-		return &sink.MisconfiguredError{
+		return "", &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("the table %s is not replicated, and a cluster is configured: its servers do not share tokens", s.table),
-			Remedy:  s.recreate(),
+			Remedy:  s.recreate(t),
 		}
 	}
-	return s.checkTableSettings(ctx, full, placed)
+	return placed, nil
 }
 
 // checkTableSettings looks for the table's own settings at the end of its
@@ -205,47 +252,60 @@ var typesThatHold = map[string]*regexp.Regexp{
 	"metadata_version": regexp.MustCompile(`^UInt64$`),
 }
 
-func (s *Sink) checkColumns(ctx context.Context) error {
-	var names, types, kinds []string
-	err := s.conn.QueryRow(ctx, "SELECT groupArray(name), groupArray(type), groupArray(default_kind) FROM system.columns"+
-		" WHERE database = currentDatabase() AND table = "+quoteString(s.name)).Scan(&names, &types, &kinds)
-	if err != nil {
-		return s.classify(ctx, "look at the table's columns", err)
-	}
+func (s *Sink) checkColumns(t *table) error {
 	var problems, remedy []string
+	keyChanges := false
 	for _, c := range columns {
-		i := slices.Index(names, c.Name)
+		found, ok := t.columns[c.Name]
 		switch {
-		case i < 0:
+		case !ok:
 			problems = append(problems, "lacks the column "+c.Name)
 			remedy = append(remedy, "ADD COLUMN "+c.Name+" "+c.Type)
-		case kinds[i] != "" && kinds[i] != "DEFAULT":
+		case found.kind == ephemeral: // REMOVE does not know it, and there is nothing to keep
 			problems = append(problems, "computes the column "+c.Name)
-			remedy = append(remedy, "MODIFY COLUMN "+c.Name+" REMOVE "+kinds[i])
-		case !typesThatHold[c.Name].MatchString(types[i]):
-			problems = append(problems, fmt.Sprintf("keeps %s as %s", c.Name, types[i]))
+			remedy = append(remedy, "DROP COLUMN "+c.Name+", ADD COLUMN "+c.Name+" "+c.Type)
+		case found.kind != "" && found.kind != "DEFAULT":
+			problems = append(problems, "computes the column "+c.Name)
+			remedy = append(remedy, "MODIFY COLUMN "+c.Name+" REMOVE "+found.kind)
+		case !typesThatHold[c.Name].MatchString(found.typ):
+			problems = append(problems, fmt.Sprintf("keeps %s as %s", c.Name, found.typ))
 			remedy = append(remedy, "MODIFY COLUMN "+c.Name+" "+c.Type)
+			keyChanges = keyChanges || found.inKey
 		}
 	}
-	if problems != nil {
-		return &sink.MisconfiguredError{
-			Problem: "the table " + s.table + " " + strings.Join(problems, ", "),
-			Remedy:  "ALTER TABLE " + s.table + onCluster(s.cluster) + " " + strings.Join(remedy, ", "),
-		}
+	unfit := &sink.MisconfiguredError{
+		Problem: "the table " + s.table + " " + strings.Join(problems, ", "),
+		Remedy:  "ALTER TABLE " + s.table + onCluster(s.cluster) + " " + strings.Join(remedy, ", "),
 	}
-	return nil
+	switch {
+	case problems == nil:
+		return nil
+	case keyChanges: // which ClickHouse refuses
+		unfit.Remedy = s.recreate(t)
+	}
+	return unfit
 }
 
-// recreate is the remedy for what ALTER TABLE cannot change.
-func (s *Sink) recreate() string {
+// ephemeral is the kind of a column that takes values and keeps none.
+const ephemeral = "EPHEMERAL"
+
+// recreate is the remedy for what ALTER TABLE cannot change. It brings along
+// what the old table has.
+func (s *Sink) recreate(t *table) string {
 	old := quoteIdentifier(s.name + "_old")
-	names := make([]string, len(columns))
-	for i, c := range columns {
-		names[i] = c.Name
+	var names []string
+	for _, c := range columns {
+		if found, ok := t.columns[c.Name]; ok && found.kind != ephemeral {
+			names = append(names, c.Name)
+		}
+	}
+	remedy := fmt.Sprintf("RENAME TABLE %s TO %s%s; then relay migrate", s.table, old, onCluster(s.cluster))
+	if names == nil {
+		return remedy
 	}
 	list := strings.Join(names, ", ")
-	return fmt.Sprintf("RENAME TABLE %s TO %s%s; DROP TABLE %s%s; then relay migrate; then INSERT INTO %s (%s) SELECT %s FROM %s",
-		s.table, old, onCluster(s.cluster), quoteIdentifier(s.name+versionTableSuffix), onCluster(s.cluster), s.table, list, list, old)
+	return remedy + fmt.Sprintf("; then INSERT INTO %s (%s) SELECT %s FROM %s SETTINGS max_partitions_per_insert_block = 0",
+		s.table, list, list, old)
 }
 
 func onCluster(cluster string) string {

@@ -26,7 +26,8 @@ const versionTableSuffix = "_db_version"
 //
 // It can be run again, also after it failed halfway. Two at once may both do
 // the work, since ClickHouse has no lock to take; it does no harm, but is
-// better kept apart by the caller.
+// better kept apart by the caller. A table that is gone is created anew,
+// whatever the record of the migrations says.
 //
 // On a cluster each server has a record of its own, and a migration that another
 // server has a record of runs once more, without effect.
@@ -56,16 +57,38 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 
-	provider, err := goose.NewProvider(goose.DialectClickHouse, db, rendered{migrations.ClickHouse, variables{
-		Table:     quoteIdentifier(o.Table),
-		OnCluster: onCluster(o.Cluster),
-	}}, goose.WithTableName(o.Table+versionTableSuffix), goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return fmt.Errorf("read the migrations: %w", err)
+	up := func(options ...goose.ProviderOption) ([]*goose.MigrationResult, error) {
+		provider, err := goose.NewProvider(goose.DialectClickHouse, db, rendered{migrations.ClickHouse, variables{
+			Table:     quoteIdentifier(o.Table),
+			OnCluster: onCluster(o.Cluster),
+		}}, append(options, goose.WithTableName(o.Table+versionTableSuffix), goose.WithDisableGlobalRegistry(true))...)
+		if err != nil {
+			return nil, fmt.Errorf("read the migrations: %w", err)
+		}
+		results, err := provider.Up(ctx)
+		if err != nil {
+			return nil, s.classify(ctx, "migrate clickhouse", err)
+		}
+		return results, nil
 	}
-	results, err := provider.Up(ctx)
+	var tables uint64
+	err = s.conn.QueryRow(ctx,
+		"SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = "+quoteString(o.Table)).Scan(&tables)
 	if err != nil {
 		return s.classify(ctx, "migrate clickhouse", err)
+	}
+	var results []*goose.MigrationResult
+	if tables == 0 { // which the record, if there is one, does not know
+		if results, err = up(goose.WithDisableVersioning(true)); err != nil {
+			return err
+		}
+	}
+	recorded, err := up()
+	if err != nil {
+		return err
+	}
+	if results == nil {
+		results = recorded
 	}
 	for _, result := range results {
 		log.InfoContext(ctx, "clickhouse migrated",
@@ -122,6 +145,6 @@ func (f *renderedFile) Read(p []byte) (int, error) {
 func (s *Sink) databaseMissing() error {
 	return &sink.MisconfiguredError{
 		Problem: "the database of the clickhouse dsn does not exist",
-		Remedy:  "CREATE DATABASE " + quoteIdentifier(s.database),
+		Remedy:  "CREATE DATABASE " + quoteIdentifier(s.database) + onCluster(s.cluster) + "; then relay migrate",
 	}
 }

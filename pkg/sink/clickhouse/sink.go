@@ -67,6 +67,8 @@ type Sink struct {
 	name    string
 	cluster string
 	http    bool
+	// readonly says that the DSN asks for it.
+	readonly bool
 	// database and user as the DSN names them, for messages.
 	database, user string
 
@@ -96,6 +98,7 @@ func Open(o Options) (*Sink, error) {
 		name:     o.Table,
 		cluster:  o.Cluster,
 		http:     driverOptions.Protocol == chgo.HTTP,
+		readonly: asksFor(driverOptions.Settings, "readonly"),
 		database: driverOptions.Auth.Database,
 		user:     cmp.Or(driverOptions.Auth.Username, "default"),
 		dials:    new(atomic.Uint64),
@@ -171,6 +174,11 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 		d.DialContext = dialer(d)
 	}
 	return o, d, nil
+}
+
+func asksFor(settings chgo.Settings, name string) bool {
+	value, ok := settings[name]
+	return ok && fmt.Sprint(value) != "0"
 }
 
 // supportedScheme tells what clickhouse-go does not: it takes any scheme that it

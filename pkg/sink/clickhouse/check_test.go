@@ -1,0 +1,275 @@
+package clickhouse_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+)
+
+// The table's definition in parts, for tables that differ in one of them.
+const (
+	theOrder    = " ORDER BY (event_type, event_date_time, event_id)"
+	theSettings = " SETTINGS non_replicated_deduplication_window = 10, fsync_after_insert = 1, fsync_part_directory = 1"
+)
+
+// theColumns are the table's, but for those that are defined otherwise, as
+// "name definition", or left out by their name alone.
+func theColumns(others ...string) string {
+	columns := []string{
+		"event_id UUID", "event_type LowCardinality(String)", "event_date_time DateTime64(6, 'UTC')",
+		"environment LowCardinality(String)", "event_context String", "metadata_version UInt64",
+	}
+	for _, other := range others {
+		name, definition, _ := strings.Cut(other, " ")
+		i := slices.IndexFunc(columns, func(column string) bool { return strings.HasPrefix(column, name+" ") })
+		switch {
+		case definition == "":
+			columns = slices.Delete(columns, i, i+1)
+		case i < 0:
+			columns = append(columns, other)
+		default:
+			columns[i] = other
+		}
+	}
+	return strings.Join(columns, ", ")
+}
+
+func create(columns, engine string) string {
+	return "CREATE TABLE event_log (" + columns + ") ENGINE = " + engine
+}
+
+// aRow is an event that was there before.
+const aRow = "INSERT INTO event_log (event_id, event_date_time) VALUES (generateUUIDv4(), '2026-01-01 00:00:00')"
+
+var _ = Describe("Check", func() {
+	for _, protocol := range protocols {
+		Context("over "+protocol, func() {
+			DescribeTable("says what is wrong, and how to mend it: what it says works as it stands, and keeps what is there,",
+				func(ctx SpecContext, problem string, statements ...string) {
+					db := newDatabase(ctx, protocol)
+					for _, statement := range statements {
+						db.exec(ctx, statement)
+					}
+					s := db.open(clickhouse.Options{})
+					unfit := misconfigured(s.Check(ctx))
+					Expect(unfit.Problem).To(ContainSubstring(problem))
+					before := db.count(ctx)
+					db.follow(ctx, unfit.Remedy)
+					Expect(s.Check(ctx)).To(Succeed(), "after %s", unfit.Remedy)
+					Expect(db.count(ctx)).To(Equal(before), "after %s", unfit.Remedy)
+					expectDelivery(ctx, s)
+				},
+				Entry("where the table is missing", "the table `event_log` does not exist"),
+				Entry("where the engine is Log", "engine of the table `event_log` is Log, which does not keep every event once",
+					create(theColumns(), "Log"), aRow),
+				Entry("where the engine is Memory", "is Memory", create(theColumns(), "Memory"), aRow),
+				Entry("where the engine is Null", "is Null", create(theColumns(), "Null"), aRow),
+				Entry("where the engine is AggregatingMergeTree", "is AggregatingMergeTree",
+					create(theColumns(), "AggregatingMergeTree"+theOrder+theSettings), aRow),
+				Entry("where the engine is SummingMergeTree", "is SummingMergeTree",
+					create(theColumns(), "SummingMergeTree"+theOrder+theSettings), aRow),
+				Entry("where the engine is CollapsingMergeTree", "is CollapsingMergeTree",
+					create(theColumns("sign Int8 DEFAULT 1"), "CollapsingMergeTree(sign)"+theOrder+theSettings), aRow),
+				Entry("where it is another server's table", "is Proxy",
+					"CREATE TABLE elsewhere ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
+					"CREATE TABLE event_log AS remote('127.0.0.1', currentDatabase(), 'elsewhere')"),
+				Entry("where inserts wait in a Buffer", "is Buffer",
+					"CREATE TABLE behind ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
+					create(theColumns(), "Buffer(currentDatabase(), behind, 1, 10, 100, 10, 100, 10000, 100000)"), aRow),
+				Entry("where it is a view", "is View",
+					"CREATE TABLE behind ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
+					"CREATE VIEW event_log AS SELECT * FROM behind"),
+				Entry("where the engine and a column are wrong", "is Log", create(theColumns("environment"), "Log"), aRow),
+				Entry("where the engine is wrong, and the rows lie in more than a hundred months", "is Log", create(theColumns(), "Log"),
+					"INSERT INTO event_log (event_id, event_date_time) SELECT generateUUIDv4(), addMonths(toDateTime('2000-01-01 00:00:00'), number) FROM numbers(101)"),
+				Entry("where merges drop events with equal keys", "ordered by (event_type, event_date_time), without event_id: merges drop events",
+					create(theColumns(), "ReplacingMergeTree ORDER BY (event_type, event_date_time)"+theSettings), aRow),
+				Entry("where event_id stands in an expression of the key only", "without event_id",
+					create(theColumns(), "ReplacingMergeTree ORDER BY (event_type, cityHash64(event_id))"+theSettings), aRow),
+
+				Entry("where no window is set", "has non_replicated_deduplication_window off",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+" SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"), aRow),
+				Entry("where the window is 0", "has non_replicated_deduplication_window off",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
+					"ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0"),
+				Entry("where the rows are not synced", "has fsync_after_insert off",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
+					"ALTER TABLE event_log MODIFY SETTING fsync_after_insert = 0"),
+				Entry("where the folder is not synced", "has fsync_part_directory off",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
+					"ALTER TABLE event_log RESET SETTING fsync_part_directory"),
+				Entry("where nothing is set", "has non_replicated_deduplication_window, fsync_after_insert, fsync_part_directory off",
+					create(theColumns(), "MergeTree"+theOrder), aRow),
+
+				Entry("where a column is missing", "lacks the column environment",
+					create(theColumns("environment"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where two columns are missing", "lacks the column event_context, lacks the column metadata_version",
+					create(theColumns("event_context", "metadata_version"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where the version is too narrow", "keeps metadata_version as UInt32",
+					create(theColumns("metadata_version UInt32"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where the context is cut", "keeps event_context as FixedString(10)",
+					create(theColumns("event_context FixedString(10)"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where the environment may be null", "keeps environment as LowCardinality(Nullable(String))",
+					create(theColumns("environment LowCardinality(Nullable(String)) DEFAULT ''"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where the time is text", "keeps event_date_time as String",
+					create(theColumns("event_date_time String"), "MergeTree ORDER BY event_id"+theSettings), aRow),
+				Entry("where the time is text, in the key", "keeps event_date_time as String",
+					create(theColumns("event_date_time String"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where the time is in seconds", "keeps event_date_time as DateTime",
+					create(theColumns("event_date_time DateTime"), "ReplacingMergeTree ORDER BY event_id"+theSettings), aRow),
+				Entry("where the time is in seconds, in the key", "keeps event_date_time as DateTime",
+					create(theColumns("event_date_time DateTime"), "ReplacingMergeTree"+theOrder+theSettings), aRow),
+				Entry("where the time is in milliseconds, in the partitions' key", "keeps event_date_time as DateTime64(3)",
+					create(theColumns("event_date_time DateTime64(3)"),
+						"ReplacingMergeTree PARTITION BY toYYYYMM(event_date_time) ORDER BY event_id"+theSettings), aRow),
+				Entry("where a column in the key and another one are wrong", "keeps event_date_time as DateTime, computes the column event_context",
+					create(theColumns("event_date_time DateTime", "event_context String MATERIALIZED '{}'"),
+						"ReplacingMergeTree"+theOrder+theSettings), aRow),
+				Entry("where a column is materialized", "computes the column environment",
+					create(theColumns("environment LowCardinality(String) MATERIALIZED 'Test'"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where a column is an alias", "computes the column event_context",
+					create(theColumns("event_context String ALIAS toString(event_id)"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where a column is ephemeral", "computes the column metadata_version",
+					create(theColumns("metadata_version UInt64 EPHEMERAL"), "MergeTree"+theOrder+theSettings), aRow),
+				Entry("where an ephemeral column goes with a wrong engine", "is Log",
+					create(theColumns("metadata_version UInt64 EPHEMERAL"), "Log"), aRow),
+			)
+
+			It("finds that the table is Distributed, whose cluster this server does not have", func(ctx SpecContext) {
+				db := newDatabase(ctx, protocol)
+				db.exec(ctx, fmt.Sprintf("ATTACH TABLE event_log UUID '%s' (%s) ENGINE = Distributed('diehard', currentDatabase(), shard)",
+					uuid.New(), theColumns()))
+				Expect(misconfigured(db.open(clickhouse.Options{}).Check(ctx)).Problem).
+					To(ContainSubstring("is Distributed, which passes an insert's rows on later and in pieces"))
+			})
+
+			It("finds the table missing that was there when it was migrated, and migrating again creates it", func(ctx SpecContext) {
+				db := newTable(ctx, protocol)
+				db.exec(ctx, "DROP TABLE event_log")
+				s := db.open(clickhouse.Options{})
+				db.follow(ctx, misconfigured(s.Check(ctx)).Remedy)
+				Expect(s.Check(ctx)).To(Succeed())
+			})
+
+			It("finds the database missing, and what it says creates it with the table", func(ctx SpecContext) {
+				db := newDatabase(ctx, protocol)
+				missing := &database{name: db.name + "_missing", conn: db.conn}
+				missing.dsn = with(db.dsn, func(u *url.URL) { u.Path = "/" + missing.name })
+				s := missing.open(clickhouse.Options{})
+				unfit := misconfigured(s.Check(ctx))
+				Expect(unfit.Problem).To(ContainSubstring("database of the clickhouse dsn does not exist"))
+				Expect(misconfigured(clickhouse.Migrate(ctx, clickhouse.Options{DSN: missing.dsn}, slog.New(slog.DiscardHandler)))).To(Equal(unfit))
+				DeferCleanup(func(ctx SpecContext) { db.exec(ctx, "DROP DATABASE IF EXISTS "+missing.name) })
+				missing.follow(ctx, unfit.Remedy)
+				Expect(s.Check(ctx)).To(Succeed())
+				expectDelivery(ctx, s)
+			})
+
+			for _, readonly := range []string{"1", "2"} {
+				It("finds that the DSN asks for readonly = "+readonly, func(ctx SpecContext) {
+					db := newTable(ctx, protocol)
+					dsn := db.dsn
+					db.dsn = with(dsn, parameter("readonly", readonly))
+					unfit := misconfigured(db.open(clickhouse.Options{}).Check(ctx))
+					Expect(unfit.Problem).To(ContainSubstring("readonly"))
+					Expect(unfit.Remedy).To(Equal("take readonly out of the clickhouse dsn"))
+					db.dsn = dsn
+					Expect(db.open(clickhouse.Options{}).Check(ctx)).To(Succeed())
+				})
+			}
+
+			It("does not pass a single server's table for a cluster's", func(ctx SpecContext) {
+				db := newTable(ctx, protocol)
+				unfit := misconfigured(db.open(clickhouse.Options{Cluster: "diehard"}).Check(ctx))
+				Expect(unfit.Problem).To(ContainSubstring("is not replicated, and a cluster is configured"))
+				Expect(unfit.Remedy).To(ContainSubstring("ON CLUSTER 'diehard'"))
+			})
+
+			DescribeTable("passes a table that somebody else has made, where it keeps the promise,",
+				func(ctx SpecContext, statements ...string) {
+					db := newDatabase(ctx, protocol)
+					for _, statement := range statements {
+						db.exec(ctx, statement)
+					}
+					s := db.open(clickhouse.Options{})
+					Expect(s.Check(ctx)).To(Succeed())
+					expectDelivery(ctx, s)
+				},
+				Entry("of the plain engine", create(theColumns(), "MergeTree ORDER BY tuple()"+theSettings)),
+				Entry("in another order", create(theColumns(), "ReplacingMergeTree ORDER BY (event_id, event_date_time)"+theSettings)),
+				Entry("with further columns", create(theColumns("user_id String MATERIALIZED JSONExtractString(event_context, 'user_id')",
+					"ingested_at DateTime DEFAULT now()", "day Date ALIAS toDate(event_date_time)", "source Nullable(String)"), "ReplacingMergeTree"+theOrder+theSettings)),
+				Entry("with codecs and defaults", create(theColumns("event_context String DEFAULT '{}' CODEC(ZSTD(3))",
+					"metadata_version UInt64 DEFAULT 1 CODEC(T64, LZ4)"), "ReplacingMergeTree"+theOrder+theSettings)),
+				Entry("with plain strings, and another time zone", create(theColumns("event_type String", "environment String",
+					"event_date_time DateTime64(6, 'Europe/Berlin')"), "ReplacingMergeTree"+theOrder+theSettings)),
+				Entry("whose columns stand in another order", create(`metadata_version UInt64, event_context String, environment String, n UInt8,
+					event_date_time DateTime64(6), event_type String, event_id UUID`, "ReplacingMergeTree"+theOrder+theSettings)),
+				Entry("with a version and further settings", create(theColumns(), "ReplacingMergeTree(metadata_version) PARTITION BY toYear(event_date_time)"+
+					theOrder+theSettings+", index_granularity = 1024")),
+			)
+		})
+	}
+})
+
+func (db *database) open(o clickhouse.Options) *clickhouse.Sink {
+	GinkgoHelper()
+	o.DSN = db.dsn
+	s, err := clickhouse.Open(o)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(s.Close)
+	return s
+}
+
+func misconfigured(err error) *sink.MisconfiguredError {
+	GinkgoHelper()
+	unfit, ok := errors.AsType[*sink.MisconfiguredError](err)
+	Expect(ok).To(BeTrue(), "%v", err)
+	return unfit
+}
+
+// follow does what a remedy says.
+func (db *database) follow(ctx context.Context, remedy string) {
+	GinkgoHelper()
+	for step := range strings.SplitSeq(remedy, "; ") {
+		if step = strings.TrimPrefix(step, "then "); step == "relay migrate" {
+			Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: db.dsn}, slog.New(slog.DiscardHandler))).To(Succeed(), remedy)
+		} else {
+			db.exec(ctx, step)
+		}
+	}
+}
+
+// count is how many rows the table has; 0, if there is none.
+func (db *database) count(ctx context.Context) (rows uint64) {
+	GinkgoHelper()
+	var exists uint8
+	Expect(db.conn.QueryRow(ctx, "EXISTS TABLE event_log").Scan(&exists)).To(Succeed())
+	if exists == 1 {
+		Expect(db.conn.QueryRow(ctx, "SELECT count() FROM event_log").Scan(&rows)).To(Succeed())
+	}
+	return rows
+}
+
+// expectDelivery expects that an event can be sent, and asked for.
+func expectDelivery(ctx context.Context, s *clickhouse.Sink) {
+	GinkgoHelper()
+	key := sink.Key{EventID: uuid.New(), EventType: "checked", Time: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
+	Expect(s.Insert(ctx, sink.Batch{Token: fmt.Sprint("token-", key.EventID), Events: &sink.Events{
+		EventID: []uuid.UUID{key.EventID}, EventType: []string{key.EventType}, EventDateTime: []time.Time{key.Time},
+		Environment: []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
+	}})).To(Succeed())
+	Expect(s.Present(ctx, []sink.Key{key})).To(Equal([]bool{true}))
+}
