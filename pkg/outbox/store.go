@@ -217,7 +217,7 @@ func newBatchID(t time.Time) uuid.UUID {
 // batchTime returns the time that newBatchID made the id of.
 func batchTime(id uuid.UUID) time.Time {
 	head := binary.BigEndian.Uint64(id[:8])
-	millis, fraction := int64(head>>16), int64(head&0xfff) //nolint:gosec // 48 bits
+	millis, fraction := int64(head>>16), int64(head&0xfff)
 	return time.UnixMicro(millis*1000 + (fraction*1000+4095)/4096)
 }
 
