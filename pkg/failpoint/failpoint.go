@@ -50,6 +50,9 @@ const (
 	SplitDeleted        Point = "split-deleted" // the manifest, in the transaction
 	SplitBeforeCommit   Point = "split-before-commit"
 	SplitCommitted      Point = "split-committed"
+
+	UnburyBeforeCommit Point = "unbury-before-commit" // dead letters are events again
+	UnburyCommitted    Point = "unbury-committed"     // and whoever asked for it knows nothing of it yet
 )
 
 // All are all of them.
@@ -65,4 +68,5 @@ var All = []Point{
 	RetokenBeforeCommit, RetokenCommitted,
 	ShrinkDeleted, ShrinkBeforeCommit, ShrinkCommitted,
 	SplitDeleted, SplitBeforeCommit, SplitCommitted,
+	UnburyBeforeCommit, UnburyCommitted,
 }

@@ -53,7 +53,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		err := n.notify(ctx)
+		err := notify(ctx, n.db)
 		if err != nil && healthy && ctx.Err() == nil {
 			n.log.WarnContext(ctx, "relays cannot be notified and find new events by polling", "err", err)
 		}
@@ -69,9 +69,9 @@ func (n *Notifier) Run(ctx context.Context) error {
 // notifyTimeout bounds one notification: the next hint brings another.
 const notifyTimeout = 5 * time.Second
 
-func (n *Notifier) notify(ctx context.Context) error {
+func notify(ctx context.Context, db *sql.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
-	_, err := n.db.ExecContext(ctx, "SELECT pg_notify($1, '')", EventsChannel)
-	return err //nolint:wrapcheck // its only reader is Run
+	_, err := db.ExecContext(ctx, "SELECT pg_notify($1, '')", EventsChannel)
+	return err //nolint:wrapcheck // its callers take it for a hint that was lost
 }

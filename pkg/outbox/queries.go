@@ -239,9 +239,77 @@ SET token = $2, sends = 0, last_error = $3, next_attempt_at = '-infinity'
 WHERE batch_id = $1`
 )
 
+// deadLetterFilterSQL is a DeadLetterFilter. Its parameters are known when a
+// statement is planned, so that what is null costs nothing and ids are looked
+// up in the primary key. Everything else reads the table, but not the contexts.
+const deadLetterFilterSQL = `
+    ($1::text IS NULL OR event_type = $1)
+AND ($2::text IS NULL OR environment = $2)
+AND ($3::bigint[] IS NULL OR id = ANY($3))
+AND ($4::uuid[] IS NULL OR event_id = ANY($4))
+AND ($5::uuid IS NULL OR batch_id = $5)
+AND ($6::timestamptz IS NULL OR died_at >= $6)
+AND ($7::timestamptz IS NULL OR died_at < $7)
+AND ($8::text IS NULL OR strpos(error, $8) > 0)
+AND ($9::bigint IS NULL OR id < $9)`
+
+const deadLetterColumns = `id, outbox_event_id, event_id, event_type, event_date_time, environment,
+       metadata_version, coalesce(traceparent, '') AS traceparent, published_at, batch_id, error, died_at`
+
+const (
+	listDeadLettersSQL = `
+SELECT ` + deadLetterColumns + `
+FROM outbox_dead_letters
+WHERE ` + deadLetterFilterSQL + `
+ORDER BY id DESC
+LIMIT $10`
+
+	countDeadLettersSQL = `SELECT count(*) FROM outbox_dead_letters WHERE ` + deadLetterFilterSQL
+
+	deadLetterIDsSQL = `SELECT id FROM outbox_dead_letters WHERE ` + deadLetterFilterSQL + ` ORDER BY id`
+
+	readDeadLetterSQL = `SELECT ` + deadLetterColumns + `, event_context FROM outbox_dead_letters WHERE id = $1`
+
+	// retryDeadLettersSQL moves the events back. Of two that do so at once, the
+	// second waits for the first and then finds nothing: the letters are locked
+	// in the order of the primary key, by which they are looked up.
+	retryDeadLettersSQL = `
+WITH retried AS (
+    DELETE FROM outbox_dead_letters WHERE id = ANY($1::bigint[]) RETURNING *
+),
+published AS (
+    INSERT INTO outbox_events
+        (event_id, event_type, event_date_time, environment, event_context, metadata_version, traceparent, published_at)
+    SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version, traceparent, published_at
+    FROM retried
+    ORDER BY id
+    RETURNING id
+)
+SELECT id, event_type, event_id,
+       min(outbox_event_id) OVER () AS first_old,
+       (SELECT max(id) FROM published) AS last_new
+FROM retried
+ORDER BY id`
+
+	// lockOriginSQL makes suspectRetriedSQL and suspectOriginSQL follow each
+	// other. A row's lock would not do: the latter reads the highest id that was
+	// given out before it waits for one.
+	lockOriginSQL = `LOCK TABLE outbox_origin IN SHARE ROW EXCLUSIVE MODE`
+
+	suspectRetriedSQL = `
+UPDATE outbox_origin SET suspect_to = greatest(suspect_to, $2) WHERE suspect_to >= $1`
+
+	discardDeadLettersSQL = `
+WITH discarded AS (
+    DELETE FROM outbox_dead_letters WHERE id = ANY($1::bigint[]) RETURNING id, event_type, event_id
+)
+SELECT id, event_type, event_id FROM discarded ORDER BY id`
+)
+
 // statsSQL costs the same however large the table is. Above the highest id
 // that was ever cut, the events are counted up to a bound and estimated by the
 // sequence beyond it (too high then, by the ids of rolled-back transactions).
+// Dead letters are counted up to a bound, too.
 const statsSQL = `
 WITH cursor AS (SELECT cut_to FROM outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),
 uncut AS (
@@ -265,7 +333,7 @@ SELECT batches.batches,
                                 - (SELECT cut_to FROM cursor))
        END AS backlog_events,
        coalesce(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
-       (SELECT count(*) FROM outbox_dead_letters) AS dead_letters
+       (SELECT count(*) FROM (SELECT FROM outbox_dead_letters LIMIT 10000) AS counted) AS dead_letters
 FROM uncut, batches`
 
 // eventOverhead is what a row counts in a batch's bytes beside its context.

@@ -128,7 +128,8 @@ type Stats struct {
 	// OldestSeconds is the age of the oldest event that waits, 0 if none does.
 	OldestSeconds float64 `db:"oldest_seconds"`
 	Batches       int64   `db:"batches"`
-	DeadLetters   int64   `db:"dead_letters"`
+	// DeadLetters is exact below 10,000, and 10,000 from there on.
+	DeadLetters int64 `db:"dead_letters"`
 }
 
 // Stats returns the outbox's figures at a cost that does not grow with it.

@@ -108,7 +108,7 @@ func newOutboxCollector(store *outbox.Store) *outboxCollector {
 		batches: prometheus.NewDesc("diehard_outbox_batches",
 			"Batches that wait or are being sent, of the whole fleet.", nil, nil),
 		deadLetter: prometheus.NewDesc("diehard_relay_dead_letters",
-			"Events that the sink could not take, kept for the operator.", nil, nil),
+			"Events that the sink could not take, kept for the operator; 10,000 stands for as many or more.", nil, nil),
 	}
 }
 

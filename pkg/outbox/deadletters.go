@@ -1,0 +1,222 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+)
+
+// DeadLetterKey says which dead letter it is, and of which event.
+type DeadLetterKey struct {
+	ID        int64     `db:"id"         json:"id"`
+	EventType string    `db:"event_type" json:"event_type"`
+	EventID   uuid.UUID `db:"event_id"   json:"event_id"`
+}
+
+// DeadLetter is an event that the sink could not take, as it was published, and
+// why it could not.
+type DeadLetter struct {
+	DeadLetterKey
+
+	DiedAt time.Time `db:"died_at" json:"died_at"`
+	Error  string    `db:"error"   json:"error"`
+	// BatchID is the last batch that the event was in; the relay's log has it.
+	BatchID         uuid.UUID `db:"batch_id"         json:"batch_id"`
+	OutboxEventID   int64     `db:"outbox_event_id"  json:"outbox_event_id"`
+	EventDateTime   time.Time `db:"event_date_time"  json:"event_date_time"`
+	Environment     string    `db:"environment"      json:"environment"`
+	MetadataVersion int64     `db:"metadata_version" json:"metadata_version"`
+	Traceparent     string    `db:"traceparent"      json:"traceparent,omitempty"`
+	PublishedAt     time.Time `db:"published_at"     json:"published_at"`
+	// EventContext is nil in lists: it may be several megabytes.
+	EventContext json.RawMessage `db:"event_context" json:"event_context,omitempty"`
+}
+
+// DeadLetterFilter selects dead letters: those that fit all of its fields. A
+// field's zero value fits every letter; a slice that is empty and not nil fits
+// none.
+type DeadLetterFilter struct {
+	EventType   string
+	Environment string
+	// IDs are the dead letters' own, EventIDs their events'.
+	IDs      []int64
+	EventIDs []uuid.UUID
+	BatchID  uuid.UUID
+	// Since and Until bound the time of death: Since is within, Until is not.
+	Since, Until time.Time
+	// Error is a part of the error's text.
+	Error string
+	// Before is an id that the letters' ids are below.
+	Before int64
+}
+
+// values are the parameters of deadLetterFilterSQL.
+func (f DeadLetterFilter) values() []any {
+	return []any{
+		orNull(f.EventType), orNull(f.Environment), pq.Array(f.IDs), pq.Array(f.EventIDs), orNull(f.BatchID),
+		orNull(f.Since), orNull(f.Until), orNull(f.Error), orNull(f.Before),
+	}
+}
+
+func orNull[T comparable](value T) any {
+	var zero T
+	if value == zero {
+		return nil
+	}
+	return value
+}
+
+// DeadLetters returns the first of the dead letters that the filter selects,
+// the newest first and without their contexts, and how many more there are.
+func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit int) (letters []DeadLetter, more int, err error) {
+	if err := s.db.SelectContext(ctx, &letters, listDeadLettersSQL, append(filter.values(), limit)...); err != nil {
+		return nil, 0, fmt.Errorf("list the dead letters: %w", err)
+	}
+	for i := range letters {
+		letters[i].inUTC()
+	}
+	if len(letters) == limit && limit > 0 {
+		filter.Before = letters[limit-1].ID
+		if err := s.db.GetContext(ctx, &more, countDeadLettersSQL, filter.values()...); err != nil {
+			return nil, 0, fmt.Errorf("count the dead letters: %w", err)
+		}
+	}
+	return letters, more, nil
+}
+
+// ErrNoDeadLetter says that there is no dead letter with the id, or no more.
+var ErrNoDeadLetter = errors.New("there is no such dead letter")
+
+// DeadLetter returns a dead letter with its context, or ErrNoDeadLetter.
+func (s *Store) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
+	var letter DeadLetter
+	err := s.db.GetContext(ctx, &letter, readDeadLetterSQL, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return DeadLetter{}, ErrNoDeadLetter
+	}
+	if err != nil {
+		return DeadLetter{}, fmt.Errorf("read the dead letter: %w", err)
+	}
+	letter.inUTC()
+	return letter, nil
+}
+
+func (l *DeadLetter) inUTC() {
+	for _, t := range []*time.Time{&l.DiedAt, &l.EventDateTime, &l.PublishedAt} {
+		*t = t.UTC()
+	}
+}
+
+// DeadLetterIDs returns the ids of all dead letters that the filter selects,
+// the oldest first: what RetryDeadLetters and DiscardDeadLetters take, so that
+// they do what was looked at before, and nothing to letters that came since.
+func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]int64, error) {
+	var ids []int64
+	if err := s.db.SelectContext(ctx, &ids, deadLetterIDsSQL, filter.values()...); err != nil {
+		return nil, fmt.Errorf("find the dead letters: %w", err)
+	}
+	return ids, nil
+}
+
+// deadLettersAtOnce bounds a transaction: events may have several megabytes.
+const deadLettersAtOnce = 100
+
+// RetryDeadLetters puts the events of the dead letters back into the outbox, as
+// they were published, where relays find them. What the sink still cannot take
+// becomes a dead letter again, with a new id.
+//
+// It returns which letters were retried, transaction by transaction, each
+// committed when it is returned; letters that are no longer there are left out.
+// An error ends it. Nothing of the transaction that failed was done, unless the
+// connection was lost during its commit. To repeat the call is safe after any
+// error: in one transaction an event is put back and its letter is gone.
+func (s *Store) RetryDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
+	return s.chunks(ids, func(ids []int64) ([]DeadLetterKey, error) {
+		retried, err := s.retryDeadLetters(ctx, ids)
+		if err != nil {
+			return nil, fmt.Errorf("retry dead letters: %w", err)
+		}
+		if len(retried) > 0 {
+			_ = notify(ctx, s.db.DB) // a hint: without it, relays poll
+		}
+		return retried, nil
+	})
+}
+
+func (s *Store) retryDeadLetters(ctx context.Context, ids []int64) ([]DeadLetterKey, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	var rows []struct {
+		DeadLetterKey
+
+		FirstOld int64 `db:"first_old"`
+		LastNew  int64 `db:"last_new"`
+	}
+	if err := tx.SelectContext(ctx, &rows, retryDeadLettersSQL, pq.Array(ids)); err != nil {
+		return nil, fmt.Errorf("put the events back: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	if err := suspectRetried(ctx, tx, rows[0].FirstOld, rows[0].LastNew); err != nil {
+		return nil, fmt.Errorf("record which of the events may have arrived: %w", err)
+	}
+	failpoint.At(failpoint.UnburyBeforeCommit)
+	if err := tx.Commit(); err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	failpoint.At(failpoint.UnburyCommitted)
+	retried := make([]DeadLetterKey, len(rows))
+	for i, row := range rows {
+		retried[i] = row.DeadLetterKey
+	}
+	return retried, nil
+}
+
+// suspectRetried has events up to lastNew asked for at the sink before they are
+// sent, if PostgreSQL's history has changed since the event firstOld: in the
+// history that is lost, the letter may have been retried and its event have
+// arrived.
+func suspectRetried(ctx context.Context, tx *sqlx.Tx, firstOld, lastNew int64) error {
+	if _, err := tx.ExecContext(ctx, lockOriginSQL); err != nil {
+		return err //nolint:wrapcheck // the caller says what this was for
+	}
+	_, err := tx.ExecContext(ctx, suspectRetriedSQL, firstOld, lastNew)
+	return err //nolint:wrapcheck // likewise
+}
+
+// DiscardDeadLetters deletes the dead letters: their events are lost. It returns
+// and fails as RetryDeadLetters does.
+func (s *Store) DiscardDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
+	return s.chunks(ids, func(ids []int64) (discarded []DeadLetterKey, err error) {
+		if err := s.db.SelectContext(ctx, &discarded, discardDeadLettersSQL, pq.Array(ids)); err != nil {
+			return nil, fmt.Errorf("discard dead letters: %w", err)
+		}
+		return discarded, nil
+	})
+}
+
+func (s *Store) chunks(ids []int64, change func([]int64) ([]DeadLetterKey, error)) iter.Seq2[[]DeadLetterKey, error] {
+	return func(yield func([]DeadLetterKey, error) bool) {
+		for chunk := range slices.Chunk(ids, deadLettersAtOnce) {
+			changed, err := change(chunk)
+			if !yield(changed, err) || err != nil {
+				return
+			}
+		}
+	}
+}
