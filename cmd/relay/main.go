@@ -24,6 +24,7 @@ func main() {
 		Commands: []cli.Command[*config.Relay]{
 			{Name: "run", Short: "Deliver events until told to stop", Run: run},
 			{Name: "migrate", Short: "Bring the schemas of PostgreSQL and ClickHouse up to date", Run: migrate},
+			deadLetters(),
 		},
 	}.Main())
 }

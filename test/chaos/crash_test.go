@@ -11,7 +11,9 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -192,7 +194,10 @@ var _ = Describe("A relay that is killed", func() {
 	}
 
 	It("was killed at every step that there is", func() {
-		tried := []failpoint.Point{failpoint.PublishBefore, failpoint.PublishInserted, failpoint.PublishCommitted}
+		tried := []failpoint.Point{
+			failpoint.PublishBefore, failpoint.PublishInserted, failpoint.PublishCommitted,
+			failpoint.UnburyBeforeCommit, failpoint.UnburyCommitted,
+		}
 		for _, in := range situations {
 			tried = append(tried, in.points...)
 		}
@@ -241,6 +246,28 @@ var _ = Describe("An API that is killed under load, 10 times", func() {
 		users.awaitMore(ctx, perBatch)
 		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users"})
 	})
+})
+
+var _ = Describe("A retry of dead letters that is killed", func() {
+	for point, code := range map[failpoint.Point]int{failpoint.UnburyBeforeCommit: 0, failpoint.UnburyCommitted: 1} {
+		It(fmt.Sprintf("loses and doubles nothing at %s, and can be repeated", point), func(ctx SpecContext) {
+			s := newSystem(ctx)
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			Expect(s.Publish(ctx, system.Event(), system.Event(outbox.WithType("poison")))).To(Succeed())
+			s.Relay(s.ClickHouse.Native, small...)
+			s.AwaitEmpty(ctx)
+			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
+
+			retry := func(env ...string) *programs.Process {
+				return programs.Run(suite.Prepared(), "relay", []string{"dead-letters", "retry", "1", "--yes"}, append(env,
+					"DIEHARD_POSTGRES_DSN="+s.PostgresDSN, "DIEHARD_CLICKHOUSE_DSN="+s.ClickHouse.Native)...)
+			}
+			retry(fmt.Sprintf("FAILPOINT=%s=kill", point)).EndsWith(killed)
+			retry().EndsWith(code)
+			expectOnce(ctx, s, outcome{Fault: "operator's command killed", Done: fmt.Sprintf("retrying a dead letter, at %s", point), Events: 2})
+		})
+	}
 })
 
 // usersWithoutEvent counts the users of which the outbox has no event, or more

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -55,10 +56,17 @@ type Process struct {
 // of Diehard's that the suite itself was started with.
 func Run(dir, program string, args []string, env ...string) *Process {
 	GinkgoHelper()
+	return RunOn(nil, dir, program, args, env...)
+}
+
+// RunOn is Run with a standard input.
+func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *Process {
+	GinkgoHelper()
 	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // what the suite has built; it ends with the spec
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "SENTRY_")
 	}), env...)
+	cmd.Stdin = stdin
 	endWithParent(cmd)
 	prefix := func() *gexec.PrefixedWriter { return gexec.NewPrefixedWriter(program+" | ", GinkgoWriter) }
 	session, err := gexec.Start(cmd, prefix(), prefix())

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -56,18 +57,36 @@ type Reporting struct {
 	Sentry      config.Sentry
 }
 
-// Command does a program's work.
+// Command does a program's work, answers its operator, or is the name that
+// other commands have in common: it has Run, Answer or Commands.
 type Command[S Settings] struct {
 	Name, Short string
+	// Long is what its help says more than Short.
+	Long string
+
 	// Run returns when the work is done, or when ctx ends because the program
 	// was told to stop. What it returns is logged; a *config.Error is printed.
 	Run func(ctx context.Context, p Process, settings S) error
+
+	// Answer writes its answer to p.Out and returns. What it returns is printed,
+	// in one line, and neither its start nor its end is logged.
+	Answer func(ctx context.Context, p Process, settings S) error
+	// Arguments are what Answer takes, for its help: ID...; empty is none.
+	Arguments string
+	// AddFlags adds Answer's own flags, which hide those of the configuration
+	// that have the same name; nil is none.
+	AddFlags func(*pflag.FlagSet)
+
+	Commands []Command[S]
 }
 
 // Process is the program as it runs.
 type Process struct {
 	Version string
 	Log     *slog.Logger
+	// Args and Out are for a command that answers.
+	Args []string
+	Out  io.Writer
 }
 
 // Main runs the command line of the process and returns its exit code.
@@ -97,6 +116,11 @@ func (p Program[S]) Main() int {
 // usageError is a command line that cannot be understood.
 type usageError struct{ error }
 
+// UsageError returns an error that says what is wrong with the command line.
+func UsageError(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
 // loggedError is an error that the log has already.
 type loggedError struct{ error }
 
@@ -115,38 +139,66 @@ func (p Program[S]) command() *cobra.Command {
 	file := root.PersistentFlags().String("config", "", "YAML file to read the configuration from")
 	p.AddFlags(root.PersistentFlags())
 
-	load := func(cmd *cobra.Command) (S, []string, error) {
-		return p.Load(config.LoadOptions{File: *file, Flags: cmd.Flags()})
+	// Not the command's own flags, of which one may have the name of a key.
+	load := func() (S, []string, error) {
+		return p.Load(config.LoadOptions{File: *file, Flags: root.PersistentFlags()})
 	}
 	for i, command := range p.Commands {
-		run := func(cmd *cobra.Command, _ []string) error {
-			settings, unknown, err := load(cmd)
-			if err != nil {
-				return err
-			}
-			return p.run(cmd.Context(), command, settings, unknown)
-		}
+		cmd := p.commandLine(command, load)
 		if i == 0 {
-			root.RunE = run
+			root.RunE = cmd.RunE
 		}
-		root.AddCommand(&cobra.Command{Use: command.Name, Short: command.Short, Args: p.noArguments, RunE: run})
+		root.AddCommand(cmd)
 	}
 	root.AddCommand(p.configCommand(load), p.versionCommand())
 	return root
 }
 
-func (p Program[S]) noArguments(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
+func (p Program[S]) commandLine(command Command[S], load func() (S, []string, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   strings.TrimSpace(command.Name + " " + command.Arguments),
+		Short: command.Short,
+		Long:  strings.TrimSpace(command.Short + ".\n\n" + command.Long),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			settings, unknown, err := load()
+			if err != nil {
+				return err
+			}
+			return p.run(cmd, args, command, settings, unknown)
+		},
 	}
-	if cmd.HasParent() {
-		return &usageError{fmt.Errorf("%s takes no argument, and got %q", cmd.CommandPath(), args[0])}
+	if command.Arguments == "" {
+		cmd.Args = p.noArguments
 	}
-	return &usageError{fmt.Errorf("there is no command %q; `%s --help` lists them", args[0], p.Name)}
+	if command.AddFlags != nil {
+		command.AddFlags(cmd.Flags())
+	}
+	if len(command.Commands) > 0 {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+			return UsageError("%s needs a command; `%s --help` lists them", cmd.CommandPath(), cmd.CommandPath())
+		}
+	}
+	for _, sub := range command.Commands {
+		cmd.AddCommand(p.commandLine(sub, load))
+	}
+	return cmd
 }
 
-// run runs a command with its log and Sentry.
-func (p Program[S]) run(ctx context.Context, command Command[S], settings S, unknown []string) error {
+func (p Program[S]) noArguments(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.HasSubCommands():
+		return UsageError("there is no command %q; `%s --help` lists them", args[0], cmd.CommandPath())
+	default:
+		return UsageError("%s takes no argument, and got %q", cmd.CommandPath(), args[0])
+	}
+}
+
+// run runs a command with its log and, where it does the program's work, with
+// Sentry.
+func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], settings S, unknown []string) error {
+	ctx := cmd.Context()
 	reporting := p.Reporting(settings)
 	level, err := telemetry.ParseLevel(reporting.Log.Level)
 	if err != nil {
@@ -155,6 +207,14 @@ func (p Program[S]) run(ctx context.Context, command Command[S], settings S, unk
 	log := telemetry.NewLogger(os.Stderr, telemetry.LogOptions{
 		Level: level, Format: telemetry.Format(reporting.Log.Format),
 	})
+	for _, variable := range unknown {
+		log.WarnContext(ctx, "an environment variable looks like configuration and is none", "variable", variable)
+	}
+	process := Process{Version: p.Version, Log: log, Args: args, Out: cmd.OutOrStdout()}
+	if command.Answer != nil {
+		return command.Answer(ctx, process, settings)
+	}
+
 	flush, err := telemetry.StartSentry(telemetry.SentryOptions{
 		DSN:              reporting.Sentry.DSN,
 		Environment:      reporting.Environment,
@@ -166,12 +226,9 @@ func (p Program[S]) run(ctx context.Context, command Command[S], settings S, unk
 	}
 	defer flush()
 
-	for _, variable := range unknown {
-		log.WarnContext(ctx, "an environment variable looks like configuration and is none", "variable", variable)
-	}
 	name := p.Name + " " + command.Name
 	log.InfoContext(ctx, "program starts", "program", name, "version", p.Version)
-	err = command.Run(ctx, Process{Version: p.Version, Log: log}, settings)
+	err = command.Run(ctx, process, settings)
 	if _, ok := errors.AsType[*config.Error](err); ok {
 		return err
 	}

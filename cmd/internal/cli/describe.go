@@ -12,14 +12,14 @@ import (
 const jsonUsage = "as JSON"
 
 // configCommand shows the effective configuration.
-func (p Program[S]) configCommand(load func(*cobra.Command) (S, []string, error)) *cobra.Command {
+func (p Program[S]) configCommand(load func() (S, []string, error)) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Show the effective configuration, with secrets masked",
 		Args:  p.noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			settings, unknown, err := load(cmd)
+			settings, unknown, err := load()
 			if err != nil {
 				return err
 			}
