@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -168,7 +169,7 @@ func writeLetter(w io.Writer, letter outbox.DeadLetter) error {
 		"event_date_time\t" + letter.EventDateTime.Format(time.RFC3339Nano),
 		"environment\t" + printable(letter.Environment),
 		fmt.Sprint("metadata_version\t", letter.MetadataVersion),
-		"traceparent\t" + printable(letter.Traceparent),
+		"traceparent\t" + printable(cmp.Or(letter.Traceparent, "-")),
 		"published_at\t" + letter.PublishedAt.Format(time.RFC3339Nano),
 		fmt.Sprintf("event_context\t%d bytes:", len(letter.EventContext)),
 	})
@@ -418,7 +419,7 @@ func printable(text string) string {
 
 // shorten makes a text fit into a table.
 func shorten(text string) string {
-	const most = 100
+	const most = 160 // the name of a constraint is within
 	runes := []rune(text)
 	if len(runes) <= most {
 		return text
