@@ -61,6 +61,7 @@ var _ = Describe("Dead letters on a terminal", func() {
 	It("are left alone when the question is interrupted", func() {
 		command.Signal(syscall.SIGINT)
 		command.EndsWith(1)
+		Expect(string(command.Err.Contents())).To(HaveSuffix("relay: not confirmed: nothing was changed\n"))
 		Expect(left()).To(Equal(12))
 	})
 })
