@@ -525,11 +525,12 @@ func anyToken(ctx context.Context, db *sqlx.DB) (token string) {
 // observedSink is the real sink, and counts what it is asked.
 type observedSink struct {
 	*clickhouse.Sink
-	checks, questions, sent atomic.Int32
+	checks, questions atomic.Int32
+	sent              atomic.Int64
 }
 
 func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
-	s.sent.Add(int32(batch.Events.Len()))
+	s.sent.Add(int64(batch.Events.Len()))
 	return s.Sink.Insert(ctx, batch)
 }
 

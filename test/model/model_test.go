@@ -45,7 +45,7 @@ func check(ctx context.Context, b bounds, definitions ...string) string {
 		args = append(args, "-D"+d)
 	}
 	run := func(program string, args ...string) string {
-		cmd := exec.CommandContext(ctx, program, args...)
+		cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // the checker, the compiler and what they have made
 		cmd.Dir = dir
 		output, err := cmd.CombinedOutput()
 		Expect(err).NotTo(HaveOccurred(), "%s %v: %s", program, args, output)
