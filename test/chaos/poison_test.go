@@ -1,0 +1,87 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+var _ = Describe("Events that ClickHouse refuses", func() {
+	var s *system.System
+
+	BeforeEach(func(ctx SpecContext) {
+		s = newSystem(ctx)
+		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+	})
+
+	It("do not keep the 99,999 others of their batch from arriving, for a few sends of each", func(ctx SpecContext) {
+		const total = 100_000
+		publishWithPoison(ctx, s, total, 1)
+		relay := s.Relay(s.ClickHouse.Native, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", total))
+		expectOnce(ctx, s, outcome{Fault: "events that break a constraint", Done: "1 of a batch of 100,000", Events: total, Dead: 1})
+
+		var letter struct {
+			EventType string `db:"event_type"`
+			EventID   string `db:"event_id"`
+			Error     string `db:"error"`
+		}
+		Expect(s.Postgres.Get(&letter, "SELECT event_type, event_id, error FROM outbox_dead_letters")).To(Succeed())
+		Expect(letter.EventType).To(Equal("poison"))
+		Expect(letter.Error).To(ContainSubstring("no_poison"))
+		var rows int
+		Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_id = '"+letter.EventID+"'", &rows)).To(Succeed())
+		Expect(rows).To(BeZero())
+
+		// The whole, and of each half the one that is refused again: 1 + 1 + 1/2 + 1/4 + …
+		sent, err := relay.Metric("diehard_relay_events_sent_total")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(sent).To(BeNumerically("<=", 3*total+2*bits.Len(total)))
+	})
+
+	It("do not stall younger ones, a thousand at once, and cost bounded work", func(ctx SpecContext) {
+		const total, bad, young = 8_000, 1_000, 1_000
+		publishWithPoison(ctx, s, total, bad)
+		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_WORKERS=8", "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms")
+		dead := func(g Gomega) int {
+			_, _, n := s.Left(g)
+			return n
+		}
+		Eventually(ctx, func(g Gomega) { g.Expect(dead(g)).NotTo(BeZero()) }).WithTimeout(patience).Should(Succeed())
+		events := make([]outbox.Event, young)
+		for i := range events {
+			events[i] = system.Event(outbox.WithType("young"))
+		}
+		Expect(s.Publish(ctx, events...)).To(Succeed())
+		Eventually(ctx, func(g Gomega) {
+			var there int
+			g.Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_type = 'young'", &there)).To(Succeed())
+			g.Expect(there).To(Equal(young))
+		}).WithTimeout(patience).Should(Succeed())
+		Expect(dead(Default)).To(BeNumerically("<", bad), "all of the refused ones came first")
+
+		Eventually(ctx, func(g Gomega) { g.Expect(dead(g)).To(Equal(bad)) }).WithTimeout(5 * patience).Should(Succeed())
+		expectOnce(ctx, s, outcome{
+			Fault: "events that break a constraint", Done: "1,000 in a row among 9,000", Events: total + young, Dead: bad,
+		})
+		sent, err := relay.Metric("diehard_relay_events_sent_total")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(sent).To(BeNumerically("<=", total*(bits.Len(total)+1)+young))
+	})
+})
+
+// publishWithPoison commits events of which so many in a row, in the middle, are
+// refused, all in one transaction.
+func publishWithPoison(ctx context.Context, s *system.System, total, bad int) {
+	GinkgoHelper()
+	s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)
+		SELECT CASE WHEN n > ($1::int - $2::int) / 2 AND n <= ($1::int + $2::int) / 2 THEN 'poison' ELSE 'thing_happened' END,
+		       json_build_object('n', n)
+		FROM generate_series(1, $1::int) AS n`, total, bad)
+}
