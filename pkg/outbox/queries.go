@@ -123,8 +123,8 @@ FROM pg_control_system() AS server`
 )
 
 // lookSQL finds, outside of any lock, what the hints may hide: an event at or
-// below the floor $1 that no manifest has, and the oldest manifest; and
-// whether there is anything to do at all.
+// below the floor $1 that no manifest has, and the oldest manifest, or what all
+// that come are younger than; and whether there is anything to do at all.
 const lookSQL = `
 WITH taken AS (SELECT range_agg(event_ids) AS ids FROM outbox_batches)
 SELECT coalesce((
@@ -133,7 +133,8 @@ SELECT coalesce((
            ORDER BY id LIMIT 1
        ), 0) AS straggler,
        EXISTS (SELECT FROM outbox_events WHERE id > $1) AS above_floor,
-       (SELECT batch_id FROM outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch`
+       (SELECT batch_id FROM outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch,
+       (SELECT last_cut_at FROM outbox_cursor WHERE cuts >= $2 ORDER BY cuts DESC LIMIT 1) AS last_cut_at`
 
 // A mark is a claim's: sends and last_sent_at together. The number alone would
 // come again after a failover that lost the marks before.

@@ -103,7 +103,7 @@ type Store struct {
 	mu          sync.Mutex
 	cuts        int64     // the cursor's key when it was last seen
 	floor       int64     // the cursor's floor then
-	oldestBatch uuid.UUID // no manifest was older when Look last looked
+	oldestBatch uuid.UUID // no manifest was or will be older, as Look saw it last
 }
 
 // NewStore returns a Store on db, whose connections have the settings of
@@ -147,21 +147,25 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 // that the next Cut takes it.
 func (s *Store) Look(ctx context.Context) (work bool, err error) {
 	s.mu.Lock()
-	floor := s.floor
+	floor, cuts := s.floor, s.cuts
 	s.mu.Unlock()
 	var seen struct {
 		Straggler   int64         `db:"straggler"`
 		AboveFloor  bool          `db:"above_floor"`
 		OldestBatch uuid.NullUUID `db:"oldest_batch"`
+		LastCutAt   sql.NullTime  `db:"last_cut_at"`
 	}
-	if err := s.db.GetContext(ctx, &seen, lookSQL, floor); err != nil {
+	if err := s.db.GetContext(ctx, &seen, lookSQL, floor, cuts); err != nil {
 		return false, fmt.Errorf("look for work: %w", err)
 	}
-	if seen.OldestBatch.Valid {
-		s.mu.Lock()
-		s.oldestBatch = seen.OldestBatch.UUID
-		s.mu.Unlock()
+	oldest := seen.OldestBatch.UUID
+	if !seen.OldestBatch.Valid && seen.LastCutAt.Valid {
+		// Whatever is cut from now on is younger, also where a cut is under way.
+		oldest = firstBatchID(seen.LastCutAt.Time)
 	}
+	s.mu.Lock()
+	s.oldestBatch = oldest
+	s.mu.Unlock()
 	if seen.Straggler > 0 {
 		if err := s.lowerFloor(ctx, seen.Straggler-1); err != nil {
 			return false, err
@@ -207,11 +211,17 @@ func (s *Store) begin(ctx context.Context) (*sqlx.Tx, error) {
 // newBatchID returns a UUID v7 of the database's time t, to the microsecond.
 // Cuts pass times that only rise, so batches are ordered by their ids.
 func newBatchID(t time.Time) uuid.UUID {
+	id := firstBatchID(t)
+	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
+	return id
+}
+
+// firstBatchID returns the lowest of the ids that newBatchID makes of t.
+func firstBatchID(t time.Time) uuid.UUID {
 	var id uuid.UUID
 	micros := t.UnixMicro()
 	fraction := micros % 1000 * 4096 / 1000
 	binary.BigEndian.PutUint64(id[:8], uint64(micros/1000)<<16|0x7000|uint64(fraction))
-	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
 	return id
 }
 

@@ -1,0 +1,149 @@
+package chaos_test
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+// An old transaction keeps PostgreSQL from removing what was deleted since.
+var _ = Describe("While an old transaction holds back vacuum", func() {
+	const anyBytes = 1 << 40
+
+	var (
+		db, observer *sqlx.DB
+		store        *outbox.Store
+	)
+
+	arrange := func(ctx context.Context, maxRows int) {
+		GinkgoHelper()
+		server, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Settings: map[string]string{
+			"shared_preload_libraries": "pg_stat_statements",
+			"fsync":                    "off", // nothing is killed here
+			"synchronous_commit":       "off",
+		}})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(server.Stop)
+		dsn, err := server.CreateDatabase(ctx, "diehard")
+		Expect(err).NotTo(HaveOccurred())
+		observer = engines.OpenPostgres(dsn, nil)
+		Expect(postgres.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+		observer.MustExecContext(ctx, "CREATE EXTENSION pg_stat_statements")
+		db = engines.OpenPostgres(dsn, outbox.Session(time.Minute))
+		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: maxRows})
+
+		old, err := observer.BeginTxx(ctx, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func() { _ = old.Rollback() })
+		_, err = old.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM outbox_events LIMIT 1")
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	publish := func(ctx context.Context, n int) {
+		GinkgoHelper()
+		observer.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)
+			SELECT 'thing_happened', '{"n": 1}' FROM generate_series(1, $1::int)`, n)
+	}
+
+	// pages are those that the statements of do have looked at.
+	pages := func(ctx context.Context, do func()) (n int) {
+		GinkgoHelper()
+		observer.MustExecContext(ctx, "SELECT pg_stat_statements_reset()")
+		do()
+		Expect(observer.GetContext(ctx, &n, `SELECT coalesce(sum(shared_blks_hit + shared_blks_read), 0)
+			FROM pg_stat_statements WHERE query NOT LIKE '%pg_stat_statements%'`)).To(Succeed())
+		return n
+	}
+
+	cut := func(ctx context.Context) (batches int) {
+		GinkgoHelper()
+		cut, err := store.Cut(ctx, 0)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(cut.Batches).NotTo(BeZero())
+		return cut.Batches
+	}
+
+	claim := func(ctx context.Context) *outbox.Lease {
+		GinkgoHelper()
+		lease, err := store.Claim(ctx, anyBytes)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(lease).NotTo(BeNil())
+		return lease
+	}
+
+	look := func(ctx context.Context) {
+		GinkgoHelper()
+		_, err := store.Look(ctx)
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	It("a cut does not become dearer with the events that were drained before", func(ctx SpecContext) {
+		const total, maxRows, atOnce = 1_000_000, 10_000, 100_000
+		arrange(ctx, maxRows)
+		for range total / atOnce {
+			publish(ctx, atOnce)
+		}
+		var ofCuts []int // of one batch each
+		for drained := 0; drained < total; {
+			var batches int
+			n := pages(ctx, func() { batches = cut(ctx) })
+			for range batches {
+				ofCuts = append(ofCuts, n/batches)
+				lease := claim(ctx)
+				Expect(lease.Settle(ctx)).To(Succeed())
+				drained += lease.Events
+			}
+			look(ctx)
+		}
+		expectLevel(ofCuts)
+	})
+
+	It("a claim does not become dearer with ten thousand small cuts before", func(ctx SpecContext) {
+		const cuts, maxRows, polled = 10_000, 10, 100
+		arrange(ctx, maxRows)
+		var ofCuts, ofClaims []int
+		for n := range cuts {
+			publish(ctx, maxRows)
+			var lease *outbox.Lease
+			if n < cuts/10 || n >= cuts-cuts/10 {
+				ofCuts = append(ofCuts, pages(ctx, func() { cut(ctx) }))
+				ofClaims = append(ofClaims, pages(ctx, func() { lease = claim(ctx) }))
+			} else {
+				cut(ctx)
+				lease = claim(ctx)
+			}
+			Expect(lease.Settle(ctx)).To(Succeed())
+			if n%polled == 0 {
+				look(ctx)
+			}
+		}
+		expectLevel(ofCuts)
+		expectLevel(ofClaims)
+	})
+})
+
+// expectLevel expects the mean of the last tenth to be no other order than that
+// of the first: what grows with the dead would be ten times as much, or more.
+func expectLevel(pages []int) {
+	GinkgoHelper()
+	tenth := len(pages) / 10
+	mean := func(some []int) (mean float64) {
+		for _, n := range some {
+			mean += float64(n) / float64(len(some))
+		}
+		return mean
+	}
+	first, last := mean(pages[:tenth]), mean(pages[len(pages)-tenth:])
+	AddReportEntry("pages", []float64{first, last})
+	const few = 50
+	Expect(last).To(BeNumerically("<=", 2*first+few))
+}
