@@ -182,7 +182,7 @@ var _ = Describe("A relay that is killed", func() {
 							if in.heal != nil {
 								in.heal(ctx, s)
 							}
-							s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, in.env)...)
+							s.Relay(s.ClickHouseDSN(protocol), slices.Concat(small, in.env)...)
 							expectOnce(ctx, s, outcome{
 								Fault: "relay killed at each step", Done: in.name, Events: events, Dead: dead,
 							})

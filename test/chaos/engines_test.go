@@ -236,14 +236,14 @@ var _ = Describe("ClickHouse", func() {
 		Entry("as there is no memory for it", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
 	)
 
-	It("refuses a relay whose user is read-only, which says so and ends", func(ctx SpecContext) {
+	It("refuses a relay whose DSN is read-only, which says so and ends", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		relay := s.LaunchRelay(s.ClickHouse.HTTP+"?readonly=2", small...)
 		relay.EndsWith(1)
-		Expect(errorsOf(relay)).To(ContainElement(ContainSubstring("the clickhouse user is read-only")))
+		Expect(errorsOf(relay)).To(ContainElement(ContainSubstring("the clickhouse dsn sets readonly")))
 		s.Relay(s.ClickHouse.HTTP, small...)
-		expectOnce(ctx, s, outcome{Fault: "user is read-only", Done: "ClickHouse", Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "DSN is read-only", Done: "ClickHouse", Events: perBatch})
 	})
 
 	DescribeTable("refuses a relay", func(ctx SpecContext, fault, parameter, said string) {

@@ -46,8 +46,10 @@ var _ = Describe("A relay that is stopped in the middle", func() {
 				before, _ := s.Arrived(ctx, Default)
 				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 				awaitArrivalOf(ctx, s, before+perBatch)
-				left, _, _ := s.Left(Default)
-				Expect(left).To(Equal(perBatch), "the batch that is held did not wait for its relay")
+				Eventually(ctx, func(g Gomega) {
+					left, _, _ := s.Left(g)
+					g.Expect(left).To(Equal(perBatch), "the batch that is held did not wait for its relay")
+				}).WithTimeout(patience).WithPolling(10 * time.Millisecond).Should(Succeed())
 			} else {
 				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			}
