@@ -1,0 +1,98 @@
+package chaos_test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
+)
+
+// largeEvents is how many of them there are. Each takes some 12 MB of disk.
+var largeEvents = func() int {
+	if n, err := strconv.Atoi(os.Getenv("DIEHARD_LARGE_EVENTS")); err == nil {
+		return n
+	}
+	return 60
+}()
+
+var _ = Describe("Large events", func() {
+	const mb, mib = 1_000_000, 1 << 20
+
+	DescribeTable("arrive byte for byte, and once, through a relay whose memory they do not fill,",
+		func(ctx SpecContext, protocol string, maxBytes int) {
+			const size = 4 * mb
+			s := newSystem(ctx)
+			sums := publishLarge(ctx, s, size)
+			relay := s.Relay(s.ClickHouseDSN(protocol), fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
+			for n := 0; n < largeEvents; n += 10 { // patience is for a few of them
+				awaitArrivalOf(ctx, s, n)
+			}
+			expectOnce(ctx, s, outcome{
+				Fault: "none", Done: fmt.Sprintf("events of 4 MB, batches of %d MiB, over %s", maxBytes/mib, protocol), Events: largeEvents,
+			})
+			Expect(sumsOf(ctx, s)).To(Equal(sums))
+			peak := peakMemory(relay)
+			AddReportEntry("peak memory", fmt.Sprintf("%d MB", peak/mb))
+			Expect(peak).To(BeNumerically("<=", 3*max(maxBytes, size)+100*mb))
+		},
+		Entry("over native", "native", 32*mib),
+		Entry("over http", "http", 32*mib),
+		Entry("of which each is larger than a batch may be", "native", 1*mib),
+	)
+})
+
+// publishLarge publishes events whose contexts do not compress: each is another
+// stretch of the same noise. It returns the contexts' hashes by the events' ids.
+func publishLarge(ctx context.Context, s *system.System, size int) map[string]string {
+	GinkgoHelper()
+	noise := make([]byte, base64.RawStdEncoding.DecodedLen(2*size))
+	_, _ = rand.Read(noise) // never fails
+	s.Postgres.MustExecContext(ctx, "CREATE TABLE noise AS SELECT $1::text AS noise", base64.RawStdEncoding.EncodeToString(noise))
+	sums := make(map[string]string, largeEvents)
+	for range largeEvents {
+		var id, sum string
+		Expect(s.Postgres.QueryRowContext(ctx, `
+			INSERT INTO outbox_events (event_type, event_context)
+			SELECT 'thing_happened', ('"' || substr(noise, 1 + (random() * ($1::int - 2))::int, $1::int - 2) || '"')::json FROM noise
+			RETURNING event_id, encode(sha256(convert_to(event_context::text, 'UTF8')), 'hex')`, size).Scan(&id, &sum)).To(Succeed())
+		sums[id] = sum
+	}
+	return sums
+}
+
+// sumsOf are the hashes of the contexts that have arrived.
+func sumsOf(ctx context.Context, s *system.System) map[string]string {
+	GinkgoHelper()
+	var arrived []string
+	Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+		"SELECT groupArray(concat(toString(event_id), ' ', lower(hex(SHA256(event_context))))) FROM event_log", &arrived)).To(Succeed())
+	sums := make(map[string]string, len(arrived))
+	for _, line := range arrived {
+		id, sum, _ := strings.Cut(line, " ")
+		sums[id] = sum
+	}
+	return sums
+}
+
+// peakMemory is the most that the program has had in memory, in bytes.
+func peakMemory(p *programs.Process) int {
+	GinkgoHelper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Command.Process.Pid))
+	Expect(err).NotTo(HaveOccurred())
+	_, rest, found := strings.Cut(string(status), "VmHWM:")
+	Expect(found).To(BeTrue())
+	var kib int
+	_, err = fmt.Sscanf(rest, "%d kB", &kib)
+	Expect(err).NotTo(HaveOccurred())
+	return kib << 10
+}
