@@ -35,7 +35,7 @@ test: need-npm need-cc build $(SPIN) ## run every suite with the race detector (
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_SPIN='$(CURDIR)/$(SPIN)' go tool ginkgo run \
 		-r -p --race --randomize-all --randomize-suites --keep-going \
 		--require-suite --fail-on-empty --fail-on-pending \
-		--timeout=30m --poll-progress-after=1m \
+		--timeout=75m --poll-progress-after=1m \
 		--output-dir=bin --json-report=$(TEST_REPORT) \
 		$(ARGS) $(PKG)
 

@@ -22,7 +22,7 @@ var largeEvents = func() int {
 	if n, err := strconv.Atoi(os.Getenv("DIEHARD_LARGE_EVENTS")); err == nil {
 		return n
 	}
-	return 60
+	return 30
 }()
 
 var _ = Describe("Large events", func() {
