@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -37,14 +39,24 @@ type pqConn interface {
 	driver.Validator
 }
 
-// BeginTx implements driver.ConnBeginTx. lib/pq's own asks for READ WRITE by
-// name, and so writes to a server that somebody has set to read-only.
+// BeginTx implements driver.ConnBeginTx, and never by lib/pq's own. That asks for
+// READ WRITE by name, and so writes to a server that somebody has set to
+// read-only. And what it remembers of the transaction's context it takes for the
+// next one's, too.
 func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
 	c.watch(ctx)
-	if sql.IsolationLevel(o.Isolation) != sql.LevelReadCommitted || o.ReadOnly {
-		return c.pqConn.BeginTx(ctx, o) //nolint:wrapcheck // a driver's own
+	begin := "BEGIN"
+	switch level := sql.IsolationLevel(o.Isolation); level {
+	case sql.LevelDefault:
+	case sql.LevelReadUncommitted, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable:
+		begin += " ISOLATION LEVEL " + strings.ToUpper(level.String())
+	default:
+		return nil, fmt.Errorf("postgresql has no isolation level %s", level)
 	}
-	if _, err := c.pqConn.ExecContext(ctx, "BEGIN ISOLATION LEVEL READ COMMITTED", nil); err != nil {
+	if o.ReadOnly {
+		begin += " READ ONLY"
+	}
+	if _, err := c.pqConn.ExecContext(ctx, begin, nil); err != nil {
 		return nil, err //nolint:wrapcheck // a driver's own
 	}
 	return c, nil

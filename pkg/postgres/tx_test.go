@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 
 	"github.com/jmoiron/sqlx"
@@ -109,5 +110,33 @@ var _ = Describe("InTx", func() {
 		Expect(err).To(HaveOccurred())
 		Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
 		Expect(count(ctx)).To(BeZero())
+	})
+})
+
+var _ = Describe("A transaction", func() {
+	It("is of the kind that was asked for, whatever the connection was used for before", func(ctx SpecContext) {
+		db := open(postgres.Options{DSN: root, MaxOpenConns: 1})
+		for range 3 { // what lib/pq remembers of one breaks the third
+			for isolation, shown := range map[sql.IsolationLevel]string{
+				sql.LevelDefault: "read committed", sql.LevelReadCommitted: "read committed",
+				sql.LevelRepeatableRead: "repeatable read", sql.LevelSerializable: "serializable",
+			} {
+				for readOnly, setting := range map[bool]string{false: "off", true: "on"} {
+					tx, err := db.BeginTxx(ctx, &sql.TxOptions{Isolation: isolation, ReadOnly: readOnly})
+					Expect(err).NotTo(HaveOccurred())
+					var is struct {
+						Isolation string `db:"isolation"`
+						ReadOnly  string `db:"read_only"`
+					}
+					Expect(tx.GetContext(ctx, &is, `SELECT current_setting('transaction_isolation') AS isolation,
+						current_setting('transaction_read_only') AS read_only`)).To(Succeed())
+					Expect(is.Isolation).To(Equal(shown))
+					Expect(is.ReadOnly).To(Equal(setting))
+					Expect(tx.Rollback()).To(Succeed())
+				}
+			}
+		}
+		_, err := db.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelSnapshot})
+		Expect(err).To(MatchError(ContainSubstring("Snapshot")))
 	})
 })
