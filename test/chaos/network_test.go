@@ -111,16 +111,20 @@ var _ = Describe("Between a relay and its databases", func() {
 })
 
 var _ = Describe("Between an API and PostgreSQL", func() {
-	const hasty = "DIEHARD_HTTP_REQUEST_TIMEOUT=1s"
+	underLoad := func(ctx context.Context) (*system.System, *faults.Proxy, *programs.Process, *clients) {
+		GinkgoHelper()
+		s := newSystem(ctx)
+		proxy, through := faults.StartProxyTo(s.PostgresDSN)
+		api := s.API("DIEHARD_POSTGRES_DSN="+through, "DIEHARD_HTTP_REQUEST_TIMEOUT=1s")
+		s.Relay(s.ClickHouse.Native, small...)
+		users := createUsers(ctx, api, rate.Inf)
+		users.awaitMore(ctx, perBatch)
+		return s, proxy, api, users
+	}
 
 	for _, fault := range networkFaults {
 		It("each user who is created has one event though "+fault.name, func(ctx SpecContext) {
-			s := newSystem(ctx)
-			proxy, through := faults.StartProxyTo(s.PostgresDSN)
-			api := s.API("DIEHARD_POSTGRES_DSN="+through, hasty)
-			s.Relay(s.ClickHouse.Native, small...)
-			users := createUsers(ctx, api, rate.Inf)
-			users.awaitMore(ctx, perBatch)
+			s, proxy, api, users := underLoad(ctx)
 			fault.happen(ctx, proxy, func() { users.awaitFailure(ctx) })
 			awaitReady(ctx, api)
 			users.awaitMore(ctx, perBatch)
@@ -136,12 +140,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 		{"the answer to the commit is swallowed", faults.Answers},
 	} {
 		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
-			s := newSystem(ctx)
-			proxy, through := faults.StartProxyTo(s.PostgresDSN)
-			api := s.API("DIEHARD_POSTGRES_DSN="+through, hasty)
-			s.Relay(s.ClickHouse.Native, small...)
-			users := createUsers(ctx, api, rate.Inf)
-			users.awaitMore(ctx, perBatch)
+			s, proxy, api, users := underLoad(ctx)
 			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
