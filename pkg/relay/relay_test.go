@@ -476,6 +476,32 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
+	It("sends nothing again to a table that has lost its window while the relay ran, until somebody mends it", func(ctx SpecContext) {
+		published, batches := make(chan struct{}, 1), make(chan struct{}, 1)
+		running := start(func(o *relay.Options) {
+			o.Published, o.BatchesCut, o.PollInterval = published, batches, time.Hour
+		})
+		publishMany(ctx, 5)
+		published <- struct{}{}
+		expectOnce(ctx, 5)
+		publishMany(ctx, 5)
+		claimAndDie(ctx, func(*outbox.Lease, *sink.Events) {
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+		})
+		Eventually(ctx, func() error {
+			select {
+			case batches <- struct{}{}:
+			default:
+			}
+			return running.Ready(ctx)
+		}).WithTimeout(patience).Should(MatchError(ContainSubstring("non_replicated_deduplication_window")))
+		var rows int
+		Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+		Expect(rows).To(Equal(5))
+		engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 10000")
+		expectOnce(ctx, 10)
+	})
+
 	It("outlives PostgreSQL's connections", func(ctx SpecContext) {
 		running := start()
 		publishMany(ctx, 5)

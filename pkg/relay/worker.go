@@ -272,6 +272,9 @@ func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, mi
 // sendAgain sends the same rows under the same token. Its "ok" may mean that
 // the token was seen before, so only asking settles the batch.
 func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (string, error) {
+	if err := d.check(ctx); err != nil {
+		return "", err
+	}
 	if _, err := d.insert(ctx); err != nil {
 		return d.failed(ctx, err)
 	}
@@ -298,6 +301,18 @@ func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (stri
 	}
 	d.work.send(1)
 	return resultRetokened, nil
+}
+
+// check asks whether the sink still keeps its promise. From a re-send on the
+// token alone guards against an earlier send that begins late, so a destination
+// that was changed since the relay's start is noticed here at the latest.
+func (d *delivery) check(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	defer cancel()
+	if err := d.o.Sink.Check(ctx); err != nil {
+		return sinkError{err}
+	}
+	return nil
 }
 
 var errBurned = errors.New("the sink acknowledged the token without the rows")
@@ -400,6 +415,9 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 	}
 	cause, delay := failure.error, time.Duration(0)
 	class := sink.ClassOf(cause)
+	if _, unfit := errors.AsType[*sink.MisconfiguredError](cause); unfit {
+		class = sink.Unavailable
+	}
 	switch class {
 	case sink.Unavailable, sink.Overloaded:
 		if class == sink.Overloaded {
