@@ -43,7 +43,7 @@ test: need-npm need-cc build $(SPIN) ## run every suite with the race detector (
 .PHONY: test/chaos
 test/chaos: need-npm need-cc build ## break everything at random for a while (DURATION=10m, SEED=…)
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
-		--focus '^Chaos' $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
+		--focus '^chaos Chaos ' --fail-on-empty $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
 
 .PHONY: test/outcomes
 test/outcomes: need-npm need-cc build ## break everything, and write what came of it into docs/delivery.md
