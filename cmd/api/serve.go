@@ -14,6 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/admin"
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -30,15 +31,17 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
 	notifier := outbox.NewNotifier(db.DB, p.Log)
+	publisher := outbox.NewPublisher(outbox.PublisherOptions{
+		Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes),
+	})
+	keeper := idempotency.NewKeeper(idempotency.Options{DB: db, Log: p.Log, TTL: c.HTTP.IdempotencyTTL})
 	server := httpapi.New(httpapi.Options{
-		Addr: c.HTTP.Addr,
-		Users: users.NewService(users.Options{
-			DB: db,
-			Publisher: outbox.NewPublisher(outbox.PublisherOptions{
-				Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes),
-			}),
-			Hint: notifier.Hint,
-		}),
+		Addr:              c.HTTP.Addr,
+		DB:                db,
+		Users:             users.NewService(users.Options{DB: db, Publisher: publisher}),
+		Publisher:         publisher,
+		Idempotency:       keeper,
+		Hint:              notifier.Hint,
 		Log:               p.Log,
 		Registerer:        registry,
 		MaxBodyBytes:      c.HTTP.MaxBodyBytes,
@@ -72,6 +75,13 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 				case <-ctx.Done():
 					return nil
 				}
+			})
+			group.Go(func() error {
+				select {
+				case <-asked:
+				case <-ctx.Done():
+				}
+				return keeper.Run(ctx)
 			})
 			return group.Wait()
 		})

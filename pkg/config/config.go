@@ -62,6 +62,7 @@ type HTTP struct {
 	WriteTimeout      time.Duration
 	IdleTimeout       time.Duration
 	ShutdownTimeout   time.Duration
+	IdempotencyTTL    time.Duration
 }
 
 // Outbox is what may be published.
@@ -118,7 +119,7 @@ func (c *API) keys() []key {
 	keys = append(keys,
 		address("http.addr", &c.HTTP.Addr, "127.0.0.1:8080",
 			"Address that the API listens on; port 0 picks a free one, which the log names."),
-		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "1MiB", 1*kib, 64*mib,
+		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "16MiB", 1*kib, 128*mib,
 			"Largest request body."),
 		duration("http.read_header_timeout", &c.HTTP.ReadHeaderTimeout, "5s", 100*time.Millisecond, 5*time.Minute,
 			"Time for a request's headers to arrive."),
@@ -132,6 +133,8 @@ func (c *API) keys() []key {
 			"How long an idle connection is kept for the next request."),
 		duration("http.shutdown_timeout", &c.HTTP.ShutdownTimeout, "20s", 10*time.Millisecond, 10*time.Minute,
 			"Time that requests in flight get when the API is told to stop."),
+		duration("http.idempotency_ttl", &c.HTTP.IdempotencyTTL, "24h", time.Minute, 30*24*time.Hour,
+			"How long the answer to a request with an Idempotency-Key is kept for its repetitions."),
 		size("outbox.max_event_bytes", &c.Outbox.MaxEventBytes, "16MiB", 1*kib, 128*mib,
 			"Largest event_context that may be published."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9090", adminUsage),

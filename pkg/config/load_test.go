@@ -52,7 +52,7 @@ var _ = Describe("loading", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(api.Environment).To(Equal("Local"))
 		Expect(api.HTTP.Addr).To(Equal("127.0.0.1:8080"))
-		Expect(api.HTTP.MaxBodyBytes).To(BeEquivalentTo(1 << 20))
+		Expect(api.HTTP.MaxBodyBytes).To(BeEquivalentTo(16 << 20))
 		Expect(api.Admin.Addr).To(Equal("127.0.0.1:9090"))
 		Expect(api.Sentry).To(Equal(config.Sentry{TracesSampleRate: 1}))
 		Expect(api.Log).To(Equal(config.Log{Level: "info", Format: "json"}))
@@ -148,7 +148,7 @@ var _ = Describe("loading", func() {
 		Entry("no port", "DIEHARD_HTTP_ADDR", "localhost", `is "localhost", which is not HOST:PORT`),
 		Entry("a high port", "DIEHARD_ADMIN_ADDR", ":65536", "whose port is not a number from 0 to 65535"),
 		Entry("an unknown unit", "DIEHARD_HTTP_MAX_BODY_BYTES", "1 MB", `is "1 MB", which is not a size`),
-		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, and has to be from 1KiB to 64MiB"),
+		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, and has to be from 1KiB to 128MiB"),
 		Entry("a negative size", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "-1", "which is not a size"),
 		Entry("a size beyond all bounds", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "9999999999GiB", "which is not a size"),
 		Entry("no unit of time", "DIEHARD_HTTP_READ_TIMEOUT", "10", `is "10", which is not a duration`),

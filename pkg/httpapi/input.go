@@ -16,11 +16,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/labstack/echo/v4"
 
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
@@ -43,15 +45,36 @@ func (f *findings) refuse(name, detail string) {
 	f.wrong = append(f.wrong, f.place(name, detail))
 }
 
-// problem returns the findings as a problem, and nil where there are none. It
-// adds the rules that validate says are broken, but for values that were
-// refused before and had nothing to validate, and the names that nobody knows.
-func (f *findings) problem(validate error, unknown iter.Seq[string], isUnknown string) error {
-	if invalid, ok := errors.AsType[*users.ValidationError](validate); ok {
+// brokenRule is a rule of the use cases that a value breaks.
+type brokenRule struct {
+	name, reason string
+}
+
+// userRules are those that a *users.ValidationError tells of.
+func userRules(err error) (rules []brokenRule) {
+	if invalid, ok := errors.AsType[*users.ValidationError](err); ok {
 		for _, field := range invalid.Fields {
-			if !f.refused[field.Field] {
-				f.refuse(field.Field, field.Reason)
-			}
+			rules = append(rules, brokenRule{field.Field, field.Reason})
+		}
+	}
+	return rules
+}
+
+// eventRules are those that an event breaks.
+func eventRules(broken []*outbox.ValidationError) (rules []brokenRule) {
+	for _, rule := range broken {
+		rules = append(rules, brokenRule{rule.Field, rule.Reason})
+	}
+	return rules
+}
+
+// problem returns the findings as a problem, and nil where there are none. It
+// adds the rules that are broken, but for values that were refused before and
+// had nothing to validate, and the names that nobody knows.
+func (f *findings) problem(broken []brokenRule, unknown iter.Seq[string], isUnknown string) error {
+	for _, rule := range broken {
+		if !f.refused[rule.name] {
+			f.refuse(rule.name, rule.reason)
 		}
 	}
 	for _, name := range slices.Sorted(unknown) {
@@ -72,6 +95,7 @@ func validationProblem(wrong ...valueError) error {
 type object struct {
 	findings
 
+	raw     jsontext.Value
 	members map[string]jsontext.Value
 }
 
@@ -87,6 +111,10 @@ func (s *Server) readObject(c echo.Context) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
+	if tooDeep(body) {
+		detail := fmt.Sprintf("is nested deeper than %d levels", MaxDepth)
+		return nil, &problemError{problem: invalidJSON, errors: []valueError{bodyError("", detail)}}
+	}
 	var members map[string]jsontext.Value
 	err = json.Unmarshal(body, &members)
 	if _, ok := errors.AsType[*json.SemanticError](err); ok { // no object, and not looked at further
@@ -98,7 +126,34 @@ func (s *Server) readObject(c echo.Context) (*object, error) {
 	if err != nil || members == nil {
 		return nil, validationProblem(bodyError("", "must be an object"))
 	}
-	return &object{findings: findings{place: inMember}, members: members}, nil
+	return &object{findings: findings{place: inMember("")}, raw: body, members: members}, nil
+}
+
+// MaxDepth bounds how deeply arrays and objects may be nested in a body: what is
+// deeper comes to the end of somebody's stack, PostgreSQL's or a consumer's.
+const MaxDepth = 500
+
+// tooDeep reports whether the JSON is nested deeper than MaxDepth.
+func tooDeep(body []byte) bool {
+	depth, inString, escaped := 0, false, false
+	for _, b := range body {
+		switch {
+		case escaped:
+			escaped = false
+		case inString:
+			escaped, inString = b == '\\', b != '"'
+		case b == '"':
+			inString = true
+		case b == '[' || b == '{':
+			depth++
+			if depth > MaxDepth {
+				return true
+			}
+		case b == ']' || b == '}':
+			depth--
+		}
+	}
+	return false
 }
 
 func checkMediaType(header http.Header) error {
@@ -153,42 +208,97 @@ func bodyError(pointer, detail string) valueError {
 	return valueError{Pointer: &pointer, Detail: detail}
 }
 
-// requiredString takes the member out of the object.
-func (o *object) requiredString(name string) string {
-	if _, ok := o.members[name]; !ok {
-		o.refuse(name, "is required")
-		return ""
-	}
-	return o.optionalString(name)
+// take takes the member out of the object; it is nil where it is left out.
+func (o *object) take(name string) jsontext.Value {
+	value := o.members[name]
+	delete(o.members, name)
+	return value
 }
 
-// optionalString takes the member out of the object; it is empty where it is
-// left out. null is no string.
+// require is take for what must not be left out.
+func (o *object) require(name string) jsontext.Value {
+	value := o.take(name)
+	if value == nil {
+		o.refuse(name, "is required")
+	}
+	return value
+}
+
+func (o *object) requiredString(name string) string {
+	return o.text(name, o.require(name))
+}
+
+// optionalString returns the member; it is empty where it is left out. null is
+// no string.
 func (o *object) optionalString(name string) string {
-	value, ok := o.members[name]
-	if !ok {
+	return o.text(name, o.take(name))
+}
+
+func (o *object) text(name string, value jsontext.Value) (text string) {
+	if value == nil {
 		return ""
 	}
-	delete(o.members, name)
-	if value.Kind() != '"' {
-		o.refuse(name, "must be a string")
-		return ""
-	}
-	var text string
-	if err := json.Unmarshal(value, &text); err != nil { // unreachable: it was parsed before
+	if value.Kind() != '"' || json.Unmarshal(value, &text) != nil {
 		o.refuse(name, "must be a string")
 	}
 	return text
 }
 
-// check returns the problem with the object, if any: validate tells which rules
-// its values break, and members that nobody took are not known.
-func (o *object) check(validate error) error {
-	return o.problem(validate, maps.Keys(o.members), "is not a known field")
+// optionalTime returns the member, a time as in RFC 3339.
+func (o *object) optionalTime(name string, fallback time.Time) (value time.Time) {
+	text := o.take(name)
+	if text == nil {
+		return fallback
+	}
+	if text.Kind() != '"' || json.Unmarshal(text, &value) != nil {
+		o.refuse(name, "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+		return fallback
+	}
+	return value
 }
 
-func inMember(name, detail string) valueError {
-	return bodyError(string(jsontext.Pointer("").AppendToken(name)), detail)
+// optionalInteger returns the member, a number without fraction and exponent.
+func (o *object) optionalInteger(name string, fallback int64) int64 {
+	text := o.take(name)
+	if text == nil {
+		return fallback
+	}
+	value, err := strconv.ParseInt(string(text), 10, 64)
+	if text.Kind() != '0' || err != nil {
+		o.refuse(name, "must be a whole number of at most 64 bits")
+		return fallback
+	}
+	return value
+}
+
+// requiredArray returns the member's elements, of which there are 1 to most.
+func (o *object) requiredArray(name string, most int) (elements []jsontext.Value) {
+	value := o.require(name)
+	if value == nil {
+		return nil
+	}
+	if value.Kind() != '[' || json.Unmarshal(value, &elements) != nil {
+		o.refuse(name, "must be an array")
+		return nil
+	}
+	if len(elements) < 1 || len(elements) > most {
+		o.refuse(name, fmt.Sprintf("must have from 1 to %d items", most))
+		return nil
+	}
+	return elements
+}
+
+// check returns the problem with the object, if any: the rules that its values
+// break, and members that nobody took.
+func (o *object) check(broken []brokenRule) error {
+	return o.problem(broken, maps.Keys(o.members), "is not a known field")
+}
+
+// inMember is the place of a member of the object at the pointer.
+func inMember(object jsontext.Pointer) func(name, detail string) valueError {
+	return func(name, detail string) valueError {
+		return bodyError(string(object.AppendToken(name)), detail)
+	}
 }
 
 // query is a request's query, taken apart like a body.
@@ -236,10 +346,20 @@ func (q *query) integer(name string, fallback int) int {
 	return value
 }
 
+// boolean takes the parameter out of the query; it is false where it is left out
+// or empty.
+func (q *query) boolean(name string) bool {
+	text := q.text(name)
+	if text != "" && text != "true" && text != "false" {
+		q.refuse(name, "must be true or false")
+	}
+	return text == "true"
+}
+
 // check returns the problem with the query, if any. A parameter that nobody took
 // is one: a filter that is misspelt must not select everything.
-func (q *query) check(validate error) error {
-	return q.problem(validate, maps.Keys(q.values), "is not a known parameter")
+func (q *query) check(broken []brokenRule) error {
+	return q.problem(broken, maps.Keys(q.values), "is not a known parameter")
 }
 
 func inParameter(name, detail string) valueError {

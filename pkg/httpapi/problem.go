@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/labstack/echo/v4"
 
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
@@ -56,6 +58,18 @@ var (
 		slug: "request-timeout", status: http.StatusRequestTimeout, title: "Request timeout",
 		detail: "The request's body took too long to arrive",
 	}
+	invalidIdempotencyKey = &problem{
+		slug: "invalid-idempotency-key", status: http.StatusBadRequest, title: "Invalid idempotency key",
+		detail: "The Idempotency-Key header must come once and have from 1 to 255 printable ASCII characters, in double quotes or without spaces",
+	}
+	idempotencyKeyInUse = &problem{
+		slug: "idempotency-key-in-use", status: http.StatusConflict, title: "Idempotency key in use",
+		detail: "A request with this idempotency key is being worked on; repeat this one to get its answer", retryAfter: 1,
+	}
+	idempotencyKeyReused = &problem{
+		slug: "idempotency-key-reused", status: http.StatusUnprocessableEntity, title: "Idempotency key reused",
+		detail: "This idempotency key was used for another request; take a new key for each change",
+	}
 	emailTaken = &problem{
 		slug: "email-taken", status: http.StatusConflict, title: "E-mail address taken",
 		detail: "User with this email already exists",
@@ -100,6 +114,8 @@ var domainProblems = []struct {
 }{
 	{is(users.ErrEmailTaken), emailTaken},
 	{is(users.ErrNotFound), userNotFound},
+	{is(idempotency.ErrInProgress), idempotencyKeyInUse},
+	{is(idempotency.ErrMismatch), idempotencyKeyReused},
 	{is(postgres.ErrOutcomeUnknown), outcomeUnknown}, // before what it was lost by
 	{is(errRequestTimeout), timeout},
 	{is(context.Canceled), clientGone}, // or cut off while the server stops
@@ -136,6 +152,9 @@ type valueError struct {
 // Error implements error.
 func (e *problemError) Error() string { return e.problem.slug }
 
+// description is the problem's detail.
+func (e *problemError) description() string { return cmp.Or(e.detail, e.problem.detail) }
+
 // problemDetails is a problem on the wire.
 type problemDetails struct {
 	Type      string       `json:"type"`
@@ -164,12 +183,9 @@ func (s *Server) answerError(err error, c echo.Context) {
 		Type:      typeBase + p.problem.slug,
 		Title:     p.problem.title,
 		Status:    p.problem.status,
-		Detail:    p.detail,
+		Detail:    p.description(),
 		RequestID: r.id,
 		Errors:    p.errors,
-	}
-	if details.Detail == "" {
-		details.Detail = p.problem.detail
 	}
 	if p.problem.retryAfter > 0 {
 		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(p.problem.retryAfter))
@@ -230,6 +246,10 @@ func writeJSON(c echo.Context, status int, contentType string, value any) error 
 	if err != nil {
 		return fmt.Errorf("encode the answer: %w", err)
 	}
+	return writeBody(c, status, contentType, body)
+}
+
+func writeBody(c echo.Context, status int, contentType string, body []byte) error {
 	c.Response().Header().Set(echo.HeaderContentLength, strconv.Itoa(len(body)))
 	return c.Blob(status, contentType, body) //nolint:wrapcheck // the client has gone: echo's own
 }

@@ -141,7 +141,7 @@ var _ = Describe("Problems", func() {
 			ownDB := engines.OpenPostgres(dsn, nil)
 			Expect(postgres.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 			api := start(ctx, func(o *httpapi.Options) {
-				o.Users = newUsers(ownDB)
+				onDatabase(ownDB)(o)
 				// An answer that waits for the timeout would be another problem.
 				o.RequestTimeout = time.Minute
 			})

@@ -11,17 +11,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jmoiron/sqlx"
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/gommon/log"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
 // What Options leave out.
 const (
 	DefaultAddr              = "127.0.0.1:8080"
-	DefaultMaxBodyBytes      = 1 << 20
+	DefaultMaxBodyBytes      = 16 << 20
 	DefaultReadHeaderTimeout = 5 * time.Second
 	DefaultReadTimeout       = 10 * time.Second
 	DefaultRequestTimeout    = 15 * time.Second
@@ -33,13 +36,23 @@ const (
 // maxHeaderBytes bounds a request's line and headers.
 const maxHeaderBytes = 64 << 10
 
-// Options configure a Server. Users and Log are required.
+// Options configure a Server. DB, Users, Publisher, Idempotency and Log are
+// required.
 type Options struct {
 	// Addr is host:port to listen on; port 0 takes a free one.
 	Addr string
+	// DB is where a change has its transaction.
+	DB *sqlx.DB
 	// Users are the use cases behind /v1/users.
 	Users *users.Service
-	Log   *slog.Logger
+	// Publisher writes the events of /v1/events.
+	Publisher *outbox.Publisher
+	// Idempotency keeps the answers to requests with an Idempotency-Key.
+	Idempotency *idempotency.Keeper
+	// Hint is called after events were committed, so that they are delivered at
+	// once and not with the relay's next poll. It must not block; nil is none.
+	Hint func()
+	Log  *slog.Logger
 	// Registerer takes the metrics; nil is none.
 	Registerer prometheus.Registerer
 
@@ -65,6 +78,9 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
+	if o.Hint == nil {
+		o.Hint = func() {}
+	}
 	setDefault(&o.Addr, DefaultAddr)
 	setDefault(&o.MaxBodyBytes, DefaultMaxBodyBytes)
 	setDefault(&o.ReadHeaderTimeout, DefaultReadHeaderTimeout)
@@ -84,12 +100,13 @@ func setDefault[T comparable](option *T, value T) {
 
 // Server serves the API.
 type Server struct {
-	options  Options
-	users    *users.Service
-	log      *slog.Logger
-	requests *prometheus.HistogramVec
-	echo     *echo.Echo
-	addr     atomic.Value // string, once it listens
+	options     Options
+	users       *users.Service
+	idempotency *idempotency.Keeper
+	log         *slog.Logger
+	requests    *prometheus.HistogramVec
+	echo        *echo.Echo
+	addr        atomic.Value // string, once it listens
 }
 
 // New returns a Server that does not listen yet. It panics where the
@@ -97,11 +114,12 @@ type Server struct {
 func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
-		options:  o,
-		users:    o.Users,
-		log:      o.Log,
-		requests: newRequestHistogram(o.Registerer),
-		echo:     echo.New(),
+		options:     o,
+		users:       o.Users,
+		idempotency: o.Idempotency,
+		log:         o.Log,
+		requests:    newRequestHistogram(o.Registerer),
+		echo:        echo.New(),
 	}
 	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
 	s.echo.HTTPErrorHandler = s.answerError
@@ -110,6 +128,9 @@ func New(o Options) *Server {
 	s.echo.POST("/v1/users", s.createUser)
 	s.get("/v1/users", s.listUsers)
 	s.get("/v1/users/:id", s.getUser)
+	s.echo.POST("/v1/users/batch", s.createUsers)
+	s.echo.POST("/v1/events", s.publishEvent)
+	s.echo.POST("/v1/events/batch", s.publishEvents)
 	return s
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -40,8 +41,14 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = engines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 })
 
-func newUsers(db *sqlx.DB) *users.Service {
-	return users.NewService(users.Options{DB: db, Publisher: outbox.NewPublisher(outbox.PublisherOptions{})})
+// onDatabase has a server work on that database.
+func onDatabase(db *sqlx.DB) func(*httpapi.Options) {
+	publisher := outbox.NewPublisher(outbox.PublisherOptions{})
+	return func(o *httpapi.Options) {
+		o.DB, o.Publisher = db, publisher
+		o.Users = users.NewService(users.Options{DB: db, Publisher: publisher})
+		o.Idempotency = idempotency.NewKeeper(idempotency.Options{DB: db})
+	}
 }
 
 // api is a server that runs.
@@ -62,10 +69,10 @@ func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 	a := &api{log: gbytes.NewBuffer(), registry: prometheus.NewRegistry(), stopped: make(chan error, 1)}
 	options := httpapi.Options{
 		Addr:       "127.0.0.1:0",
-		Users:      newUsers(db),
 		Log:        telemetry.NewLogger(io.MultiWriter(a.log, GinkgoWriter), telemetry.LogOptions{}),
 		Registerer: a.registry,
 	}
+	onDatabase(db)(&options)
 	for _, f := range change {
 		f(&options)
 	}

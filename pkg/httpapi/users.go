@@ -1,12 +1,15 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 	"github.com/labstack/echo/v4"
 
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
@@ -29,26 +32,97 @@ type userPage struct {
 	NextCursor *string `json:"next_cursor"`
 }
 
+// userResult is what became of one user of several, on the wire.
+type userResult struct {
+	Status  int          `json:"status"`
+	User    *user        `json:"user,omitzero"`
+	Problem *itemProblem `json:"problem,omitzero"`
+}
+
 func (s *Server) createUser(c echo.Context) error {
 	body, err := s.readObject(c)
 	if err != nil {
 		return err
 	}
-	newUser := users.NewUser{
-		Email:       body.requiredString("email"),
-		FirstName:   body.optionalString("first_name"),
-		LastName:    body.optionalString("last_name"),
-		Traceparent: requestOf(c).traceparent,
-	}
-	if err := body.check(newUser.Validate()); err != nil {
+	newUser := readUser(c, body)
+	if err := body.check(userRules(newUser.Validate())); err != nil {
 		return err
 	}
-	created, err := s.users.Create(c.Request().Context(), newUser)
+	return s.change(c, body.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+		created, err := s.users.Create(c.Request().Context(), tx, newUser)
+		if err != nil {
+			return idempotency.Answer{}, err
+		}
+		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), user(created))
+	})
+}
+
+func (s *Server) createUsers(c echo.Context) error {
+	batch, err := s.readBatch(c)
 	if err != nil {
 		return err
 	}
-	c.Response().Header().Set(echo.HeaderLocation, "/v1/users/"+created.ID.String())
-	return writeJSON(c, http.StatusCreated, echo.MIMEApplicationJSON, user(created))
+	newUsers := make([]users.NewUser, len(batch.items))
+	err = batch.each(func(i int, item *object) []brokenRule {
+		newUsers[i] = readUser(c, item)
+		return userRules(newUsers[i].Validate())
+	})
+	if err != nil {
+		return err
+	}
+	return s.change(c, batch.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+		results, err := s.createValid(c.Request().Context(), tx, batch, newUsers)
+		if err != nil {
+			return idempotency.Answer{}, err
+		}
+		return answerOf(http.StatusOK, "", batchAnswer[userResult]{Data: results})
+	})
+}
+
+// createValid creates those users that nothing is wrong with.
+func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUsers []users.NewUser) ([]userResult, error) {
+	var valid []users.NewUser
+	var places []int
+	for i, problem := range b.problems {
+		if problem == nil {
+			valid, places = append(valid, newUsers[i]), append(places, i)
+		}
+	}
+	created, err := s.users.CreateMany(ctx, tx, valid)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]userResult, len(newUsers))
+	for n, place := range places {
+		if created[n].Err != nil {
+			b.problems[place] = b.items[place].taken()
+			continue
+		}
+		u := user(created[n].User)
+		results[place] = userResult{Status: http.StatusCreated, User: &u}
+	}
+	for i, problem := range b.problems {
+		if problem != nil {
+			p := newItemProblem(problem)
+			results[i] = userResult{Status: p.Status, Problem: p}
+		}
+	}
+	return results, b.whole()
+}
+
+// taken is the problem with a user whose address somebody has.
+func (o *object) taken() error {
+	return &problemError{problem: emailTaken, errors: []valueError{o.place("email", "is taken")}}
+}
+
+// readUser takes a user's members out of the object.
+func readUser(c echo.Context, o *object) users.NewUser {
+	return users.NewUser{
+		Email:       o.requiredString("email"),
+		FirstName:   o.optionalString("first_name"),
+		LastName:    o.optionalString("last_name"),
+		Traceparent: requestOf(c).traceparent,
+	}
 }
 
 func (s *Server) getUser(c echo.Context) error {
@@ -75,7 +149,7 @@ func (s *Server) listUsers(c echo.Context) error {
 		Limit:  query.integer("limit", defaultPageSize),
 		Cursor: query.text("cursor"),
 	}
-	if err := query.check(params.Validate()); err != nil {
+	if err := query.check(userRules(params.Validate())); err != nil {
 		return err
 	}
 	page, err := s.users.List(c.Request().Context(), params)

@@ -174,35 +174,32 @@ var (
 	traceparentPattern = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 )
 
-// validate returns the first rule that the event breaks, or nil.
-func (e *Event) validate(index, maxContextBytes int) error {
-	broken := func(field, format string, args ...any) error {
-		return &ValidationError{Index: index, Field: field, Reason: fmt.Sprintf(format, args...)}
+// broken returns every rule that the event breaks.
+func (e *Event) broken(index, maxContextBytes int) (all []*ValidationError) {
+	rule := func(holds bool, field, format string, args ...any) {
+		if !holds {
+			all = append(all, &ValidationError{Index: index, Field: field, Reason: fmt.Sprintf(format, args...)})
+		}
 	}
+	rule(e.EventID != uuid.Nil, "event_id", "is missing")
+	if len(e.EventType) > maxEventTypeBytes {
+		rule(false, "event_type", "is longer than %d bytes", maxEventTypeBytes)
+	} else {
+		rule(snakeCasePattern.MatchString(e.EventType), "event_type", "is not snake_case")
+	}
+	rule(!e.EventDateTime.Before(MinEventDateTime) && !e.EventDateTime.After(MaxEventDateTime),
+		"event_date_time", "is not between %s and %s", MinEventDateTime.Format(time.RFC3339), MaxEventDateTime.Format(time.RFC3339Nano))
+	rule(len(e.Environment) <= maxEnvironmentBytes, "environment", "is longer than %d bytes", maxEnvironmentBytes)
+	rule(utf8.ValidString(e.Environment) && !strings.ContainsRune(e.Environment, 0), "environment", "is not text")
+	rule(e.MetadataVersion >= 0, "metadata_version", "is negative")
 	switch {
-	case e.EventID == uuid.Nil:
-		return broken("event_id", "is missing")
-	case len(e.EventType) > maxEventTypeBytes:
-		return broken("event_type", "is longer than %d bytes", maxEventTypeBytes)
-	case !snakeCasePattern.MatchString(e.EventType):
-		return broken("event_type", "is not snake_case")
-	case e.EventDateTime.Before(MinEventDateTime) || e.EventDateTime.After(MaxEventDateTime):
-		return broken("event_date_time", "is not between %s and %s",
-			MinEventDateTime.Format(time.RFC3339), MaxEventDateTime.Format(time.RFC3339Nano))
-	case len(e.Environment) > maxEnvironmentBytes:
-		return broken("environment", "is longer than %d bytes", maxEnvironmentBytes)
-	case !utf8.ValidString(e.Environment) || strings.ContainsRune(e.Environment, 0):
-		return broken("environment", "is not text")
-	case e.MetadataVersion < 0:
-		return broken("metadata_version", "is negative")
 	case len(e.EventContext) > maxContextBytes:
-		return broken("event_context", "has %d bytes, more than the limit of %d", len(e.EventContext), maxContextBytes)
+		rule(false, "event_context", "has %d bytes, more than the limit of %d", len(e.EventContext), maxContextBytes)
 	case !utf8.Valid(e.EventContext):
-		return broken("event_context", "is not valid UTF-8")
-	case !json.Valid(e.EventContext):
-		return broken("event_context", "is not valid JSON")
-	case e.Traceparent != "" && !traceparentPattern.MatchString(e.Traceparent):
-		return broken("traceparent", "is not a W3C traceparent")
+		rule(false, "event_context", "is not valid UTF-8")
+	default:
+		rule(json.Valid(e.EventContext), "event_context", "is not valid JSON")
 	}
-	return nil
+	rule(e.Traceparent == "" || traceparentPattern.MatchString(e.Traceparent), "traceparent", "is not a W3C traceparent")
+	return all
 }

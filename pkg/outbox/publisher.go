@@ -55,8 +55,8 @@ type Tx interface {
 // transaction is of no more use and must be rolled back.
 func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 	for i := range events {
-		if err := events[i].validate(i, p.maxEventBytes); err != nil {
-			return err
+		if broken := events[i].broken(i, p.maxEventBytes); len(broken) > 0 {
+			return broken[0]
 		}
 	}
 	failpoint.At(failpoint.PublishBefore)
@@ -68,6 +68,12 @@ func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 	}
 	failpoint.At(failpoint.PublishInserted)
 	return nil
+}
+
+// Validate returns every rule that the event breaks: what Publish would refuse it
+// for.
+func (p *Publisher) Validate(event Event) []*ValidationError {
+	return event.broken(0, p.maxEventBytes)
 }
 
 func (p *Publisher) values(events []Event) []any {

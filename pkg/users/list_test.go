@@ -14,7 +14,7 @@ import (
 )
 
 var _ = Describe("Finding users", func() {
-	var service *users.Service
+	var service service
 
 	BeforeEach(func() {
 		service = newService(db)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 )
 
 // The index users_email_key decides whether an address is taken. ON CONFLICT
@@ -18,6 +19,14 @@ const insertSQL = `
 INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
+
+// Inserts in the arrays' order.
+const insertManySQL = `
+INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+SELECT id, email, first_name, last_name, $5, $5
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
+ON CONFLICT (lower(email)) DO NOTHING
+RETURNING id`
 
 const selectByIDSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
@@ -55,6 +64,31 @@ func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 		return ErrEmailTaken
 	}
 	return nil
+}
+
+// insertMany returns the ids of those users whose addresses were free. All were
+// created at one time.
+func insertMany(ctx context.Context, tx *sqlx.Tx, users []User) (map[uuid.UUID]bool, error) {
+	if len(users) == 0 {
+		return map[uuid.UUID]bool{}, nil
+	}
+	var ids, emails, firstNames, lastNames pq.StringArray
+	for _, u := range users {
+		ids = append(ids, u.ID.String())
+		emails = append(emails, u.Email)
+		firstNames = append(firstNames, u.FirstName)
+		lastNames = append(lastNames, u.LastName)
+	}
+	var inserted []uuid.UUID
+	err := tx.SelectContext(ctx, &inserted, insertManySQL, ids, emails, firstNames, lastNames, users[0].CreatedAt)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // CreateMany says what was being done
+	}
+	set := make(map[uuid.UUID]bool, len(inserted))
+	for _, id := range inserted {
+		set[id] = true
+	}
+	return set, nil
 }
 
 // row is a user as it is read.

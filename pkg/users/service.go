@@ -1,42 +1,35 @@
 package users
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 
-	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
 // Service is the use cases around users. It is safe for concurrent use.
 type Service struct {
 	db        *sqlx.DB
 	publisher *outbox.Publisher
-	hint      func()
 }
 
 // Options configure a Service.
 type Options struct {
-	// DB is where users and the outbox live.
+	// DB is where users are read.
 	DB *sqlx.DB
 	// Publisher writes the events.
 	Publisher *outbox.Publisher
-	// Hint is called after an event was committed, so that it is delivered at
-	// once and not with the relay's next poll. It must not block; nil is none.
-	Hint func()
 }
 
 // NewService returns a Service.
 func NewService(o Options) *Service {
-	if o.Hint == nil {
-		o.Hint = func() {}
-	}
-	return &Service{db: o.DB, publisher: o.Publisher, hint: o.Hint}
+	return &Service{db: o.DB, publisher: o.Publisher}
 }
 
 // NewUser is what Create makes a user of.
@@ -52,49 +45,111 @@ type NewUser struct {
 	Traceparent string
 }
 
-// Create stores the user and publishes user_created, both or neither.
+// Create stores the user and publishes user_created in tx: both are there once
+// tx commits, or neither.
 //
 // It returns a *ValidationError with every rule that is broken, or
-// ErrEmailTaken. An error that wraps postgres.ErrOutcomeUnknown means that the
-// connection was lost while the transaction was being committed: the user may
-// exist, with its event, or not, without; looking for the address tells. After
-// any other error nothing was created.
-func (s *Service) Create(ctx context.Context, n NewUser) (User, error) {
+// ErrEmailTaken; then tx can go on. After any other error it must be rolled
+// back.
+func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, error) {
+	user, err := n.make(time.Now())
+	if err != nil {
+		return User{}, err
+	}
+	event, err := user.created(n.Traceparent)
+	if err != nil {
+		return User{}, fmt.Errorf("create user: %w", err)
+	}
+	if err := insert(ctx, tx, user); err != nil {
+		return User{}, fmt.Errorf("create user: %w", err)
+	}
+	if err := s.publisher.Publish(ctx, tx, event); err != nil {
+		return User{}, fmt.Errorf("create user: %w", err)
+	}
+	return user, nil
+}
+
+// Result is what became of one of several users: it was created, or an error
+// says why not, a *ValidationError or ErrEmailTaken.
+type Result struct {
+	User User
+	Err  error
+}
+
+// CreateMany does what Create does for each of the users, in their order: of
+// two with one address the second finds it taken. The results are in the same
+// order. After an error tx must be rolled back.
+func (s *Service) CreateMany(ctx context.Context, tx *sqlx.Tx, news []NewUser) ([]Result, error) {
+	results := make([]Result, len(news))
+	now := time.Now()
+	valid := make([]int, 0, len(news)) // places among news
+	for i, n := range news {
+		results[i].User, results[i].Err = n.make(now)
+		if results[i].Err == nil {
+			valid = append(valid, i)
+		}
+	}
+	// All take their locks in one order, so that two calls with the same
+	// addresses do not wait for each other.
+	slices.SortStableFunc(valid, func(a, b int) int {
+		return cmp.Compare(emailKey(results[a].User.Email), emailKey(results[b].User.Email))
+	})
+	users := make([]User, len(valid))
+	for i, place := range valid {
+		users[i] = results[place].User
+	}
+	inserted, err := insertMany(ctx, tx, users)
+	if err != nil {
+		return nil, fmt.Errorf("create users: %w", err)
+	}
+	for _, place := range valid {
+		if !inserted[results[place].User.ID] {
+			results[place] = Result{Err: ErrEmailTaken}
+		}
+	}
+	events := make([]outbox.Event, 0, len(inserted))
+	for i, result := range results {
+		if result.Err != nil {
+			continue
+		}
+		event, err := result.User.created(news[i].Traceparent)
+		if err != nil {
+			return nil, fmt.Errorf("create users: %w", err)
+		}
+		events = append(events, event)
+	}
+	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
+		return nil, fmt.Errorf("create users: %w", err)
+	}
+	return results, nil
+}
+
+// make returns the user that is created at that time.
+func (n NewUser) make(at time.Time) (User, error) {
 	user, err := n.normalized()
 	if err != nil {
 		return User{}, err
 	}
-	user.ID, err = uuid.NewV7()
-	if err != nil {
+	if user.ID, err = uuid.NewV7(); err != nil {
 		return User{}, fmt.Errorf("make a user id: %w", err)
 	}
-	user.CreatedAt = time.Now().UTC().Truncate(time.Microsecond)
+	user.CreatedAt = at.UTC().Truncate(time.Microsecond)
 	user.UpdatedAt = user.CreatedAt
-	event, err := outbox.NewEvent(
-		UserCreated{
-			UserID:    user.ID.String(),
-			Email:     user.Email,
-			FirstName: user.FirstName,
-			LastName:  user.LastName,
-		},
-		outbox.WithTime(user.CreatedAt),
-		outbox.WithTraceparent(n.Traceparent),
-	)
-	if err != nil {
-		return User{}, fmt.Errorf("create user: %w", err)
-	}
-	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) error {
-		if err := insert(ctx, tx, user); err != nil {
-			return err
-		}
-		return s.publisher.Publish(ctx, tx, event)
-	})
-	if err != nil {
-		return User{}, fmt.Errorf("create user: %w", err)
-	}
-	failpoint.At(failpoint.PublishCommitted)
-	s.hint()
 	return user, nil
+}
+
+// created returns the event of the user's creation.
+func (u User) created(traceparent string) (outbox.Event, error) {
+	return outbox.NewEvent(
+		UserCreated{
+			UserID:    u.ID.String(),
+			Email:     u.Email,
+			FirstName: u.FirstName,
+			LastName:  u.LastName,
+		},
+		outbox.WithTime(u.CreatedAt),
+		outbox.WithTraceparent(traceparent),
+	)
 }
 
 // Validate returns a *ValidationError with every rule that is broken, or nil:

@@ -10,6 +10,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
 	"github.com/diehard-outbox/diehard/test/engines"
 )
@@ -34,11 +35,35 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = engines.OpenPostgres(dsn, nil)
 })
 
-func newService(db *sqlx.DB) *users.Service {
-	return users.NewService(users.Options{
-		DB:        db,
-		Publisher: outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"}),
+// service is the use cases, each in a transaction of its own.
+type service struct {
+	*users.Service
+
+	db *sqlx.DB
+}
+
+func newService(db *sqlx.DB) service {
+	return newServiceWith(db, outbox.PublisherOptions{Environment: "Test"})
+}
+
+func newServiceWith(db *sqlx.DB, o outbox.PublisherOptions) service {
+	return service{Service: users.NewService(users.Options{DB: db, Publisher: outbox.NewPublisher(o)}), db: db}
+}
+
+func (s service) Create(ctx context.Context, n users.NewUser) (created users.User, err error) {
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
+		created, err = s.Service.Create(ctx, tx, n)
+		return err
 	})
+	return created, err
+}
+
+func (s service) CreateMany(ctx context.Context, news ...users.NewUser) (results []users.Result, err error) {
+	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
+		results, err = s.Service.CreateMany(ctx, tx, news)
+		return err
+	})
+	return results, err
 }
 
 // count returns what a query that counts returns.

@@ -115,7 +115,7 @@ func (e *Engines) LastingPostgresDSN(ctx context.Context) string {
 		Query(ctx, "postgres", e.shared.Postgres, "CREATE DATABASE "+name+" TEMPLATE "+template)
 		e.lasting = withDatabase(e.shared.Postgres, name)
 	}
-	Query(ctx, "postgres", e.lasting, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters")
+	Query(ctx, "postgres", e.lasting, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters, idempotency_keys")
 	return e.lasting
 }
 

@@ -1,0 +1,101 @@
+package httpapi
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/jmoiron/sqlx"
+	"github.com/labstack/echo/v4"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+const (
+	headerIdempotencyKey      = "Idempotency-Key"
+	headerIdempotencyReplayed = "Idempotency-Replayed"
+)
+
+// change does the work of a request that changes something, in one transaction,
+// and answers once that is committed. Where the request has an idempotency key
+// the answer is kept in the same transaction, and a repetition gets it without
+// the work. body is what the request asks for beside its method and path.
+func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Answer, error)) error {
+	key, given, err := idempotencyKey(c.Request(), body)
+	if err != nil {
+		return err
+	}
+	var answer idempotency.Answer
+	replayed := false
+	ctx := c.Request().Context()
+	err = postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
+		if !given {
+			answer, err = work(tx)
+			return err
+		}
+		answer, replayed, err = s.idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if replayed {
+		c.Response().Header().Set(headerIdempotencyReplayed, "true")
+	} else {
+		failpoint.At(failpoint.PublishCommitted)
+		s.options.Hint()
+	}
+	if answer.Location != "" {
+		c.Response().Header().Set(echo.HeaderLocation, answer.Location)
+	}
+	return writeBody(c, answer.Status, echo.MIMEApplicationJSON, answer.Body)
+}
+
+// answerOf is an answer whose body is the value.
+func answerOf(status int, location string, value any) (idempotency.Answer, error) {
+	body, err := json.Marshal(value)
+	return idempotency.Answer{Status: status, Location: location, Body: body}, err //nolint:wrapcheck // a bug of ours
+}
+
+// A key is an Item of RFC 9651 that is a String, as the header's draft asks for,
+// or the same text without the quotes, as most clients send it.
+var (
+	quotedKey = regexp.MustCompile(`^"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"$`)
+	bareKey   = regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`)
+)
+
+// idempotencyKey returns the request's key, where one is given.
+func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bool, err error) {
+	values := r.Header.Values(headerIdempotencyKey)
+	if len(values) == 0 {
+		return idempotency.Key{}, false, nil
+	}
+	text := values[0]
+	switch quoted := quotedKey.FindStringSubmatch(text); {
+	case quoted != nil:
+		text = strings.NewReplacer(`\"`, `"`, `\\`, `\`).Replace(quoted[1])
+	case !bareKey.MatchString(text):
+		text = ""
+	}
+	if len(values) > 1 || text == "" || len(text) > idempotency.MaxKeyBytes {
+		return idempotency.Key{}, false, &problemError{problem: invalidIdempotencyKey}
+	}
+	return idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}, true, nil
+}
+
+// fingerprint hashes what a request asks for, each part with its length before
+// it.
+func fingerprint(r *http.Request, body []byte) (sum [sha256.Size]byte) {
+	hash := sha256.New()
+	for _, part := range [][]byte{[]byte(r.Method), []byte(r.URL.Path), []byte(r.URL.RawQuery), body} {
+		_ = binary.Write(hash, binary.BigEndian, uint64(len(part)))
+		hash.Write(part)
+	}
+	hash.Sum(sum[:0])
+	return sum
+}

@@ -1,0 +1,136 @@
+package httpapi_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+)
+
+var _ = Describe("A change", func() {
+	It("hints at its events once they are committed, and only where there are any", func(ctx SpecContext) {
+		visible := make(chan int, 10)
+		api := start(ctx, func(o *httpapi.Options) {
+			o.Hint = func() { visible <- count(ctx, "outbox_events") }
+		})
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Idempotency-Key: k").status).To(Equal(http.StatusCreated))
+		Expect(visible).To(Receive(Equal(1)))
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Idempotency-Key: k").status).To(Equal(http.StatusCreated))
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusConflict))
+		Expect(visible).NotTo(Receive())
+	})
+
+	Describe("with an idempotency key", func() {
+		DescribeTable("is made once, and answered as the first time", func(ctx SpecContext, path, body string, status int) {
+			api := start(ctx)
+			post := func(headers ...string) answer {
+				return api.do(ctx, http.MethodPost, path, strings.NewReader(body), headers...)
+			}
+			first := post("Idempotency-Key: 8e03978e-40d5-43dd-bc93-6894a57f9324")
+			Expect(first.status).To(Equal(status), first.body)
+			Expect(first.header).NotTo(HaveKey("Idempotency-Replayed"))
+			// The header's draft has it in quotes.
+			again := post(`Idempotency-Key: "8e03978e-40d5-43dd-bc93-6894a57f9324"`)
+			Expect(again.status).To(Equal(status))
+			Expect(again.body).To(Equal(first.body))
+			Expect(again.header.Get("Idempotency-Replayed")).To(Equal("true"))
+			Expect(again.header.Get("X-Request-ID")).NotTo(Equal(first.header.Get("X-Request-ID")))
+			for _, name := range []string{"Location", "Content-Type", "Cache-Control"} {
+				Expect(again.header[name]).To(Equal(first.header[name]))
+			}
+			Expect(count(ctx, "outbox_events")).To(Equal(1))
+
+			other := post("Idempotency-Key: another")
+			Expect(other.header).NotTo(HaveKey("Idempotency-Replayed"))
+		},
+			Entry("of a user", "/v1/users", `{"email":"ada@example.com"}`, http.StatusCreated),
+			Entry("of many users", "/v1/users/batch", `{"data":[{"email":"ada@example.com"}]}`, http.StatusOK),
+			Entry("of an event", "/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted),
+			Entry("of many events", "/v1/events/batch", `{"data":[{"event_type":"a","event_context":1}]}`, http.StatusOK),
+		)
+
+		It("is refused where the key was used for anything else", func(ctx SpecContext) {
+			api := start(ctx)
+			const key = "Idempotency-Key: k"
+			Expect(api.create(ctx, `{"email":"ada@example.com"}`, key).status).To(Equal(http.StatusCreated))
+			for _, other := range []answer{
+				api.create(ctx, `{"email":"bob@example.com"}`, key),
+				api.create(ctx, `{"email":"ada@example.com"} `, key),
+				api.do(ctx, http.MethodPost, "/v1/users?x", strings.NewReader(`{"email":"ada@example.com"}`), key),
+				api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(`{"event_type":"a","event_context":1}`), key),
+			} {
+				expectProblem(other, http.StatusUnprocessableEntity, "idempotency-key-reused")
+			}
+			Expect(count(ctx, "users")).To(Equal(1))
+			Expect(count(ctx, "outbox_events")).To(Equal(1))
+		})
+
+		It("is refused while its twin is being made", func(ctx SpecContext) {
+			api := start(ctx)
+			release := lockUsers(ctx)
+			const key, body = "Idempotency-Key: k", `{"email":"ada@example.com"}`
+			first := make(chan answer, 1)
+			go func() {
+				defer GinkgoRecover()
+				first <- api.create(ctx, body, key)
+			}()
+			Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
+			twin := api.create(ctx, body, key)
+			expectProblem(twin, http.StatusConflict, "idempotency-key-in-use")
+			Expect(twin.header.Get("Retry-After")).To(Equal("1"))
+			release()
+			var made answer
+			Eventually(ctx, first).Should(Receive(&made))
+			Expect(made.status).To(Equal(http.StatusCreated))
+			Expect(api.create(ctx, body, key).body).To(Equal(made.body))
+		})
+
+		It("uses up no key where it is refused", func(ctx SpecContext) {
+			api := start(ctx)
+			const key = "Idempotency-Key: k"
+			Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
+			Expect(api.create(ctx, `{"email":"ada@example.com"}`, key).status).To(Equal(http.StatusConflict))
+			Expect(api.create(ctx, `{"email":"ada"}`, key).status).To(Equal(http.StatusUnprocessableEntity))
+			Expect(api.create(ctx, `{"email":"bob@example.com"}`, key).status).To(Equal(http.StatusCreated))
+		})
+
+		DescribeTable("is refused where the key is", func(ctx SpecContext, headers ...string) {
+			api := start(ctx)
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, api.url+"/v1/users", strings.NewReader(`{"email":"ada@example.com"}`))
+			Expect(err).NotTo(HaveOccurred())
+			request.Header["Content-Type"] = []string{"application/json"}
+			request.Header["Idempotency-Key"] = headers
+			response, err := http.DefaultClient.Do(request)
+			Expect(err).NotTo(HaveOccurred())
+			defer response.Body.Close()
+			Expect(response.StatusCode).To(Equal(http.StatusBadRequest))
+			Expect(count(ctx, "users")).To(BeZero())
+		},
+			Entry("empty", ""),
+			Entry("an empty string", `""`),
+			Entry("given twice", "a", "a"),
+			Entry("too long", strings.Repeat("k", 256)),
+			Entry("too long in quotes", fmt.Sprintf("%q", strings.Repeat("k", 256))),
+			Entry("of words without quotes", "a b"),
+			Entry("not in ASCII", "schlüssel"),
+			Entry("not closed", `"a`),
+			Entry("more than a string", `"a";b`),
+			Entry("wrongly escaped", `"a\b"`),
+		)
+
+		It("is refused with a problem that says so", func(ctx SpecContext) {
+			expectProblem(start(ctx).create(ctx, `{"email":"ada@example.com"}`, `Idempotency-Key: a b`), http.StatusBadRequest, "invalid-idempotency-key")
+		})
+
+		It("takes the longest keys, and with quotes what needs them", func(ctx SpecContext) {
+			api := start(ctx)
+			Expect(api.create(ctx, `{"email":"a@example.com"}`, "Idempotency-Key: "+strings.Repeat("k", 255)).status).To(Equal(http.StatusCreated))
+			Expect(api.create(ctx, `{"email":"b@example.com"}`, `Idempotency-Key: "a \"b\" \\ c"`).status).To(Equal(http.StatusCreated))
+			Expect(count(ctx, `idempotency_keys WHERE key = 'a "b" \ c'`)).To(Equal(1))
+		})
+	})
+})

@@ -1,0 +1,87 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"github.com/labstack/echo/v4"
+
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+// acceptedEvent is an event that will be delivered, on the wire.
+type acceptedEvent struct {
+	EventID uuid.UUID `json:"event_id"`
+}
+
+// eventResult is what became of one event of several, on the wire.
+type eventResult struct {
+	Status  int          `json:"status"`
+	EventID *uuid.UUID   `json:"event_id,omitzero"`
+	Problem *itemProblem `json:"problem,omitzero"`
+}
+
+func (s *Server) publishEvent(c echo.Context) error {
+	body, err := s.readObject(c)
+	if err != nil {
+		return err
+	}
+	event := readEvent(c, body)
+	if err := body.check(eventRules(s.options.Publisher.Validate(event))); err != nil {
+		return err
+	}
+	return s.change(c, body.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+		if err := s.options.Publisher.Publish(c.Request().Context(), tx, event); err != nil {
+			return idempotency.Answer{}, err
+		}
+		return answerOf(http.StatusAccepted, "", acceptedEvent{EventID: event.EventID})
+	})
+}
+
+func (s *Server) publishEvents(c echo.Context) error {
+	batch, err := s.readBatch(c)
+	if err != nil {
+		return err
+	}
+	events := make([]outbox.Event, len(batch.items))
+	err = batch.each(func(i int, item *object) []brokenRule {
+		events[i] = readEvent(c, item)
+		return eventRules(s.options.Publisher.Validate(events[i]))
+	})
+	if err != nil {
+		return err
+	}
+	results := make([]eventResult, len(events))
+	valid := make([]outbox.Event, 0, len(events))
+	for i, problem := range batch.problems {
+		if problem != nil {
+			results[i] = eventResult{Status: http.StatusUnprocessableEntity, Problem: newItemProblem(problem)}
+			continue
+		}
+		results[i] = eventResult{Status: http.StatusAccepted, EventID: &events[i].EventID}
+		valid = append(valid, events[i])
+	}
+	return s.change(c, batch.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+		if err := s.options.Publisher.Publish(c.Request().Context(), tx, valid...); err != nil {
+			return idempotency.Answer{}, err
+		}
+		return answerOf(http.StatusOK, "", batchAnswer[eventResult]{Data: results})
+	})
+}
+
+// readEvent takes an event's members out of the object. Its context is kept byte
+// for byte.
+func readEvent(c echo.Context, o *object) outbox.Event {
+	return outbox.Event{
+		EventID:         uuid.Must(uuid.NewV7()), // crypto/rand does not fail since Go 1.24
+		EventType:       o.requiredString("event_type"),
+		EventDateTime:   o.optionalTime("event_date_time", time.Now()),
+		EventContext:    json.RawMessage(o.require("event_context")),
+		MetadataVersion: o.optionalInteger("metadata_version", 1),
+		Traceparent:     requestOf(c).traceparent,
+	}
+}

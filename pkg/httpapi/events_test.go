@@ -1,0 +1,262 @@
+package httpapi_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+// storedEvent is an event in the outbox.
+type storedEvent struct {
+	EventID         string    `db:"event_id"`
+	EventType       string    `db:"event_type"`
+	EventDateTime   time.Time `db:"event_date_time"`
+	EventContext    string    `db:"event_context"`
+	MetadataVersion int64     `db:"metadata_version"`
+	Traceparent     string    `db:"traceparent"`
+}
+
+func storedEvents(ctx context.Context) (events []storedEvent) {
+	GinkgoHelper()
+	Expect(db.SelectContext(ctx, &events, `
+		SELECT event_id, event_type, event_date_time, event_context, metadata_version, coalesce(traceparent, '') AS traceparent
+		FROM outbox_events ORDER BY id`)).To(Succeed())
+	return events
+}
+
+// deep is JSON of that many arrays, one in the other.
+func deep(levels int) string { return strings.Repeat("[", levels) + strings.Repeat("]", levels) }
+
+var _ = Describe("The events routes", func() {
+	publish := func(ctx context.Context, a *api, body string, headers ...string) answer {
+		GinkgoHelper()
+		return a.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), headers...)
+	}
+
+	It("publish an event with its context byte for byte", func(ctx SpecContext) {
+		const payload = "{ \"b\" : [1.0,  1e400, \"\\u0000\\/é\"],\n\t\"a\":null}"
+		const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+		published := publish(ctx, start(ctx), `{"event_type": "order_placed", "metadata_version": 7,
+			"event_date_time": "2026-01-31T12:00:00.123456789+01:00", "event_context": `+payload+`}`, "traceparent: "+traceparent)
+		Expect(published.status).To(Equal(http.StatusAccepted), published.body)
+		Expect(published.object()).To(HaveLen(1))
+		stored := storedEvents(ctx)
+		Expect(stored).To(HaveLen(1))
+		Expect(published.object()).To(HaveKeyWithValue("event_id", SatisfyAll(MatchRegexp(uuidPattern), Equal(stored[0].EventID))))
+		Expect(stored[0].EventType).To(Equal("order_placed"))
+		Expect(stored[0].EventDateTime).To(BeTemporally("==", time.Date(2026, 1, 31, 11, 0, 0, 123456000, time.UTC)))
+		Expect(stored[0].EventContext).To(Equal(payload))
+		Expect(stored[0].MetadataVersion).To(BeEquivalentTo(7))
+		Expect(stored[0].Traceparent).To(Equal(traceparent))
+	})
+
+	DescribeTable("take any JSON for a context:", func(ctx SpecContext, payload string) {
+		before := time.Now().Truncate(time.Microsecond)
+		published := publish(ctx, start(ctx), `{"event_type":"a","event_context":`+payload+`}`)
+		Expect(published.status).To(Equal(http.StatusAccepted), published.body)
+		stored := storedEvents(ctx)
+		Expect(stored).To(HaveLen(1))
+		Expect(stored[0].EventContext).To(Equal(payload))
+		Expect(stored[0].MetadataVersion).To(BeEquivalentTo(1))
+		Expect(stored[0].EventDateTime).To(BeTemporally(">=", before))
+		Expect(stored[0].EventDateTime).To(BeTemporally("<=", time.Now()))
+	},
+		Entry("an object", `{}`), Entry("a string", `"\u0000"`), Entry("a number", `-0`), Entry("null", `null`), Entry("true", `true`),
+		Entry("as deep as it may be", deep(httpapi.MaxDepth-1)),
+	)
+
+	DescribeTable("refuse", func(ctx SpecContext, body, pointer, detail string) {
+		problem := expectProblem(publish(ctx, start(ctx), body), http.StatusUnprocessableEntity, "validation-failed")
+		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", pointer, detail)))
+		Expect(storedEvents(ctx)).To(BeEmpty())
+	},
+		Entry("an event without a type", `{"event_context":1}`, "/event_type", "is required"),
+		Entry("an empty type", `{"event_type":"","event_context":1}`, "/event_type", "is not snake_case"),
+		Entry("a type that is not snake_case", `{"event_type":"OrderPlaced","event_context":1}`, "/event_type", "is not snake_case"),
+		Entry("a type that is too long", `{"event_type":"`+strings.Repeat("a", 129)+`","event_context":1}`, "/event_type", "is longer than 128 bytes"),
+		Entry("a type that is no string", `{"event_type":1,"event_context":1}`, "/event_type", "must be a string"),
+		Entry("an event without a context", `{"event_type":"a"}`, "/event_context", "is required"),
+		Entry("a time that is none", `{"event_type":"a","event_context":1,"event_date_time":"yesterday"}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
+		Entry("a time without a zone", `{"event_type":"a","event_context":1,"event_date_time":"2026-01-31T12:00:00"}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
+		Entry("a time that is a number", `{"event_type":"a","event_context":1,"event_date_time":0}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
+		Entry("a time that no destination holds", `{"event_type":"a","event_context":1,"event_date_time":"2500-01-01T00:00:00Z"}`, "/event_date_time", "is not between 1900-01-01T00:00:00Z and 2299-12-31T23:59:59.999999Z"),
+		Entry("a negative version", `{"event_type":"a","event_context":1,"metadata_version":-1}`, "/metadata_version", "is negative"),
+		Entry("a version that is a fraction", `{"event_type":"a","event_context":1,"metadata_version":1.0}`, "/metadata_version", "must be a whole number of at most 64 bits"),
+		Entry("a version that is too large", `{"event_type":"a","event_context":1,"metadata_version":9223372036854775808}`, "/metadata_version", "must be a whole number of at most 64 bits"),
+		Entry("a version that is a string", `{"event_type":"a","event_context":1,"metadata_version":"1"}`, "/metadata_version", "must be a whole number of at most 64 bits"),
+		Entry("what is not known", `{"event_type":"a","event_context":1,"environment":"Live"}`, "/environment", "is not a known field"),
+	)
+
+	It("tell everything that is wrong at once", func(ctx SpecContext) {
+		problem := expectProblem(publish(ctx, start(ctx), `{"event_type":"A","metadata_version":-1,"event_date_time":"2500-01-01T00:00:00Z"}`),
+			http.StatusUnprocessableEntity, "validation-failed")
+		Expect(problem["errors"]).To(HaveLen(4))
+	})
+
+	It("refuse a context that is larger than the outbox takes", func(ctx SpecContext) {
+		api := start(ctx, func(o *httpapi.Options) {
+			o.Publisher = outbox.NewPublisher(outbox.PublisherOptions{MaxEventBytes: 10})
+		})
+		problem := expectProblem(publish(ctx, api, `{"event_type":"a","event_context":"123456789"}`), http.StatusUnprocessableEntity, "validation-failed")
+		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", "/event_context", "has 11 bytes, more than the limit of 10")))
+	})
+
+	DescribeTable("refuse what is nested too deeply, wherever it is", func(ctx SpecContext, body string) {
+		problem := expectProblem(publish(ctx, start(ctx), body), http.StatusBadRequest, "invalid-json")
+		Expect(fmt.Sprint(problem["errors"])).To(ContainSubstring(fmt.Sprintf("deeper than %d", httpapi.MaxDepth)))
+	},
+		Entry("in the context", `{"event_type":"a","event_context":`+deep(httpapi.MaxDepth)+`}`),
+		Entry("in what is not known", `{"event_type":"a","event_context":1,"x":`+deep(httpapi.MaxDepth)+`}`),
+		Entry("by far", `{"event_type":"a","event_context":`+deep(200_000)+`}`),
+		Entry("without an end", strings.Repeat("[", 200_000)),
+	)
+
+	Describe("of many events", func() {
+		batch := func(ctx context.Context, a *api, query, body string) answer {
+			GinkgoHelper()
+			return a.do(ctx, http.MethodPost, "/v1/events/batch"+query, strings.NewReader(body))
+		}
+
+		It("publish them in their order", func(ctx SpecContext) {
+			var items []string
+			for i := range 1000 {
+				items = append(items, fmt.Sprintf(`{"event_type":"a","event_context":%d}`, i))
+			}
+			published := batch(ctx, start(ctx), "", `{"data":[`+strings.Join(items, ",")+`]}`)
+			Expect(published.status).To(Equal(http.StatusOK), published.body)
+			data := published.object()["data"].([]any)
+			stored := storedEvents(ctx)
+			Expect(stored).To(HaveLen(1000))
+			Expect(data).To(HaveLen(1000))
+			for i, result := range data {
+				Expect(result).To(Equal(map[string]any{"status": 202., "event_id": stored[i].EventID}))
+				Expect(stored[i].EventContext).To(Equal(fmt.Sprint(i)))
+			}
+		})
+
+		const mixed = `{"data":[{"event_type":"a","event_context":1},{"event_type":"B"},7,{"event_type":"c","event_context":3}]}`
+
+		It("publish those that are right, and tell what is wrong with the others", func(ctx SpecContext) {
+			published := batch(ctx, start(ctx), "?atomic=false", mixed)
+			Expect(published.status).To(Equal(http.StatusOK), published.body)
+			Expect(storedEvents(ctx)).To(HaveExactElements(HaveField("EventContext", "1"), HaveField("EventContext", "3")))
+			data := published.object()["data"].([]any)
+			Expect(data).To(HaveLen(4))
+			Expect(data[0]).To(HaveKeyWithValue("status", 202.))
+			Expect(data[1]).To(SatisfyAll(HaveLen(2), HaveKeyWithValue("status", 422.), HaveKeyWithValue("problem", SatisfyAll(
+				HaveKeyWithValue("type", HaveSuffix("#validation-failed")), HaveKeyWithValue("title", "Validation failed"),
+				HaveKeyWithValue("status", 422.), HaveKeyWithValue("detail", Not(BeEmpty())),
+				HaveKeyWithValue("errors", ConsistOf(
+					wrongValue("pointer", "/data/1/event_context", "is required"), wrongValue("pointer", "/data/1/event_type", "is not snake_case"))),
+			))))
+			Expect(data[2]).To(HaveKeyWithValue("problem", HaveKeyWithValue("errors", ConsistOf(wrongValue("pointer", "/data/2", "must be an object")))))
+		})
+
+		It("publish all or nothing where that is asked for", func(ctx SpecContext) {
+			problem := expectProblem(batch(ctx, start(ctx), "?atomic=true", mixed), http.StatusUnprocessableEntity, "validation-failed")
+			Expect(problem["errors"]).To(ConsistOf(
+				wrongValue("pointer", "/data/1/event_context", "is required"), wrongValue("pointer", "/data/1/event_type", "is not snake_case"),
+				wrongValue("pointer", "/data/2", "must be an object")))
+			Expect(storedEvents(ctx)).To(BeEmpty())
+		})
+
+		DescribeTable("refuse as a whole", func(ctx SpecContext, query, body, place, name, detail string) {
+			problem := expectProblem(batch(ctx, start(ctx), query, body), http.StatusUnprocessableEntity, "validation-failed")
+			Expect(problem["errors"]).To(ConsistOf(wrongValue(place, name, detail)))
+		},
+			Entry("none", "", `{"data":[]}`, "pointer", "/data", "must have from 1 to 1000 items"),
+			Entry("too many", "", `{"data":[`+strings.Repeat("1,", 1000)+`1]}`, "pointer", "/data", "must have from 1 to 1000 items"),
+			Entry("what is no array", "", `{"data":{}}`, "pointer", "/data", "must be an array"),
+			Entry("no data", "", `{}`, "pointer", "/data", "is required"),
+			Entry("an array alone", "", `[]`, "pointer", "", "must be an object"),
+			Entry("another member", "", `{"data":[1],"atomic":true}`, "pointer", "/atomic", "is not a known field"),
+			Entry("a parameter that is misspelt", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is not a known parameter"),
+			Entry("a parameter that is neither true nor false", "?atomic=1", `{"data":[1]}`, "parameter", "atomic", "must be true or false"),
+		)
+	})
+})
+
+var _ = Describe("Creating many users", func() {
+	create := func(ctx context.Context, a *api, query, body string) answer {
+		GinkgoHelper()
+		return a.do(ctx, http.MethodPost, "/v1/users/batch"+query, strings.NewReader(body))
+	}
+
+	It("creates each with its event, and answers for each in its place", func(ctx SpecContext) {
+		api := start(ctx)
+		Expect(api.create(ctx, `{"email":"taken@example.com"}`).status).To(Equal(http.StatusCreated))
+		created := create(ctx, api, "", `{"data":[
+			{"email":"zoe@example.com","first_name":"Zoe"}, {"email":"Taken@Example.com"}, {"email":"ada"},
+			{"email":"Ada@example.com"}, {"email":"ADA@example.com"}]}`)
+		Expect(created.status).To(Equal(http.StatusOK), created.body)
+		data := created.object()["data"].([]any)
+		Expect(data).To(HaveLen(5))
+		for place, email := range map[int]string{0: "zoe@example.com", 3: "Ada@example.com"} {
+			Expect(data[place]).To(SatisfyAll(HaveLen(2), HaveKeyWithValue("status", 201.), HaveKeyWithValue("user", HaveKeyWithValue("email", email))))
+			user := data[place].(map[string]any)["user"].(map[string]any)
+			Expect(api.get(ctx, "/v1/users/"+user["id"].(string)).object()).To(Equal(user))
+		}
+		for _, place := range []int{1, 4} {
+			Expect(data[place]).To(SatisfyAll(HaveLen(2), HaveKeyWithValue("status", 409.), HaveKeyWithValue("problem", SatisfyAll(
+				HaveKeyWithValue("type", HaveSuffix("#email-taken")), HaveKeyWithValue("detail", "User with this email already exists"),
+				HaveKeyWithValue("errors", ConsistOf(wrongValue("pointer", fmt.Sprintf("/data/%d/email", place), "is taken"))),
+			))))
+		}
+		Expect(data[2]).To(SatisfyAll(HaveKeyWithValue("status", 422.), HaveKeyWithValue("problem", HaveKeyWithValue("type", HaveSuffix("#validation-failed")))))
+
+		var pairs int
+		Expect(db.GetContext(ctx, &pairs, `SELECT count(*) FROM users JOIN outbox_events
+			ON event_context->>'user_id' = users.id::text AND event_context->>'email' = users.email`)).To(Succeed())
+		Expect(pairs).To(Equal(3))
+		Expect(count(ctx, "users") + count(ctx, "outbox_events")).To(Equal(6))
+	})
+
+	It("creates all or nobody where that is asked for", func(ctx SpecContext) {
+		api := start(ctx)
+		Expect(api.create(ctx, `{"email":"taken@example.com"}`).status).To(Equal(http.StatusCreated))
+		problem := expectProblem(create(ctx, api, "?atomic=true", `{"data":[{"email":"a@example.com"},{"email":"taken@example.com"},{"email":"A@example.com"}]}`),
+			http.StatusConflict, "email-taken")
+		Expect(problem["errors"]).To(ConsistOf(
+			wrongValue("pointer", "/data/1/email", "is taken"), wrongValue("pointer", "/data/2/email", "is taken")))
+		expectProblem(create(ctx, api, "?atomic=true", `{"data":[{"email":"a@example.com"},{"email":"b"}]}`),
+			http.StatusUnprocessableEntity, "validation-failed")
+		Expect(count(ctx, "users")).To(Equal(1))
+		Expect(count(ctx, "outbox_events")).To(Equal(1))
+		Expect(create(ctx, api, "?atomic=true", `{"data":[{"email":"a@example.com"},{"email":"b@example.com"}]}`).status).To(Equal(http.StatusOK))
+		Expect(count(ctx, "users")).To(Equal(3))
+	})
+
+	It("does not stop where several create the same users at once, in any order", func(ctx SpecContext) {
+		api := start(ctx)
+		const requests = 40
+		answers := make(chan answer, requests)
+		for n := range requests {
+			go func() {
+				defer GinkgoRecover()
+				items := make([]string, 100)
+				for i := range items {
+					items[i] = fmt.Sprintf(`{"email":"user%d@example.com"}`, (i*(2*n+1)+n)%100)
+				}
+				answers <- create(ctx, api, "", `{"data":[`+strings.Join(items, ",")+`]}`)
+			}()
+		}
+		created := 0
+		for range requests {
+			var a answer
+			Eventually(ctx, answers).WithTimeout(time.Minute).Should(Receive(&a))
+			Expect(a.status).To(Equal(http.StatusOK), a.body)
+			created += strings.Count(a.body, `"status":201`)
+		}
+		Expect(created).To(Equal(100))
+		Expect(count(ctx, "users")).To(Equal(100))
+		Expect(count(ctx, "outbox_events")).To(Equal(100))
+	})
+})

@@ -1,0 +1,201 @@
+package idempotency_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/idempotency"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+var _ = Describe("A request with an idempotency key", func() {
+	var keeper *idempotency.Keeper
+
+	BeforeEach(func() { keeper = idempotency.NewKeeper(idempotency.Options{DB: db}) })
+
+	key := func(value, asked string) idempotency.Key {
+		return idempotency.Key{Value: value, Fingerprint: sha256.Sum256([]byte(asked))}
+	}
+
+	answer := func(note string) idempotency.Answer {
+		return idempotency.Answer{Status: 201, Location: "/effects/" + note, Body: []byte("{\"note\": \"" + note + "\"}\x00\xff")}
+	}
+
+	// effect is work that leaves a note behind.
+	effect := func(ctx context.Context, tx *sqlx.Tx, note string) func() (idempotency.Answer, error) {
+		return func() (idempotency.Answer, error) {
+			_, err := tx.ExecContext(ctx, "INSERT INTO effects VALUES ($1)", note)
+			return answer(note), err
+		}
+	}
+
+	do := func(ctx context.Context, key idempotency.Key, note string) (kept idempotency.Answer, replayed bool, err error) {
+		err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
+			kept, replayed, err = keeper.Do(ctx, tx, key, effect(ctx, tx, note))
+			return err
+		})
+		return kept, replayed, err
+	}
+
+	count := func(ctx context.Context, table string) (n int) {
+		GinkgoHelper()
+		Expect(db.GetContext(ctx, &n, "SELECT count(*) FROM "+table)).To(Succeed())
+		return n
+	}
+
+	It("takes effect once, and gets its first answer again", func(ctx SpecContext) {
+		first, replayed, err := do(ctx, key("k", "a"), "one")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(replayed).To(BeFalse())
+		Expect(first).To(Equal(answer("one")))
+
+		again, replayed, err := do(ctx, key("k", "a"), "two")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(replayed).To(BeTrue())
+		Expect(again).To(Equal(answer("one")))
+		Expect(count(ctx, "effects")).To(Equal(1))
+	})
+
+	It("has nothing to do with another key", func(ctx SpecContext) {
+		for _, name := range []string{"k", "K", "k ", strings.Repeat("k", idempotency.MaxKeyBytes)} {
+			_, replayed, err := do(ctx, key(name, "a"), name)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(replayed).To(BeFalse())
+		}
+		Expect(count(ctx, "effects")).To(Equal(4))
+	})
+
+	It("is refused where the key belongs to another request", func(ctx SpecContext) {
+		_, _, err := do(ctx, key("k", "a"), "one")
+		Expect(err).NotTo(HaveOccurred())
+		_, _, err = do(ctx, key("k", "b"), "two")
+		Expect(err).To(MatchError(idempotency.ErrMismatch))
+		Expect(count(ctx, "effects")).To(Equal(1))
+	})
+
+	It("leaves no key behind where it has no effect", func(ctx SpecContext) {
+		refused := errors.New("refused")
+		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
+				_, _ = effect(ctx, tx, "one")()
+				return idempotency.Answer{}, refused
+			})
+			return err
+		})
+		Expect(err).To(MatchError(refused))
+		Expect(count(ctx, "effects") + count(ctx, "idempotency_keys")).To(BeZero())
+		_, replayed, err := do(ctx, key("k", "b"), "two")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(replayed).To(BeFalse())
+	})
+
+	It("is refused while its twin is being worked on, and gets the twin's answer later", func(ctx SpecContext) {
+		tx, err := db.BeginTxx(ctx, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func() { _ = tx.Rollback() })
+		_, _, err = keeper.Do(ctx, tx, key("k", "a"), effect(ctx, tx, "one"))
+		Expect(err).NotTo(HaveOccurred())
+		_, _, err = do(ctx, key("k", "a"), "two")
+		Expect(err).To(MatchError(idempotency.ErrInProgress))
+		Expect(tx.Commit()).To(Succeed())
+		again, replayed, err := do(ctx, key("k", "a"), "two")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(replayed).To(BeTrue())
+		Expect(again).To(Equal(answer("one")))
+	})
+
+	It("can be made again at once where its twin has died before the commit", func(ctx SpecContext) {
+		tx, err := db.BeginTxx(ctx, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func() { _ = tx.Rollback() })
+		_, _, err = keeper.Do(ctx, tx, key("k", "a"), effect(ctx, tx, "one"))
+		Expect(err).NotTo(HaveOccurred())
+		var pid int
+		Expect(tx.GetContext(ctx, &pid, "SELECT pg_backend_pid()")).To(Succeed())
+		db.MustExecContext(ctx, "SELECT pg_terminate_backend($1)", pid)
+		Eventually(ctx, func() (bool, error) {
+			_, replayed, err := do(ctx, key("k", "a"), "two")
+			return replayed, err
+		}).Should(BeFalse())
+		Expect(count(ctx, "effects")).To(Equal(1))
+	})
+
+	It("takes effect once, however many come at once", func(ctx SpecContext) {
+		var group sync.WaitGroup
+		answers := make(chan error, 200)
+		for i := range cap(answers) {
+			group.Go(func() {
+				for {
+					kept, _, err := do(ctx, key(fmt.Sprint("k", i%5), "a"), fmt.Sprint(i%5))
+					if errors.Is(err, idempotency.ErrInProgress) {
+						continue
+					}
+					if err == nil && !bytes.Equal(kept.Body, answer(fmt.Sprint(i%5)).Body) {
+						err = fmt.Errorf("another's answer: %q", kept.Body)
+					}
+					answers <- err
+					return
+				}
+			})
+		}
+		group.Wait()
+		close(answers)
+		for err := range answers {
+			Expect(err).NotTo(HaveOccurred())
+		}
+		Expect(count(ctx, "effects")).To(Equal(5))
+	})
+
+	Describe("whose answer has expired", func() {
+		BeforeEach(func(ctx SpecContext) {
+			_, _, err := do(ctx, key("k", "a"), "one")
+			Expect(err).NotTo(HaveOccurred())
+			db.MustExecContext(ctx, "UPDATE idempotency_keys SET expires_at = clock_timestamp()")
+		})
+
+		It("is a new one, also where it asks for something else", func(ctx SpecContext) {
+			for _, want := range []bool{false, true} {
+				kept, replayed, err := do(ctx, key("k", "b"), "two")
+				Expect(err).NotTo(HaveOccurred())
+				Expect(replayed).To(Equal(want))
+				Expect(kept).To(Equal(answer("two")))
+			}
+		})
+
+		It("is cleared away, and others are not", func(ctx SpecContext) {
+			db.MustExecContext(ctx, `INSERT INTO idempotency_keys
+				SELECT 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
+			_, _, err := do(ctx, key("young", "a"), "two")
+			Expect(err).NotTo(HaveOccurred())
+			running, stop := context.WithTimeout(ctx, time.Minute)
+			defer stop()
+			ended := make(chan error, 1)
+			go func() { ended <- keeper.Run(running) }()
+			Eventually(ctx, count).WithArguments(ctx, "idempotency_keys").Should(Equal(1))
+			stop()
+			Eventually(ctx, ended).Should(Receive(BeNil()))
+			_, replayed, err := do(ctx, key("young", "a"), "three")
+			Expect(err).NotTo(HaveOccurred())
+			Expect(replayed).To(BeTrue())
+		})
+	})
+
+	It("keeps its answer for the time that was asked for", func(ctx SpecContext) {
+		keeper = idempotency.NewKeeper(idempotency.Options{DB: db, TTL: 3 * time.Hour})
+		_, _, err := do(ctx, key("k", "a"), "one")
+		Expect(err).NotTo(HaveOccurred())
+		var seconds float64
+		Expect(db.GetContext(ctx, &seconds, "SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM idempotency_keys")).To(Succeed())
+		Expect(seconds).To(BeNumerically("~", 3*3600, 600))
+	})
+})

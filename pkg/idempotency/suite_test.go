@@ -1,0 +1,30 @@
+package idempotency_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/engines"
+)
+
+func TestIdempotency(t *testing.T) {
+	RegisterFailHandler(Fail)
+	EnforceDefaultTimeoutsWhenUsingContexts()
+	SetDefaultEventuallyTimeout(10 * time.Second)
+	RunSpecs(t, "idempotency")
+}
+
+var suite = engines.Start(engines.Options{})
+
+// db is the database, empty for each spec.
+var db *sqlx.DB
+
+var _ = BeforeEach(func(ctx SpecContext) {
+	db = engines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
+	db.MustExecContext(ctx, "CREATE TABLE IF NOT EXISTS effects (note text)")
+	DeferCleanup(func(ctx SpecContext) { db.MustExecContext(ctx, "DROP TABLE effects") })
+})
