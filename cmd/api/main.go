@@ -28,15 +28,7 @@ func main() {
 	}.Main())
 }
 
-// keysVariable is the one by which an operator expects the API to ask for keys.
-const keysVariable = "DIEHARD_API_KEYS"
-
 func load(o config.LoadOptions) (*config.API, []string, error) {
-	// Not a warning: this version would serve everybody.
-	if os.Getenv(keysVariable) != "" {
-		return nil, nil, &config.Error{Problem: keysVariable + " is set, and this version knows no keys: " +
-			"unset it, and keep the API where only those reach it who may"}
-	}
 	c, unknown, err := config.LoadAPI(o)
 	return &c, unknown, err
 }

@@ -22,12 +22,18 @@ import (
 
 // serve serves the API until ctx ends. It needs no database to start.
 func serve(ctx context.Context, p cli.Process, c *config.API) error {
+	if err := c.CheckAccess(); err != nil {
+		return err
+	}
 	db, err := open(c)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 
+	if c.API.Auth == config.AuthOff {
+		p.Log.WarnContext(ctx, "api.auth is off: everybody who reaches the API may use it")
+	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
 	notifier := outbox.NewNotifier(db.DB, p.Log)
@@ -42,6 +48,12 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		Publisher:         publisher,
 		Idempotency:       keeper,
 		Hint:              notifier.Hint,
+		Keys:              keysOf(c),
+		AuthOff:           c.API.Auth == config.AuthOff,
+		RatePerKey:        c.HTTP.RatePerKey,
+		RatePerAddress:    c.HTTP.RatePerAddress,
+		TrustedProxies:    c.HTTP.TrustedProxies,
+		MaxConcurrent:     c.HTTP.MaxConcurrent,
 		Log:               p.Log,
 		Registerer:        registry,
 		MaxBodyBytes:      c.HTTP.MaxBodyBytes,
@@ -85,6 +97,14 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			})
 			return group.Wait()
 		})
+}
+
+func keysOf(c *config.API) []httpapi.Key {
+	keys := make([]httpapi.Key, len(c.API.Keys))
+	for i, key := range c.API.Keys {
+		keys[i] = httpapi.Key(key)
+	}
+	return keys
 }
 
 func open(c *config.API) (*sqlx.DB, error) {

@@ -4,9 +4,12 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -21,6 +24,7 @@ import (
 type API struct {
 	Environment string
 	Postgres    Postgres
+	API         Access
 	HTTP        HTTP
 	Outbox      Outbox
 	Admin       Admin
@@ -52,8 +56,28 @@ type ClickHouse struct {
 	Cluster string
 }
 
+// Access is who may use the API.
+type Access struct {
+	Keys []APIKey
+	// Auth is on, or off: then everybody may.
+	Auth string
+}
+
+// AuthOff is the value of Access.Auth that serves everybody.
+const AuthOff = "off"
+
+// APIKey is a client's key: its name, and the SHA-256 of it.
+type APIKey struct {
+	Name   string
+	Digest [sha256.Size]byte
+}
+
 // HTTP is the API's server.
 type HTTP struct {
+	TrustedProxies    []netip.Prefix
+	RatePerKey        float64
+	RatePerAddress    float64
+	MaxConcurrent     int
 	Addr              string
 	MaxBodyBytes      int64
 	ReadHeaderTimeout time.Duration
@@ -117,8 +141,19 @@ func (c *API) keys() []key {
 	keys = append(keys, c.Postgres.keys("20", 2,
 		"Most connections to PostgreSQL; what more requests need waits for one.")...)
 	keys = append(keys,
+		secret(maskAPIKeys, list("api.keys", &c.API.Keys, parseAPIKey, formatAPIKey,
+			"Keys that clients may use: SHA-256 digests in hex, comma-separated, each as NAME:DIGEST or alone.")),
+		text("api.auth", &c.API.Auth, "on", "on, or off: then everybody may use the API.", isAuth),
 		address("http.addr", &c.HTTP.Addr, "127.0.0.1:8080",
 			"Address that the API listens on; port 0 picks a free one, which the log names."),
+		list("http.trusted_proxies", &c.HTTP.TrustedProxies, parseNetwork, netip.Prefix.String,
+			"Networks, comma-separated, whose X-Forwarded-For tells a client's address."),
+		number("http.rate_limit_per_key", &c.HTTP.RatePerKey, "0", 0, maxRate,
+			"Requests a second with one API key, ten seconds' worth at once; 0 is no limit."),
+		number("http.rate_limit_per_address", &c.HTTP.RatePerAddress, "0", 0, maxRate,
+			"Requests a second from one address, ten seconds' worth at once; 0 is no limit."),
+		integer("http.max_concurrent_requests", &c.HTTP.MaxConcurrent, "100", 1, 100_000,
+			"Requests that work with PostgreSQL at once or wait for a connection; more are turned away."),
 		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "16MiB", 1*kib, 128*mib,
 			"Largest request body."),
 		duration("http.read_header_timeout", &c.HTTP.ReadHeaderTimeout, "5s", 100*time.Millisecond, 5*time.Minute,
@@ -221,6 +256,73 @@ func (c *Log) keys() []key {
 		text("log.level", &c.Level, "info", "Least level that is logged: debug, info, warn, error.", isLevel),
 		text("log.format", &c.Format, "json", "json or text.", isFormat),
 	}
+}
+
+// CheckAccess returns an error where nobody may use the API. Only serving needs
+// what it asks for.
+func (c *API) CheckAccess() error {
+	if len(c.API.Keys) == 0 && c.API.Auth != AuthOff {
+		return problem("api.keys", "is empty: set it to SHA-256 digests of API keys (printf %%s KEY | sha256sum), "+
+			"or api.auth to off, which serves everybody")
+	}
+	return nil
+}
+
+// maxRate bounds a rate limit: what is above is none.
+const maxRate = 1_000_000
+
+func isAuth(value string) error {
+	if value != "on" && value != AuthOff {
+		return fmt.Errorf("is %q, which is none of on, off", value)
+	}
+	return nil
+}
+
+var apiKeyName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// namelessDigits is how many digits of a digest stand for a key without a name.
+const namelessDigits = 8
+
+// parseAPIKey reads NAME:DIGEST, or a digest alone, whose first digits name it
+// then.
+func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
+	name, digest, named := strings.Cut(text, ":")
+	if !named {
+		digest = name
+	}
+	decoded, err := hex.DecodeString(digest)
+	if err != nil || len(decoded) != len(key.Digest) {
+		return APIKey{}, errors.New("has a digest that is no SHA-256 in hex, 64 digits") // not quoted: it may be a key
+	}
+	if !named {
+		name = "key-" + digest[:namelessDigits]
+	}
+	if !apiKeyName.MatchString(name) {
+		return APIKey{}, fmt.Errorf("has the name %q: letters, digits and . _ -, at most 64", name)
+	}
+	key = APIKey{Name: name, Digest: [sha256.Size]byte(decoded)}
+	for _, other := range others {
+		if other.Name == key.Name {
+			return APIKey{}, fmt.Errorf("has the name %s twice", name)
+		}
+		if other.Digest == key.Digest {
+			return APIKey{}, fmt.Errorf("has one key as %s and %s", other.Name, name)
+		}
+	}
+	return key, nil
+}
+
+func formatAPIKey(key APIKey) string { return key.Name + ":" + hex.EncodeToString(key.Digest[:]) }
+
+func parseNetwork(text string, _ []netip.Prefix) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		return address.Prefix(address.BitLen()) //nolint:wrapcheck // never fails
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil || prefix != prefix.Masked() {
+		return netip.Prefix{}, fmt.Errorf("has %q, which is no network such as 10.0.0.0/8 or 2001:db8::/32", text)
+	}
+	return prefix, nil
 }
 
 // maxEnvironmentBytes is the outbox's own bound.

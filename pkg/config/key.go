@@ -94,15 +94,48 @@ func duration(name string, value *time.Duration, fallback string, least, most ti
 }
 
 func fraction(name string, value *float64, fallback, usage string) key {
+	return number(name, value, fallback, 0, 1, usage)
+}
+
+func number(name string, value *float64, fallback string, least, most float64, usage string) key {
 	return key{
 		name: name, usage: usage, fallback: fallback,
 		set: func(given string) (err error) {
 			if *value, err = strconv.ParseFloat(given, 64); err != nil || math.IsNaN(*value) {
 				return fmt.Errorf("is %q, which is not a number", given)
 			}
-			return within(*value, 0, 1, func(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) })
+			return within(*value, least, most, func(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) })
 		},
 		get: func() any { return *value },
+	}
+}
+
+// list is values with commas between them, of which parse reads one, knowing
+// those before it.
+func list[T any](name string, values *[]T, parse func(text string, others []T) (T, error), format func(T) string, usage string) key {
+	return key{
+		name: name, usage: usage,
+		set: func(given string) error {
+			*values = nil
+			for text := range strings.SplitSeq(given, ",") {
+				if text = strings.TrimSpace(text); text == "" {
+					continue
+				}
+				value, err := parse(text, *values)
+				if err != nil {
+					return err
+				}
+				*values = append(*values, value)
+			}
+			return nil
+		},
+		get: func() any {
+			texts := make([]string, len(*values))
+			for i, value := range *values {
+				texts[i] = format(value)
+			}
+			return strings.Join(texts, ",")
+		},
 	}
 }
 

@@ -1,7 +1,9 @@
 package config_test
 
 import (
+	"bytes"
 	"errors"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -25,6 +27,9 @@ func relayFlags(arguments ...string) *pflag.FlagSet {
 	Expect(flags.Parse(arguments)).To(Succeed())
 	return flags
 }
+
+// Digests of keys.
+var digestA, digestB = strings.Repeat("aa", 32), strings.Repeat("bb", 32)
 
 var _ = Describe("loading", func() {
 	setRequired := func() {
@@ -147,6 +152,17 @@ var _ = Describe("loading", func() {
 		Entry("a cluster with a quote", "DIEHARD_CLICKHOUSE_CLUSTER", "a'b", "which is no cluster's name"),
 		Entry("no port", "DIEHARD_HTTP_ADDR", "localhost", `is "localhost", which is not HOST:PORT`),
 		Entry("a high port", "DIEHARD_ADMIN_ADDR", ":65536", "whose port is not a number from 0 to 65535"),
+		Entry("a key instead of its digest", "DIEHARD_API_KEYS", "s3cret", "has a digest that is no SHA-256 in hex, 64 digits"),
+		Entry("a short digest", "DIEHARD_API_KEYS", "a:00", "has a digest that is no SHA-256"),
+		Entry("a name with a space", "DIEHARD_API_KEYS", "a b:"+digestA, `has the name "a b": letters, digits and . _ -, at most 64`),
+		Entry("no name", "DIEHARD_API_KEYS", ":"+digestA, `has the name ""`),
+		Entry("a name twice", "DIEHARD_API_KEYS", "a:"+digestA+",a:"+digestB, "has the name a twice"),
+		Entry("a key twice", "DIEHARD_API_KEYS", "a:"+digestA+",b:"+strings.ToUpper(digestA), "has one key as a and b"),
+		Entry("neither on nor off", "DIEHARD_API_AUTH", "no", `is "no", which is none of on, off`),
+		Entry("a network with bits beyond its length", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.1/8", `has "10.0.0.1/8", which is no network`),
+		Entry("a host name", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,proxy", `has "proxy", which is no network`),
+		Entry("a negative rate", "DIEHARD_HTTP_RATE_LIMIT_PER_KEY", "-1", "is -1, and has to be from 0 to 1e+06"),
+		Entry("no concurrency", "DIEHARD_HTTP_MAX_CONCURRENT_REQUESTS", "0", "is 0, and has to be from 1 to 100000"),
 		Entry("an unknown unit", "DIEHARD_HTTP_MAX_BODY_BYTES", "1 MB", `is "1 MB", which is not a size`),
 		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, and has to be from 1KiB to 128MiB"),
 		Entry("a negative size", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "-1", "which is not a size"),
@@ -178,6 +194,33 @@ var _ = Describe("loading", func() {
 		Entry(nil, " 32 MiB ", 32<<20),
 		Entry(nil, "255MiB", 255<<20),
 	)
+
+	It("reads lists, and writes them with their secrets masked", func() {
+		setRequired()
+		GinkgoT().Setenv("DIEHARD_API_KEYS", " billing:"+digestA+", "+digestB+",")
+		GinkgoT().Setenv("DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,2001:db8::1")
+		c, _, err := config.LoadAPI(config.LoadOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(c.API.Keys).To(Equal([]config.APIKey{
+			{Name: "billing", Digest: [32]byte(bytes.Repeat([]byte{0xaa}, 32))},
+			{Name: "key-bbbbbbbb", Digest: [32]byte(bytes.Repeat([]byte{0xbb}, 32))},
+		}))
+		Expect(c.HTTP.TrustedProxies).To(Equal([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::1/128")}))
+		var yaml bytes.Buffer
+		Expect(c.WriteYAML(&yaml)).To(Succeed())
+		Expect(yaml.String()).To(ContainSubstring("keys: billing:xxxxx,key-bbbbbbbb:xxxxx\n"))
+	})
+
+	It("asks for keys where the API is served, unless everybody may use it", func() {
+		setRequired()
+		c, _, err := config.LoadAPI(config.LoadOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(c.CheckAccess()).To(MatchError(ContainSubstring("api.keys (DIEHARD_API_KEYS) is empty")))
+		GinkgoT().Setenv("DIEHARD_API_AUTH", "off")
+		c, _, err = config.LoadAPI(config.LoadOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(c.CheckAccess()).To(Succeed())
+	})
 
 	It("compares keys that depend on each other", func() {
 		setRequired()

@@ -82,6 +82,13 @@ var (
 	pair = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])*)`)
 )
 
+// maskAPIKeys leaves the names: a digest of a key that is easy to guess tells it.
+func maskAPIKeys(keys string) string {
+	return digestPattern.ReplaceAllString(keys, masked)
+}
+
+var digestPattern = regexp.MustCompile(`[0-9a-f]{64}`)
+
 // maskDSN hides the secrets of a database's DSN, of whatever form. In doubt it
 // hides more.
 func maskDSN(dsn string) string {

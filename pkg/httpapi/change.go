@@ -33,13 +33,15 @@ func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (ide
 	var answer idempotency.Answer
 	replayed := false
 	ctx := c.Request().Context()
-	err = postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
-		if !given {
-			answer, err = work(tx)
+	err = s.gate.through(ctx, func() error {
+		return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
+			if !given {
+				answer, err = work(tx)
+				return err
+			}
+			answer, replayed, err = s.idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
 			return err
-		}
-		answer, replayed, err = s.idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
-		return err
+		})
 	})
 	if err != nil {
 		return err

@@ -25,6 +25,8 @@ type request struct {
 	id string
 	// traceparent is the W3C trace context that an event joins, or empty.
 	traceparent string
+	// key is the name of the API key that it came with, or empty.
+	key string
 	// problem is the slug of the problem that it was answered with, or empty.
 	problem string
 }
@@ -142,6 +144,9 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			slog.Int("status", status),
 			slog.Duration("duration", duration),
 			slog.String("request_id", r.id),
+		}
+		if r.key != "" {
+			attrs = append(attrs, slog.String("key", r.key))
 		}
 		if r.problem != "" {
 			attrs = append(attrs, slog.String("problem", r.problem))

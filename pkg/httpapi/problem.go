@@ -42,6 +42,18 @@ var (
 		slug: "invalid-json", status: http.StatusBadRequest, title: "Invalid JSON",
 		detail: "The body is not valid JSON",
 	}
+	unauthorized = &problem{
+		slug: "unauthorized", status: http.StatusUnauthorized, title: "Unauthorized",
+		detail: "This needs an API key that the server knows, as Authorization: Bearer KEY",
+	}
+	rateLimited = &problem{
+		slug: "rate-limited", status: http.StatusTooManyRequests, title: "Rate limit exceeded",
+		detail: "Too many requests; the headers Retry-After and RateLimit say when to go on",
+	}
+	overloaded = &problem{
+		slug: "overloaded", status: http.StatusServiceUnavailable, title: "Overloaded",
+		detail: "More requests are being worked on than the server takes; nothing was changed", retryAfter: 1,
+	}
 	notFound = &problem{
 		slug: "not-found", status: http.StatusNotFound, title: "Not found",
 		detail: "There is nothing at this path",

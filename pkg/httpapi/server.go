@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ const (
 	DefaultWriteTimeout      = 20 * time.Second
 	DefaultIdleTimeout       = 2 * time.Minute
 	DefaultShutdownTimeout   = 20 * time.Second
+	DefaultMaxConcurrent     = 100
 )
 
 // maxHeaderBytes bounds a request's line and headers.
@@ -55,6 +57,23 @@ type Options struct {
 	Log  *slog.Logger
 	// Registerer takes the metrics; nil is none.
 	Registerer prometheus.Registerer
+
+	// Keys are those that clients may use for /v1. Without any, and with AuthOff
+	// false, nobody may.
+	Keys []Key
+	// AuthOff serves everybody.
+	AuthOff bool
+
+	// RatePerKey and RatePerAddress bound the requests of a key and of a client's
+	// address, in requests a second; a client that was quiet may make ten seconds'
+	// worth at once. 0 is no bound.
+	RatePerKey, RatePerAddress float64
+	// TrustedProxies are networks whose X-Forwarded-For tells the client's
+	// address.
+	TrustedProxies []netip.Prefix
+	// MaxConcurrent bounds the requests that work with the database at once, or
+	// wait for one of its connections; more are turned away.
+	MaxConcurrent int
 
 	// MaxBodyBytes bounds a request's body.
 	MaxBodyBytes int64
@@ -89,6 +108,7 @@ func (o *Options) setDefaults() {
 	setDefault(&o.WriteTimeout, DefaultWriteTimeout)
 	setDefault(&o.IdleTimeout, DefaultIdleTimeout)
 	setDefault(&o.ShutdownTimeout, DefaultShutdownTimeout)
+	setDefault(&o.MaxConcurrent, DefaultMaxConcurrent)
 }
 
 func setDefault[T comparable](option *T, value T) {
@@ -105,6 +125,10 @@ type Server struct {
 	idempotency *idempotency.Keeper
 	log         *slog.Logger
 	requests    *prometheus.HistogramVec
+	keyRequests *prometheus.CounterVec
+	byAddress   *limiter
+	byKey       *limiter
+	gate        *gate
 	echo        *echo.Echo
 	addr        atomic.Value // string, once it listens
 }
@@ -119,11 +143,17 @@ func New(o Options) *Server {
 		idempotency: o.Idempotency,
 		log:         o.Log,
 		requests:    newRequestHistogram(o.Registerer),
+		keyRequests: newKeyCounter(o.Registerer, o.Keys),
+		byAddress:   newLimiter("address", o.RatePerAddress),
+		byKey:       newLimiter("key", o.RatePerKey),
+		gate:        newGate(o.MaxConcurrent, func(ctx context.Context) error { return o.DB.PingContext(ctx) }),
 		echo:        echo.New(),
 	}
+	s.echo.IPExtractor = clientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
 	s.echo.HTTPErrorHandler = s.answerError
-	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
+	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics,
+		s.limitAddress, s.authenticate, s.limitKey)
 
 	s.echo.POST("/v1/users", s.createUser)
 	s.get("/v1/users", s.listUsers)
@@ -175,6 +205,7 @@ func (s *Server) Run(ctx context.Context) error {
 		WriteTimeout:      s.options.WriteTimeout,
 		IdleTimeout:       s.options.IdleTimeout,
 	}
+	go s.gate.run(requests)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	select {

@@ -69,6 +69,7 @@ func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 	a := &api{log: gbytes.NewBuffer(), registry: prometheus.NewRegistry(), stopped: make(chan error, 1)}
 	options := httpapi.Options{
 		Addr:       "127.0.0.1:0",
+		AuthOff:    true,
 		Log:        telemetry.NewLogger(io.MultiWriter(a.log, GinkgoWriter), telemetry.LogOptions{}),
 		Registerer: a.registry,
 	}

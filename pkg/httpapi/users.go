@@ -132,7 +132,12 @@ func (s *Server) getUser(c echo.Context) error {
 	if err != nil || id.String() != c.Param("id") {
 		return users.ErrNotFound
 	}
-	found, err := s.users.Get(c.Request().Context(), id)
+	var found users.User
+	ctx := c.Request().Context()
+	err = s.gate.through(ctx, func() (err error) {
+		found, err = s.users.Get(ctx, id)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -152,7 +157,12 @@ func (s *Server) listUsers(c echo.Context) error {
 	if err := query.check(userRules(params.Validate())); err != nil {
 		return err
 	}
-	page, err := s.users.List(c.Request().Context(), params)
+	var page users.Page
+	ctx := c.Request().Context()
+	err = s.gate.through(ctx, func() (err error) {
+		page, err = s.users.List(ctx, params)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -361,6 +361,9 @@ func (s *Stack) environment(adminAddr string) []string {
 	if os.Getenv("DIEHARD_LOG_FORMAT") == "" {
 		env = append(env, "DIEHARD_LOG_FORMAT=text")
 	}
+	if os.Getenv("DIEHARD_API_KEYS") == "" {
+		env = append(env, "DIEHARD_API_AUTH=off")
+	}
 	env = append(
 		env,
 		"DIEHARD_POSTGRES_DSN="+s.state.PostgresDSN,

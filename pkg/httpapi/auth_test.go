@@ -1,0 +1,96 @@
+package httpapi_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"net/http"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+)
+
+// withKeys has a server ask for keys, which are named like themselves without
+// the "secret-" that they begin with.
+func withKeys(keys ...string) func(*httpapi.Options) {
+	return func(o *httpapi.Options) {
+		o.AuthOff = false
+		for _, key := range keys {
+			o.Keys = append(o.Keys, httpapi.Key{Name: strings.TrimPrefix(key, "secret-"), Digest: sha256.Sum256([]byte(key))})
+		}
+	}
+}
+
+var _ = Describe("Authentication", func() {
+	DescribeTable("refuses", func(ctx SpecContext, header, challenge string) {
+		api := start(ctx, withKeys("secret-a", "secret-b"))
+		refused := api.get(ctx, "/v1/users", header)
+		expectProblem(refused, http.StatusUnauthorized, "unauthorized")
+		Expect(refused.header.Get("WWW-Authenticate")).To(Equal(challenge))
+	},
+		Entry("no key", "X: y", `Bearer realm="diehard"`),
+		Entry("an empty key", "Authorization: Bearer ", `Bearer realm="diehard"`),
+		Entry("a key without its scheme", "Authorization: secret-a", `Bearer realm="diehard"`),
+		Entry("another scheme", "Authorization: Basic secret-a", `Bearer realm="diehard"`),
+		Entry("a key that nobody has", "Authorization: Bearer secret-c", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("the beginning of a key", "Authorization: Bearer secret-", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("more than a key", "Authorization: Bearer secret-a secret-b", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("a key in other letters", "Authorization: Bearer SECRET-A", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("a digest", "Authorization: Bearer 7e0ef08d0d2ccb7ae3ed3ba4f7bd1d0b6e5b3ba9ac1e5d6b4ec9c3d8ff5d5bd2", `Bearer realm="diehard", error="invalid_token"`),
+	)
+
+	It("lets each of the keys in, whatever the case of the scheme", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a", "secret-b"))
+		for _, header := range []string{"Authorization: Bearer secret-a", "Authorization: bearer secret-b"} {
+			Expect(api.get(ctx, "/v1/users", header).status).To(Equal(http.StatusOK))
+		}
+	})
+
+	It("covers all of /v1, also what is not there", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a"))
+		for _, request := range []string{
+			"GET /v1/users", "HEAD /v1/users", "POST /v1/users", "GET /v1/users/x", "POST /v1/users/batch", "POST /v1/events",
+			"POST /v1/events/batch", "PUT /v1/users", "GET /v1/nothing", "GET /v1", "GET /v1/",
+		} {
+			method, path, _ := strings.Cut(request, " ")
+			Expect(api.do(ctx, method, path, nil).status).To(Equal(http.StatusUnauthorized), request)
+		}
+		for _, path := range []string{"/%761/users", "//v1/users", "/v1%2Fusers", "/./v1/users", "/x/../v1/users"} {
+			Expect(api.get(ctx, path).status).To(BeElementOf(http.StatusUnauthorized, http.StatusNotFound), path)
+		}
+		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
+	})
+
+	It("lets nobody in where there are no keys", func(ctx SpecContext) {
+		Expect(start(ctx, withKeys()).get(ctx, "/v1/users", "Authorization: Bearer ").status).To(Equal(http.StatusUnauthorized))
+	})
+
+	It("names the key in logs and metrics, and never shows it", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-old", "secret-new"))
+		api.get(ctx, "/v1/users", "Authorization: Bearer secret-new")
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"key":"new"`))
+		api.get(ctx, "/v1/users", "Authorization: Bearer secret-unknown")
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"problem":"unauthorized"`))
+		Expect(string(api.log.Contents())).NotTo(ContainSubstring("secret"))
+		Expect(keyRequests(ctx, api)).To(Equal(map[string]float64{"old": 0, "new": 1}))
+	})
+})
+
+// keyRequests are the requests by the names of their keys.
+func keyRequests(_ context.Context, a *api) map[string]float64 {
+	GinkgoHelper()
+	families, err := a.registry.Gather()
+	Expect(err).NotTo(HaveOccurred())
+	requests := make(map[string]float64)
+	for _, family := range families {
+		if family.GetName() == "diehard_http_key_requests_total" {
+			for _, metric := range family.GetMetric() {
+				requests[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
+			}
+		}
+	}
+	return requests
+}

@@ -1,0 +1,129 @@
+package httpapi_test
+
+import (
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/faults"
+)
+
+var _ = Describe("A rate limit", func() {
+	// One request, and the next in a thousand seconds.
+	const slow = 0.001
+
+	expectLimited := func(a answer, policy string) {
+		GinkgoHelper()
+		expectProblem(a, http.StatusTooManyRequests, "rate-limited")
+		Expect(a.header.Get("Ratelimit-Policy")).To(Equal(`"` + policy + `";q=1;w=1000`))
+		Expect(a.header.Get("Ratelimit")).To(MatchRegexp(`^"` + policy + `";r=0;t=(9..|1000)$`))
+		Expect(strconv.Atoi(a.header.Get("Retry-After"))).To(BeNumerically("~", 950, 50))
+	}
+
+	It("is off by default", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a"))
+		for range 50 {
+			answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
+			Expect(answer.status).To(Equal(http.StatusOK))
+			Expect(answer.header).NotTo(HaveKey("Ratelimit"))
+		}
+	})
+
+	It("bounds the requests of each key by itself", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a", "secret-b"), func(o *httpapi.Options) { o.RatePerKey = slow })
+		first := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
+		Expect(first.status).To(Equal(http.StatusOK))
+		Expect(first.header.Get("Ratelimit")).To(MatchRegexp(`^"key";r=0;t=(9..|1000)$`))
+		expectLimited(api.get(ctx, "/v1/users", "Authorization: Bearer secret-a"), "key")
+		Expect(api.get(ctx, "/v1/users", "Authorization: Bearer secret-c").status).To(Equal(http.StatusUnauthorized))
+		Expect(api.get(ctx, "/v1/users", "Authorization: Bearer secret-b").status).To(Equal(http.StatusOK))
+	})
+
+	It("has room for ten seconds' worth", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerKey = 1000 })
+		answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
+		Expect(answer.header.Get("Ratelimit-Policy")).To(Equal(`"key";q=10000;w=10`))
+		Expect(answer.header.Get("Ratelimit")).To(Equal(`"key";r=9999;t=1`))
+	})
+
+	It("bounds the requests of an address, also of those without a key", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerAddress = slow })
+		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusUnauthorized))
+		expectLimited(api.get(ctx, "/v1/users", "Authorization: Bearer secret-a"), "address")
+		// Nobody is believed who says that it is somebody else.
+		expectLimited(api.get(ctx, "/v1/users", "X-Forwarded-For: 192.0.2.1"), "address")
+		expectLimited(api.get(ctx, "/v1/users", "X-Real-IP: 192.0.2.1"), "address")
+		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
+	})
+
+	It("believes what a trusted proxy says of an address, and nobody before it", func(ctx SpecContext) {
+		api := start(ctx, func(o *httpapi.Options) {
+			o.RatePerAddress = slow
+			o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")}
+		})
+		from := func(addresses string) answer { return api.get(ctx, "/v1/users", "X-Forwarded-For: "+addresses) }
+		Expect(from("198.51.100.1").status).To(Equal(http.StatusOK))
+		expectLimited(from("198.51.100.1"), "address")
+		expectLimited(from("203.0.113.9, 198.51.100.1"), "address")
+		expectLimited(from("198.51.100.1, 192.0.2.7"), "address")
+		Expect(from("198.51.100.2").status).To(Equal(http.StatusOK))
+		Expect(from("2001:db8:1:2::1").status).To(Equal(http.StatusOK))
+		expectLimited(from("2001:db8:1:2:ffff::2"), "address")
+		Expect(from("2001:db8:1:3::1").status).To(Equal(http.StatusOK))
+	})
+})
+
+var _ = Describe("An API that has more to do than it can", func() {
+	It("turns away at once what comes beyond its bound, and works on what it has", func(ctx SpecContext) {
+		release := lockUsers(ctx)
+		api := start(ctx, func(o *httpapi.Options) { o.MaxConcurrent = 2 })
+		working := make(chan answer, 2)
+		for _, body := range []string{`{"email":"a@example.com"}`, `{"email":"b@example.com"}`} {
+			go func() {
+				defer GinkgoRecover()
+				working <- api.create(ctx, body)
+			}()
+		}
+		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(2))
+		for _, refused := range []answer{
+			api.create(ctx, `{"email":"c@example.com"}`), api.get(ctx, "/v1/users"),
+			api.get(ctx, "/v1/users/0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11"),
+		} {
+			expectProblem(refused, http.StatusServiceUnavailable, "overloaded")
+			Expect(refused.header.Get("Retry-After")).To(Equal("1"))
+		}
+		// What needs no database is answered.
+		Expect(api.create(ctx, `{"email":"c"}`).status).To(Equal(http.StatusUnprocessableEntity))
+		release()
+		for range 2 {
+			var done answer
+			Eventually(ctx, working).Should(Receive(&done))
+			Expect(done.status).To(Equal(http.StatusCreated))
+		}
+		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
+	})
+
+	It("does not have its callers wait for a PostgreSQL that keeps silent, once it has noticed", func(ctx SpecContext) {
+		proxy, dsn := faults.StartProxyTo(suite.LastingPostgresDSN(ctx))
+		silentDB := engines.OpenPostgres(dsn, nil)
+		api := start(ctx, onDatabase(silentDB), func(o *httpapi.Options) { o.RequestTimeout = 1500 * time.Millisecond })
+		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
+		proxy.Vanish()
+		expectProblem(api.get(ctx, "/v1/users"), http.StatusGatewayTimeout, "timeout")
+		// The first has waited for its time. Nobody else does: by waiting they would
+		// all get a timeout.
+		for range 20 {
+			expectProblem(api.get(ctx, "/v1/users"), http.StatusServiceUnavailable, "unavailable")
+			expectProblem(api.create(ctx, `{"email":"ada@example.com"}`), http.StatusServiceUnavailable, "unavailable")
+		}
+		proxy.Return()
+		Eventually(ctx, func() int { return api.get(ctx, "/v1/users").status }).WithTimeout(time.Minute).Should(Equal(http.StatusOK))
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
+	})
+})
