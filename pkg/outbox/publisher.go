@@ -20,6 +20,7 @@ type PublisherOptions struct {
 	// Environment goes with every event that names none; "Local" by default.
 	Environment string
 	// MaxEventBytes bounds an event's context; DefaultMaxEventBytes by default.
+	// The table takes no more than 128 MiB.
 	MaxEventBytes int
 }
 
