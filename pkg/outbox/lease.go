@@ -41,7 +41,7 @@ type Record struct {
 	Environment     string
 	EventContext    string
 	MetadataVersion int64
-	Traceparent     string
+	Traceparent     string // empty where there is none
 	PublishedAt     time.Time
 }
 
@@ -118,7 +118,8 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	})
 }
 
-// Keys returns the batch's events without their contexts, in Read's order.
+// Keys returns the batch's events without their contexts, environments and
+// versions, in Read's order.
 func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
 	types := make(interner)
 	records := make([]Record, 0, l.Events)
@@ -128,7 +129,7 @@ func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
 			happened, published int64
 			eventType           sql.RawBytes
 		)
-		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &published); err != nil {
+		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &record.Traceparent, &published); err != nil {
 			return 0, fmt.Errorf("scan an event's key: %w", err)
 		}
 		record.EventType = types.intern(eventType)

@@ -188,7 +188,7 @@ FROM ` + membersSQL
 
 	readKeysSQL = `
 SELECT id, event_id, event_type, (extract(epoch FROM event_date_time) * 1000000)::bigint,
-       (extract(epoch FROM published_at) * 1000000)::bigint
+       coalesce(traceparent, ''), (extract(epoch FROM published_at) * 1000000)::bigint
 FROM ` + membersSQL
 
 	deleteEventsSQL = `

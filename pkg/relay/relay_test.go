@@ -4,17 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/bits"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/getsentry/sentry-go"
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
+	. "github.com/onsi/gomega/gstruct"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -22,7 +25,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/test/sentrytest"
 )
 
 // patience is how long a spec waits for what must happen.
@@ -399,6 +404,198 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
+	Describe("with Sentry on", func() {
+		var (
+			reported *sentrytest.Listener
+			flush    func()
+		)
+
+		startSentry := func(tracesSampleRate float64) {
+			GinkgoHelper()
+			reported = sentrytest.Start()
+			// Sentry is the whole process's, so the next spec gets back what was
+			// there before.
+			hub := sentry.CurrentHub()
+			hub.PushScope()
+			var err error
+			flush, err = telemetry.StartSentry(telemetry.SentryOptions{DSN: reported.DSN(), TracesSampleRate: tracesSampleRate})
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(func() {
+				hub.Client().Close()
+				hub.PopScope()
+			})
+		}
+
+		named := func(name string) (transactions []sentrytest.Event) {
+			for _, transaction := range reported.Transactions() {
+				if transaction.Transaction == name {
+					transactions = append(transactions, transaction)
+				}
+			}
+			return transactions
+		}
+
+		// expectDeliveries stops the relay and expects that it has reported its
+		// batches, and so many deliveries.
+		expectDeliveries := func(ctx context.Context, running *runningRelay, n int) []sentrytest.Event {
+			GinkgoHelper()
+			running.stop()
+			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
+			flush()
+			Expect(named("relay batch")).NotTo(BeEmpty())
+			Expect(named("deliver")).To(HaveLen(n))
+			return named("deliver")
+		}
+
+		It("shows the delivery in the trace of the request, from the publishing on", func(ctx SpecContext) {
+			startSentry(1)
+			publish(ctx,
+				outbox.Event{},
+				outbox.Event{EventType: "user_created", Traceparent: traceparent(1, "01")},
+				outbox.Event{EventType: "user_greeted", Traceparent: traceparent(1, "01")},
+				outbox.Event{EventType: "user_created", Traceparent: traceparent(1, "01")})
+			published := time.Now().Add(-time.Hour)
+			db.MustExec("UPDATE outbox_events SET published_at = $1", published)
+			_, err := store.Cut(ctx, 0)
+			Expect(err).NotTo(HaveOccurred())
+			var batch string
+			Expect(db.Get(&batch, "SELECT batch_id FROM outbox_batches")).To(Succeed())
+			running := start()
+			expectOnce(ctx, 4)
+			delivery := expectDeliveries(ctx, running, 1)[0]
+			Expect(delivery.TransactionInfo.Source).To(Equal("task"))
+			Expect(delivery.StartTimestamp).To(BeTemporally("~", published, time.Minute))
+			Expect(delivery.Timestamp).To(BeTemporally("~", time.Now(), time.Minute))
+			trace := delivery.Contexts.Trace
+			Expect(traceparent(1, "01")).To(Equal("00-" + trace.TraceID + "-" + trace.ParentSpanID + "-01"))
+			Expect(trace.Op).To(Equal("queue.process"))
+			Expect(trace.Status).To(Equal("ok"))
+			Expect(trace.Data).To(MatchAllKeys(Keys{
+				"batch_id":                          Equal(batch),
+				"events":                            BeEquivalentTo(3),
+				"event_types":                       HaveExactElements("user_created", "user_greeted"),
+				"attempt":                           BeEquivalentTo(1),
+				"messaging.destination.name":        Equal("outbox_events"),
+				"messaging.message.receive.latency": BeNumerically("~", time.Hour.Milliseconds(), time.Minute.Milliseconds()),
+			}))
+		})
+
+		It("shows nothing where the publisher records nothing", func(ctx SpecContext) {
+			startSentry(1)
+			publish(ctx, outbox.Event{}, outbox.Event{Traceparent: traceparent(1, "00")}, outbox.Event{Traceparent: traceparent(2, "02")})
+			sampled := traceparent(3, "01")
+			for _, nonsense := range []string{
+				"01", sampled + "-more", strings.ToUpper(sampled), strings.Replace(sampled, "-", "0", 1),
+				"00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01", traceparent(3, "0g"), "Ж" + sampled[2:],
+			} {
+				db.MustExec("INSERT INTO outbox_events (event_type, event_context, traceparent) VALUES ('by_sql', '{}', $1)", nonsense)
+			}
+			running := start()
+			expectOnce(ctx, 10)
+			expectDeliveries(ctx, running, 0)
+		})
+
+		It("shows a batch in no more than 100 traces", func(ctx SpecContext) {
+			startSentry(1)
+			var events []outbox.Event
+			for trace := range 103 {
+				events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
+			}
+			// The last two are of traces that there is room for.
+			publish(ctx, append(events, events[0], events[99])...)
+			running := start()
+			expectOnce(ctx, 105)
+			shown := map[string]any{}
+			for _, delivery := range expectDeliveries(ctx, running, 100) {
+				trace := delivery.Contexts.Trace
+				shown["00-"+trace.TraceID+"-"+trace.ParentSpanID+"-01"] = trace.Data["events"]
+			}
+			for i, event := range events[:100] {
+				want := 1
+				if i == 0 || i == 99 {
+					want = 2
+				}
+				Expect(shown).To(HaveKeyWithValue(event.Traceparent, BeEquivalentTo(want)))
+			}
+		})
+
+		DescribeTable("shows each event once, whatever came of an earlier send",
+			func(ctx SpecContext, arrived, attempts int) {
+				startSentry(1)
+				var events []outbox.Event
+				for trace := range 10 {
+					events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
+				}
+				publish(ctx, events...)
+				claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+					if arrived > 0 {
+						insert(ctx, lease.Token, first(events, arrived))
+					}
+				})
+				running := start()
+				expectOnce(ctx, 10)
+				shown, byAttempt := map[string]struct{}{}, map[any]int{}
+				for _, delivery := range expectDeliveries(ctx, running, 10) {
+					trace := delivery.Contexts.Trace
+					byAttempt[trace.Data["attempt"]]++
+					shown[trace.TraceID] = struct{}{}
+				}
+				Expect(shown).To(HaveLen(10))
+				Expect(byAttempt).To(HaveLen(attempts))
+			},
+			Entry("where nothing had arrived", 0, 1),
+			Entry("where all of it had", 10, 1),
+			Entry("where a part of it had", 4, 2),
+		)
+
+		It("reports no transaction where their rate is 0", func(ctx SpecContext) {
+			startSentry(0)
+			publish(ctx, outbox.Event{Traceparent: traceparent(1, "01")})
+			running := start()
+			expectOnce(ctx, 1)
+			running.stop()
+			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
+			flush()
+			Expect(reported.Transactions()).To(BeEmpty())
+		})
+	})
+
+	Describe("in the log", func() {
+		It("names the traces of dead letters, the first few, recorded or not", func(ctx SpecContext) {
+			var ids []string
+			for trace := range 12 {
+				given := traceparent(trace+1, "00")
+				ids = append(ids, strings.Split(given, "-")[1])
+				db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time, traceparent)
+					VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00', $1), ('of_today', '{}', DEFAULT, $2)`,
+					given, traceparent(trace+101, "01"))
+			}
+			start()
+			expectOnce(ctx, 12)
+			Expect(log).To(gbytes.Say(`dead letters now.* trace_ids="\[` + strings.Join(ids[:10], " ") + `\]" dead=12 `))
+		})
+
+		It("names the traces of a batch that is split, and of the event that was the cause", func(ctx SpecContext) {
+			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			bad, good := traceparent(1, "01"), traceparent(2, "01")
+			publish(ctx, outbox.Event{EventType: "poison", Traceparent: bad}, outbox.Event{Traceparent: good}, outbox.Event{Traceparent: good})
+			start()
+			expectOnce(ctx, 2)
+			badID, goodID := strings.Split(bad, "-")[1], strings.Split(good, "-")[1]
+			Expect(log).To(gbytes.Say(`it is split.* trace_ids="\[` + badID + " " + goodID + `\]"`))
+			Expect(log).To(gbytes.Say(`dead letters now.* trace_ids=\[` + badID + `\]`))
+		})
+
+		It("names no trace where there is none", func(ctx SpecContext) {
+			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
+				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
+			start()
+			expectOnce(ctx, 0)
+			Expect(log).To(gbytes.Say("dead letters now"))
+			Expect(string(log.Contents())).NotTo(ContainSubstring("trace_id"))
+		})
+	})
+
 	It("isolates many events that are refused with bounded work, and does not stall the others meanwhile", func(ctx SpecContext) {
 		const total, bad = 120, 60
 		engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
@@ -537,6 +734,11 @@ type runningRelay struct {
 	*relay.Relay
 	stop  func()
 	ended chan error // receives what Run returned, and is closed then
+}
+
+// traceparent is the n-th request's.
+func traceparent(n int, flags string) string {
+	return fmt.Sprintf("00-0af7651916cd43dd8448eb21%08x-b7ad6b71%08x-%s", n, n, flags)
 }
 
 // anyToken waits for a batch that has been claimed and returns its token.

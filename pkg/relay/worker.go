@@ -63,10 +63,10 @@ func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
 	ctx = transaction.Context()
 	d := &delivery{
 		Relay: r, lease: lease,
-		log:  r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Sends),
-		skew: time.Until(lease.DatabaseTime),
+		log:   r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Sends),
+		start: time.Now(),
+		skew:  time.Until(lease.DatabaseTime),
 	}
-	start := time.Now()
 	result, err := d.run(ctx)
 	transaction.Status = sentry.SpanStatusOK
 	if err != nil {
@@ -80,7 +80,7 @@ func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
 		}
 	}
 	r.metrics.batches.WithLabelValues(result).Inc()
-	d.log.DebugContext(ctx, "the batch was worked on", "result", result, "duration", time.Since(start))
+	d.log.DebugContext(ctx, "the batch was worked on", "result", result, "duration", time.Since(d.start))
 }
 
 // delivery is one attempt at one batch.
@@ -88,6 +88,7 @@ type delivery struct {
 	*Relay
 	lease *outbox.Lease
 	log   *slog.Logger
+	start time.Time
 	skew  time.Duration // the database's clock ahead of ours
 }
 
@@ -102,13 +103,13 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if d.lease.Sends > 1 {
 		return d.resolve(ctx, nil)
 	}
-	published, err := d.insert(ctx)
+	events, err := d.insert(ctx)
 	if err != nil {
 		return d.failed(ctx, err)
 	}
 	// The first send under its token, acknowledged: the one "ok" that is a
 	// proof.
-	if err := d.settle(ctx, published); err != nil {
+	if err := d.settle(ctx, events); err != nil {
 		return "", err
 	}
 	return resultSettled, nil
@@ -126,20 +127,19 @@ func (d *delivery) failed(ctx context.Context, err error) (string, error) {
 	return "", err
 }
 
-// insert reads the batch's events and sends them. It returns when they were
-// published.
-func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
+// insert reads the batch's events and sends them.
+func (d *delivery) insert(ctx context.Context) (*delivered, error) {
 	events := &sink.Events{}
 	events.Grow(d.lease.Events)
-	published = make([]int64, 0, d.lease.Events)
-	err = d.lease.Read(ctx, func(record outbox.Record) error {
+	sent := newDelivered(d.lease.Events)
+	err := d.lease.Read(ctx, func(record outbox.Record) error {
 		events.EventID = append(events.EventID, record.EventID)
 		events.EventType = append(events.EventType, record.EventType)
 		events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
 		events.Environment = append(events.Environment, record.Environment)
 		events.EventContext = append(events.EventContext, record.EventContext)
 		events.MetadataVersion = append(events.MetadataVersion, uint64(record.MetadataVersion)) //nolint:gosec // never negative
-		published = append(published, record.PublishedAt.UnixMicro())
+		sent.add(&record)
 		return nil
 	})
 	if err != nil {
@@ -167,16 +167,22 @@ func (d *delivery) insert(ctx context.Context) (published []int64, err error) {
 	d.metrics.rows.Observe(float64(d.lease.Events))
 	d.circuit.succeeded(ctx)
 	d.relieved()
-	return published, nil
+	return sent, nil
 }
 
-func (d *delivery) settle(ctx context.Context, published []int64) error {
+func (d *delivery) settle(ctx context.Context, events *delivered) error {
 	if err := d.lease.Settle(ctx); err != nil {
 		return err
 	}
 	d.postgres.succeeded(ctx, d.Relay.log)
-	d.metrics.observe(published, time.Now().Add(d.skew))
+	d.acknowledged(events)
 	return nil
+}
+
+func (d *delivery) acknowledged(events *delivered) {
+	now := time.Now()
+	d.metrics.observe(events.published, now.Add(d.skew))
+	d.report(&events.traces, now)
 }
 
 // errStillRunning is why a batch is put off: an earlier send of it has not
@@ -255,7 +261,7 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	case len(there) > 0:
 		return d.keepRest(ctx, records, there, missing)
 	case cause != nil:
-		return d.split(ctx, missing, cause)
+		return d.split(ctx, records, missing, cause)
 	}
 	return d.sendAgain(ctx, records)
 }
@@ -319,11 +325,7 @@ var errBurned = errors.New("the sink acknowledged the token without the rows")
 
 // found settles a batch that the sink turned out to hold.
 func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, error) {
-	published := make([]int64, len(records))
-	for i, record := range records {
-		published[i] = record.PublishedAt.UnixMicro()
-	}
-	if err := d.settle(ctx, published); err != nil {
+	if err := d.settle(ctx, newDelivered(len(records)).addAll(records)); err != nil {
 		return "", err
 	}
 	return resultResolved, nil
@@ -335,27 +337,32 @@ func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there,
 	if err := d.lease.Shrink(ctx, outbox.Part{Delivered: there, Rest: missing}); err != nil {
 		return "", err
 	}
-	published := make([]int64, 0, len(there))
-	for _, record := range records {
-		if len(published) < len(there) && record.ID == there[len(published)] {
-			published = append(published, record.PublishedAt.UnixMicro())
-		}
-	}
-	d.metrics.observe(published, time.Now().Add(d.skew))
+	d.acknowledged(newDelivered(len(there)).addAll(among(records, there)))
 	d.work.send(1)
 	return resultSplit, nil
 }
 
+// among returns the records with the ids, which ascend as the records do.
+func among(records []outbox.Record, ids []int64) []outbox.Record {
+	some := make([]outbox.Record, 0, len(ids))
+	for _, record := range records {
+		if len(some) < len(ids) && record.ID == ids[len(some)] {
+			some = append(some, record)
+		}
+	}
+	return some
+}
+
 // split halves a batch that the sink refuses for its data, down to the event
 // that is the cause.
-func (d *delivery) split(ctx context.Context, ids []int64, cause error) (string, error) {
+func (d *delivery) split(ctx context.Context, records []outbox.Record, ids []int64, cause error) (string, error) {
 	if len(ids) == 1 {
-		return d.bury(ctx, outbox.Part{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
+		return d.bury(ctx, records, outbox.Part{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
 	}
 	if err := d.lease.Split(ctx, ids, len(ids)/2, cause); err != nil {
 		return "", err
 	}
-	d.log.WarnContext(ctx, "the sink refuses the batch for its data: it is split", "err", cause)
+	d.logOf(records).WarnContext(ctx, "the sink refuses the batch for its data: it is split", "err", cause)
 	d.work.send(2)
 	return resultSplit, nil
 }
@@ -379,16 +386,20 @@ func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (strin
 			part.Rest = append(part.Rest, record.ID)
 		}
 	}
-	return d.bury(ctx, part)
+	return d.bury(ctx, records, part)
 }
 
-func (d *delivery) bury(ctx context.Context, part outbox.Part) (string, error) {
+func (d *delivery) bury(ctx context.Context, records []outbox.Record, part outbox.Part) (string, error) {
 	if err := d.lease.Shrink(ctx, part); err != nil {
 		return "", err
 	}
 	d.metrics.events.WithLabelValues("dead").Add(float64(len(part.Dead)))
-	d.log.ErrorContext(ctx, "events were refused for their data and are dead letters now",
-		"dead", len(part.Dead), "err", part.Dead[0].Cause)
+	dead := make([]int64, len(part.Dead))
+	for i := range part.Dead {
+		dead[i] = part.Dead[i].ID
+	}
+	d.logOf(among(records, dead)).ErrorContext(ctx, "events were refused for their data and are dead letters now",
+		"dead", len(dead), "err", part.Dead[0].Cause)
 	d.work.send(1)
 	return resultSplit, nil
 }

@@ -207,6 +207,49 @@ var _ = Describe("Delivery", func() {
 		})
 	}, protocols)
 
+	DescribeTable("shows a request and its delivery in one trace",
+		func(ctx SpecContext, headers ...string) {
+			sentry := sentrytest.Start()
+			api := s.API("DIEHARD_SENTRY_DSN=" + sentry.DSN())
+			relay := s.Relay(s.ClickHouseDSN("native"), "DIEHARD_SENTRY_DSN="+sentry.DSN())
+			answer, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ada@example.com"}, headers...)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(answer.Status).To(Equal(http.StatusCreated))
+			s.ExpectDelivered(ctx, 1)
+			api.Stop()
+			relay.Stop()
+
+			transactions := map[string]sentrytest.Event{}
+			for _, transaction := range sentry.Transactions() {
+				transactions[transaction.Transaction] = transaction
+			}
+			Expect(transactions).To(And(HaveKey("POST /v1/users"), HaveKey("deliver")))
+			request, delivery := transactions["POST /v1/users"].Contexts.Trace, transactions["deliver"].Contexts.Trace
+			Expect(delivery.TraceID).To(Equal(request.TraceID))
+			Expect(delivery.ParentSpanID).To(Equal(request.SpanID))
+			if len(headers) > 0 {
+				Expect(headers[0]).To(ContainSubstring(request.TraceID + "-" + request.ParentSpanID))
+			}
+		},
+		Entry("that begins with it"),
+		Entry("that the client has begun", "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+		Entry("that the client does not record", "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),
+	)
+
+	It("shows no delivery of a request that the API does not record, whatever the client does", func(ctx SpecContext) {
+		sentry := sentrytest.Start()
+		api := s.API("DIEHARD_SENTRY_DSN="+sentry.DSN(), "DIEHARD_SENTRY_TRACES_SAMPLE_RATE=0")
+		relay := s.Relay(s.ClickHouseDSN("native"), "DIEHARD_SENTRY_DSN="+sentry.DSN())
+		answer, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ada@example.com"},
+			"Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(answer.Status).To(Equal(http.StatusCreated))
+		s.ExpectDelivered(ctx, 1)
+		api.Stop()
+		relay.Stop()
+		Expect(sentry.Transactions()).To(HaveEach(HaveField("Transaction", "relay batch")))
+	})
+
 	It("delivers each of 100,000 events once with four relays at work while producers go on", func(ctx SpecContext) {
 		const total, producers, perTransaction = 100_000, 4, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=2000", "DIEHARD_RELAY_LINGER=20ms"}

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -29,12 +30,15 @@ type Listener struct {
 // Event is an error or a transaction, as far as specs look at it. Raw is all
 // of it.
 type Event struct {
-	Type            string `json:"type"` // "transaction", or empty for an error
-	Level           string `json:"level"`
-	Message         string `json:"message"`
-	Environment     string `json:"environment"`
-	Release         string `json:"release"`
-	Transaction     string `json:"transaction"`
+	Type        string `json:"type"` // "transaction", or empty for an error
+	Level       string `json:"level"`
+	Message     string `json:"message"`
+	Environment string `json:"environment"`
+	Release     string `json:"release"`
+	Transaction string `json:"transaction"`
+	// StartTimestamp and Timestamp are a transaction's beginning and end.
+	StartTimestamp  time.Time `json:"start_timestamp"`
+	Timestamp       time.Time `json:"timestamp"`
 	TransactionInfo struct {
 		Source string `json:"source"`
 	} `json:"transaction_info"`
@@ -52,11 +56,12 @@ type Event struct {
 
 // Trace is the span of an event.
 type Trace struct {
-	TraceID      string `json:"trace_id"`
-	SpanID       string `json:"span_id"`
-	ParentSpanID string `json:"parent_span_id"`
-	Op           string `json:"op"`
-	Status       string `json:"status"`
+	TraceID      string         `json:"trace_id"`
+	SpanID       string         `json:"span_id"`
+	ParentSpanID string         `json:"parent_span_id"`
+	Op           string         `json:"op"`
+	Status       string         `json:"status"`
+	Data         map[string]any `json:"data"`
 }
 
 // Exception is one error of a chain, the outermost last.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -177,8 +178,9 @@ type Answer struct {
 // client has room for every request that a spec has under way.
 var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
 
-// Post sends a JSON body and reads a JSON answer.
-func Post(ctx context.Context, url string, body any) (Answer, error) {
+// Post sends a JSON body, with headers like "Traceparent: 00-…", and reads a JSON
+// answer.
+func Post(ctx context.Context, url string, body any, headers ...string) (Answer, error) {
 	encoded, err := json.Marshal(body)
 	if err != nil {
 		return Answer{}, err
@@ -188,6 +190,10 @@ func Post(ctx context.Context, url string, body any) (Answer, error) {
 		return Answer{}, err
 	}
 	request.Header.Set("Content-Type", "application/json")
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		request.Header.Set(name, value)
+	}
 	response, err := client.Do(request)
 	if err != nil {
 		return Answer{}, err
