@@ -161,6 +161,7 @@ func New(o Options) *Server {
 	s.echo.POST("/v1/users/batch", s.createUsers)
 	s.echo.POST("/v1/events", s.publishEvent)
 	s.echo.POST("/v1/events/batch", s.publishEvents)
+	s.get("/openapi.json", s.getOpenAPI)
 	return s
 }
 
@@ -168,6 +169,16 @@ func New(o Options) *Server {
 func (s *Server) get(path string, handler echo.HandlerFunc) {
 	s.echo.GET(path, handler)
 	s.echo.HEAD(path, handler)
+}
+
+// Routes returns what the server answers, as METHOD /path lines with :name for
+// what varies.
+func (s *Server) Routes() []string {
+	routes := make([]string, 0, len(s.echo.Routes()))
+	for _, route := range s.echo.Routes() {
+		routes = append(routes, route.Method+" "+route.Path)
+	}
+	return routes
 }
 
 // Addr returns the host:port that the server listens on, or an empty string

@@ -113,7 +113,22 @@ func (a answer) object() map[string]any {
 	return object
 }
 
-// try sends a request, with the headers given as name: value lines.
+// keepBody returns the request's body, and has it sent as it would have been:
+// what comes without a length goes in chunks.
+func keepBody(request *http.Request) []byte {
+	GinkgoHelper()
+	if request.Body == nil {
+		return nil
+	}
+	sent, err := io.ReadAll(request.Body)
+	Expect(err).NotTo(HaveOccurred())
+	request.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(sent)), nil }
+	request.Body, _ = request.GetBody()
+	return sent
+}
+
+// try sends a request, with the headers given as name: value lines, and expects
+// the answer to be as the OpenAPI document says.
 func (a *api) try(ctx context.Context, method, path string, body io.Reader, headers ...string) (answer, error) {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, method, a.url+path, body)
@@ -125,12 +140,16 @@ func (a *api) try(ctx context.Context, method, path string, body io.Reader, head
 		name, value, _ := strings.Cut(line, ": ")
 		request.Header.Set(name, value)
 	}
+	sent := keepBody(request)
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		return answer{}, err
 	}
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
+	if err == nil {
+		expectAsDocumented(exchange{request: request, sent: sent, response: response, received: content})
+	}
 	return answer{status: response.StatusCode, header: response.Header, body: string(content)}, err
 }
 

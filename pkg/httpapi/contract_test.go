@@ -1,0 +1,320 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+	"github.com/pb33f/libopenapi-validator/config"
+	"github.com/pb33f/libopenapi-validator/content"
+	"github.com/pb33f/libopenapi-validator/errors"
+	"github.com/pb33f/libopenapi-validator/paths"
+	"github.com/pb33f/libopenapi-validator/schema_validation"
+	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
+)
+
+// contract is the OpenAPI document, and what checks requests and answers against
+// it.
+type contract struct {
+	*v3.Document
+
+	validator validator.Validator
+	options   *config.ValidationOptions
+}
+
+// theContract returns the contract, read once. A field, a header or a parameter
+// that it does not declare is as wrong as a value that breaks its schema. What
+// HTTP itself brings is not declared for each answer. Whether a client has a key
+// is not asked here.
+var theContract = sync.OnceValue(func() *contract {
+	text, err := os.ReadFile("openapi.json")
+	Expect(err).NotTo(HaveOccurred())
+	document, err := libopenapi.NewDocument(text)
+	Expect(err).NotTo(HaveOccurred())
+	model, err := document.BuildV3Model()
+	Expect(err).NotTo(HaveOccurred())
+	options := config.NewValidationOptions(
+		config.WithFormatAssertions(),
+		config.WithStrictMode(),
+		config.WithStrictIgnoredHeaders(
+			"Accept-Encoding", "Cache-Control", "Connection", "Content-Encoding", "Content-Length", "Content-Type",
+			"Date", "User-Agent", "X-Content-Type-Options"),
+		config.WithStrictIgnorePaths("$.body.event_context.**", "$.body.data[*].event_context.**"), // any JSON
+		config.WithBodyDecoder("application/json", content.DecoderFunc(decodeJSON)),
+		config.WithoutSecurityValidation(),
+	)
+	checked, errs := validator.NewValidator(document, config.WithExistingOpts(options))
+	Expect(errs).To(BeEmpty())
+	return &contract{Document: &model.Model, validator: checked, options: options}
+})
+
+// decodeJSON reads numbers that are no float64 as the largest that is: what they
+// stand in is not looked at.
+func decodeJSON(input *content.DecodeInput) (value any, err error) {
+	decoder := json.NewDecoder(input.Body)
+	decoder.UseNumber()
+	err = decoder.Decode(&value)
+	return withFloats(value), err
+}
+
+func withFloats(value any) any {
+	switch value := value.(type) {
+	case json.Number:
+		number, err := value.Float64()
+		if err != nil {
+			return math.Copysign(math.MaxFloat64, number)
+		}
+		return number
+	case []any:
+		for i := range value {
+			value[i] = withFloats(value[i])
+		}
+	case map[string]any:
+		for name := range value {
+			value[name] = withFloats(value[name])
+		}
+	}
+	return value
+}
+
+// exchange is a request and its answer.
+type exchange struct {
+	request  *http.Request
+	sent     []byte
+	response *http.Response
+	received []byte
+}
+
+// asked returns the request with a body that can be read once more.
+func (e exchange) asked() *http.Request {
+	request := e.request.Clone(e.request.Context())
+	request.Body = io.NopCloser(bytes.NewReader(e.sent))
+	return request
+}
+
+// expectAsDocumented checks the answer against the document, and the request too
+// where it was carried out. What is not under /v1 is not in the document.
+func expectAsDocumented(e exchange) {
+	GinkgoHelper()
+	if !strings.HasPrefix(e.request.URL.Path, "/v1/") {
+		return
+	}
+	c := theContract()
+	request := e.asked()
+	if request.Method == http.MethodHead { // is answered like GET, but for the body
+		return
+	}
+	_, errs, _ := paths.FindPath(request, c.Document, c.options)
+	if len(errs) > 0 || strings.HasSuffix(request.URL.Path, "/") { // which FindPath overlooks
+		c.expectRefusal(e)
+		return
+	}
+	_, errs = c.validator.ValidateHttpResponse(request, &http.Response{
+		StatusCode: e.response.StatusCode, Header: e.response.Header, Body: io.NopCloser(bytes.NewReader(e.received)),
+	})
+	e.expectNone(errs)
+	if e.carriedOut() {
+		request = e.asked()
+		c.dropEmptyParameters(request)
+		_, errs = c.validator.ValidateHttpRequestSync(request)
+		e.expectNone(errs)
+	}
+}
+
+// carriedOut reports whether all was done that the request asks for. A batch can
+// have items that are refused.
+func (e exchange) carriedOut() bool {
+	return e.response.StatusCode < http.StatusMultipleChoices && !bytes.Contains(e.received, []byte(`"problem":{`))
+}
+
+// dropEmptyParameters leaves out of the query what allowEmptyValue lets be
+// empty, which the validator does not know.
+func (c *contract) dropEmptyParameters(request *http.Request) {
+	query := request.URL.Query()
+	for _, parameter := range c.Components.Parameters.FromOldest() {
+		if parameter.In == "query" && parameter.AllowEmptyValue && query.Get(parameter.Name) == "" {
+			query.Del(parameter.Name)
+		}
+	}
+	request.URL.RawQuery = query.Encode()
+}
+
+// expectRefusal checks the answer to a request that is for no operation.
+func (c *contract) expectRefusal(e exchange) {
+	GinkgoHelper()
+	refusals := map[int]string{http.StatusNotFound: "NotFound", http.StatusMethodNotAllowed: "MethodNotAllowed"}
+	if e.request.Method == http.MethodOptions {
+		Expect(e.response.StatusCode).To(Or(Equal(http.StatusNoContent), Equal(http.StatusNotFound)))
+		return
+	}
+	Expect(refusals).To(HaveKey(e.response.StatusCode))
+	refusal := c.Components.Responses.GetOrZero(refusals[e.response.StatusCode])
+	for name, header := range refusal.Headers.FromOldest() {
+		Expect(e.response.Header.Get(name) != "" || !header.Required).To(BeTrue(), "%s is missing", name)
+	}
+	schema := refusal.Content.GetOrZero(e.response.Header.Get("Content-Type")).Schema.Schema()
+	_, errs := schema_validation.NewSchemaValidator(config.WithExistingOpts(c.options)).ValidateSchemaBytes(schema, e.received)
+	e.expectNone(errs)
+}
+
+// expectNone fails with what was sent and received, and what is wrong with it.
+func (e exchange) expectNone(errs []*errors.ValidationError) {
+	GinkgoHelper()
+	if len(errs) == 0 {
+		return
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %.500q\n%d %v %.1000q\n", e.request.Method, e.request.URL.RequestURI(), e.sent,
+		e.response.StatusCode, e.response.Header, e.received)
+	for _, err := range errs {
+		fmt.Fprintf(&b, "%s: %s\n", err.Message, err.Reason)
+		for _, broken := range err.SchemaValidationErrors {
+			fmt.Fprintf(&b, "  %s %s\n", broken.FieldPath, broken.Reason)
+		}
+	}
+	Fail("not as the OpenAPI document has it: " + b.String())
+}
+
+// announced are problems that the document has before the server has them: those
+// of keys, of quotas and of shedding.
+var announced = []string{"overloaded", "rate-limited", "unauthorized"}
+
+// slugs returns the problems' slugs in the text, by the pattern.
+func slugs(file, pattern string) (found []string) {
+	GinkgoHelper()
+	text, err := os.ReadFile(file)
+	Expect(err).NotTo(HaveOccurred())
+	for _, match := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+		found = append(found, match[1])
+	}
+	slices.Sort(found)
+	return slices.Compact(found)
+}
+
+var _ = Describe("The OpenAPI document", func() {
+	It("is served, and is valid", func(ctx SpecContext) {
+		served := start(ctx).get(ctx, "/openapi.json")
+		Expect(served.status).To(Equal(http.StatusOK))
+		Expect(served.header.Get("Content-Type")).To(Equal("application/json"))
+		text, err := os.ReadFile("openapi.json")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(served.body).To(Equal(string(text)))
+		valid, errs := theContract().validator.ValidateDocument()
+		Expect(valid).To(BeTrue(), "%v", errs)
+	})
+
+	It("has the routes that the server has, and HEAD for each GET", func(ctx SpecContext) {
+		var documented []string
+		for path, item := range theContract().Paths.PathItems.FromOldest() {
+			for method := range item.GetOperations().FromOldest() {
+				route := strings.ToUpper(method) + " " + regexp.MustCompile(`\{(\w+)\}`).ReplaceAllString(path, ":$1")
+				documented = append(documented, route)
+				if after, ok := strings.CutPrefix(route, "GET "); ok {
+					documented = append(documented, "HEAD "+after)
+				}
+			}
+		}
+		var served []string
+		for _, route := range start(ctx).Routes() {
+			if strings.Contains(route, " /v1/") {
+				served = append(served, route)
+			}
+		}
+		Expect(served).To(ConsistOf(documented))
+	})
+
+	It("has the problems that the server has, and docs/errors.md explains them", func() {
+		documented := slugs("openapi.json", `errors\.md#([a-z-]+)"`)
+		known := slugs("problem.go", `slug: "([a-z-]+)"`)
+		known = slices.DeleteFunc(known, func(slug string) bool { return slug == "client-gone" }) // is sent to nobody
+		Expect(documented).To(ConsistOf(slices.Concat(known, announced)))
+		Expect(slugs("../../docs/errors.md", `(?m)^## ([a-z-]+)$`)).To(Equal(known))
+	})
+
+	It("gives each problem the status that docs/errors.md gives it", func() {
+		text, err := os.ReadFile("../../docs/errors.md")
+		Expect(err).NotTo(HaveOccurred())
+		for name, response := range theContract().Components.Responses.FromOldest() {
+			for _, part := range response.Content.GetOrZero("application/problem+json").Schema.Schema().AllOf[1:] {
+				status := part.Schema().Properties.GetOrZero("status").Schema().Enum[0].Value
+				for _, kind := range part.Schema().Properties.GetOrZero("type").Schema().Enum {
+					_, slug, _ := strings.Cut(kind.Value, "#")
+					if slices.Contains(announced, slug) {
+						continue
+					}
+					Expect(string(text)).To(MatchRegexp(`(?m)^## %s\n%s\b`, slug, status), name)
+				}
+			}
+		}
+	})
+
+	Describe("has examples", func() {
+		It("of requests, which are answered as it says", func(ctx SpecContext) {
+			sent := 0
+			for path, item := range theContract().Paths.PathItems.FromOldest() {
+				if item.Post == nil {
+					continue
+				}
+				for name, example := range item.Post.RequestBody.Content.GetOrZero("application/json").Examples.FromOldest() {
+					_, err := db.ExecContext(ctx, "TRUNCATE users")
+					Expect(err).NotTo(HaveOccurred())
+					answered := start(ctx).do(ctx, http.MethodPost, path, bytes.NewReader(toJSON(example.Value)))
+					Expect(answered.status).To(BeNumerically("<", 300), "%s %s: %s", path, name, answered.body)
+					sent++
+				}
+			}
+			Expect(sent).To(Equal(6))
+		})
+
+		It("of answers, which are as it says", func(ctx SpecContext) {
+			checked := make(map[string]bool)
+			for path, item := range theContract().Paths.PathItems.FromOldest() {
+				for method, operation := range item.GetOperations().FromOldest() {
+					for code, response := range operation.Responses.Codes.FromOldest() {
+						status, err := strconv.Atoi(code)
+						Expect(err).NotTo(HaveOccurred())
+						for mediaType, body := range response.Content.FromOldest() {
+							for name, example := range body.Examples.FromOldest() {
+								request, err := http.NewRequestWithContext(ctx, strings.ToUpper(method), strings.ReplaceAll(path, "{id}", "x"), http.NoBody)
+								Expect(err).NotTo(HaveOccurred())
+								header := http.Header{"Content-Type": {mediaType}}
+								for name, documented := range response.Headers.FromOldest() {
+									header.Set(name, documented.Example.Value)
+								}
+								_, errs := theContract().validator.ValidateHttpResponse(request, &http.Response{
+									StatusCode: status, Header: header, Body: io.NopCloser(bytes.NewReader(toJSON(example.Value))),
+								})
+								Expect(errs).To(BeEmpty(), "%s %s %s %s: %v", method, path, code, name, errs)
+								checked[path+method+code] = true
+							}
+						}
+						Expect(checked).To(HaveKey(path+method+code), "no example")
+					}
+				}
+			}
+		})
+	})
+})
+
+// toJSON returns an example of the document.
+func toJSON(node interface{ Decode(into any) error }) []byte {
+	GinkgoHelper()
+	var value any
+	Expect(node.Decode(&value)).To(Succeed())
+	text, err := json.Marshal(value)
+	Expect(err).NotTo(HaveOccurred())
+	return text
+}
