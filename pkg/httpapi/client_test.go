@@ -1,0 +1,32 @@
+package httpapi_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+var _ = Describe("A generated client", func() {
+	It("creates a user and publishes events, in the types of the document", func(ctx SpecContext) {
+		contract, err := filepath.Abs("openapi.json")
+		Expect(err).NotTo(HaveOccurred())
+		dir := GinkgoT().TempDir()
+		Expect(os.CopyFS(dir, os.DirFS("../../tools/client"))).To(Succeed())
+		run := func(name string, args ...string) string {
+			GinkgoHelper()
+			command := exec.CommandContext(ctx, name, args...)
+			command.Dir, command.Stderr = dir, GinkgoWriter
+			command.Env = append(os.Environ(), "GOFLAGS=-mod=readonly", "GOWORK=off", "OPENAPI="+contract)
+			output, err := command.Output()
+			Expect(err).NotTo(HaveOccurred())
+			return string(output)
+		}
+		run("go", "generate", ".")
+		Expect(run("go", "run", ".", start(ctx).url)).To(MatchRegexp(`^[0-9a-f-]{36}\n$`))
+		Expect(count(ctx, "users")).To(Equal(1))
+		Expect(count(ctx, "outbox_events")).To(Equal(2))
+	})
+})
