@@ -30,7 +30,7 @@ demo: need-npm build ## create 10,000 users and watch their events reach ClickHo
 # its specs. CGO_ENABLED is for the race detector; the programs are built
 # without it.
 .PHONY: test
-test: need-npm need-cc build $(SPIN) ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
+test: need-npm need-cc need-chromium build $(SPIN) ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_SPIN='$(CURDIR)/$(SPIN)' go tool ginkgo run \
 		-r -p --race --randomize-all --randomize-suites --keep-going \
@@ -59,6 +59,10 @@ lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and
 .PHONY: fmt
 fmt: need-go $(GOLANGCI_LINT) ## format the code
 	$(GOLANGCI_LINT) fmt
+
+.PHONY: docs/update
+docs/update: need-npm ## fetch the files of the API's page again (their version stands in pkg/httpapi/docs/update.sh)
+	pkg/httpapi/docs/update.sh
 
 # -buildvcs=false: a checkout whose owner is somebody else would stop the build;
 # the version comes from the linker flag.
@@ -97,3 +101,9 @@ need-npm:
 .PHONY: need-cc
 need-cc: need-go
 	@command -v "$$(go env CC | cut -d' ' -f1)" >/dev/null || { echo 'a C compiler is missing, which the race detector needs: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; exit 1; }
+
+# The same names as in pkg/httpapi/docs_test.go.
+.PHONY: need-chromium
+need-chromium:
+	@for name in "$$DIEHARD_CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do command -v "$$name" >/dev/null && exit; done; \
+		echo 'Chromium is missing, in which the page of the API is looked at: install it from your package manager (Debian: apt install chromium), or name it in DIEHARD_CHROMIUM' >&2; exit 1

@@ -162,6 +162,10 @@ func New(o Options) *Server {
 	s.echo.POST("/v1/events", s.publishEvent)
 	s.echo.POST("/v1/events/batch", s.publishEvents)
 	s.get("/openapi.json", s.getOpenAPI)
+	s.get("/docs", s.docsFile("index.html"))
+	for _, name := range []string{"page.js", "swagger-ui-bundle.js", "swagger-ui.css"} {
+		s.get("/docs/"+name, s.docsFile(name))
+	}
 	return s
 }
 
