@@ -47,7 +47,7 @@ var (
 		detail: "This needs an API key that the server knows, as Authorization: Bearer KEY",
 	}
 	rateLimited = &problem{
-		slug: "rate-limited", status: http.StatusTooManyRequests, title: "Rate limit exceeded",
+		slug: "rate-limited", status: http.StatusTooManyRequests, title: "Rate limited",
 		detail: "Too many requests; the headers Retry-After and RateLimit say when to go on",
 	}
 	overloaded = &problem{
