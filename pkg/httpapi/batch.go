@@ -66,7 +66,7 @@ func (s *Server) readBatch(c echo.Context) (*batch, error) {
 
 // newItem takes an item apart. What is no object has no members.
 func newItem(value jsontext.Value, place jsontext.Pointer) *object {
-	o := &object{findings: findings{place: inMember(place)}, raw: value}
+	o := &object{findings: findings{place: inMember(place)}}
 	if err := json.Unmarshal(value, &o.members); err != nil || o.members == nil {
 		o.members, o.wrong = nil, []valueError{bodyError(string(place), "must be an object")}
 	}

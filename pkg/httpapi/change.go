@@ -39,7 +39,7 @@ func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (ide
 				answer, err = work(tx)
 				return err
 			}
-			answer, replayed, err = s.idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
+			answer, replayed, err = s.options.Idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
 			return err
 		})
 	})

@@ -95,7 +95,7 @@ func validationProblem(wrong ...valueError) error {
 type object struct {
 	findings
 
-	raw     jsontext.Value
+	raw     jsontext.Value // of the whole body only
 	members map[string]jsontext.Value
 }
 

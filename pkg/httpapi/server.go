@@ -122,7 +122,6 @@ func setDefault[T comparable](option *T, value T) {
 type Server struct {
 	options     Options
 	users       *users.Service
-	idempotency *idempotency.Keeper
 	log         *slog.Logger
 	requests    *prometheus.HistogramVec
 	keyRequests *prometheus.CounterVec
@@ -140,7 +139,6 @@ func New(o Options) *Server {
 	s := &Server{
 		options:     o,
 		users:       o.Users,
-		idempotency: o.Idempotency,
 		log:         o.Log,
 		requests:    newRequestHistogram(o.Registerer),
 		keyRequests: newKeyCounter(o.Registerer, o.Keys),

@@ -91,9 +91,12 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answ
 	if err != nil {
 		return Answer{}, false, fmt.Errorf("keep the answer: %w", err)
 	}
-	// Nobody else can have kept one meanwhile: the key is locked.
-	if rows, err := result.RowsAffected(); err != nil || rows != 1 {
-		return Answer{}, false, fmt.Errorf("keep the answer: %d rows, %w", rows, err)
+	rows, err := result.RowsAffected()
+	if err != nil {
+		return Answer{}, false, fmt.Errorf("keep the answer: %w", err)
+	}
+	if rows != 1 { // somebody has kept one meanwhile, who had no lock
+		return Answer{}, false, ErrInProgress
 	}
 	return answer, false, nil
 }

@@ -176,30 +176,41 @@ var (
 
 // broken returns every rule that the event breaks.
 func (e *Event) broken(index, maxContextBytes int) (all []*ValidationError) {
-	rule := func(holds bool, field, format string, args ...any) {
-		if !holds {
-			all = append(all, &ValidationError{Index: index, Field: field, Reason: fmt.Sprintf(format, args...)})
-		}
+	refuse := func(field, format string, args ...any) {
+		all = append(all, &ValidationError{Index: index, Field: field, Reason: fmt.Sprintf(format, args...)})
 	}
-	rule(e.EventID != uuid.Nil, "event_id", "is missing")
-	if len(e.EventType) > maxEventTypeBytes {
-		rule(false, "event_type", "is longer than %d bytes", maxEventTypeBytes)
-	} else {
-		rule(snakeCasePattern.MatchString(e.EventType), "event_type", "is not snake_case")
+	if e.EventID == uuid.Nil {
+		refuse("event_id", "is missing")
 	}
-	rule(!e.EventDateTime.Before(MinEventDateTime) && !e.EventDateTime.After(MaxEventDateTime),
-		"event_date_time", "is not between %s and %s", MinEventDateTime.Format(time.RFC3339), MaxEventDateTime.Format(time.RFC3339Nano))
-	rule(len(e.Environment) <= maxEnvironmentBytes, "environment", "is longer than %d bytes", maxEnvironmentBytes)
-	rule(utf8.ValidString(e.Environment) && !strings.ContainsRune(e.Environment, 0), "environment", "is not text")
-	rule(e.MetadataVersion >= 0, "metadata_version", "is negative")
+	switch {
+	case len(e.EventType) > maxEventTypeBytes:
+		refuse("event_type", "is longer than %d bytes", maxEventTypeBytes)
+	case !snakeCasePattern.MatchString(e.EventType):
+		refuse("event_type", "is not snake_case")
+	}
+	if e.EventDateTime.Before(MinEventDateTime) || e.EventDateTime.After(MaxEventDateTime) {
+		refuse("event_date_time", "is not between %s and %s",
+			MinEventDateTime.Format(time.RFC3339), MaxEventDateTime.Format(time.RFC3339Nano))
+	}
+	switch {
+	case len(e.Environment) > maxEnvironmentBytes:
+		refuse("environment", "is longer than %d bytes", maxEnvironmentBytes)
+	case !utf8.ValidString(e.Environment) || strings.ContainsRune(e.Environment, 0):
+		refuse("environment", "is not text")
+	}
+	if e.MetadataVersion < 0 {
+		refuse("metadata_version", "is negative")
+	}
 	switch {
 	case len(e.EventContext) > maxContextBytes:
-		rule(false, "event_context", "has %d bytes, more than the limit of %d", len(e.EventContext), maxContextBytes)
+		refuse("event_context", "has %d bytes, more than the limit of %d", len(e.EventContext), maxContextBytes)
 	case !utf8.Valid(e.EventContext):
-		rule(false, "event_context", "is not valid UTF-8")
-	default:
-		rule(json.Valid(e.EventContext), "event_context", "is not valid JSON")
+		refuse("event_context", "is not valid UTF-8")
+	case !json.Valid(e.EventContext):
+		refuse("event_context", "is not valid JSON")
 	}
-	rule(e.Traceparent == "" || traceparentPattern.MatchString(e.Traceparent), "traceparent", "is not a W3C traceparent")
+	if e.Traceparent != "" && !traceparentPattern.MatchString(e.Traceparent) {
+		refuse("traceparent", "is not a W3C traceparent")
+	}
 	return all
 }

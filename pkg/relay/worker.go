@@ -311,8 +311,12 @@ func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (stri
 
 // check asks whether the sink still keeps its promise. From a re-send on the
 // token alone guards against an earlier send that begins late, so a destination
-// that was changed since the relay's start is noticed here at the latest.
+// that was changed since the relay's start is noticed here at the latest. It
+// begins with a sign of life in the lease, as fence does.
 func (d *delivery) check(ctx context.Context) error {
+	if err := d.lease.Verify(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
 	if err := d.o.Sink.Check(ctx); err != nil {

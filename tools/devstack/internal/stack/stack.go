@@ -361,7 +361,7 @@ func (s *Stack) environment(adminAddr string) []string {
 	if os.Getenv("DIEHARD_LOG_FORMAT") == "" {
 		env = append(env, "DIEHARD_LOG_FORMAT=text")
 	}
-	if os.Getenv("DIEHARD_API_KEYS") == "" {
+	if os.Getenv("DIEHARD_API_KEYS") == "" && os.Getenv("DIEHARD_API_AUTH") == "" {
 		env = append(env, "DIEHARD_API_AUTH=off")
 	}
 	env = append(
