@@ -12,6 +12,10 @@ ARGS ?=
 # How long `make test/chaos` goes on.
 DURATION ?= 10m
 
+# What `make test/fuzz` tries on each of the targets of these packages.
+FUZZ ?= 2000x
+FUZZ_PKG := ./test/fuzz ./pkg/users
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -38,6 +42,16 @@ test: need-npm need-cc need-chromium build $(SPIN) ## run every suite with the r
 		--timeout=75m --poll-progress-after=1m \
 		--output-dir=bin --json-report=$(TEST_REPORT) \
 		$(ARGS) $(PKG)
+
+# Each target in its turn, since the go command fuzzes one at a time. FUZZ is a
+# time, as in 10m, or a number of inputs.
+.PHONY: test/fuzz
+test/fuzz: need-npm build ## send the API and its parsers what a fuzzer thinks of (FUZZ=2000x: how much for each)
+	@for package in $(FUZZ_PKG); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZ)' $$package || exit; \
+		done; \
+	done
 
 # The same run again: SEED=, with the number that it printed.
 .PHONY: test/chaos
@@ -102,7 +116,7 @@ need-npm:
 need-cc: need-go
 	@command -v "$$(go env CC | cut -d' ' -f1)" >/dev/null || { echo 'a C compiler is missing, which the race detector needs: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; exit 1; }
 
-# The same names as in pkg/httpapi/docs_test.go.
+# The same names as in test/integration/docs_test.go.
 .PHONY: need-chromium
 need-chromium:
 	@for name in "$$DIEHARD_CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do command -v "$$name" >/dev/null && exit; done; \

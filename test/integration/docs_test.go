@@ -1,0 +1,144 @@
+package integration_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+// visit is what a browser does at a page.
+type visit struct {
+	context.Context
+
+	mu       sync.Mutex
+	hosts    map[string]bool
+	problems []string
+}
+
+// browse opens a browser, without the sandbox, which it cannot have as root or in
+// a container.
+func browse(ctx context.Context) *visit {
+	GinkgoHelper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.ExecPath(chromium()),
+		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // where it leaves what it does not clear away
+	allocator, stop := chromedp.NewExecAllocator(ctx, options...)
+	DeferCleanup(stop)
+	v := &visit{hosts: make(map[string]bool)}
+	var closeTab context.CancelFunc
+	v.Context, closeTab = chromedp.NewContext(allocator, chromedp.WithListener(v.note))
+	DeferCleanup(closeTab)
+	return v
+}
+
+// chromium is the browser's path.
+func chromium() string {
+	GinkgoHelper()
+	for _, name := range []string{os.Getenv("DIEHARD_CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	Fail("Chromium is missing: install it from your package manager (Debian: apt install chromium), or name it in DIEHARD_CHROMIUM")
+	return ""
+}
+
+func (v *visit) note(event any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch event := event.(type) {
+	case *network.EventRequestWillBeSent:
+		if address, err := url.Parse(event.Request.URL); err == nil && address.Scheme != "data" {
+			v.hosts[address.Host] = true
+		}
+	case *runtime.EventExceptionThrown:
+		v.problems = append(v.problems, event.ExceptionDetails.Text)
+	case *runtime.EventConsoleAPICalled:
+		if event.Type == runtime.ConsoleAPICalledTypeError {
+			v.problems = append(v.problems, "console.error")
+		}
+	case *log.EventEntryAdded:
+		v.problems = append(v.problems, event.Entry.Text)
+	}
+}
+
+// seen returns the hosts that were asked, and what the browser complained of.
+func (v *visit) seen() (hosts, problems []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for host := range v.hosts {
+		hosts = append(hosts, host)
+	}
+	return hosts, v.problems
+}
+
+// summaries are those of the operations that the OpenAPI document has.
+func summaries(ctx context.Context, api string) (all []string) {
+	GinkgoHelper()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, api+"/openapi.json", http.NoBody)
+	Expect(err).NotTo(HaveOccurred())
+	response, err := http.DefaultClient.Do(request)
+	Expect(err).NotTo(HaveOccurred())
+	defer response.Body.Close()
+	var document struct {
+		Paths map[string]map[string]json.RawMessage `json:"paths"`
+	}
+	Expect(json.NewDecoder(response.Body).Decode(&document)).To(Succeed())
+	for _, item := range document.Paths {
+		for _, member := range item {
+			var operation struct {
+				Summary string `json:"summary"`
+			}
+			if json.Unmarshal(member, &operation) == nil && operation.Summary != "" { // parameters are no operation
+				all = append(all, operation.Summary)
+			}
+		}
+	}
+	return all
+}
+
+var _ = Describe("The page of the API, in a browser", func() {
+	It("shows every operation, asks no other host, and complains of nothing", SpecTimeout(2*time.Minute), func(ctx SpecContext) {
+		api, v := newSystem(ctx).API(), browse(ctx)
+		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),
+			chromedp.Click(chromedp.CSS("#operations-Users-createUser button.opblock-summary-control")),
+			chromedp.WaitVisible(chromedp.CSS("#operations-Users-createUser .responses-wrapper")),
+		)).To(Succeed())
+		text, err := chromedp.Run(v, chromedp.Text(chromedp.CSS("#page")))
+		Expect(err).NotTo(HaveOccurred())
+		operations := summaries(ctx, api.URL())
+		Expect(operations).To(ContainElement("Create a user"))
+		for _, summary := range operations {
+			Expect(text).To(ContainSubstring(summary))
+		}
+		Expect(text).To(ContainSubstring("Creates the user and its user_created event in one transaction"))
+		hosts, problems := v.seen()
+		Expect("http://" + strings.Join(hosts, ", ")).To(Equal(api.URL()))
+		Expect(problems).To(BeEmpty())
+	})
+
+	It("sends a request from there", SpecTimeout(2*time.Minute), func(ctx SpecContext) {
+		s := newSystem(ctx)
+		api, v := s.API(), browse(ctx)
+		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),
+			chromedp.Click(chromedp.CSS("#operations-Users-createUser button.opblock-summary-control")),
+			chromedp.Click(chromedp.CSS("#operations-Users-createUser .try-out__btn")),
+			chromedp.Click(chromedp.CSS("#operations-Users-createUser .execute")),
+			chromedp.WaitVisible(chromedp.CSS("#operations-Users-createUser .live-responses-table")),
+		)).To(Succeed())
+		created, _, _ := s.Left(Default)
+		Expect(created).To(Equal(1))
+	})
+})
