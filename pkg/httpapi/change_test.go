@@ -60,13 +60,20 @@ var _ = Describe("A change", func() {
 			for _, other := range []answer{
 				api.create(ctx, `{"email":"bob@example.com"}`, key),
 				api.create(ctx, `{"email":"ada@example.com"} `, key),
-				api.do(ctx, http.MethodPost, "/v1/users?x", strings.NewReader(`{"email":"ada@example.com"}`), key),
 				api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(`{"event_type":"a","event_context":1}`), key),
 			} {
 				expectProblem(other, http.StatusUnprocessableEntity, "idempotency-key-reused")
 			}
 			Expect(count(ctx, "users")).To(Equal(1))
 			Expect(count(ctx, "outbox_events")).To(Equal(1))
+		})
+
+		It("is refused where the key was used for the same with another query", func(ctx SpecContext) {
+			api := start(ctx)
+			const body, key = `{"data":[{"email":"ada@example.com"}]}`, "Idempotency-Key: k"
+			Expect(api.do(ctx, http.MethodPost, "/v1/users/batch", strings.NewReader(body), key).status).To(Equal(http.StatusOK))
+			expectProblem(api.do(ctx, http.MethodPost, "/v1/users/batch?atomic=true", strings.NewReader(body), key),
+				http.StatusUnprocessableEntity, "idempotency-key-reused")
 		})
 
 		It("is refused while its twin is being made", func(ctx SpecContext) {

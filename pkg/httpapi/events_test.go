@@ -73,28 +73,6 @@ var _ = Describe("The events routes", func() {
 		Entry("as deep as it may be", deep(httpapi.MaxDepth-1)),
 	)
 
-	DescribeTable("refuse", func(ctx SpecContext, body, pointer, detail string) {
-		problem := expectProblem(publish(ctx, start(ctx), body), http.StatusUnprocessableEntity, "validation-failed")
-		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", pointer, detail)))
-		Expect(storedEvents(ctx)).To(BeEmpty())
-	},
-		Entry("an event without a type", `{"event_context":1}`, "/event_type", "is required"),
-		Entry("an empty type", `{"event_type":"","event_context":1}`, "/event_type", "is not snake_case"),
-		Entry("a type that is not snake_case", `{"event_type":"OrderPlaced","event_context":1}`, "/event_type", "is not snake_case"),
-		Entry("a type that is too long", `{"event_type":"`+strings.Repeat("a", 129)+`","event_context":1}`, "/event_type", "is longer than 128 bytes"),
-		Entry("a type that is no string", `{"event_type":1,"event_context":1}`, "/event_type", "must be a string"),
-		Entry("an event without a context", `{"event_type":"a"}`, "/event_context", "is required"),
-		Entry("a time that is none", `{"event_type":"a","event_context":1,"event_date_time":"yesterday"}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
-		Entry("a time without a zone", `{"event_type":"a","event_context":1,"event_date_time":"2026-01-31T12:00:00"}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
-		Entry("a time that is a number", `{"event_type":"a","event_context":1,"event_date_time":0}`, "/event_date_time", "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z"),
-		Entry("a time that no destination holds", `{"event_type":"a","event_context":1,"event_date_time":"2500-01-01T00:00:00Z"}`, "/event_date_time", "is not between 1900-01-01T00:00:00Z and 2299-12-31T23:59:59.999999Z"),
-		Entry("a negative version", `{"event_type":"a","event_context":1,"metadata_version":-1}`, "/metadata_version", "is negative"),
-		Entry("a version that is a fraction", `{"event_type":"a","event_context":1,"metadata_version":1.0}`, "/metadata_version", "must be a whole number of at most 64 bits"),
-		Entry("a version that is too large", `{"event_type":"a","event_context":1,"metadata_version":9223372036854775808}`, "/metadata_version", "must be a whole number of at most 64 bits"),
-		Entry("a version that is a string", `{"event_type":"a","event_context":1,"metadata_version":"1"}`, "/metadata_version", "must be a whole number of at most 64 bits"),
-		Entry("what is not known", `{"event_type":"a","event_context":1,"environment":"Live"}`, "/environment", "is not a known field"),
-	)
-
 	It("tell everything that is wrong at once", func(ctx SpecContext) {
 		problem := expectProblem(publish(ctx, start(ctx), `{"event_type":"A","metadata_version":-1,"event_date_time":"2500-01-01T00:00:00Z"}`),
 			http.StatusUnprocessableEntity, "validation-failed")
@@ -172,12 +150,6 @@ var _ = Describe("The events routes", func() {
 			problem := expectProblem(batch(ctx, start(ctx), query, body), http.StatusUnprocessableEntity, "validation-failed")
 			Expect(problem["errors"]).To(ConsistOf(wrongValue(place, name, detail)))
 		},
-			Entry("none", "", `{"data":[]}`, "pointer", "/data", "must have from 1 to 1000 items"),
-			Entry("too many", "", `{"data":[`+strings.Repeat("1,", 1000)+`1]}`, "pointer", "/data", "must have from 1 to 1000 items"),
-			Entry("what is no array", "", `{"data":{}}`, "pointer", "/data", "must be an array"),
-			Entry("no data", "", `{}`, "pointer", "/data", "is required"),
-			Entry("an array alone", "", `[]`, "pointer", "", "must be an object"),
-			Entry("another member", "", `{"data":[1],"atomic":true}`, "pointer", "/atomic", "is not a known field"),
 			Entry("a parameter that is misspelt", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is not a known parameter"),
 			Entry("a parameter that is neither true nor false", "?atomic=1", `{"data":[1]}`, "parameter", "atomic", "must be true or false"),
 		)

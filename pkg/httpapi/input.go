@@ -362,7 +362,24 @@ func (q *query) check(broken []brokenRule) error {
 	return q.problem(broken, maps.Keys(q.values), "is not a known parameter")
 }
 
+// withoutQuery is for routes that have no parameters.
+func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if c.Request().URL.RawQuery != "" {
+			query, err := readQuery(c)
+			if err != nil {
+				return err
+			}
+			if err := query.check(nil); err != nil {
+				return err
+			}
+		}
+		return next(c)
+	}
+}
+
 func inParameter(name, detail string) valueError {
 	// Percent-encoding can hide what JSON cannot hold.
-	return valueError{Parameter: strings.ToValidUTF8(name, "\uFFFD"), Detail: detail}
+	name = strings.ToValidUTF8(name, "\uFFFD")
+	return valueError{Parameter: &name, Detail: detail}
 }

@@ -55,7 +55,16 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 		header.Set(echo.HeaderXRequestID, r.id)
 		header.Set(echo.HeaderXContentTypeOptions, "nosniff")
 		header.Set(echo.HeaderCacheControl, "no-store") // answers hold personal data
+		answerTraceparent(c, r.traceparent)
 		return next(c)
+	}
+}
+
+// answerTraceparent tells the client which trace its request and the delivery
+// of its events are in.
+func answerTraceparent(c echo.Context, traceparent string) {
+	if traceparent != "" {
+		c.Response().Header().Set(sentry.TraceparentHeader, traceparent)
 	}
 }
 
@@ -187,6 +196,7 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 			sentry.WithTransactionSource(sentry.SourceRoute),
 		)
 		r.traceparent = transaction.ToTraceparent()
+		answerTraceparent(c, r.traceparent)
 		c.SetRequest(c.Request().WithContext(transaction.Context()))
 
 		err := next(c)

@@ -89,7 +89,9 @@ var _ = Describe("A request", func() {
 	DescribeTable("has the event carry its trace context on",
 		func(ctx SpecContext, given, want string) {
 			api := start(ctx)
-			Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+given).status).To(Equal(http.StatusCreated))
+			created := api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+given)
+			Expect(created.status).To(Equal(http.StatusCreated))
+			Expect(created.header.Get("Traceparent")).To(Equal(want))
 			Expect(eventTraceparents(ctx)).To(Equal([]string{want}))
 			if want != "" {
 				Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"trace_id":"` + traceID + `"`))
@@ -180,10 +182,12 @@ var _ = Describe("A request", func() {
 		})
 
 		It("begins a trace where the client has none", func(ctx SpecContext) {
-			start(ctx).create(ctx, `{"email":"ada@example.com"}`)
+			created := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
 			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
 			trace := reported.Transactions()[0].Contexts.Trace
-			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", trace.TraceID, trace.SpanID)}))
+			traceparent := fmt.Sprintf("00-%s-%s-01", trace.TraceID, trace.SpanID)
+			Expect(eventTraceparents(ctx)).To(Equal([]string{traceparent}))
+			Expect(created.header.Get("Traceparent")).To(Equal(traceparent))
 		})
 
 		It("is a transaction where there is nothing as well", func(ctx SpecContext) {

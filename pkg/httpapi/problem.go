@@ -157,8 +157,8 @@ type valueError struct {
 	// Pointer is the value's place in the body, as a JSON pointer (RFC 6901).
 	Pointer *string `json:"pointer,omitzero"`
 	// Parameter is the value's name in the query.
-	Parameter string `json:"parameter,omitzero"`
-	Detail    string `json:"detail"`
+	Parameter *string `json:"parameter,omitzero"`
+	Detail    string  `json:"detail"`
 }
 
 // Error implements error.

@@ -27,6 +27,7 @@ var _ = Describe("Problems", func() {
 		Entry("at the root", "/"),
 		Entry("below it", "/v1/"),
 		Entry("with a slash too many", "/v1/users/"),
+		Entry("below a user", "/v1/users/0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11/events"),
 		Entry("in another case", "/v1/Users"),
 		Entry("with a slash that is encoded", "/v1%2Fusers"),
 	)

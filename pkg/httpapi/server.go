@@ -153,11 +153,11 @@ func New(o Options) *Server {
 	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics,
 		s.limitAddress, s.authenticate, s.limitKey)
 
-	s.echo.POST("/v1/users", s.createUser)
+	s.echo.POST("/v1/users", s.createUser, withoutQuery)
 	s.get("/v1/users", s.listUsers)
-	s.get("/v1/users/:id", s.getUser)
+	s.get("/v1/users/:id", s.getUser, withoutQuery)
 	s.echo.POST("/v1/users/batch", s.createUsers)
-	s.echo.POST("/v1/events", s.publishEvent)
+	s.echo.POST("/v1/events", s.publishEvent, withoutQuery)
 	s.echo.POST("/v1/events/batch", s.publishEvents)
 	s.get("/openapi.json", s.getOpenAPI)
 	s.get("/docs", s.docsFile("index.html"))
@@ -168,9 +168,9 @@ func New(o Options) *Server {
 }
 
 // get registers the handler for HEAD too; net/http leaves the body out.
-func (s *Server) get(path string, handler echo.HandlerFunc) {
-	s.echo.GET(path, handler)
-	s.echo.HEAD(path, handler)
+func (s *Server) get(path string, handler echo.HandlerFunc, middleware ...echo.MiddlewareFunc) {
+	s.echo.GET(path, handler, middleware...)
+	s.echo.HEAD(path, handler, middleware...)
 }
 
 // Routes returns what the server answers, as METHOD /path lines with :name for

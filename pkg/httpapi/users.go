@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -126,6 +127,9 @@ func readUser(c echo.Context, o *object) users.NewUser {
 }
 
 func (s *Server) getUser(c echo.Context) error {
+	if strings.Contains(c.Param("id"), "/") { // which Echo's last parameter takes in
+		return echo.ErrNotFound
+	}
 	// What is no id names no user. Only the canonical form is an id: a resource
 	// has one address.
 	id, err := uuid.Parse(c.Param("id"))

@@ -1,0 +1,119 @@
+package httpapi_test
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+// badInput is a row of a table in docs/input.md.
+type badInput struct {
+	what, sent, answer, where, detail string
+}
+
+// readBadInput reads the tables of docs/input.md, by their headings.
+func readBadInput() map[string][]badInput {
+	documentation, err := os.ReadFile("../../docs/input.md")
+	if err != nil {
+		panic(err)
+	}
+	tables := make(map[string][]badInput)
+	heading := ""
+	for line := range strings.Lines(string(documentation)) {
+		line = strings.TrimSpace(line)
+		if title, ok := strings.CutPrefix(line, "## "); ok {
+			heading = title
+		}
+		cells := strings.Split(strings.Trim(line, "|"), " | ")
+		if heading == "" || !strings.HasPrefix(line, "|") || cells[0] == " What" || strings.HasPrefix(cells[0], " ---") {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		tables[heading] = append(tables[heading], badInput{
+			what: cells[0], sent: spelledOut(strings.Trim(cells[1], "`")), answer: cells[2], where: strings.Trim(cells[3], "`"), detail: cells[4],
+		})
+	}
+	return tables
+}
+
+var abbreviation = regexp.MustCompile(`⟨([^⟩]*)⟩`)
+
+// spelledOut replaces what the tables write as ⟨text × times⟩ and ⟨bytes in
+// hexadecimal⟩.
+func spelledOut(cell string) string {
+	return abbreviation.ReplaceAllStringFunc(cell, func(short string) string {
+		short = abbreviation.FindStringSubmatch(short)[1]
+		if text, times, ok := strings.Cut(short, " × "); ok {
+			n, err := strconv.Atoi(times)
+			if err != nil {
+				panic(err)
+			}
+			return strings.Repeat(text, n)
+		}
+		bytes, err := hex.DecodeString(strings.ReplaceAll(short, " ", ""))
+		if err != nil {
+			panic(err)
+		}
+		return string(bytes)
+	})
+}
+
+// expect expects the answer to be as the row says.
+func (b badInput) expect(a answer) {
+	GinkgoHelper()
+	parts := regexp.MustCompile(`^(\d{3}) \[([a-z-]+)\]\(errors\.md#([a-z-]+)\)$`).FindStringSubmatch(b.answer)
+	Expect(parts).NotTo(BeNil(), b.answer)
+	Expect(parts[2]).To(Equal(parts[3]))
+	status, err := strconv.Atoi(parts[1])
+	Expect(err).NotTo(HaveOccurred())
+	problem := expectProblem(a, status, parts[2])
+	switch place := b.where; {
+	case place == "":
+		Expect(problem).NotTo(HaveKey("errors"))
+	case place == "the body":
+		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", "", b.detail)))
+	case strings.HasPrefix(place, "/"):
+		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", place, b.detail)))
+	default:
+		Expect(problem["errors"]).To(ConsistOf(wrongValue("parameter", strings.Trim(place, `"`), b.detail)))
+	}
+}
+
+// send sends what the row has to the heading's operation.
+func (b badInput) send(ctx context.Context, a *api, heading string) answer {
+	GinkgoHelper()
+	method, path, _ := strings.Cut(heading, " ")
+	switch {
+	case method == "POST":
+		return a.do(ctx, method, path, strings.NewReader(b.sent))
+	case strings.Contains(path, "{id}"):
+		return a.get(ctx, strings.Replace(path, "{id}", b.sent, 1))
+	case method == "GET":
+		return a.get(ctx, path+"?"+b.sent)
+	default:
+		return a.create(ctx, `{"email":"ada@example.com"}`, b.sent)
+	}
+}
+
+var _ = Describe("Bad input, as docs/input.md lists it,", func() {
+	for heading, rows := range readBadInput() {
+		Describe("to "+heading, func() {
+			for _, row := range rows {
+				It(fmt.Sprintf("is answered as it says there: %s", row.what), func(ctx SpecContext) {
+					row.expect(row.send(ctx, start(ctx), heading))
+					Expect(count(ctx, "users")).To(BeZero())
+					Expect(count(ctx, "outbox_events")).To(BeZero())
+				})
+			}
+		})
+	}
+})
