@@ -58,6 +58,9 @@ func (r *Relay) claim(ctx context.Context) (lease *outbox.Lease, err error) {
 // deliver brings the batch as far as it gets and ends its lease.
 func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
 	defer lease.Release()
+	// A hub of its own: a hub keeps the transaction that was last begun on it, and
+	// batches are delivered side by side.
+	ctx = sentry.SetHubOnContext(ctx, sentry.CurrentHub().Clone())
 	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
 	defer transaction.Finish()
 	ctx = transaction.Context()
