@@ -17,8 +17,8 @@ import (
 // demoCommand is `make demo`.
 func demoCommand() *cobra.Command {
 	var (
-		o     stack.Options
-		users int
+		o stack.Options
+		d demo.Options
 	)
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -30,15 +30,16 @@ func demoCommand() *cobra.Command {
 			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
 				return err
 			}
-			return runDemo(cmd.Context(), o, users)
+			return runDemo(cmd.Context(), o, d)
 		},
 	}
 	addStackFlags(cmd.Flags(), &o)
-	cmd.Flags().IntVar(&users, "users", 10_000, "how many users to create")
+	cmd.Flags().IntVar(&d.Users, "users", 10_000, "how many users to create")
+	cmd.Flags().StringVar(&d.APIKey, "api-key", "", "key for the API, where DIEHARD_API_KEYS has it ask for one; also by "+stack.Variable("api-key"))
 	return cmd
 }
 
-func runDemo(ctx context.Context, o stack.Options, users int) error {
+func runDemo(ctx context.Context, o stack.Options, d demo.Options) error {
 	var out io.Writer = os.Stdout
 	state, err := stack.ReadState(o.Dir)
 	switch {
@@ -55,5 +56,6 @@ func runDemo(ctx context.Context, o stack.Options, users int) error {
 	default:
 		return err
 	}
-	return demo.Run(ctx, demo.Options{State: state, Users: users, Out: out})
+	d.State, d.Out = state, out
+	return demo.Run(ctx, d)
 }

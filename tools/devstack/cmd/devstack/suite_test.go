@@ -36,12 +36,19 @@ var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 // run runs devstack, which is interrupted with the spec if it still runs.
 func run(args ...string) *gexec.Session {
 	GinkgoHelper()
+	return runWith(nil, args...)
+}
+
+// runWith runs it with these variables in its environment.
+func runWith(env []string, args ...string) *gexec.Session {
+	GinkgoHelper()
 	path := os.Getenv(devstack.ProgramEnv)
 	Expect(path).NotTo(BeEmpty(), "%s names the program, which `make test` builds", devstack.ProgramEnv)
 	cmd := exec.Command(path, args...) //nolint:gosec,noctx // our own program; it ends with the spec
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") && !strings.HasPrefix(variable, "DIEHARD_DEV_")
 	})
+	cmd.Env = append(cmd.Env, env...)
 	session, err := gexec.Start(cmd, GinkgoWriter, GinkgoWriter)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() {

@@ -2,6 +2,8 @@ package main_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -104,14 +106,16 @@ var _ = Describe("devstack up", func() {
 })
 
 var _ = Describe("devstack demo", func() {
-	It("creates users and shows them in ClickHouse, on a stack of its own or on the one that is up", func() {
+	It("creates users and shows them in ClickHouse, on a stack of its own, whose API asks for a key, or on the one that is up", func() {
 		dir := GinkgoT().TempDir()
-		demo := func() string {
-			session := run(append([]string{"demo", "--users", "300"}, flags(dir)...)...)
+		const apiKey = "a key for the demo"
+		asking := fmt.Sprintf("DIEHARD_API_KEYS=%x", sha256.Sum256([]byte(apiKey)))
+		demo := func(env ...string) string {
+			session := runWith(env, append([]string{"demo", "--users", "300"}, flags(dir)...)...)
 			Eventually(session).Should(gexec.Exit(0))
 			return string(session.Out.Contents())
 		}
-		alone := demo()
+		alone := demo(asking, "DIEHARD_DEVSTACK_API_KEY="+apiKey)
 		for _, line := range []string{`created +300 +in`, `in ClickHouse +300 .* 300 distinct`, `left in the outbox +0`, `user_created`} {
 			Expect(alone).To(MatchRegexp(line))
 		}

@@ -32,9 +32,10 @@ const (
 
 // Options say what to show, and where.
 type Options struct {
-	State stack.State
-	Users int
-	Out   io.Writer
+	State  stack.State
+	Users  int
+	APIKey string // empty where the API asks for none
+	Out    io.Writer
 }
 
 type demo struct {
@@ -118,6 +119,9 @@ func (d *demo) createOne(ctx context.Context, n int) error {
 		return err //nolint:wrapcheck // names the address already
 	}
 	request.Header.Set("Content-Type", "application/json")
+	if d.o.APIKey != "" {
+		request.Header.Set("Authorization", "Bearer "+d.o.APIKey)
+	}
 	response, err := d.http.Do(request)
 	if err != nil {
 		return err //nolint:wrapcheck // names the address already
