@@ -9,8 +9,10 @@ type Point string
 
 // The steps, in the order of an event's life.
 const (
+	KeyTaken         Point = "key-taken"         // an idempotency key, in the caller's transaction
 	PublishBefore    Point = "publish-before"    // nothing of the event is written
 	PublishInserted  Point = "publish-inserted"  // in the caller's transaction
+	KeyKept          Point = "key-kept"          // with the answer, in the same
 	PublishCommitted Point = "publish-committed" // and the caller knows nothing of it yet
 
 	CutLocked       Point = "cut-locked"
@@ -57,7 +59,7 @@ const (
 
 // All are all of them.
 var All = []Point{
-	PublishBefore, PublishInserted, PublishCommitted,
+	KeyTaken, PublishBefore, PublishInserted, KeyKept, PublishCommitted,
 	CutLocked, CutWritten, CutBeforeCommit, CutCommitted,
 	SweepBeforeCommit, HistoryBeforeCommit, HistoryCommitted,
 	ClaimBefore, ClaimMarked, ClaimLeased,

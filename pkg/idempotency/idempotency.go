@@ -15,6 +15,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
@@ -83,6 +84,7 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answ
 	if err != nil || replayed {
 		return answer, replayed, err
 	}
+	failpoint.At(failpoint.KeyTaken)
 	if answer, err = work(); err != nil {
 		return Answer{}, false, err
 	}
@@ -98,6 +100,7 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answ
 	if rows != 1 { // somebody has kept one meanwhile, who had no lock
 		return Answer{}, false, ErrInProgress
 	}
+	failpoint.At(failpoint.KeyKept)
 	return answer, false, nil
 }
 

@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -195,7 +196,7 @@ var _ = Describe("A relay that is killed", func() {
 
 	It("was killed at every step that there is", func() {
 		tried := []failpoint.Point{
-			failpoint.PublishBefore, failpoint.PublishInserted, failpoint.PublishCommitted,
+			failpoint.KeyTaken, failpoint.PublishBefore, failpoint.PublishInserted, failpoint.KeyKept, failpoint.PublishCommitted,
 			failpoint.UnburyBeforeCommit, failpoint.UnburyCommitted,
 		}
 		for _, in := range situations {
@@ -230,6 +231,57 @@ var _ = Describe("An API that is killed", func() {
 	}
 })
 
+var _ = Describe("An API that is killed in a request with an idempotency key", func() {
+	for point, replayed := range map[failpoint.Point]string{
+		failpoint.KeyTaken: "", failpoint.PublishBefore: "", failpoint.PublishInserted: "", failpoint.KeyKept: "",
+		failpoint.PublishCommitted: "true",
+	} {
+		for _, change := range []struct {
+			path, body string
+			status     int
+			users      int
+			events     int
+		}{
+			{"/v1/users", `{"email":"ada@example.com"}`, http.StatusCreated, 1, 1},
+			{"/v1/users/batch", `{"data":[{"email":"ada@example.com"},{"email":"bob@example.com"},{"email":"?"}]}`, http.StatusOK, 2, 2},
+			{"/v1/users/batch?atomic=true", `{"data":[{"email":"ada@example.com"},{"email":"bob@example.com"}]}`, http.StatusOK, 2, 2},
+			{"/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted, 0, 1},
+			{"/v1/events/batch", `{"data":[{"event_type":"a","event_context":1},{"event_type":"b","event_context":2},{}]}`, http.StatusOK, 0, 2},
+		} {
+			It(fmt.Sprintf("has made the change with its key, or neither, at %s of POST %s", point, change.path), func(ctx SpecContext) {
+				s := newSystem(ctx)
+				ask := func(api *programs.Process) (system.Answer, error) {
+					return system.Post(ctx, api.URL()+change.path, json.RawMessage(change.body), "Idempotency-Key: k")
+				}
+				api := s.API(fmt.Sprintf("FAILPOINT=%s=kill", point))
+				_, err := ask(api)
+				Expect(err).To(HaveOccurred(), "the API has answered")
+				api.EndsWith(killed)
+
+				api = s.API()
+				var answer system.Answer
+				Eventually(ctx, func() (int, error) { // until PostgreSQL has noticed
+					answer, err = ask(api)
+					return answer.Status, err
+				}).WithTimeout(patience).Should(Equal(change.status))
+				Expect(answer.Headers.Get("Idempotency-Replayed")).To(Equal(replayed))
+				repeated, err := ask(api)
+				Expect(err).NotTo(HaveOccurred())
+				Expect(repeated.Headers.Get("Idempotency-Replayed")).To(Equal("true"))
+				Expect(repeated.Body).To(Equal(answer.Body))
+
+				var users, keys int
+				Expect(s.Postgres.QueryRow("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM idempotency_keys)").
+					Scan(&users, &keys)).To(Succeed())
+				Expect(users).To(Equal(change.users))
+				Expect(keys).To(Equal(1))
+				s.Relay(s.ClickHouse.Native)
+				expectOnce(ctx, s, outcome{Fault: "API killed at each step", Done: "changes with a key", Events: change.events})
+			})
+		}
+	}
+})
+
 var _ = Describe("An API that is killed under load, 10 times", func() {
 	It("leaves each user that it has acknowledged, and one event for each user that there is", func(ctx SpecContext) {
 		s := newSystem(ctx)
@@ -245,6 +297,22 @@ var _ = Describe("An API that is killed under load, 10 times", func() {
 		}
 		users.awaitMore(ctx, perBatch)
 		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users"})
+	})
+
+	It("answers each request with the one user that there is, where it is repeated with its key", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		s.Relay(s.ClickHouse.Native, small...)
+		api := s.API()
+		users := createUsersOnce(ctx, api, 500)
+		for range 10 {
+			users.awaitMore(ctx, perBatch/5)
+			api.Kill()
+			users.awaitFailure(ctx)
+			api = s.API()
+			users.url.Store(api.URL())
+		}
+		users.awaitMore(ctx, perBatch)
+		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users, with keys"})
 	})
 })
 

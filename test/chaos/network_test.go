@@ -111,20 +111,20 @@ var _ = Describe("Between a relay and its databases", func() {
 })
 
 var _ = Describe("Between an API and PostgreSQL", func() {
-	underLoad := func(ctx context.Context) (*system.System, *faults.Proxy, *programs.Process, *clients) {
+	underLoad := func(ctx context.Context, create func(context.Context, *programs.Process, rate.Limit) *clients) (*system.System, *faults.Proxy, *programs.Process, *clients) {
 		GinkgoHelper()
 		s := newSystem(ctx)
 		proxy, through := faults.StartProxyTo(s.PostgresDSN)
 		api := s.API("DIEHARD_POSTGRES_DSN="+through, "DIEHARD_HTTP_REQUEST_TIMEOUT=1s")
 		s.Relay(s.ClickHouse.Native, small...)
-		users := createUsers(ctx, api, rate.Inf)
+		users := create(ctx, api, rate.Inf)
 		users.awaitMore(ctx, perBatch)
 		return s, proxy, api, users
 	}
 
 	for _, fault := range networkFaults {
 		It("each user who is created has one event though "+fault.name, func(ctx SpecContext) {
-			s, proxy, api, users := underLoad(ctx)
+			s, proxy, api, users := underLoad(ctx, createUsers)
 			fault.happen(ctx, proxy, func() { users.awaitFailure(ctx) })
 			awaitReady(ctx, api)
 			users.awaitMore(ctx, perBatch)
@@ -140,7 +140,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 		{"the answer to the commit is swallowed", faults.Answers},
 	} {
 		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
-			s, proxy, api, users := underLoad(ctx)
+			s, proxy, api, users := underLoad(ctx, createUsers)
 			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
@@ -151,6 +151,16 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 			var existing int
 			Expect(s.Postgres.Get(&existing, "SELECT count(*) FROM users")).To(Succeed())
 			Expect(existing).To(BeNumerically(">", created), "no user was created whose client does not know")
+		})
+
+		It("each request that is repeated with its key is answered with its one user though "+commit.fault, func(ctx SpecContext) {
+			s, proxy, api, users := underLoad(ctx, createUsersOnce)
+			proxy.HoldFrom(commit.held, "COMMIT\x00")
+			users.awaitAnswer(ctx, "503 outcome-unknown")
+			proxy.Release()
+			awaitReady(ctx, api)
+			users.awaitMore(ctx, perBatch)
+			users.expectEach(ctx, s, outcome{Fault: commit.fault, Done: "between API and PostgreSQL, with keys"})
 		})
 	}
 })

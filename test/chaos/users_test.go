@@ -20,8 +20,9 @@ import (
 
 // clients create users, whatever the API answers.
 type clients struct {
-	url  atomic.Value // a string: the API's
-	stop func()
+	url   atomic.Value // a string: the API's
+	keyed bool         // each request has a key, and is repeated until its client knows what became of it
+	stop  func()
 
 	mu      sync.Mutex
 	created map[string]string // by id, the address
@@ -32,9 +33,20 @@ type clients struct {
 // createUsers creates as many users a second as perSecond and the API allow.
 func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
 	GinkgoHelper()
+	return (&clients{}).start(ctx, api, perSecond)
+}
+
+// createUsersOnce is createUsers with an idempotency key for each user.
+func createUsersOnce(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
+	GinkgoHelper()
+	return (&clients{keyed: true}).start(ctx, api, perSecond)
+}
+
+func (c *clients) start(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
+	GinkgoHelper()
 	const atOnce = 4
 	pace := rate.NewLimiter(perSecond, 1)
-	c := &clients{created: map[string]string{}, answers: map[string]int{}}
+	c.created, c.answers = map[string]string{}, map[string]int{}
 	c.url.Store(api.URL())
 	var stopped atomic.Bool
 	var group sync.WaitGroup
@@ -43,8 +55,8 @@ func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limi
 		group.Go(func() {
 			for !stopped.Load() && pace.Wait(ctx) == nil {
 				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
-				a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email})
-				c.answered(email, a, err)
+				for !c.create(ctx, email) && pace.Wait(ctx) == nil {
+				}
 			}
 		})
 	}
@@ -54,6 +66,17 @@ func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limi
 	}
 	DeferCleanup(c.stop)
 	return c
+}
+
+// create reports whether the client has nothing more to ask for this user.
+func (c *clients) create(ctx context.Context, email string) bool {
+	var headers []string
+	if c.keyed {
+		headers = []string{"Idempotency-Key: " + email}
+	}
+	a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}, headers...)
+	c.answered(email, a, err)
+	return !c.keyed || err == nil && a.Status < http.StatusInternalServerError && a.Headers.Get("Retry-After") == ""
 }
 
 func (c *clients) answered(email string, a system.Answer, err error) {
@@ -111,8 +134,14 @@ func (c *clients) expectAnswers() {
 	GinkgoHelper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	expected := []string{"201", "503 unavailable", "503 outcome-unknown", "504 timeout"}
+	if c.keyed {
+		expected = append(expected, "409 idempotency-key-in-use")
+	} else {
+		expected = append(expected, "409 email-taken")
+	}
 	for answer := range c.answers {
-		Expect(answer).To(BeElementOf("201", "409 email-taken", "503 unavailable", "503 outcome-unknown", "504 timeout"))
+		Expect(answer).To(BeElementOf(expected))
 	}
 }
 
@@ -131,6 +160,9 @@ func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	}
 	for id, email := range c.created {
 		Expect(exists).To(HaveKey(id), "%s was answered with 201", email)
+	}
+	if c.keyed {
+		Expect(existing).To(HaveLen(len(c.created)), "a client does not know of its user")
 	}
 	o.Events = len(existing)
 	expectOnce(ctx, s, o)
