@@ -48,7 +48,8 @@ test: need-npm need-cc need-chromium build $(SPIN) ## run every suite with the r
 .PHONY: test/fuzz
 test/fuzz: need-npm build ## send the API and its parsers what a fuzzer thinks of (FUZZ=2000x: how much for each)
 	@for package in $(FUZZ_PKG); do \
-		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+		listed=$$(go test -list '^Fuzz' $$package) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$package: $$listed"; exit 1; }; \
+		for target in $$targets; do \
 			DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZ)' $$package || exit; \
 		done; \
 	done
