@@ -226,7 +226,7 @@ var _ = Describe("ClickHouse", func() {
 		awaitArrival(ctx, s, perBatch)
 		gateway.Impose(settings)
 		awaitNotReady(ctx, relay)
-		Expect(errorsOf(relay)).To(ContainElement(ContainSubstring(said)))
+		Eventually(ctx, errorsOf).WithArguments(relay).WithTimeout(patience).Should(ContainElement(ContainSubstring(said)))
 		gateway.Impose("")
 		awaitReady(ctx, relay)
 		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse, while a relay runs", Events: stop()})

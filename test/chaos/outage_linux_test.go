@@ -41,6 +41,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 			Expect(s.Postgres.Get(&n, "SELECT sum(sends) FROM outbox_batches")).To(Succeed())
 			return n
 		}
+		Eventually(ctx, complaints).WithArguments(relay).WithTimeout(patience).ShouldNot(BeZero())
 		probed(5)
 		linesBefore, ticksBefore, probesBefore := complaints(relay), cpuTicks(relay), proxy.Accepted()
 		for range probes {
