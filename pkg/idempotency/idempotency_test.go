@@ -130,6 +130,23 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
+	It("takes no effect where somebody who did not ask for the lock has kept an answer meanwhile", func(ctx SpecContext) {
+		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
+				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (key, fingerprint, status, location, body, expires_at)
+					VALUES ('k', sha256('a'), 201, '/effects/other', '{}', clock_timestamp() + interval '1 hour')`)
+				return effect(ctx, tx, "one")()
+			})
+			return err
+		})
+		Expect(err).To(MatchError(idempotency.ErrInProgress))
+		Expect(count(ctx, "effects")).To(BeZero())
+		kept, replayed, err := do(ctx, key("k", "a"), "two")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(replayed).To(BeTrue())
+		Expect(kept.Location).To(Equal("/effects/other"))
+	})
+
 	It("takes effect once, however many come at once", func(ctx SpecContext) {
 		var group sync.WaitGroup
 		answers := make(chan error, 200)
