@@ -42,6 +42,12 @@ var _ = Describe("Authentication", func() {
 		Entry("a digest", "Authorization: Bearer 7e0ef08d0d2ccb7ae3ed3ba4f7bd1d0b6e5b3ba9ac1e5d6b4ec9c3d8ff5d5bd2", `Bearer realm="diehard", error="invalid_token"`),
 	)
 
+	It("refuses two keys, of which nobody knows which one counts", func(ctx SpecContext) {
+		api := start(ctx, withKeys("secret-a", "secret-b"))
+		refused := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a", "Authorization: Bearer secret-b")
+		expectProblem(refused, http.StatusUnauthorized, "unauthorized")
+	})
+
 	It("lets each of the keys in, whatever the case of the scheme", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a", "secret-b"))
 		for _, header := range []string{"Authorization: Bearer secret-a", "Authorization: bearer secret-b"} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -136,10 +137,12 @@ func (a *api) try(ctx context.Context, method, path string, body io.Reader, head
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
+	given := http.Header{}
 	for _, line := range headers {
 		name, value, _ := strings.Cut(line, ": ")
-		request.Header.Set(name, value)
+		given.Add(name, value)
 	}
+	maps.Copy(request.Header, given)
 	sent := keepBody(request)
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
