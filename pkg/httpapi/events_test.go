@@ -206,6 +206,29 @@ var _ = Describe("Creating many users", func() {
 		Expect(count(ctx, "users")).To(Equal(3))
 	})
 
+	It("waits for no other that waits for it, where both create the same users", func(ctx SpecContext) {
+		tx, err := db.BeginTxx(ctx, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func() { _ = tx.Rollback() })
+		tx.MustExecContext(ctx, `INSERT INTO users (id, email, created_at, updated_at)
+			VALUES (gen_random_uuid(), 'a-held@example.com', now(), now())`)
+		api := start(ctx)
+		answers := make(chan answer, 2)
+		for _, order := range [][]string{{"x", "a-held", "y"}, {"y", "a-held", "x"}} {
+			go func() {
+				defer GinkgoRecover()
+				answers <- create(ctx, api, "", fmt.Sprintf(`{"data":[{"email":"%s@example.com"},{"email":"%s@example.com"},{"email":"%s@example.com"}]}`,
+					order[0], order[1], order[2]))
+			}()
+		}
+		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(2))
+		Expect(tx.Rollback()).To(Succeed())
+		for range 2 {
+			Eventually(ctx, answers).Should(Receive(WithTransform(statusOf, Equal(http.StatusOK))))
+		}
+		Expect(count(ctx, "users")).To(Equal(3))
+	})
+
 	It("does not stop where several create the same users at once, in any order", func(ctx SpecContext) {
 		api := start(ctx)
 		const requests = 40

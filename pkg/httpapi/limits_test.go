@@ -72,6 +72,8 @@ var _ = Describe("A rate limit", func() {
 		expectLimited(from("198.51.100.1"), "address")
 		expectLimited(from("203.0.113.9, 198.51.100.1"), "address")
 		expectLimited(from("198.51.100.1, 192.0.2.7"), "address")
+		Expect(from("198.51.100.1, 10.0.0.1").status).To(Equal(http.StatusOK), "a private network is no proxy of ours")
+		Expect(from("198.51.100.1, ::1").status).To(Equal(http.StatusOK), "nor is a loopback address that is not listed")
 		Expect(from("198.51.100.2").status).To(Equal(http.StatusOK))
 		Expect(from("2001:db8:1:2::1").status).To(Equal(http.StatusOK))
 		expectLimited(from("2001:db8:1:2:ffff::2"), "address")
