@@ -110,6 +110,21 @@ var _ = Describe("Problems", func() {
 		})
 	})
 
+	It("leave headers above 64 KiB to the HTTP server, which refuses them", func(ctx SpecContext) {
+		api := start(ctx)
+		send := func(bytes int) *gbytes.Buffer {
+			GinkgoHelper()
+			connection, err := net.Dial("tcp", api.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(connection.Close)
+			// The server may close the connection before it has read all of them.
+			go fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", bytes))
+			return gbytes.BufferReader(connection)
+		}
+		Eventually(send(60 << 10)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 200 OK`))
+		Eventually(send(70 << 10)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 431 Request Header Fields Too Large`))
+	})
+
 	It("tell of a body that ends early", func(ctx SpecContext) {
 		api := start(ctx)
 		connection, err := net.Dial("tcp", api.Addr())
