@@ -52,6 +52,12 @@ var _ = Describe("The command line", func() {
 			"api: open no-such.yaml: no such file or directory"),
 	)
 
+	It("refuses to serve everybody where nobody has said so", func() {
+		p := ended(2, "api", []string{"serve"}, somewhere)
+		Expect(string(p.Err.Contents())).To(HaveSuffix("\napi: api.keys (DIEHARD_API_KEYS) is empty: " +
+			"set it to SHA-256 digests of API keys (printf %s KEY | sha256sum), or api.auth to off, which serves everybody\n"))
+	})
+
 	It("shows the effective configuration: flags over the environment over the file, secrets masked", func() {
 		file := filepath.Join(GinkgoT().TempDir(), "relay.yaml")
 		Expect(os.WriteFile(file, []byte("relay: {workers: 3, linger: 1s, batch_max_rows: 7}\n"), 0o600)).To(Succeed())
