@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -235,19 +234,21 @@ func batchTime(id uuid.UUID) time.Time {
 // multirange returns the ids, which ascend, as PostgreSQL writes an
 // int8multirange.
 func multirange(ids []int64) string {
-	var text strings.Builder
-	text.WriteByte('{')
+	text := []byte{'{'}
 	for i := 0; i < len(ids); {
 		last := i
 		for last+1 < len(ids) && ids[last+1] == ids[last]+1 {
 			last++
 		}
 		if i > 0 {
-			text.WriteByte(',')
+			text = append(text, ',')
 		}
-		fmt.Fprintf(&text, "[%d,%d)", ids[i], ids[last]+1)
+		text = append(text, '[')
+		text = strconv.AppendInt(text, ids[i], 10)
+		text = append(text, ',')
+		text = strconv.AppendInt(text, ids[last]+1, 10)
+		text = append(text, ')')
 		i = last + 1
 	}
-	text.WriteByte('}')
-	return text.String()
+	return string(append(text, '}'))
 }
