@@ -65,6 +65,30 @@ test/outcomes: need-npm need-cc build ## break everything, and write what came o
 	CGO_ENABLED=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_OUTCOMES='$(CURDIR)/docs/delivery.md' go tool ginkgo run \
 		-p --timeout=1h --poll-progress-after=5m ./test/chaos
 
+# The parts of the benchmarks to run; ARGS has flags for them.
+BENCH ?=
+BENCH_PKG := ./pkg/outbox ./pkg/users
+RUN_BENCH = DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' bin/bench
+
+.PHONY: bench
+bench: build/bench ## measure Diehard against what the databases take (BENCH=relay: a part; ARGS=--json)
+	$(RUN_BENCH) $(ARGS) $(BENCH)
+
+.PHONY: bench/docs
+bench/docs: build/bench ## measure everything, and write it into docs/benchmarks.md
+	$(RUN_BENCH) --docs docs/benchmarks.md
+
+# So that they cannot rot: the figures mean nothing.
+.PHONY: bench/try
+bench/try: build/bench ## run every benchmark once and shortly
+	$(RUN_BENCH) --rounds 1 --scale 0.01
+	go test -run '^$$' -bench . -benchtime 1x $(BENCH_PKG)
+
+.PHONY: build/bench
+build/bench: need-npm build
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/bench ./bench
+	cd bench/peers && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/peers' .
+
 # golangci-lint brings go vet, and gofumpt and gci as formatters.
 .PHONY: lint
 lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and gofumpt), go.mod

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// createScript is a user and its event in one statement: what the API does, in
+// the way that costs PostgreSQL the least.
+const createScript = `\set n random(1, 1000000000000)
+WITH created AS (
+    INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+    VALUES (%[1]s, 'user-' || :n || '@example.com', 'Ada', 'Lovelace', now(), now())
+    ON CONFLICT (lower(email)) DO NOTHING
+    RETURNING id, email
+)
+INSERT INTO outbox_events (event_id, event_type, event_date_time, environment, event_context, metadata_version)
+SELECT %[1]s, 'user_created', now(), 'Local',
+       ('{"user_id":"' || id || '","email":"' || email || '","first_name":"Ada","last_name":"Lovelace"}')::json, 1
+FROM created;
+`
+
+const createTime = 2 * time.Second
+
+// benchAPI compares the users that the API creates in a second with the
+// transactions of pgbench that write the same. What the clients themselves cost
+// is taken out on both sides: a rate is over the time that the CPUs had for the
+// rest.
+func benchAPI(ctx context.Context, b *bench) (err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	api, err := d.startProgram(ctx, "api")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, api.stop()) }()
+	script, err := d.writeScript(ctx)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(script)
+	reference, measure := "pgbench", d.pgbench
+	if _, err := exec.LookPath("pgbench"); err != nil {
+		reference, measure = "database/sql (pgbench is not installed)", d.prepared
+	}
+	for _, clients := range []int{8, 32} {
+		requests := b.newSeries(fmt.Sprintf("POST /v1/users, %d clients", clients), "1/s")
+		transactions := b.newSeries(fmt.Sprintf("%s, one statement, %d clients", reference, clients), "1/s")
+		cpu := b.newSeries(fmt.Sprintf("the API's CPU for a request, %d clients", clients), "us")
+		err := b.inRounds(ctx, d.emptied(func(ctx context.Context) error {
+			before, err := cpuTime(api.cmd.Process.Pid)
+			if err != nil {
+				return err
+			}
+			rate, n, err := load(ctx, api.http, clients, b.during(createTime))
+			if err != nil {
+				return err
+			}
+			after, err := cpuTime(api.cmd.Process.Pid)
+			if err != nil {
+				return err
+			}
+			requests.add(rate)
+			cpu.add(float64((after - before).Microseconds()) / float64(n))
+			return nil
+		}), d.emptied(func(ctx context.Context) error {
+			rate, err := measure(ctx, script, clients, b.during(createTime))
+			transactions.add(rate)
+			return err
+		}))
+		if err != nil {
+			return err
+		}
+		for _, s := range []*series{requests, transactions, cpu} {
+			s.show(b.out)
+		}
+		b.figure(fmt.Sprintf("api_vs_pgbench_cte_c%d", clients), ratios(requests, transactions))
+	}
+	return nil
+}
+
+// withoutClients is the rate over the time that the CPUs had for others than
+// the clients.
+func withoutClients(n int64, took, clients time.Duration) float64 {
+	return float64(n) / (took - clients/time.Duration(runtime.NumCPU())).Seconds()
+}
+
+// ownTime is the CPU time of this process.
+func ownTime() time.Duration {
+	var usage syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) != nil {
+		return 0
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// users numbers the addresses of a run.
+var users atomic.Int64
+
+// load has the clients create users, one after the other each, for that long.
+func load(ctx context.Context, address string, clients int, d time.Duration) (rate float64, created int64, err error) {
+	var n atomic.Int64
+	start, cpu := time.Now(), ownTime()
+	group, ctx := errgroup.WithContext(ctx)
+	for range clients {
+		group.Go(func() error {
+			c, err := newClient(ctx, address)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for time.Since(start) < d && ctx.Err() == nil {
+				if err := c.createUser(); err != nil {
+					return err
+				}
+				n.Add(1)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, 0, err //nolint:wrapcheck // says what failed
+	}
+	return withoutClients(n.Load(), time.Since(start), ownTime()-cpu), n.Load(), nil
+}
+
+// client is an HTTP client that costs next to nothing: what it uses of the CPU
+// the API cannot have.
+type client struct {
+	net.Conn
+
+	address string
+	answers *bufio.Reader
+	request bytes.Buffer
+	body    []byte
+}
+
+func newClient(ctx context.Context, address string) (*client, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API: %w", err)
+	}
+	return &client{Conn: conn, address: address, answers: bufio.NewReader(conn)}, nil
+}
+
+func (c *client) createUser() error {
+	c.body = append(c.body[:0], `{"email":"user-`...)
+	c.body = strconv.AppendInt(c.body, users.Add(1), 10)
+	c.body = append(c.body, `@example.com","first_name":"Ada","last_name":"Lovelace"}`...)
+	return c.post("/v1/users", c.body, "201")
+}
+
+// post sends a body and expects that status.
+func (c *client) post(path string, body []byte, expected string) error {
+	c.request.Reset()
+	fmt.Fprintf(&c.request, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
+		path, c.address, len(body))
+	c.request.Write(body)
+	if _, err := c.Write(c.request.Bytes()); err != nil {
+		return fmt.Errorf("send a request: %w", err)
+	}
+	status, err := c.answers.ReadSlice('\n')
+	if err != nil {
+		return fmt.Errorf("read an answer: %w", err)
+	}
+	const code, codeEnd = len("HTTP/1.1 "), len("HTTP/1.1 201")
+	asExpected := len(status) > codeEnd && string(status[code:codeEnd]) == expected
+	answer := ""
+	if !asExpected {
+		answer = string(bytes.TrimSpace(status))
+	}
+	length := 0
+	for {
+		line, err := c.answers.ReadSlice('\n')
+		if err != nil {
+			return fmt.Errorf("read an answer: %w", err)
+		}
+		if len(line) == len("\r\n") {
+			break
+		}
+		if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
+				return fmt.Errorf("read an answer: %w", err)
+			}
+		}
+	}
+	if asExpected {
+		_, err = c.answers.Discard(length)
+		return err //nolint:wrapcheck // names itself
+	}
+	rest, _ := io.ReadAll(io.LimitReader(c.answers, int64(length)))
+	return fmt.Errorf("the API answers %s: %s", answer, rest)
+}
+
+// writeScript returns the path of pgbench's script.
+func (d *database) writeScript(ctx context.Context) (string, error) {
+	id := "gen_random_uuid()"
+	var hasV7 bool
+	if err := d.GetContext(ctx, &hasV7, "SELECT current_setting('server_version_num')::int >= 180000"); err != nil {
+		return "", fmt.Errorf("ask for the version: %w", err)
+	}
+	if hasV7 {
+		id = "uuidv7()"
+	}
+	file, err := os.CreateTemp("", "diehard-bench-*.sql")
+	if err != nil {
+		return "", fmt.Errorf("write the script: %w", err)
+	}
+	_, err = fmt.Fprintf(file, createScript, id)
+	return file.Name(), errors.Join(err, file.Close())
+}
+
+var (
+	processed = regexp.MustCompile(`number of transactions actually processed: (\d+)`)
+	failed    = regexp.MustCompile(`number of failed transactions: (\d+)`)
+	perSecond = regexp.MustCompile(`tps = ([0-9.]+) \(without`)
+)
+
+func (d *database) pgbench(ctx context.Context, script string, clients int, during time.Duration) (float64, error) {
+	threads := min(clients, runtime.NumCPU())
+	cmd := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", //nolint:gosec // numbers and a file of ours
+		"--client="+strconv.Itoa(clients), "--jobs="+strconv.Itoa(threads),
+		"--time="+strconv.Itoa(max(1, int(during.Seconds()))), "--file="+script, d.dsn)
+	cmd.Env = append(os.Environ(), "HOME="+filepath.Dir(script))
+	output, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("pgbench: %w\n%s", err, output)
+	}
+	count, rate := processed.FindSubmatch(output), perSecond.FindSubmatch(output)
+	if count == nil || rate == nil {
+		return 0, fmt.Errorf("pgbench says:\n%s", output)
+	}
+	if bad := failed.FindSubmatch(output); len(bad) > 1 && string(bad[1]) != "0" {
+		return 0, fmt.Errorf("%s transactions of pgbench failed", bad[1])
+	}
+	n, err := strconv.ParseInt(string(count[1]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("pgbench says:\n%s", output)
+	}
+	tps, err := strconv.ParseFloat(string(rate[1]), 64)
+	if err != nil {
+		return 0, fmt.Errorf("pgbench says:\n%s", output)
+	}
+	took := time.Duration(float64(n) / tps * float64(time.Second)) // without its start
+	return withoutClients(n, took, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()), nil
+}
+
+// prepared is pgbench's transaction by the driver's prepared statements.
+func (d *database) prepared(ctx context.Context, script string, clients int, during time.Duration) (float64, error) {
+	text, err := os.ReadFile(script)
+	if err != nil {
+		return 0, fmt.Errorf("read the script: %w", err)
+	}
+	_, statement, _ := bytes.Cut(text, []byte("\n"))
+	statement = bytes.ReplaceAll(statement, []byte(":n "), []byte("$1::text "))
+	var n atomic.Int64
+	start, cpu := time.Now(), ownTime()
+	group, ctx := errgroup.WithContext(ctx)
+	for range clients {
+		group.Go(func() error {
+			conn, err := d.Connx(ctx)
+			if err != nil {
+				return fmt.Errorf("connect: %w", err)
+			}
+			defer conn.Close()
+			prepared, err := conn.PreparexContext(ctx, string(statement)) //nolint:sqlclosecheck // closed below
+			if err != nil {
+				return fmt.Errorf("prepare: %w", err)
+			}
+			defer prepared.Close()
+			for time.Since(start) < during && ctx.Err() == nil {
+				if _, err := prepared.ExecContext(ctx, strconv.FormatInt(users.Add(1), 10)); err != nil {
+					return fmt.Errorf("execute: %w", err)
+				}
+				n.Add(1)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err //nolint:wrapcheck // says what failed
+	}
+	return withoutClients(n.Load(), time.Since(start), ownTime()-cpu), nil
+}

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/tools/devstack"
+)
+
+// bench is a run: the engines, which start when the first part needs them, and
+// what was found.
+type bench struct {
+	options
+
+	out       io.Writer
+	measured  []*series
+	figures   []figure
+	engines   *engines
+	databases int
+}
+
+type engines struct {
+	postgres   *devstack.Postgres
+	clickHouse *devstack.ClickHouse
+}
+
+var quietLog = slog.New(slog.DiscardHandler)
+
+func newBench(o options, out io.Writer) *bench { return &bench{options: o, out: out} }
+
+// close stops the engines.
+func (b *bench) close() error {
+	if b.engines == nil {
+		return nil
+	}
+	return errors.Join(b.engines.clickHouse.Stop(), b.engines.postgres.Stop())
+}
+
+// scaled is n times the run's scale, and at least least.
+func (b *bench) scaled(n, least int) int { return max(least, int(float64(n)*b.scale)) }
+
+// during is how long something goes on, scaled.
+func (b *bench) during(d time.Duration) time.Duration {
+	return max(200*time.Millisecond, time.Duration(float64(d)*b.scale))
+}
+
+// inRounds runs the cases one after the other, as many times as the run has
+// rounds.
+func (b *bench) inRounds(ctx context.Context, cases ...func(ctx context.Context) error) error {
+	for range b.rounds {
+		for _, run := range cases {
+			if err := run(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// PostgreSQL's settings are its defaults, fsync and synchronous_commit among
+// them, but for memory, which the default keeps for machines of long ago.
+var postgresSettings = map[string]string{
+	"shared_buffers":           "512MB",
+	"max_wal_size":             "4GB",
+	"shared_preload_libraries": "pg_stat_statements",
+}
+
+func (b *bench) start(ctx context.Context) (*engines, error) {
+	if b.engines != nil {
+		return b.engines, nil
+	}
+	p, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Durable: true, Settings: postgresSettings})
+	if err != nil {
+		return nil, fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	c, err := devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start ClickHouse: %w", err), p.Stop())
+	}
+	b.engines = &engines{postgres: p, clickHouse: c}
+	return b.engines, nil
+}
+
+// database is a new, migrated database in PostgreSQL with one in ClickHouse, for
+// one part.
+type database struct {
+	*sqlx.DB
+
+	bench      *bench
+	name       string
+	dsn        string
+	clickHouse string // the native DSN
+	sink       *sqlx.DB
+}
+
+func (b *bench) database(ctx context.Context) (*database, error) {
+	e, err := b.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b.databases++
+	name := fmt.Sprintf("bench_%d", b.databases)
+	d := &database{bench: b, name: name, clickHouse: e.clickHouse.NativeDSN(name)}
+	if d.dsn, err = e.postgres.CreateDatabase(ctx, name); err != nil {
+		return nil, fmt.Errorf("create a database: %w", err)
+	}
+	if d.DB, err = postgres.Open(postgres.Options{DSN: d.dsn, MaxOpenConns: 50}); err != nil {
+		return nil, fmt.Errorf("open the database: %w", err)
+	}
+	if err := postgres.Migrate(ctx, d.DB.DB, quietLog); err != nil {
+		return nil, fmt.Errorf("migrate PostgreSQL: %w", err)
+	}
+	if err := e.clickHouse.CreateDatabase(ctx, name); err != nil {
+		return nil, fmt.Errorf("create a ClickHouse database: %w", err)
+	}
+	if err := clickhouse.Migrate(ctx, clickhouse.Options{DSN: d.clickHouse}, quietLog); err != nil {
+		return nil, fmt.Errorf("migrate ClickHouse: %w", err)
+	}
+	if d.sink, err = sqlx.Open("clickhouse", d.clickHouse); err != nil {
+		return nil, fmt.Errorf("open ClickHouse: %w", err)
+	}
+	// Merges would cost CPU at times of their own, and hide what is there twice.
+	if _, err := d.sink.ExecContext(ctx, "SYSTEM STOP MERGES event_log"); err != nil {
+		return nil, fmt.Errorf("stop merges: %w", err)
+	}
+	return d, nil
+}
+
+// drop closes the database and gives its room on the disk back.
+func (d *database) drop(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	_ = d.Close()
+	_ = d.sink.Close()
+	server, err := sqlx.Open("postgres", d.bench.engines.postgres.DSN("postgres"))
+	if err != nil {
+		return fmt.Errorf("drop the database: %w", err)
+	}
+	defer server.Close()
+	if _, err := server.ExecContext(ctx, "DROP DATABASE "+d.name+" WITH (FORCE)"); err != nil {
+		return fmt.Errorf("drop the database: %w", err)
+	}
+	sink, err := sqlx.Open("clickhouse", d.bench.engines.clickHouse.NativeDSN("default"))
+	if err != nil {
+		return fmt.Errorf("drop the ClickHouse database: %w", err)
+	}
+	defer sink.Close()
+	if _, err := sink.ExecContext(ctx, "DROP DATABASE "+d.name); err != nil {
+		return fmt.Errorf("drop the ClickHouse database: %w", err)
+	}
+	return nil
+}
+
+// eventContext is what an event of the benchmarks carries: about 170 bytes of
+// JSON, of which no two are the same.
+const eventContext = `json_build_object('user_id', gen_random_uuid(), 'email', 'user-' || n || '@example.com',
+	'first_name', 'Ada', 'last_name', 'Lovelace', 'note', md5(n::text) || md5((n + 1)::text))`
+
+// events are some to be published, by an INSERT.
+type events struct {
+	n       int
+	context string // the expression of event number n
+	args    []any
+}
+
+// typical events are of a size that events mostly have.
+func typical(n int) events { return events{n: n, context: eventContext} }
+
+// publish writes the events in a transaction that is still open, and returns
+// what commits it.
+func (d *database) publish(ctx context.Context, e events) (commit func() error, err error) {
+	tx, err := d.BeginTxx(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("publish %d events: %w", e.n, err)
+	}
+	_, err = tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO outbox_events (event_type, event_context)
+		SELECT 'user_created', %s FROM generate_series(1, %d) AS n`, e.context, e.n), e.args...)
+	if err == nil {
+		_, err = d.ExecContext(ctx, "CHECKPOINT") // which else comes at any time later
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("publish %d events: %w", e.n, err), tx.Rollback())
+	}
+	return tx.Commit, nil
+}
+
+// publishNow publishes n typical events.
+func (d *database) publishNow(ctx context.Context, n int) error {
+	commit, err := d.publish(ctx, typical(n))
+	if err != nil {
+		return err
+	}
+	return commit()
+}
+
+// empty empties every table that a run fills.
+func (d *database) empty(ctx context.Context) error {
+	if _, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters"); err != nil {
+		return fmt.Errorf("empty the tables: %w", err)
+	}
+	if _, err := d.sink.ExecContext(ctx, "TRUNCATE TABLE event_log"); err != nil {
+		return fmt.Errorf("empty the table in ClickHouse: %w", err)
+	}
+	return nil
+}
+
+// emptied is the case run on empty tables.
+func (d *database) emptied(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := d.empty(ctx); err != nil {
+			return err
+		}
+		return run(ctx)
+	}
+}
+
+const pollInterval = 5 * time.Millisecond
+
+// awaitDrained waits until everything that was published before is settled. It
+// reads two rows of small tables, so that it costs nothing.
+func (d *database) awaitDrained(ctx context.Context) error {
+	var last int64
+	if err := d.GetContext(ctx, &last, "SELECT coalesce(max(id), 0) FROM outbox_events"); err != nil {
+		return fmt.Errorf("find the last event: %w", err)
+	}
+	for {
+		var drained bool
+		err := d.GetContext(ctx, &drained, `SELECT max(cut_to) >= $1 AND NOT EXISTS (SELECT FROM outbox_batches)
+			FROM outbox_cursor`, last)
+		if err != nil {
+			return fmt.Errorf("wait for the outbox to drain: %w", err)
+		}
+		if drained {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// expectOnce fails unless n events are in ClickHouse, each once: a figure for
+// anything else is worth nothing.
+func (d *database) expectOnce(ctx context.Context, n int) error {
+	var rows, distinct uint64
+	if err := d.sink.QueryRowContext(ctx, "SELECT count(), uniqExact(event_id) FROM event_log").Scan(&rows, &distinct); err != nil {
+		return fmt.Errorf("count what has arrived: %w", err)
+	}
+	if rows != uint64(n) || distinct != uint64(n) { //nolint:gosec // never negative
+		return fmt.Errorf("of %d events %d rows arrived, %d of them distinct", n, rows, distinct)
+	}
+	return nil
+}
+
+// wake tells the relays that there is work, as an API does.
+func (d *database) wake(ctx context.Context) error {
+	if _, err := d.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.EventsChannel); err != nil {
+		return fmt.Errorf("wake the relays: %w", err)
+	}
+	return nil
+}
+
+// machine is what the figures depend on.
+type machine struct {
+	CPU        string `json:"cpu"`
+	Cores      int    `json:"cores"`
+	OS         string `json:"os"`
+	Go         string `json:"go"`
+	Postgres   string `json:"postgres"`
+	ClickHouse string `json:"clickhouse"`
+}
+
+func (b *bench) results(ctx context.Context) (results, error) {
+	r := results{
+		At: time.Now().UTC().Truncate(time.Second), Rounds: b.rounds, Scale: b.scale, Figures: b.figures,
+		Machine: machine{CPU: cpuModel(), Cores: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
+	}
+	for _, s := range b.measured {
+		r.Measured = append(r.Measured, *s)
+	}
+	e, err := b.start(ctx)
+	if err != nil {
+		return r, err
+	}
+	for _, server := range []struct {
+		driver, dsn, query string
+		version            *string
+	}{
+		{"postgres", e.postgres.DSN("postgres"), "SHOW server_version", &r.Machine.Postgres},
+		{"clickhouse", e.clickHouse.NativeDSN("default"), "SELECT version()", &r.Machine.ClickHouse},
+	} {
+		db, err := sqlx.Open(server.driver, server.dsn)
+		if err != nil {
+			return r, fmt.Errorf("ask for a version: %w", err)
+		}
+		err = db.GetContext(ctx, server.version, server.query)
+		_ = db.Close()
+		if err != nil {
+			return r, fmt.Errorf("ask for a version: %w", err)
+		}
+	}
+	return r, nil
+}
+
+func cpuModel() string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(info)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}

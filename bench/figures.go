@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// results are what a run has found, for other programs too.
+type results struct {
+	At       time.Time `json:"at"`
+	Machine  machine   `json:"machine"`
+	Rounds   int       `json:"rounds"`
+	Scale    float64   `json:"scale"`
+	Figures  []figure  `json:"figures"`
+	Measured []series  `json:"measured"`
+}
+
+// figure is one number that a run ends with.
+type figure struct {
+	Name  string  `json:"name"`
+	Value float64 `json:"value"`
+}
+
+// text has three significant digits.
+func (f figure) text() string { return significant(f.Value) }
+
+func significant(value float64) string {
+	const digits = 3
+	if math.Abs(value) >= 100 {
+		return strconv.FormatFloat(math.Round(value), 'f', 0, 64)
+	}
+	return strconv.FormatFloat(value, 'g', digits, 64)
+}
+
+// series are the values of one measure, one for each round.
+type series struct {
+	Name   string    `json:"name"`
+	Unit   string    `json:"unit"`
+	Values []float64 `json:"values"`
+}
+
+func (s *series) add(value float64) { s.Values = append(s.Values, value) }
+
+func (s *series) median() float64 { return median(s.Values) }
+
+// show prints the median, and the lowest and the highest value around it.
+func (s *series) show(out io.Writer) {
+	fmt.Fprintf(out, "  %-44s %10s %-9s (%s to %s, %d runs)\n", s.Name, significant(s.median()), s.Unit,
+		significant(slices.Min(s.Values)), significant(slices.Max(s.Values)), len(s.Values))
+}
+
+func median(values []float64) float64 { return percentile(values, 0.5) }
+
+// percentile is the value below which that share of the values lies, between
+// its two neighbours where it falls between them; of none it is not a number.
+func percentile(values []float64, share float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	place := share * float64(len(sorted)-1)
+	below := int(place)
+	above := min(below+1, len(sorted)-1)
+	return sorted[below] + (sorted[above]-sorted[below])*(place-float64(below))
+}
+
+// tenths are the medians of the first and of the last tenth of the values.
+func tenths(values []float64) (first, last float64) {
+	n := max(1, len(values)/10)
+	return median(values[:n]), median(values[len(values)-n:])
+}
+
+// newSeries begins a series, which is kept with the results.
+func (b *bench) newSeries(name, unit string) *series {
+	s := &series{Name: name, Unit: unit}
+	b.measured = append(b.measured, s)
+	return s
+}
+
+// figure adds one of the numbers that the run ends with.
+func (b *bench) figure(name string, value float64) {
+	b.figures = append(b.figures, figure{Name: name, Value: value})
+}
+
+// ratios are the values over the references of the same rounds: what disturbs
+// the machine for longer than a round disturbs both.
+func ratios(values, references *series) float64 {
+	of := make([]float64, len(values.Values))
+	for i := range of {
+		of[i] = values.Values[i] / references.Values[i]
+	}
+	return median(of)
+}

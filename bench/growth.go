@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+const (
+	growthEvents = 5 * million
+	pinnedEvents = million
+	growthBatch  = 10_000 // many cuts, to have tenths of them
+	smallCuts    = 10_000
+)
+
+// benchGrowth drains by the outbox's own steps, without a sink, and compares
+// the last tenth of their times with the first.
+func benchGrowth(ctx context.Context, b *bench) error {
+	for _, c := range []struct {
+		about    string
+		pinned   bool
+		measure  func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error)
+		ofClaims bool
+		figure   string
+	}{
+		{"a cut, 5 million events", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
+		{"a cut, 1 million events, beside an old transaction", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
+		{"a claim, 10,000 small cuts, beside an old transaction", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
+	} {
+		first, last := b.newSeries(c.about+": first tenth", "ms"), b.newSeries(c.about+": last tenth", "ms")
+		cuts, claims, err := b.growth(ctx, c.pinned, c.measure)
+		if err != nil {
+			return err
+		}
+		times := cuts
+		if c.ofClaims {
+			times = claims
+		}
+		early, late := tenths(times)
+		first.add(early)
+		last.add(late)
+		first.show(b.out)
+		last.show(b.out)
+		b.figure(c.figure, late/early)
+	}
+	return nil
+}
+
+func (b *bench) growth(ctx context.Context, pinned bool,
+	measure func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error),
+) (cuts, claims []float64, err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	db, err := postgres.Open(postgres.Options{DSN: d.dsn, Session: outbox.Session(outbox.DefaultFlushTimeout)})
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the database: %w", err)
+	}
+	defer db.Close()
+	if pinned {
+		old, err := d.BeginTxx(ctx, nil)
+		if err != nil {
+			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
+		}
+		defer func() { _ = old.Rollback() }() // it has read only
+		if _, err := old.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM outbox_events LIMIT 1"); err != nil {
+			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
+		}
+	}
+	return measure(ctx, d, outbox.NewStore(db, outbox.StoreOptions{MaxRows: growthBatch}))
+}
+
+// step does one cut, and settles what it has cut. It returns false where there
+// was nothing to cut.
+func step(ctx context.Context, store *outbox.Store, cuts, claims *[]float64) (bool, error) {
+	start := time.Now()
+	cut, err := store.Cut(ctx, 0)
+	if errors.Is(err, outbox.ErrHistoryChanged) { // a database is new to its first store
+		return true, nil
+	}
+	if err != nil || cut.Batches == 0 {
+		return false, err
+	}
+	*cuts = append(*cuts, time.Since(start).Seconds()*1e3)
+	for range cut.Batches {
+		start := time.Now()
+		lease, err := store.Claim(ctx, outbox.DefaultMaxBytes)
+		if err != nil {
+			return false, err
+		}
+		if lease == nil {
+			return false, errors.New("a batch that was cut cannot be claimed")
+		}
+		*claims = append(*claims, time.Since(start).Seconds()*1e3)
+		if err := lease.Settle(ctx); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func drainOf(n int) func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error) {
+	return func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error) {
+		if err := d.publishNow(ctx, n); err != nil {
+			return nil, nil, err
+		}
+		lastLook := time.Now()
+		for more := true; more; {
+			if more, err = step(ctx, store, &cuts, &claims); err != nil {
+				return nil, nil, err
+			}
+			// As a relay does between cuts.
+			if time.Since(lastLook) > time.Second {
+				lastLook = time.Now()
+				if _, err := store.Look(ctx); err != nil {
+					return nil, nil, err
+				}
+			}
+		}
+		return cuts, claims, nil
+	}
+}
+
+func smallBatches(n int) func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error) {
+	return func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error) {
+		lastLook := time.Now()
+		for len(claims) < n {
+			if _, err := d.ExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) VALUES ('a', '1')"); err != nil {
+				return nil, nil, fmt.Errorf("publish: %w", err)
+			}
+			if _, err := step(ctx, store, &cuts, &claims); err != nil {
+				return nil, nil, err
+			}
+			if time.Since(lastLook) > time.Second {
+				lastLook = time.Now()
+				if _, err := store.Look(ctx); err != nil {
+					return nil, nil, err
+				}
+			}
+		}
+		return cuts, claims, nil
+	}
+}
+
+// benchReplicas compares eight relays with one, on the same cores.
+func benchReplicas(ctx context.Context, b *bench) (err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	n := b.scaled(million, 4*blockRows)
+	type fleet struct {
+		relays      int
+		rate, batch *series
+	}
+	fleets := []fleet{{relays: 1}, {relays: 8}}
+	var cases []func(context.Context) error
+	for i := range fleets {
+		f := &fleets[i]
+		f.rate = b.newSeries(fmt.Sprintf("drained by %d relays", f.relays), "events/s")
+		f.batch = b.newSeries(fmt.Sprintf("a batch of %d relays", f.relays), "events")
+		cases = append(cases, func(ctx context.Context) error {
+			drained, err := d.drain(ctx, typical(n), f.relays)
+			if err != nil {
+				return err
+			}
+			f.rate.add(float64(n) / drained.took.Seconds())
+			f.batch.add(float64(n) / drained.batches)
+			return nil
+		})
+	}
+	if err := b.inRounds(ctx, cases...); err != nil {
+		return err
+	}
+	for _, f := range fleets {
+		f.rate.show(b.out)
+		f.batch.show(b.out)
+	}
+	b.figure("replicas_8_vs_1", ratios(fleets[1].rate, fleets[0].rate))
+	b.figure("batch_rows_8_vs_1", ratios(fleets[1].batch, fleets[0].batch))
+	return nil
+}
+
+// benchSize publishes while a relay drains, and compares what the outbox takes on
+// the disk, with autovacuum as it is by default.
+func benchSize(ctx context.Context, b *bench) error {
+	var sizes [2]float64
+	for i, n := range []int{million, 10 * million} {
+		s := b.newSeries(fmt.Sprintf("the outbox on the disk after %d million events", n/million), "MB")
+		var err error
+		if sizes[i], err = b.size(ctx, b.scaled(n, 2*blockRows)); err != nil {
+			return err
+		}
+		s.add(sizes[i])
+		s.show(b.out)
+	}
+	b.figure("outbox_size_10m_vs_1m", sizes[1]/sizes[0])
+	return nil
+}
+
+func (b *bench) size(ctx context.Context, n int) (megabytes float64, err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	relay, err := d.startProgram(ctx, "relay")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, relay.stop()) }()
+	// At the relay's own speed: never more than a few batches wait.
+	const ahead = 4 * blockRows
+	for published := 0; published < n; published += blockRows {
+		if err := d.publishNow(ctx, min(blockRows, n-published)); err != nil {
+			return 0, err
+		}
+		if err := d.wake(ctx); err != nil {
+			return 0, err
+		}
+		if err := d.awaitBacklog(ctx, ahead); err != nil {
+			return 0, err
+		}
+	}
+	if err := d.awaitDrained(ctx); err != nil {
+		return 0, err
+	}
+	if err := d.expectOnce(ctx, n); err != nil {
+		return 0, err
+	}
+	var bytes float64
+	err = d.GetContext(ctx, &bytes, `SELECT sum(pg_total_relation_size(table_name::regclass))
+		FROM unnest(ARRAY['outbox_events', 'outbox_batches', 'outbox_cursor']) AS table_name`)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the size: %w", err)
+	}
+	return bytes / 1e6, nil
+}
+
+// awaitBacklog waits until at most n events are left that were published.
+func (d *database) awaitBacklog(ctx context.Context, n int64) error {
+	for {
+		var left int64
+		err := d.GetContext(ctx, &left, `SELECT pg_sequence_last_value(pg_get_serial_sequence('outbox_events', 'id'))
+			- (SELECT max(cut_to) FROM outbox_cursor) + (SELECT coalesce(sum(event_count), 0) FROM outbox_batches)`)
+		if err != nil {
+			return fmt.Errorf("ask for the backlog: %w", err)
+		}
+		if left <= n {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+		case <-time.After(pollInterval):
+		}
+	}
+}

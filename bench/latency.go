@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
+)
+
+const latencyTime = 10 * time.Second
+
+// benchLatency publishes events at a steady rate and looks every few
+// milliseconds which of them ClickHouse has.
+func benchLatency(ctx context.Context, b *bench) (err error) {
+	for _, c := range []struct {
+		name  string // what a figure's name goes on with
+		rate  int
+		about string
+		env   []string
+	}{
+		{"@1", 1, "1 event/s", nil},
+		{"@100", 100, "100 events/s", nil},
+		{"@1000", 1000, "1,000 events/s", nil},
+		{"@5000", 5000, "5,000 events/s", nil},
+		{"_linger_10ms@1000", 1000, "1,000 events/s, linger 10 ms", []string{"DIEHARD_RELAY_LINGER=10ms"}},
+	} {
+		p50, p99 := b.newSeries("commit to queryable, median, "+c.about, "ms"), b.newSeries("commit to queryable, p99, "+c.about, "ms")
+		if err := b.measureLatency(ctx, c.rate, c.env, p50, p99); err != nil {
+			return err
+		}
+		p50.show(b.out)
+		p99.show(b.out)
+		b.figure("delivery_p50_ms"+c.name, p50.median())
+		b.figure("delivery_p99_ms"+c.name, p99.median())
+	}
+	return nil
+}
+
+func (b *bench) measureLatency(ctx context.Context, rate int, env []string, p50, p99 *series) (err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	relay, err := d.startProgram(ctx, "relay", env...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, relay.stop()) }()
+	return b.inRounds(ctx, d.emptied(func(ctx context.Context) error {
+		latencies, err := d.latencies(ctx, rate, b.during(latencyTime))
+		if err != nil {
+			return err
+		}
+		p50.add(percentile(latencies, 0.5))
+		p99.add(percentile(latencies, 0.99))
+		return d.awaitDrained(ctx) // those that nobody watched
+	}))
+}
+
+// watched are the events that somebody waits for.
+type watched struct {
+	mu        sync.Mutex
+	committed map[uuid.UUID]time.Time
+	latencies []float64 // in milliseconds
+}
+
+// watchRate is how many events a second are waited for at most; the others are
+// there to make the rate. watchInterval is the pause between two looks.
+const (
+	watchRate     = 100
+	watchInterval = 2 * time.Millisecond
+	watchPatience = time.Minute
+)
+
+// latencies are those of events that are published one by one at the rate.
+func (d *database) latencies(ctx context.Context, rate int, during time.Duration) ([]float64, error) {
+	w := &watched{committed: make(map[uuid.UUID]time.Time)}
+	publisher := outbox.NewPublisher(outbox.PublisherOptions{})
+	notifier := outbox.NewNotifier(d.DB.DB, quietLog)
+	publishing, done := context.WithCancel(ctx)
+	defer done()
+	group, ctx := errgroup.WithContext(ctx)
+	ctx, stop := context.WithCancel(ctx)
+	group.Go(func() error { return notifier.Run(ctx) })
+	group.Go(func() error {
+		defer stop()
+		return w.look(ctx, publishing, d)
+	})
+
+	producers, producing := errgroup.WithContext(ctx)
+	producers.SetLimit(20)
+	n, start := max(1, int(float64(rate)*during.Seconds())), time.Now()
+	for i := range n {
+		time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+		if producing.Err() != nil {
+			break
+		}
+		producers.Go(func() error {
+			event, err := newEvent(i)
+			if err != nil {
+				return err
+			}
+			isWatched := rate <= watchRate || i%(rate/watchRate) == 0
+			if isWatched {
+				event.EventType = "watched"
+				w.expect(event.EventID)
+			}
+			tx, err := d.BeginTxx(producing, nil)
+			if err != nil {
+				return fmt.Errorf("begin: %w", err)
+			}
+			if err := publisher.Publish(producing, tx, event); err != nil {
+				return errors.Join(err, tx.Rollback())
+			}
+			if err := tx.Commit(); err != nil {
+				return fmt.Errorf("commit: %w", err)
+			}
+			if isWatched {
+				w.wasCommitted(event.EventID)
+			}
+			notifier.Hint()
+			return nil
+		})
+	}
+	err := producers.Wait()
+	done() // the look goes on until what was committed is there
+	err = errors.Join(err, group.Wait())
+	return w.latencies, err
+}
+
+// expect waits for the event from now on: it may arrive before its publisher
+// knows that it is committed.
+func (w *watched) expect(id uuid.UUID) { w.wasCommitted(id) }
+
+// wasCommitted has the event's time run from now.
+func (w *watched) wasCommitted(id uuid.UUID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.committed[id] = time.Now()
+}
+
+// look looks for the events until publishing has ended and none is missing.
+func (w *watched) look(ctx, publishing context.Context, d *database) error {
+	var end time.Time
+	since := time.Now().Add(-time.Second)
+	seen := make(map[uuid.UUID]bool)
+	for {
+		var arrived []struct {
+			EventID uuid.UUID `db:"event_id"`
+			At      time.Time `db:"event_date_time"`
+		}
+		// Along the primary key, from a little before the newest that was seen.
+		err := d.sink.SelectContext(ctx, &arrived, `SELECT event_id, event_date_time FROM event_log
+			WHERE event_type = 'watched' AND event_date_time > fromUnixTimestamp64Micro(?)
+			ORDER BY event_date_time`, since.UnixMicro())
+		if err != nil {
+			return fmt.Errorf("look for the events: %w", err)
+		}
+		now := time.Now()
+		w.mu.Lock()
+		for _, event := range arrived {
+			if committed, ok := w.committed[event.EventID]; ok && !seen[event.EventID] {
+				seen[event.EventID] = true
+				w.latencies = append(w.latencies, float64(now.Sub(committed).Microseconds())/1e3)
+			}
+			if overlap := event.At.Add(-time.Second); overlap.After(since) {
+				since = overlap
+			}
+		}
+		missing := len(w.committed) - len(seen)
+		w.mu.Unlock()
+		if publishing.Err() != nil {
+			if missing == 0 {
+				return nil
+			}
+			if end.IsZero() {
+				end = now.Add(watchPatience)
+			}
+			if now.After(end) {
+				return fmt.Errorf("%d events have not arrived after %s", missing, watchPatience)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+const (
+	outageTime    = 3 * time.Second
+	outageRate    = 500 // users a second: well below what the API can do
+	outageClients = 8
+)
+
+// benchOutage compares how long clients wait for a user at a steady rate while
+// ClickHouse is there, and while it is dead. The relay runs in both.
+func benchOutage(ctx context.Context, b *bench) (err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	api, err := d.startProgram(ctx, "api")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, api.stop()) }()
+	relay, err := d.startProgram(ctx, "relay")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, relay.stop()) }()
+	alive, dead := b.newSeries("POST /v1/users, p99, ClickHouse alive", "ms"), b.newSeries("POST /v1/users, p99, ClickHouse dead", "ms")
+	measure := func(s *series) func(context.Context) error {
+		return func(ctx context.Context) error {
+			times, err := paced(ctx, api.http, outageClients, outageRate, b.during(outageTime))
+			s.add(percentile(times, 0.99))
+			return err
+		}
+	}
+	server := b.engines.clickHouse
+	err = b.inRounds(ctx, measure(alive),
+		func(context.Context) error { return server.Kill() },
+		measure(dead),
+		func(ctx context.Context) error {
+			if err := server.Start(ctx); err != nil {
+				return fmt.Errorf("start ClickHouse again: %w", err)
+			}
+			return d.awaitDrained(ctx)
+		})
+	if err != nil {
+		return err
+	}
+	alive.show(b.out)
+	dead.show(b.out)
+	b.figure("api_p99_outage_ratio", ratios(dead, alive))
+	return nil
+}
+
+// paced creates users at a steady rate and returns how long each took, in
+// milliseconds, from when it was due.
+func paced(ctx context.Context, address string, clients, rate int, during time.Duration) ([]float64, error) {
+	due := make(chan time.Time, rate)
+	var mu sync.Mutex
+	var times []float64
+	group, ctx := errgroup.WithContext(ctx)
+	for range clients {
+		group.Go(func() error {
+			c, err := newClient(ctx, address)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for at := range due {
+				if err := c.createUser(); err != nil {
+					return err
+				}
+				mu.Lock()
+				times = append(times, float64(time.Since(at).Microseconds())/1e3)
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	start := time.Now()
+	for i := range int(during.Seconds() * float64(rate)) {
+		at := start.Add(time.Duration(i) * time.Second / time.Duration(rate))
+		time.Sleep(time.Until(at))
+		select {
+		case due <- at:
+		case <-ctx.Done():
+		}
+	}
+	close(due)
+	return times, group.Wait() //nolint:wrapcheck // says what failed
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+const (
+	riverEvents     = 50_000
+	watermillEvents = 300_000
+)
+
+// benchPeers drains by other libraries what they take well, in turns with the
+// relay, which does more: they throw the events away.
+func benchPeers(ctx context.Context, b *bench) (err error) {
+	path, err := filepath.Abs(b.peers)
+	if err != nil {
+		return err //nolint:wrapcheck // names the path
+	}
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	relayed := b.newSeries("one relay, into ClickHouse", "events/s")
+	n := b.scaled(million, blockRows)
+	cases := []func(context.Context) error{func(ctx context.Context) error {
+		drained, err := d.drain(ctx, typical(n), 1)
+		relayed.add(float64(n) / drained.took.Seconds())
+		return err
+	}}
+	var rates []*series
+	for _, peer := range []struct {
+		name, about string
+		events      int
+	}{
+		{"watermill", "watermill-sql, queue, batches of 1,000, into nothing", b.scaled(watermillEvents, 1000)},
+		{"river", "river, 1,000 workers, into nothing", b.scaled(riverEvents, 1000)},
+	} {
+		rate := b.newSeries(peer.about, "events/s")
+		rates = append(rates, rate)
+		cases = append(cases, func(ctx context.Context) error {
+			took, err := d.runPeer(ctx, path, peer.name, peer.events)
+			rate.add(float64(peer.events) / took.Seconds())
+			return err
+		})
+	}
+	if err := b.inRounds(ctx, cases...); err != nil {
+		return err
+	}
+	relayed.show(b.out)
+	for i, name := range []string{"relay_vs_watermill", "relay_vs_river"} {
+		rates[i].show(b.out)
+		b.figure(name, ratios(relayed, rates[i]))
+	}
+	return nil
+}
+
+// runPeer has the program of bench/peers drain n events, and returns how long
+// that took.
+func (d *database) runPeer(ctx context.Context, path, peer string, n int) (time.Duration, error) {
+	cmd := exec.CommandContext(ctx, path, peer, d.dsn, strconv.Itoa(n)) //nolint:gosec // ours
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	output, err := cmd.Output()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", peer, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	seconds, err := strconv.ParseFloat(string(bytes.TrimSpace(output)), 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s says: %s", peer, output)
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// endWithParent has the kernel kill the program if the run is killed.
+func endWithParent(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// tick is the unit of /proc/PID/stat, on every Linux that Go runs on.
+const tick = 10 * time.Millisecond
+
+// cpuTime is the time on a CPU of a process and its children, those that have
+// ended and been waited for among them.
+func cpuTime(pid int) (time.Duration, error) {
+	total, err := ownCPUTime(pid)
+	if err != nil {
+		return 0, err
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return 0, fmt.Errorf("find the children of a process: %w", err)
+	}
+	for _, task := range tasks {
+		children, err := os.ReadFile(task)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for child := range strings.FieldsSeq(string(children)) {
+			pid, err := strconv.Atoi(child)
+			if err != nil {
+				return 0, fmt.Errorf("find the children of a process: %w", err)
+			}
+			if more, err := cpuTime(pid); err == nil { // else it has ended, and counts as waited for soon
+				total += more
+			}
+		}
+	}
+	return total, nil
+}
+
+func ownCPUTime(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read a process's CPU time: %w", err)
+	}
+	// The second field is the program's name, in parentheses, and may hold
+	// anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	const userTime, fields4 = 11, 4 // then system time, and both of the children
+	var ticks int64
+	for _, field := range fields[userTime : userTime+fields4] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read a process's CPU time: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * tick, nil
+}
+
+// peakRSS is the most memory that the process has had, in megabytes.
+func peakRSS(pid int) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read a process's memory: %w", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
+			return kib * 1024 / 1e6, err //nolint:wrapcheck // names the text
+		}
+	}
+	return 0, fmt.Errorf("process %d has no VmHWM", pid)
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
+)
+
+const (
+	million       = 1_000_000
+	blockRows     = 50_000 // of a batch, by default
+	microsPerUnit = 1e6
+)
+
+// benchRelay drains a million events by one relay with its defaults, against the
+// bare pipe: what the databases take for the same rows where nothing is asked
+// for but speed, one step after the other.
+func benchRelay(ctx context.Context, b *bench) (err error) {
+	d, err := b.database(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	n := b.scaled(million, blockRows)
+	relayed, piped := b.newSeries("one relay", "events/s"), b.newSeries("the bare pipe", "events/s")
+	steps := []*series{
+		b.newSeries("  COPY TO, binary, to nothing", "s"), b.newSeries("  insert into ClickHouse, blocks of 50,000", "s"),
+		b.newSeries("  DELETE by ranges of 50,000", "s"),
+	}
+	cpu := []*series{
+		b.newSeries("CPU of the relay", "us/event"), b.newSeries("CPU of PostgreSQL", "us/event"),
+		b.newSeries("CPU of ClickHouse", "us/event"),
+	}
+	memory := b.newSeries("the relay's peak RSS", "MB")
+	err = b.inRounds(ctx, func(ctx context.Context) error {
+		took, err := d.pipe(ctx, n)
+		if err != nil {
+			return err
+		}
+		var whole time.Duration
+		for i := range took {
+			steps[i].add(took[i].Seconds())
+			whole += took[i]
+		}
+		piped.add(float64(n) / whole.Seconds())
+		return d.expectOnce(ctx, n)
+	}, func(ctx context.Context) error {
+		drained, err := d.drain(ctx, typical(n), 1)
+		if err != nil {
+			return err
+		}
+		relayed.add(float64(n) / drained.took.Seconds())
+		for i := range cpu {
+			cpu[i].add(drained.cpu[i].Seconds() * microsPerUnit / float64(n))
+		}
+		memory.add(drained.peakRSS)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range append(append([]*series{relayed, piped}, steps...), append(cpu, memory)...) {
+		s.show(b.out)
+	}
+	b.figure("relay_events_per_s", relayed.median())
+	b.figure("relay_vs_pipe", ratios(relayed, piped))
+	b.figure("relay_cpu_us", cpu[0].median())
+	b.figure("postgres_cpu_us", cpu[1].median())
+	b.figure("clickhouse_cpu_us", cpu[2].median())
+	b.figure("relay_peak_rss_mb", memory.median())
+	return nil
+}
+
+// drained is what it took to drain the outbox.
+type drained struct {
+	took    time.Duration
+	cpu     [3]time.Duration // of the relays, PostgreSQL and ClickHouse
+	peakRSS float64          // of the first relay
+	batches float64
+}
+
+// drain has so many relays drain the events, and fails unless they arrive once. The
+// relays are ready and idle when the events are committed: the clock runs from
+// then until the last of them is settled.
+func (d *database) drain(ctx context.Context, e events, relays int) (result drained, err error) {
+	if err := d.empty(ctx); err != nil {
+		return result, err
+	}
+	var programs []*program
+	defer func() {
+		for _, p := range programs {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	pids := []int{0, d.bench.engines.postgres.PID(), d.bench.engines.clickHouse.PID()}
+	for range relays {
+		p, err := d.startProgram(ctx, "relay")
+		if err != nil {
+			return result, err
+		}
+		programs = append(programs, p)
+	}
+	commit, err := d.publish(ctx, e)
+	if err != nil {
+		return result, err
+	}
+	pids[0] = programs[0].cmd.Process.Pid
+	before, err := cpuTimes(pids)
+	if err != nil {
+		return result, err
+	}
+	start := time.Now()
+	if err := commit(); err != nil {
+		return result, err
+	}
+	if err := d.wake(ctx); err != nil {
+		return result, err
+	}
+	if err := d.awaitDrained(ctx); err != nil {
+		return result, err
+	}
+	result.took = time.Since(start)
+	after, err := cpuTimes(pids)
+	if err != nil {
+		return result, err
+	}
+	for i := range result.cpu {
+		result.cpu[i] = after[i] - before[i]
+	}
+	for _, p := range programs {
+		settled, err := p.metric(`diehard_relay_batches_total{result="settled"}`)
+		if err != nil {
+			return result, err
+		}
+		result.batches += settled
+	}
+	if result.peakRSS, err = peakRSS(pids[0]); err != nil {
+		return result, err
+	}
+	return result, d.expectOnce(ctx, e.n)
+}
+
+func cpuTimes(pids []int) (times [3]time.Duration, err error) {
+	for i, pid := range pids {
+		if times[i], err = cpuTime(pid); err != nil {
+			return times, err
+		}
+	}
+	return times, nil
+}
+
+// pipe moves what is in the outbox in three steps, and returns what each took.
+func (d *database) pipe(ctx context.Context, n int) (took [3]time.Duration, err error) {
+	if err := d.empty(ctx); err != nil {
+		return took, err
+	}
+	// The blocks are read from events that have their like in the outbox, which
+	// nobody has read when the clock runs.
+	if err := d.publishNow(ctx, n); err != nil {
+		return took, err
+	}
+	rows, err := d.readBlocks(ctx)
+	if err != nil {
+		return took, err
+	}
+	if err := d.empty(ctx); err != nil {
+		return took, err
+	}
+	if err := d.publishNow(ctx, n); err != nil {
+		return took, err
+	}
+	var first int64
+	if err := d.GetContext(ctx, &first, "SELECT min(id) FROM outbox_events"); err != nil {
+		return took, fmt.Errorf("find the first event: %w", err)
+	}
+	for i, step := range []func(context.Context) error{
+		func(ctx context.Context) error {
+			// Through a pipe to a program that throws it away, so that the rows
+			// leave the server.
+			_, err := d.ExecContext(ctx, `COPY (SELECT id, event_id, event_type, event_date_time, environment, event_context,
+				metadata_version, traceparent, published_at FROM outbox_events ORDER BY id)
+				TO PROGRAM 'cat > /dev/null' (FORMAT binary)`)
+			return err //nolint:wrapcheck // a driver's own
+		},
+		func(ctx context.Context) error { return d.insertBlocks(ctx, rows) },
+		func(ctx context.Context) error {
+			for id := first; id < first+int64(n); id += blockRows {
+				if _, err := d.ExecContext(ctx, "DELETE FROM outbox_events WHERE id >= $1 AND id < $2", id, id+blockRows); err != nil {
+					return err //nolint:wrapcheck // a driver's own
+				}
+			}
+			return nil
+		},
+	} {
+		start := time.Now()
+		if err := step(ctx); err != nil {
+			return took, fmt.Errorf("the bare pipe: %w", err)
+		}
+		took[i] = time.Since(start)
+	}
+	return took, nil
+}
+
+// block is a batch's rows by columns, ready to be sent.
+type block struct {
+	eventID     []uuid.UUID
+	eventType   []string
+	happened    []time.Time
+	environment []string
+	context     []string
+	version     []uint64
+}
+
+func (d *database) readBlocks(ctx context.Context) (blocks []*block, err error) {
+	rows, err := d.QueryContext(ctx, `SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version
+		FROM outbox_events ORDER BY id`)
+	if err != nil {
+		return nil, fmt.Errorf("read the events: %w", err)
+	}
+	defer rows.Close()
+	var current *block
+	for rows.Next() {
+		var (
+			version                         int64
+			eventID                         uuid.UUID
+			eventType, environment, content string
+			happened                        time.Time
+		)
+		if err := rows.Scan(&eventID, &eventType, &happened, &environment, &content, &version); err != nil {
+			return nil, fmt.Errorf("read the events: %w", err)
+		}
+		if current == nil || len(current.eventID) == blockRows {
+			current = &block{}
+			blocks = append(blocks, current)
+		}
+		current.eventID = append(current.eventID, eventID)
+		current.eventType = append(current.eventType, eventType)
+		current.happened = append(current.happened, happened)
+		current.environment = append(current.environment, environment)
+		current.context = append(current.context, content)
+		current.version = append(current.version, uint64(version)) //nolint:gosec // never negative
+	}
+	return blocks, rows.Err() //nolint:wrapcheck // a driver's own
+}
+
+func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
+	options, err := chgo.ParseDSN(d.clickHouse)
+	if err != nil {
+		return fmt.Errorf("insert the blocks: %w", err)
+	}
+	options.Compression = &chgo.Compression{Method: chgo.CompressionLZ4} // as the relay does
+	conn, err := chgo.Open(options)
+	if err != nil {
+		return fmt.Errorf("insert the blocks: %w", err)
+	}
+	defer conn.Close()
+	for _, block := range blocks {
+		if err := insertBlock(ctx, conn, block); err != nil {
+			return fmt.Errorf("insert the blocks: %w", err)
+		}
+	}
+	return nil
+}
+
+func insertBlock(ctx context.Context, conn chgo.Conn, rows *block) error {
+	batch, err := conn.PrepareBatch(ctx, `INSERT INTO event_log
+		(event_id, event_type, event_date_time, environment, event_context, metadata_version)`)
+	if err != nil {
+		return err //nolint:wrapcheck // the caller does
+	}
+	defer batch.Close()
+	for i, column := range []any{rows.eventID, rows.eventType, rows.happened, rows.environment, rows.context, rows.version} {
+		if err := batch.Column(i).Append(column); err != nil {
+			return err //nolint:wrapcheck // the caller does
+		}
+	}
+	return batch.Send() //nolint:wrapcheck // the caller does
+}
