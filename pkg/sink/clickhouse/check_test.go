@@ -266,10 +266,16 @@ func (db *database) count(ctx context.Context) (rows uint64) {
 // expectDelivery expects that an event can be sent, and asked for.
 func expectDelivery(ctx context.Context, s *clickhouse.Sink) {
 	GinkgoHelper()
+	key, batch := oneEvent()
+	Expect(s.Insert(ctx, batch)).To(Succeed())
+	Expect(s.Present(ctx, []sink.Key{key})).To(Equal([]bool{true}))
+}
+
+// oneEvent is a batch of a single event.
+func oneEvent() (sink.Key, sink.Batch) {
 	key := sink.Key{EventID: uuid.New(), EventType: "checked", Time: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
-	Expect(s.Insert(ctx, sink.Batch{Token: fmt.Sprint("token-", key.EventID), Events: &sink.Events{
+	return key, sink.Batch{Token: fmt.Sprint("token-", key.EventID), Events: &sink.Events{
 		EventID: []uuid.UUID{key.EventID}, EventType: []string{key.EventType}, EventDateTime: []time.Time{key.Time},
 		Environment: []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
-	}})).To(Succeed())
-	Expect(s.Present(ctx, []sink.Key{key})).To(Equal([]bool{true}))
+	}}
 }

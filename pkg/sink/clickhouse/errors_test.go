@@ -1,0 +1,45 @@
+package clickhouse_test
+
+import (
+	"net/url"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+)
+
+// A class decides what becomes of a batch: what is taken for permanent is split,
+// and what is taken for overload slows the fleet down.
+var _ = Describe("An insert that the server refuses", func() {
+	for _, protocol := range protocols {
+		DescribeTable("has the class of its cause over "+protocol,
+			func(ctx SpecContext, expected sink.Class, said string, changes []func(*url.URL), statements ...string) {
+				db := newTable(ctx, protocol)
+				for _, statement := range statements {
+					db.exec(ctx, statement)
+				}
+				s, err := clickhouse.Open(clickhouse.Options{DSN: with(db.dsn, changes...)})
+				Expect(err).NotTo(HaveOccurred())
+				DeferCleanup(s.Close)
+				_, batch := oneEvent()
+				err = s.Insert(ctx, batch)
+				Expect(err).To(MatchError(ContainSubstring(said)))
+				Expect(sink.ClassOf(err)).To(Equal(expected))
+			},
+			Entry("no memory for it", sink.Overloaded, "short of memory",
+				[]func(*url.URL){parameter("max_memory_usage", "1"), parameter("max_untracked_memory", "0")}),
+			Entry("too many parts", sink.Overloaded, "merges do not keep up", nil,
+				"INSERT INTO event_log (event_id) VALUES (generateUUIDv4())",
+				"ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 0, parts_to_throw_insert = 1"),
+			Entry("no table", sink.Unavailable, "the table is missing", nil, "DROP TABLE event_log"),
+			Entry("a column too few", sink.Unavailable, "lacks a column", nil, "ALTER TABLE event_log DROP COLUMN environment"),
+			Entry("a rule of the table's for its rows", sink.Permanent, "violates a CHECK constraint", nil,
+				"ALTER TABLE event_log ADD CONSTRAINT never CHECK 0"),
+			Entry("an operator's view that throws", sink.Unknown, "", nil,
+				"CREATE TABLE other (n UInt8) ENGINE = Null",
+				"CREATE MATERIALIZED VIEW throws TO other AS SELECT throwIf(1) AS n FROM event_log"),
+		)
+	}
+})
