@@ -67,7 +67,7 @@ test/outcomes: need-npm need-cc build ## break everything, and write what came o
 
 # The parts of the benchmarks to run; ARGS has flags for them.
 BENCH ?=
-BENCH_PKG := ./pkg/outbox ./pkg/users
+BENCH_PKG := ./pkg/outbox ./pkg/users ./pkg/sink/clickhouse
 RUN_BENCH = DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' bin/bench
 
 .PHONY: bench

@@ -54,15 +54,19 @@ type Options struct {
 	// Cluster is the name of the cluster that replicates the table. Empty means
 	// a single server.
 	Cluster string
-	// MaxOpenConns bounds the connections, where the DSN does not. Each insert
-	// that is under way holds one, and Running, Present and Ping need one more.
-	// 0 means DefaultMaxOpenConns.
+	// MaxOpenConns bounds the connections of inserts, and those of everything else,
+	// where the DSN does not. Each insert that is under way holds one, and Running,
+	// Present and Ping need one. 0 means DefaultMaxOpenConns.
 	MaxOpenConns int
 }
 
 // Sink delivers events to a ClickHouse table. It is safe for concurrent use.
 type Sink struct {
-	conn    driver.Conn
+	conn driver.Conn
+	// inserts are the connections of inserts up to keptBytes. They keep the memory
+	// that they have encoded one in for the next, which conn's do not.
+	inserts driver.Conn
+
 	table   string // as it stands in a statement
 	name    string
 	cluster string
@@ -110,6 +114,11 @@ func Open(o Options) (*Sink, error) {
 	if s.conn, err = chgo.Open(driverOptions); err != nil {
 		return nil, fmt.Errorf("open clickhouse: %w", err)
 	}
+	keeping := *driverOptions
+	keeping.FreeBufOnConnRelease = false
+	if s.inserts, err = chgo.Open(&keeping); err != nil {
+		return nil, fmt.Errorf("open clickhouse: %w", errors.Join(err, s.conn.Close()))
+	}
 	return s, nil
 }
 
@@ -127,7 +136,7 @@ func (s *Sink) Ping(ctx context.Context) error {
 // Close closes the connections that are idle, and each other one when it is
 // done.
 func (s *Sink) Close() error {
-	if err := s.conn.Close(); err != nil {
+	if err := errors.Join(s.inserts.Close(), s.conn.Close()); err != nil {
 		return fmt.Errorf("close clickhouse: %w", err)
 	}
 	return nil
@@ -162,8 +171,8 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaultReadTimeout)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, o.MaxOpenConns, DefaultMaxOpenConns)
 	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, d.MaxOpenConns)
-	// An idle connection does not keep the memory of the largest batch that it
-	// has sent.
+	// An idle connection does not keep the memory of a large batch that it has
+	// sent.
 	d.FreeBufOnConnRelease = true
 	if d.Compression == nil {
 		d.Compression = &chgo.Compression{Method: chgo.CompressionLZ4}

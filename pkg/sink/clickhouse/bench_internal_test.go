@@ -1,0 +1,80 @@
+package clickhouse
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/google/uuid"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// block is an insert's block without a server to send it to.
+type block struct {
+	driver.Batch
+
+	columns []column.Interface
+}
+
+func newBlock(b *testing.B) *block {
+	b.Helper()
+	columnsOf := make([]column.Interface, len(columns))
+	for i, c := range columns {
+		made, err := column.Type(c.Type).Column(c.Name, &column.ServerContext{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		columnsOf[i] = made
+	}
+	return &block{columns: columnsOf}
+}
+
+// Columns implements driver.Batch.
+func (b *block) Columns() []column.Interface { return b.columns }
+
+// Column implements driver.Batch.
+func (b *block) Column(i int) driver.BatchColumn { return appender{b.columns[i]} }
+
+type appender struct{ column.Interface }
+
+// Append implements driver.BatchColumn.
+func (a appender) Append(v any) error {
+	_, err := a.Interface.Append(v)
+	return err
+}
+
+// AppendRow implements driver.BatchColumn.
+func (a appender) AppendRow(v any) error { return a.Interface.AppendRow(v) }
+
+// A batch, as far as it is encoded and not yet compressed.
+func BenchmarkEncode(b *testing.B) {
+	const events = 50_000
+	var buffer proto.Buffer
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		e := &sink.Events{}
+		e.Grow(events)
+		for range events {
+			e.EventID = append(e.EventID, uuid.UUID{1})
+			e.EventType = append(e.EventType, "user_created")
+			e.EventDateTime = append(e.EventDateTime, time.UnixMicro(1_764_000_000_000_000))
+			e.Environment = append(e.Environment, "Local")
+			e.EventContext = append(e.EventContext,
+				`{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
+			e.MetadataVersion = append(e.MetadataVersion, 1)
+		}
+		into := newBlock(b)
+		buffer.Reset()
+		b.StartTimer()
+		if err := appendColumns(into, e); err != nil {
+			b.Fatal(err)
+		}
+		for _, c := range into.columns {
+			c.Encode(&buffer)
+		}
+	}
+}
