@@ -99,67 +99,84 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 // Read passes the batch's events to add, in the order of their ids, exactly
 // as many as the manifest names; otherwise it fails with ErrEventsMissing.
 func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
-	types, environments := make(interner), make(interner)
-	return l.scan(ctx, readEventsSQL, func(rows *sqlx.Rows) (int64, error) {
-		var (
-			record                 Record
-			happened, published    int64
-			eventType, environment sql.RawBytes
-		)
-		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &environment,
-			&record.EventContext, &record.MetadataVersion, &record.Traceparent, &published); err != nil {
-			return 0, fmt.Errorf("scan an event: %w", err)
+	// Prepared, since lib/pq asks for binary values only then. In a transaction no
+	// pooler parts a statement from its name.
+	statement, err := l.tx.PreparexContext(ctx, readEventsSQL)
+	if err != nil {
+		return fmt.Errorf("read the batch: %w", err)
+	}
+	defer statement.Close()
+	rows, err := statement.QueryxContext(ctx, l.EventIDs, l.chunkIDs()) //nolint:sqlclosecheck // scan closes them
+	if err != nil {
+		return fmt.Errorf("read the batch: %w", err)
+	}
+	decoder := chunkDecoder{types: make(interner), environments: make(interner)}
+	return l.scan(rows, func(take func(int64) error) error {
+		var chunk sql.RawBytes
+		if err := rows.Scan(&chunk); err != nil {
+			return fmt.Errorf("scan events: %w", err)
 		}
-		record.EventType = types.intern(eventType)
-		record.Environment = environments.intern(environment)
-		record.EventDateTime = time.UnixMicro(happened).UTC()
-		record.PublishedAt = time.UnixMicro(published).UTC()
-		return record.ID, add(record)
+		records, err := decoder.decode(chunk)
+		if err != nil {
+			return fmt.Errorf("decode events: %w", err)
+		}
+		for _, record := range records {
+			if err := take(record.ID); err != nil {
+				return err
+			}
+			if err := add(record); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
 // Keys returns the batch's events without their contexts, environments and
 // versions, in Read's order.
 func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
+	rows, err := l.tx.QueryxContext(ctx, readKeysSQL, l.EventIDs)
+	if err != nil {
+		return nil, fmt.Errorf("read the batch's keys: %w", err)
+	}
 	types := make(interner)
 	records := make([]Record, 0, l.Events)
-	err := l.scan(ctx, readKeysSQL, func(rows *sqlx.Rows) (int64, error) {
+	err = l.scan(rows, func(take func(int64) error) error {
 		var (
 			record              Record
 			happened, published int64
 			eventType           sql.RawBytes
 		)
 		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &record.Traceparent, &published); err != nil {
-			return 0, fmt.Errorf("scan an event's key: %w", err)
+			return fmt.Errorf("scan an event's key: %w", err)
 		}
 		record.EventType = types.intern(eventType)
 		record.EventDateTime = time.UnixMicro(happened).UTC()
 		record.PublishedAt = time.UnixMicro(published).UTC()
 		records = append(records, record)
-		return record.ID, nil
+		return take(record.ID)
 	})
 	return records, err
 }
 
-// scan runs one of the queries over the batch's members and verifies that it
-// returns exactly them: fewer rows under the batch's token would burn it.
-func (l *Lease) scan(ctx context.Context, query string, scan func(*sqlx.Rows) (int64, error)) error {
-	rows, err := l.tx.QueryxContext(ctx, query, l.EventIDs)
-	if err != nil {
-		return fmt.Errorf("read the batch: %w", err)
-	}
+// scan goes through the rows of a query over the batch's members and verifies
+// that they are exactly these: fewer under the batch's token would burn it. row
+// passes take the id of each event.
+func (l *Lease) scan(rows *sqlx.Rows, row func(take func(id int64) error) error) error {
 	defer rows.Close()
 	events, last := 0, int64(0)
-	for rows.Next() {
-		id, err := scan(rows)
-		if err != nil {
-			return err
-		}
+	take := func(id int64) error {
 		if id <= last {
 			return fmt.Errorf("%w: event %d came after %d", ErrLeaseLost, id, last)
 		}
 		last = id
 		events++
+		return nil
+	}
+	for rows.Next() {
+		if err := row(take); err != nil {
+			return err
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("read the batch: %w", err)
@@ -361,16 +378,4 @@ func reason(err error) string {
 		text = text[:maxBytes]
 	}
 	return strings.ToValidUTF8(text, "")
-}
-
-// interner keeps one copy of each of the few strings that a column holds.
-type interner map[string]string
-
-func (in interner) intern(text []byte) string {
-	if known, ok := in[string(text)]; ok {
-		return known
-	}
-	fresh := string(text)
-	in[fresh] = fresh
-	return fresh
 }

@@ -356,6 +356,35 @@ var _ = Describe("Store", func() {
 			Expect(read[1].Environment).To(Equal("Local"))
 		})
 
+		It("reads events of every size, with gaps between their ids", func(ctx SpecContext) {
+			store = outbox.NewStore(db, outbox.StoreOptions{})
+			var contexts []string
+			for i := range 3000 {
+				size := i % 300
+				if i%1000 == 999 {
+					size = 1 << 20
+				}
+				contexts = append(contexts, fmt.Sprintf("%q", strings.Repeat("x", size)))
+			}
+			events := make([]outbox.Event, len(contexts))
+			for i, c := range contexts {
+				events[i].EventContext = json.RawMessage(c)
+			}
+			for some := range slices.Chunk(events, 7) {
+				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // which nobody has
+				publish(ctx, db, publisher, some...)
+			}
+			cut(ctx)
+			lease := claim(ctx)
+			var read []string
+			Expect(lease.Read(ctx, func(record outbox.Record) error {
+				read = append(read, record.EventContext)
+				return nil
+			})).To(Succeed())
+			Expect(slices.Equal(read, contexts)).To(BeTrue(), "%d events, of which some are others", len(read))
+			Expect(lease.Settle(ctx)).To(Succeed())
+		})
+
 		It("reads by membership: not what lies between the batch's ids", func(ctx SpecContext) {
 			late := db.MustBegin()
 			publishMany(ctx, 1)
@@ -366,6 +395,9 @@ var _ = Describe("Store", func() {
 
 			lease := claim(ctx)
 			Expect(lease.Keys(ctx)).To(HaveLen(2))
+			read := 0
+			Expect(lease.Read(ctx, func(outbox.Record) error { read++; return nil })).To(Succeed())
+			Expect(read).To(Equal(2))
 			Expect(lease.Settle(ctx)).To(Succeed())
 			var left int
 			Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
