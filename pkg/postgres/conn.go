@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
+	"net"
 	"strings"
 	"time"
 )
@@ -20,6 +21,7 @@ const cancelGrace = time.Second
 type conn struct {
 	pqConn
 
+	dialed    net.Conn        // what lies below it, and below TLS
 	abandoned context.Context //nolint:containedctx // ends with abandon
 	abandon   func()          // closes what the connection was dialed as
 	release   func()          // ends the watch of the user's context; nil is none
@@ -72,6 +74,15 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.watch(ctx)
 	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+}
+
+// ResetSession implements driver.SessionResetter. The pool asks it before it gives
+// an idle connection out.
+func (c *conn) ResetSession(ctx context.Context) error {
+	if speaks(c.dialed) {
+		return driver.ErrBadConn
+	}
+	return c.pqConn.ResetSession(ctx) //nolint:wrapcheck // a driver's own
 }
 
 // IsValid implements driver.Validator. The pool asks it when the connection's

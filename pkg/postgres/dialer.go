@@ -16,6 +16,8 @@ type dialer struct {
 	// abort, where given, closes the connections when it is canceled, whatever
 	// is being waited for on them.
 	abort context.Context //nolint:containedctx // pq.Listener takes a dialer and no context
+	// dialed, where given, gets each connection that is made.
+	dialed func(net.Conn)
 }
 
 // Dial implements pq.Dialer.
@@ -48,6 +50,9 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 		Control: setUserTimeout,
 	}
 	conn, err := dialer.DialContext(ctx, network, address)
+	if err == nil && d.dialed != nil {
+		d.dialed(conn)
+	}
 	if err != nil || d.abort == nil {
 		return conn, err //nolint:wrapcheck // lib/pq says what it was doing
 	}

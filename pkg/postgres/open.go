@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -53,6 +54,9 @@ type Options struct {
 // (binary_parameters), unless the DSN says otherwise; a []byte is then sent in
 // its type's binary format, which is the same as text for json and text, but
 // not for jsonb.
+//
+// An idle connection that the server has ended is not given out: whoever uses one
+// that was good when it was taken does not know of a failure what it has done.
 //
 // A server that is gone without a word is noticed within about DeadAfter. Where
 // the context of a statement or a transaction ends and the server does not
@@ -104,12 +108,13 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*conn, error) {
 	base := *c.base
-	base.Dialer(dialer{abort: abandoned})
+	var dialed net.Conn // the last, where the DSN allows two ways
+	base.Dialer(dialer{abort: abandoned, dialed: func(conn net.Conn) { dialed = conn }})
 	made, err := base.Connect(ctx)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // Connect says what was being done
 	}
-	conn := &conn{pqConn: made.(pqConn), abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
+	conn := &conn{pqConn: made.(pqConn), dialed: dialed, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
 	if c.setup == "" {
 		return conn, nil
 	}

@@ -42,13 +42,65 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
+// Queryer runs a statement that returns rows.
+type Queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// InStatement runs fn, whose one statement is a transaction by itself: it takes
+// one round trip where InTx takes three. Its isolation is the server's default.
+// fn reads the statement's rows to their end.
+//
+// fn's error wraps ErrOutcomeUnknown where the statement was sent and the server
+// did not answer; where it did, or nothing was sent, nothing was committed.
+func InStatement(ctx context.Context, db *sqlx.DB, fn func(q Queryer) error) error {
+	// On one connection, so that database/sql does not send the statement again
+	// when that is lost.
+	conn, err := db.Connx(ctx)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer conn.Close()
+	s := &statement{conn: conn}
+	if err := fn(s); err != nil {
+		if s.sent && mayHaveRun(err) {
+			return fmt.Errorf("commit: %w: %w", ErrOutcomeUnknown, err)
+		}
+		return err
+	}
+	return nil
+}
+
+type statement struct {
+	conn *sqlx.Conn
+	sent bool
+}
+
+// QueryContext implements Queryer.
+func (s *statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	s.sent = true
+	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // a driver's own
+}
+
+// mayHaveRun reports whether a statement that returned err may have run to its
+// end: only the server's own error says that it did not.
+func mayHaveRun(err error) bool {
+	server, ok := errors.AsType[*pq.Error](err)
+	return !ok || madeUp(server)
+}
+
+// madeUp reports whether the error is one that a pooler makes up in the server's
+// name.
+func madeUp(err *pq.Error) bool {
+	return class(err) == connectionException || err.Code == pqerror.TRStatementCompletionUnknown
+}
+
 // mayBeCommitted reports whether a commit that returned err may have happened.
-// The server's own errors say that it did not, save for those that a pooler
-// makes up in its name, and these of database/sql and lib/pq that it was never
-// sent.
+// The server's own errors say that it did not, and these of database/sql and
+// lib/pq that it was never sent.
 func mayBeCommitted(err error) bool {
 	if server, ok := errors.AsType[*pq.Error](err); ok {
-		return class(server) == connectionException || server.Code == pqerror.TRStatementCompletionUnknown
+		return madeUp(server)
 	}
 	return !errors.Is(err, sql.ErrTxDone) && !errors.Is(err, pq.ErrInFailedTransaction) &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
