@@ -3,6 +3,7 @@ package httpapi
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"net/http"
 	"regexp"
 	"strings"
@@ -26,6 +27,15 @@ const (
 // the answer is kept in the same transaction, and a repetition gets it without
 // the work. body is what the request asks for beside its method and path.
 func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Answer, error)) error {
+	return s.changeTogether(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, errGoAlone }, work)
+}
+
+// changeTogether is change for what may be made in one transaction with other
+// clients' changes, unless it has a key: together does so, or returns
+// errGoAlone.
+func (s *Server) changeTogether(c echo.Context, body []byte, together func() (idempotency.Answer, error),
+	work func(tx *sqlx.Tx) (idempotency.Answer, error),
+) error {
 	key, given, err := idempotencyKey(c.Request(), body)
 	if err != nil {
 		return err
@@ -33,7 +43,12 @@ func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (ide
 	var answer idempotency.Answer
 	replayed := false
 	ctx := c.Request().Context()
-	err = s.gate.through(ctx, func() error {
+	err = s.gate.through(ctx, func() (err error) {
+		if !given {
+			if answer, err = together(); !errors.Is(err, errGoAlone) {
+				return err
+			}
+		}
 		return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
 			if !given {
 				answer, err = work(tx)

@@ -128,6 +128,7 @@ type Server struct {
 	byAddress   *limiter
 	byKey       *limiter
 	gate        *gate
+	creations   *groups[users.NewUser, users.Result]
 	echo        *echo.Echo
 	addr        atomic.Value // string, once it listens
 }
@@ -147,6 +148,7 @@ func New(o Options) *Server {
 		gate:        newGate(o.MaxConcurrent, func(ctx context.Context) error { return o.DB.PingContext(ctx) }),
 		echo:        echo.New(),
 	}
+	s.creations = newGroups(s.createTogether)
 	s.echo.IPExtractor = clientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
 	s.echo.HTTPErrorHandler = s.answerError

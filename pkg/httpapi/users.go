@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
@@ -49,13 +51,30 @@ func (s *Server) createUser(c echo.Context) error {
 	if err := body.check(userRules(newUser.Validate())); err != nil {
 		return err
 	}
-	return s.change(c, body.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
-		created, err := s.users.Create(c.Request().Context(), tx, newUser)
+	answer := func(created users.User, err error) (idempotency.Answer, error) {
 		if err != nil {
 			return idempotency.Answer{}, err
 		}
 		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), user(created))
+	}
+	ctx := c.Request().Context()
+	return s.changeTogether(c, body.raw, func() (idempotency.Answer, error) {
+		result, err := s.creations.do(ctx, newUser)
+		return answer(result.User, cmp.Or(err, result.Err))
+	}, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+		return answer(s.users.Create(ctx, tx, newUser))
 	})
+}
+
+// createTogether creates users who have nothing to do with each other in one
+// transaction.
+func (s *Server) createTogether(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
+	err = postgres.InStatement(ctx, s.options.DB, func(q postgres.Queryer) (err error) {
+		// That one of them waits is not the others' affair.
+		results, err = s.users.CreateMany(ctx, q, newUsers, groupPatience)
+		return err
+	})
+	return results, err
 }
 
 func (s *Server) createUsers(c echo.Context) error {
@@ -89,7 +108,7 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 			valid, places = append(valid, newUsers[i]), append(places, i)
 		}
 	}
-	created, err := s.users.CreateMany(ctx, tx, valid)
+	created, err := s.users.CreateMany(ctx, tx, valid, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -62,6 +62,35 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(1))
 	})
 
+	It("create others while one waits for an address, and many at once", func(ctx SpecContext) {
+		api := start(ctx)
+		holder := db.MustBegin()
+		defer func() { _ = holder.Rollback() }()
+		holder.MustExec(`INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+			VALUES (gen_random_uuid(), 'held@example.com', '', '', now(), now())`)
+		answers := make(chan int, 200)
+		create := func(email string) {
+			defer GinkgoRecover()
+			answers <- api.create(ctx, fmt.Sprintf(`{"email":%q}`, email)).status
+		}
+		waits := func() (n int) {
+			Expect(db.Get(&n, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)).To(Succeed())
+			return n
+		}
+		go create("Held@example.com")
+		Eventually(ctx, waits).Should(Equal(1))
+		for i := range 100 {
+			go create(fmt.Sprintf("user-%d@example.com", i))
+		}
+		for range 100 {
+			Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
+		}
+		Expect(holder.Rollback()).To(Succeed())
+		Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
+		Expect(count(ctx, "users")).To(Equal(101))
+		Expect(count(ctx, "outbox_events")).To(Equal(101))
+	})
+
 	It("make 200 users and 200 events of 1,000 concurrent requests with 200 addresses", func(ctx SpecContext) {
 		api := start(ctx)
 		statuses := make(chan int, 1000)

@@ -1,12 +1,16 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
+	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
@@ -55,10 +59,8 @@ type Tx interface {
 // *ValidationError before anything is written. After any other error the
 // transaction is of no more use and must be rolled back.
 func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
-	for i := range events {
-		if broken := events[i].broken(i, p.maxEventBytes); len(broken) > 0 {
-			return broken[0]
-		}
+	if err := p.check(events); err != nil {
+		return err
 	}
 	failpoint.At(failpoint.PublishBefore)
 	for start := 0; start < len(events); start += eventsPerInsert {
@@ -68,6 +70,96 @@ func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 		}
 	}
 	failpoint.At(failpoint.PublishInserted)
+	return nil
+}
+
+// Queryer is the caller's transaction, or a connection on which a statement is a
+// transaction by itself.
+type Queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// Insert is a statement of the caller's that inserts rows of which events tell.
+type Insert struct {
+	// SQL inserts the rows and returns the ids, uuids, of those that it has
+	// inserted, in a column id. Its parameters are $1 and on.
+	SQL  string
+	Args []any
+	// RowIDs say which row each of the events tells of.
+	RowIDs []uuid.UUID
+}
+
+// PublishInserted runs the statement and publishes the events of those rows that
+// it has inserted, which takes one round trip. It returns those rows' ids. For the
+// rest it is like Publish.
+func (p *Publisher) PublishInserted(ctx context.Context, q Queryer, insert Insert, events ...Event) ([]uuid.UUID, error) {
+	if err := p.check(events); err != nil {
+		return nil, err
+	}
+	failpoint.At(failpoint.PublishBefore)
+	rows, err := q.QueryContext(ctx, publishInsertedSQL(insert), append(insert.Args, p.arrays(insert.RowIDs, events)...)...)
+	if err != nil {
+		return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+	}
+	defer rows.Close()
+	var inserted []uuid.UUID
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+		}
+		inserted = append(inserted, id)
+	}
+	// Not before the last row's end has the server said that all of it is done.
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+	}
+	failpoint.At(failpoint.PublishInserted)
+	return inserted, nil
+}
+
+// publishInsertedSQL publishes in the order of the arrays, which are the last
+// parameters.
+func publishInsertedSQL(insert Insert) string {
+	first := len(insert.Args)
+	return fmt.Sprintf(`
+WITH inserted AS (%s),
+published AS (
+    INSERT INTO outbox_events
+        (event_id, event_type, event_date_time, environment, event_context, metadata_version, traceparent)
+    SELECT event_id, event_type, event_date_time, environment, event_context::json, metadata_version, nullif(traceparent, '')
+    FROM unnest($%d::uuid[], $%d::uuid[], $%d::text[], $%d::timestamptz[], $%d::text[], $%d::text[], $%d::bigint[], $%d::text[])
+         WITH ORDINALITY AS event (row_id, event_id, event_type, event_date_time, environment, event_context,
+                                   metadata_version, traceparent, place)
+    WHERE row_id IN (SELECT id FROM inserted)
+    ORDER BY place
+)
+SELECT id FROM inserted`,
+		insert.SQL, first+1, first+2, first+3, first+4, first+5, first+6, first+7, first+8)
+}
+
+// arrays are the events by column, each in the text form of an array.
+func (p *Publisher) arrays(rowIDs []uuid.UUID, events []Event) []any {
+	n := len(events)
+	rows, ids, types, times := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
+	environments, contexts, traceparents := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
+	versions := make(pq.Int64Array, n)
+	for i := range events {
+		e := &events[i]
+		rows[i], ids[i] = rowIDs[i].String(), e.EventID.String()
+		types[i], times[i] = e.EventType, e.EventDateTime.UTC().Truncate(time.Microsecond).Format(time.RFC3339Nano)
+		environments[i], contexts[i] = cmp.Or(e.Environment, p.environment), string(e.EventContext)
+		versions[i], traceparents[i] = e.MetadataVersion, e.Traceparent
+	}
+	return []any{rows, ids, types, times, environments, contexts, versions, traceparents}
+}
+
+func (p *Publisher) check(events []Event) error {
+	for i := range events {
+		if broken := events[i].broken(i, p.maxEventBytes); len(broken) > 0 {
+			return broken[0]
+		}
+	}
 	return nil
 }
 
@@ -81,16 +173,12 @@ func (p *Publisher) values(events []Event) []any {
 	values := make([]any, 0, len(events)*columnsPerInsert)
 	for i := range events {
 		e := &events[i]
-		environment := e.Environment
-		if environment == "" {
-			environment = p.environment
-		}
 		var traceparent any
 		if e.Traceparent != "" {
 			traceparent = e.Traceparent
 		}
 		values = append(values, e.EventID, e.EventType, e.EventDateTime.UTC().Truncate(time.Microsecond),
-			environment, []byte(e.EventContext), e.MetadataVersion, traceparent)
+			cmp.Or(e.Environment, p.environment), []byte(e.EventContext), e.MetadataVersion, traceparent)
 	}
 	return values
 }

@@ -4,11 +4,13 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -135,6 +137,78 @@ var _ = Describe("Publisher", func() {
 		events := make([]outbox.Event, 12_345)
 		publish(ctx, db, publisher, events...)
 		Expect(count()).To(Equal(12_345))
+	})
+
+	Describe("with rows of the caller's own", func() {
+		BeforeEach(func() { db.MustExec("CREATE TABLE things (id uuid PRIMARY KEY, name text UNIQUE)") })
+
+		insert := func(name string, ids ...uuid.UUID) outbox.Insert {
+			names := make([]string, len(ids))
+			for i := range ids {
+				names[i] = fmt.Sprint(name, i%2)
+			}
+			return outbox.Insert{
+				SQL:    "INSERT INTO things SELECT * FROM unnest($1::uuid[], $2::text[]) ON CONFLICT (name) DO NOTHING RETURNING id",
+				Args:   []any{pq.Array(ids), pq.Array(names)},
+				RowIDs: ids,
+			}
+		}
+
+		It("publishes the events of those that were inserted, in their order and byte for byte", func(ctx SpecContext) {
+			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New(), uuid.New()}
+			events := []outbox.Event{
+				{EventContext: json.RawMessage(`{ "b":1,"a" : [1.00, 1e3], "nul":"\u0000", "quote":"\"\\\"", "emoji":"🧨" }`), Environment: "Production"},
+				{
+					EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC),
+					Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", EventContext: json.RawMessage(`"NULL"`),
+				},
+				{EventType: "not_published"},
+				{EventType: "not_published"},
+			}
+			for i := range events {
+				events[i] = complete(events[i])
+			}
+			tx := db.MustBegin()
+			Expect(publisher.PublishInserted(ctx, tx, insert("a", ids...), events...)).To(ConsistOf(ids[0], ids[1]))
+			Expect(tx.Commit()).To(Succeed())
+
+			var rows []struct {
+				EventID         uuid.UUID `db:"event_id"`
+				EventType       string    `db:"event_type"`
+				EventDateTime   time.Time `db:"event_date_time"`
+				Environment     string    `db:"environment"`
+				EventContext    string    `db:"event_context"`
+				MetadataVersion int64     `db:"metadata_version"`
+				Traceparent     *string   `db:"traceparent"`
+			}
+			Expect(db.Select(&rows, `SELECT event_id, event_type, event_date_time, environment, event_context,
+				metadata_version, traceparent FROM outbox_events ORDER BY id`)).To(Succeed())
+			Expect(rows).To(HaveLen(2))
+			for i, row := range rows {
+				Expect(row.EventID).To(Equal(events[i].EventID))
+				Expect(row.EventType).To(Equal(events[i].EventType))
+				Expect(row.EventDateTime).To(BeTemporally("==", events[i].EventDateTime))
+				Expect(row.EventContext).To(Equal(string(events[i].EventContext)))
+				Expect(row.MetadataVersion).To(Equal(events[i].MetadataVersion))
+			}
+			Expect(rows[0].Environment).To(Equal("Production"))
+			Expect(rows[1].Environment).To(Equal("Test"))
+			Expect(rows[0].Traceparent).To(BeNil())
+			Expect(rows[1].Traceparent).To(HaveValue(Equal(events[1].Traceparent)))
+		})
+
+		It("inserts nothing if the transaction is rolled back, or an event breaks a rule", func(ctx SpecContext) {
+			tx := db.MustBegin()
+			_, err := publisher.PublishInserted(ctx, tx, insert("a", uuid.New()), complete(outbox.Event{}))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(tx.Rollback()).To(Succeed())
+			_, err = publisher.PublishInserted(ctx, db, insert("a", uuid.New()), complete(outbox.Event{EventType: "A"}))
+			_, ok := errors.AsType[*outbox.ValidationError](err)
+			Expect(ok).To(BeTrue(), "%v", err)
+			var things int
+			Expect(db.Get(&things, "SELECT count(*) FROM things")).To(Succeed())
+			Expect(things + count()).To(BeZero())
+		})
 	})
 
 	DescribeTable("refuses an event that breaks a rule, and writes nothing",

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gstruct"
@@ -124,6 +126,34 @@ var _ = Describe("Creating a user", func() {
 			JOIN outbox_events ON event_context->>'user_id' = users.id::text
 				AND event_context->>'email' = users.email`)).To(Equal(200))
 		Expect(countEvents(ctx)).To(Equal(200))
+	})
+
+	It("gives up on an address that another transaction holds for longer than it may wait", func(ctx SpecContext) {
+		other := db.MustBegin()
+		_, err := newService(db).Service.Create(ctx, other, users.NewUser{Email: "ada@example.com"})
+		Expect(err).NotTo(HaveOccurred())
+		s := newService(db)
+		create := func(emails ...string) (results []users.Result, err error) {
+			news := make([]users.NewUser, len(emails))
+			for i, email := range emails {
+				news[i].Email = email
+			}
+			err = postgres.InStatement(ctx, db, func(q postgres.Queryer) (err error) {
+				results, err = s.Service.CreateMany(ctx, q, news, time.Millisecond)
+				return err
+			})
+			return results, err
+		}
+		_, err = create("Ada@example.com", "bob@example.com")
+		refused, ok := errors.AsType[*pq.Error](err)
+		Expect(ok).To(BeTrue(), "%v", err)
+		Expect(refused.Code).To(Equal(pqerror.LockNotAvailable))
+		Expect(countUsers(ctx) + countEvents(ctx)).To(BeZero())
+
+		Expect(other.Commit()).To(Succeed())
+		Expect(create("Ada@example.com", "bob@example.com")).To(HaveExactElements(
+			HaveField("Err", MatchError(users.ErrEmailTaken)), HaveField("User.Email", "bob@example.com")))
+		Expect(countEvents(ctx)).To(Equal(2))
 	})
 
 	Describe("keeps user and event together", func() {

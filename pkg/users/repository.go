@@ -4,11 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 // The index users_email_key decides whether an address is taken. ON CONFLICT
@@ -20,11 +23,13 @@ INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
-// Inserts in the arrays' order.
+// Inserts in the arrays' order. Unless $6 is NULL it is for how long at most a row
+// waits for a lock; the setting is made before the first row comes.
 const insertManySQL = `
 INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
-SELECT id, email, first_name, last_name, $5, $5
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
+SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz
+FROM (SELECT set_config('lock_timeout', coalesce($6::text, current_setting('lock_timeout')), true)) AS setting,
+     unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
 ON CONFLICT (lower(email)) DO NOTHING
 RETURNING id`
 
@@ -66,29 +71,19 @@ func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 	return nil
 }
 
-// insertMany returns the ids of those users whose addresses were free. All were
-// created at one time.
-func insertMany(ctx context.Context, tx *sqlx.Tx, users []User) (map[uuid.UUID]bool, error) {
-	if len(users) == 0 {
-		return map[uuid.UUID]bool{}, nil
+// insertMany is the statement that inserts those users whose addresses are free.
+// All were created at one time.
+func insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
+	n := len(users)
+	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
+	for i, u := range users {
+		ids[i], emails[i], firstNames[i], lastNames[i] = u.ID.String(), u.Email, u.FirstName, u.LastName
 	}
-	var ids, emails, firstNames, lastNames pq.StringArray
-	for _, u := range users {
-		ids = append(ids, u.ID.String())
-		emails = append(emails, u.Email)
-		firstNames = append(firstNames, u.FirstName)
-		lastNames = append(lastNames, u.LastName)
+	var timeout any
+	if lockTimeout > 0 {
+		timeout = strconv.FormatInt(lockTimeout.Milliseconds(), 10)
 	}
-	var inserted []uuid.UUID
-	err := tx.SelectContext(ctx, &inserted, insertManySQL, ids, emails, firstNames, lastNames, users[0].CreatedAt)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // CreateMany says what was being done
-	}
-	set := make(map[uuid.UUID]bool, len(inserted))
-	for _, id := range inserted {
-		set[id] = true
-	}
-	return set, nil
+	return outbox.Insert{SQL: insertManySQL, Args: []any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}}
 }
 
 // row is a user as it is read.

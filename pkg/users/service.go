@@ -78,8 +78,11 @@ type Result struct {
 
 // CreateMany does what Create does for each of the users, in their order: of
 // two with one address the second finds it taken. The results are in the same
-// order. After an error tx must be rolled back.
-func (s *Service) CreateMany(ctx context.Context, tx *sqlx.Tx, news []NewUser) ([]Result, error) {
+// order. It runs one statement: q is a transaction, or a connection on which that
+// is a transaction by itself. Where lockTimeout is not 0 it fails after a wait for
+// another transaction with one of the addresses that takes longer. After an error
+// a transaction must be rolled back.
+func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, lockTimeout time.Duration) ([]Result, error) {
 	results := make([]Result, len(news))
 	now := time.Now()
 	valid := make([]int, 0, len(news)) // places among news
@@ -88,6 +91,18 @@ func (s *Service) CreateMany(ctx context.Context, tx *sqlx.Tx, news []NewUser) (
 		if results[i].Err == nil {
 			valid = append(valid, i)
 		}
+	}
+	if len(valid) == 0 {
+		return results, nil
+	}
+	events, ids := make([]outbox.Event, len(valid)), make([]uuid.UUID, len(valid))
+	for i, place := range valid {
+		user := results[place].User
+		event, err := user.created(news[place].Traceparent)
+		if err != nil {
+			return nil, fmt.Errorf("create users: %w", err)
+		}
+		events[i], ids[i] = event, user.ID
 	}
 	// All take their locks in one order, so that two calls with the same
 	// addresses do not wait for each other.
@@ -98,28 +113,20 @@ func (s *Service) CreateMany(ctx context.Context, tx *sqlx.Tx, news []NewUser) (
 	for i, place := range valid {
 		users[i] = results[place].User
 	}
-	inserted, err := insertMany(ctx, tx, users)
+	insert := insertMany(users, lockTimeout)
+	insert.RowIDs = ids
+	inserted, err := s.publisher.PublishInserted(ctx, q, insert, events...)
 	if err != nil {
 		return nil, fmt.Errorf("create users: %w", err)
 	}
+	created := make(map[uuid.UUID]bool, len(inserted))
+	for _, id := range inserted {
+		created[id] = true
+	}
 	for _, place := range valid {
-		if !inserted[results[place].User.ID] {
+		if !created[results[place].User.ID] {
 			results[place] = Result{Err: ErrEmailTaken}
 		}
-	}
-	events := make([]outbox.Event, 0, len(inserted))
-	for i, result := range results {
-		if result.Err != nil {
-			continue
-		}
-		event, err := result.User.created(news[i].Traceparent)
-		if err != nil {
-			return nil, fmt.Errorf("create users: %w", err)
-		}
-		events = append(events, event)
-	}
-	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
-		return nil, fmt.Errorf("create users: %w", err)
 	}
 	return results, nil
 }

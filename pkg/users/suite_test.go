@@ -60,7 +60,7 @@ func (s service) Create(ctx context.Context, n users.NewUser) (created users.Use
 
 func (s service) CreateMany(ctx context.Context, news ...users.NewUser) (results []users.Result, err error) {
 	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
-		results, err = s.Service.CreateMany(ctx, tx, news)
+		results, err = s.Service.CreateMany(ctx, tx, news, 0)
 		return err
 	})
 	return results, err

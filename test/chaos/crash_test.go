@@ -210,7 +210,7 @@ var _ = Describe("A relay that is killed", func() {
 
 var _ = Describe("An API that is killed", func() {
 	for point, created := range map[failpoint.Point]int{
-		failpoint.PublishBefore: 0, failpoint.PublishInserted: 0, failpoint.PublishCommitted: 1,
+		failpoint.PublishBefore: 0, failpoint.PublishInserted: 1, failpoint.PublishCommitted: 1, // one statement inserts and commits
 	} {
 		It(fmt.Sprintf("leaves a user with its event, or neither, at %s", point), func(ctx SpecContext) {
 			s := newSystem(ctx)

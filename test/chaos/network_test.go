@@ -141,7 +141,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 	} {
 		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)
-			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
+			proxy.HoldFrom(commit.held, "WITH inserted AS") // the statement is the transaction
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
@@ -155,7 +155,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 
 		It("each request that is repeated with its key is answered with its one user though "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsersOnce)
-			proxy.HoldFrom(commit.held, "COMMIT\x00")
+			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)

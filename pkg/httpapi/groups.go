@@ -1,0 +1,195 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
+)
+
+// groups have changes that are asked for at the same time share a transaction,
+// and so what one costs: its round trips, and the wait for the disk at its
+// commit. No change waits for others to come: a group is what came while the
+// groups before it were on their way, and of a change that comes alone it is
+// that change.
+//
+// What shares a transaction shares its fate. Where the outcome is unknown, it is
+// so for each of the group; where PostgreSQL refuses something, each of them is
+// told to go alone.
+type groups[T, R any] struct {
+	// commit makes the changes in one transaction of their own, and returns a
+	// result for each.
+	commit func(ctx context.Context, items []T) ([]R, error)
+	// patience is for how long a group that does not get on keeps the next one
+	// waiting.
+	patience time.Duration
+
+	mu    sync.Mutex
+	ways  int // how many more groups may be on their way
+	queue []*member[T, R]
+}
+
+const (
+	// groupWays is how many groups are on their way at once: the next one's
+	// members are read and answered while one is being committed.
+	groupWays = 1
+	// groupPatience is short to a client, and long to PostgreSQL.
+	groupPatience = 100 * time.Millisecond
+	// maxGroup bounds the changes of a group.
+	maxGroup = 100
+)
+
+// errGoAlone says that a change has not been made with others, and that it may
+// be made alone.
+var errGoAlone = errors.New("the change cannot be made together with others")
+
+// member is one change of a group.
+type member[T, R any] struct {
+	ctx  context.Context //nolint:containedctx // whose end the group heeds
+	item T
+
+	turn   chan struct{} // closed when the member is to lead those who wait
+	done   chan struct{} // closed with result and err set
+	result R
+	err    error
+}
+
+func newGroups[T, R any](commit func(context.Context, []T) ([]R, error)) *groups[T, R] {
+	return &groups[T, R]{commit: commit, ways: groupWays, patience: groupPatience}
+}
+
+// do makes the change, together with others where there are any. It returns
+// errGoAlone where only the change's own transaction can tell what becomes of
+// it.
+func (g *groups[T, R]) do(ctx context.Context, item T) (R, error) {
+	m := &member[T, R]{ctx: ctx, item: item, turn: make(chan struct{}), done: make(chan struct{})}
+	g.mu.Lock()
+	g.queue = append(g.queue, m)
+	if g.ways > 0 {
+		g.ways--
+		g.giveTurn()
+	}
+	g.mu.Unlock()
+	select {
+	case <-m.turn:
+		g.lead(m)
+	case <-m.done:
+	case <-ctx.Done():
+		if g.leave(m) {
+			return m.result, context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		}
+		select {
+		case <-m.turn: // others wait for the way that it was given
+			g.lead(m)
+		case <-m.done: // which the end of its members' contexts brings about
+		}
+	}
+	return m.result, m.err
+}
+
+// giveTurn gives a way to the first of those who wait, or keeps it for whoever
+// comes next. The caller has the lock.
+func (g *groups[T, R]) giveTurn() {
+	if len(g.queue) == 0 {
+		g.ways++
+		return
+	}
+	leader := g.queue[0]
+	g.queue = g.queue[1:]
+	close(leader.turn)
+}
+
+// leave takes the member out of the queue, and reports whether it was there.
+func (g *groups[T, R]) leave(m *member[T, R]) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.queue, m)
+	if i < 0 {
+		return false
+	}
+	g.queue = slices.Delete(slices.Clone(g.queue), i, i+1)
+	return true
+}
+
+// lead brings the leader and those who wait on their way, and gives the way to
+// the next.
+func (g *groups[T, R]) lead(leader *member[T, R]) {
+	giveBack := sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.giveTurn()
+	})
+	defer giveBack()
+	g.mu.Lock()
+	n := min(len(g.queue), maxGroup-1)
+	waiting := append([]*member[T, R]{leader}, g.queue[:n]...)
+	g.queue = g.queue[n:]
+	g.mu.Unlock()
+
+	var members []*member[T, R]
+	var items []T
+	for _, m := range waiting {
+		if m.ctx.Err() != nil { // it would have the others' end, too
+			m.err = context.Cause(m.ctx)
+			close(m.done)
+			continue
+		}
+		members, items = append(members, m), append(items, m.item)
+	}
+	if len(members) == 0 {
+		return
+	}
+	defer time.AfterFunc(g.patience, giveBack).Stop()
+
+	results, err := []R(nil), errGoAlone
+	defer func() { // also where commit panics
+		for i, m := range members {
+			if m.err = err; err == nil {
+				m.result = results[i]
+			}
+			close(m.done)
+		}
+	}()
+	ctx, cancel := contextOf(members)
+	defer cancel()
+	results, err = g.commit(ctx, items)
+	if err != nil {
+		err = errors.Join(err, context.Cause(ctx))
+	}
+	if refused, ok := errors.AsType[*pq.Error](err); ok && refused != nil && ctx.Err() == nil &&
+		!postgres.IsUnavailable(err) && !errors.Is(err, postgres.ErrOutcomeUnknown) {
+		err = errGoAlone
+	}
+}
+
+// contextOf ends when the first of the members' deadlines is over, or when
+// nobody waits for the group any more.
+func contextOf[T, R any](members []*member[T, R]) (context.Context, context.CancelFunc) {
+	if len(members) == 1 {
+		return context.WithCancel(members[0].ctx)
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(members[0].ctx))
+	waiting := new(atomic.Int64)
+	waiting.Store(int64(len(members)))
+	stops := make([]func() bool, len(members))
+	for i, m := range members {
+		stops[i] = context.AfterFunc(m.ctx, func() {
+			cause := context.Cause(m.ctx)
+			if waiting.Add(-1) == 0 || errors.Is(cause, errRequestTimeout) {
+				cancel(cause)
+			}
+		})
+	}
+	return ctx, func() {
+		for _, stop := range stops {
+			stop()
+		}
+		cancel(nil)
+	}
+}
