@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
@@ -206,8 +208,15 @@ func (d *database) publishNow(ctx context.Context, n int) error {
 
 // empty empties every table that a run fills.
 func (d *database) empty(ctx context.Context) error {
-	if _, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters"); err != nil {
-		return fmt.Errorf("empty the tables: %w", err)
+	for {
+		_, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters")
+		if err == nil {
+			break
+		}
+		// Of a relay that looks for work at this moment, PostgreSQL ends one.
+		if server, ok := errors.AsType[*pq.Error](err); !ok || server.Code != pqerror.TRDeadlockDetected {
+			return fmt.Errorf("empty the tables: %w", err)
+		}
 	}
 	if _, err := d.sink.ExecContext(ctx, "TRUNCATE TABLE event_log"); err != nil {
 		return fmt.Errorf("empty the table in ClickHouse: %w", err)

@@ -48,6 +48,10 @@ func (b *bench) measureLatency(ctx context.Context, rate int, env []string, p50,
 		return err
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
+	// Nothing is counted here, and a table of hundreds of parts is slow to look into.
+	if _, err := d.sink.ExecContext(ctx, "SYSTEM START MERGES event_log"); err != nil {
+		return fmt.Errorf("start merges: %w", err)
+	}
 	relay, err := d.startProgram(ctx, "relay", env...)
 	if err != nil {
 		return err
