@@ -135,6 +135,9 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			return Cut{}, fmt.Errorf("notify the fleet: %w", err)
 		}
 	}
+	if !cut.More && !lingered { // it begins anew, for what these have left
+		cut.Wait = linger
+	}
 	return cut, nil
 }
 

@@ -172,6 +172,13 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 10, More: true}))
 		})
 
+		It("tells when to come back for what full batches have left", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			publishMany(ctx, 13)
+			Expect(store.Cut(ctx, time.Hour)).To(Equal(outbox.Cut{Batches: 1, Events: 10, Wait: time.Hour}))
+		})
+
 		It("puts every event into exactly one batch while producers and other cutters go on", func(ctx SpecContext) {
 			const producers, each = 4, 200
 			var wg sync.WaitGroup
