@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
@@ -73,7 +74,7 @@ var _ = Describe("InStatement", func() {
 		Expect(postgres.InStatement(ctx, db, func(postgres.Queryer) error { return failure })).To(BeIdenticalTo(failure))
 	})
 
-	It("does not claim to know where the server's answer is lost, and does not send again", func(ctx SpecContext) {
+	It("does not claim to know where the server's answer is lost, and does not send again", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		proxy.HoldFrom(faults.Answers, insert)
 		failed := make(chan error, 1)
 		go func() { failed <- run(ctx, insert) }()

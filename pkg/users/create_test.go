@@ -128,7 +128,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(countEvents(ctx)).To(Equal(200))
 	})
 
-	It("gives up on an address that another transaction holds for longer than it may wait", func(ctx SpecContext) {
+	It("gives up on an address that another transaction holds for longer than it may wait", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		other := db.MustBegin()
 		_, err := newService(db).Service.Create(ctx, other, users.NewUser{Email: "ada@example.com"})
 		Expect(err).NotTo(HaveOccurred())
