@@ -36,8 +36,8 @@ type groups[T, R any] struct {
 }
 
 const (
-	// groupWays is how many groups are on their way at once: the next one's
-	// members are read and answered while one is being committed.
+	// groupWays is how many groups that get on are on their way at once. With two
+	// the groups are smaller, and cost more than the wait.
 	groupWays = 1
 	// groupPatience is short to a client, and long to PostgreSQL.
 	groupPatience = 100 * time.Millisecond
@@ -113,7 +113,7 @@ func (g *groups[T, R]) leave(m *member[T, R]) bool {
 	if i < 0 {
 		return false
 	}
-	g.queue = slices.Delete(slices.Clone(g.queue), i, i+1)
+	g.queue = slices.Delete(g.queue, i, i+1)
 	return true
 }
 
@@ -162,7 +162,7 @@ func (g *groups[T, R]) lead(leader *member[T, R]) {
 	if err != nil {
 		err = errors.Join(err, context.Cause(ctx))
 	}
-	if refused, ok := errors.AsType[*pq.Error](err); ok && refused != nil && ctx.Err() == nil &&
+	if _, refused := errors.AsType[*pq.Error](err); refused && ctx.Err() == nil &&
 		!postgres.IsUnavailable(err) && !errors.Is(err, postgres.ErrOutcomeUnknown) {
 		err = errGoAlone
 	}

@@ -69,7 +69,7 @@ func (s *Server) createUser(c echo.Context) error {
 // createTogether creates users who have nothing to do with each other in one
 // transaction.
 func (s *Server) createTogether(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
-	err = postgres.InStatement(ctx, s.options.DB, func(q postgres.Queryer) (err error) {
+	err = postgres.InStatement(ctx, s.options.DB, func(q *postgres.Statement) (err error) {
 		// That one of them waits is not the others' affair.
 		results, err = s.users.CreateMany(ctx, q, newUsers, groupPatience)
 		return err

@@ -3,7 +3,6 @@ package outbox_test
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,18 +29,7 @@ var _ = Describe("Publishing by SQL", func() {
 
 	BeforeEach(func(ctx SpecContext) { db = newDatabase(ctx) })
 
-	type row struct {
-		EventID         uuid.UUID      `db:"event_id"`
-		EventType       string         `db:"event_type"`
-		EventDateTime   time.Time      `db:"event_date_time"`
-		Environment     string         `db:"environment"`
-		EventContext    string         `db:"event_context"`
-		MetadataVersion int64          `db:"metadata_version"`
-		Traceparent     sql.NullString `db:"traceparent"`
-		PublishedAt     time.Time      `db:"published_at"`
-	}
-
-	rows := func() (all []row) {
+	rows := func() (all []storedEvent) {
 		GinkgoHelper()
 		Expect(db.Select(&all, `SELECT event_id, event_type, event_date_time, environment, event_context,
 			metadata_version, traceparent, published_at FROM outbox_events ORDER BY id`)).To(Succeed())

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -97,7 +98,7 @@ func (p *Publisher) PublishInserted(ctx context.Context, q Queryer, insert Inser
 		return nil, err
 	}
 	failpoint.At(failpoint.PublishBefore)
-	rows, err := q.QueryContext(ctx, publishInsertedSQL(insert), append(insert.Args, p.arrays(insert.RowIDs, events)...)...)
+	rows, err := q.QueryContext(ctx, publishInsertedSQL(insert), slices.Concat(insert.Args, p.arrays(insert.RowIDs, events))...)
 	if err != nil {
 		return nil, fmt.Errorf("insert, and into the outbox: %w", err)
 	}

@@ -71,6 +71,19 @@ var _ = Describe("NewEvent", func() {
 	})
 })
 
+// storedEvent is a row of outbox_events, as far as a query asks for it.
+type storedEvent struct {
+	EventID         uuid.UUID      `db:"event_id"`
+	EventType       string         `db:"event_type"`
+	EventDateTime   time.Time      `db:"event_date_time"`
+	Environment     string         `db:"environment"`
+	EventContext    string         `db:"event_context"`
+	MetadataVersion int64          `db:"metadata_version"`
+	Traceparent     sql.NullString `db:"traceparent"`
+	PublishedAt     time.Time      `db:"published_at"`
+	ContextBytes    int            `db:"context_bytes"`
+}
+
 var _ = Describe("Publisher", func() {
 	var (
 		db        *sqlx.DB
@@ -103,16 +116,7 @@ var _ = Describe("Publisher", func() {
 		Expect(publisher.Publish(ctx, committed, event)).To(Succeed())
 		Expect(committed.Commit()).To(Succeed())
 
-		var row struct {
-			EventID         uuid.UUID      `db:"event_id"`
-			EventType       string         `db:"event_type"`
-			EventDateTime   time.Time      `db:"event_date_time"`
-			Environment     string         `db:"environment"`
-			EventContext    string         `db:"event_context"`
-			MetadataVersion int64          `db:"metadata_version"`
-			Traceparent     sql.NullString `db:"traceparent"`
-			ContextBytes    int            `db:"context_bytes"`
-		}
+		var row storedEvent
 		Expect(db.Get(&row, `SELECT event_id, event_type, event_date_time, environment, event_context,
 			metadata_version, traceparent, context_bytes FROM outbox_events`)).To(Succeed())
 		Expect(row.EventID).To(Equal(event.EventID))
@@ -172,15 +176,7 @@ var _ = Describe("Publisher", func() {
 			Expect(publisher.PublishInserted(ctx, tx, insert("a", ids...), events...)).To(ConsistOf(ids[0], ids[1]))
 			Expect(tx.Commit()).To(Succeed())
 
-			var rows []struct {
-				EventID         uuid.UUID `db:"event_id"`
-				EventType       string    `db:"event_type"`
-				EventDateTime   time.Time `db:"event_date_time"`
-				Environment     string    `db:"environment"`
-				EventContext    string    `db:"event_context"`
-				MetadataVersion int64     `db:"metadata_version"`
-				Traceparent     *string   `db:"traceparent"`
-			}
+			var rows []storedEvent
 			Expect(db.Select(&rows, `SELECT event_id, event_type, event_date_time, environment, event_context,
 				metadata_version, traceparent FROM outbox_events ORDER BY id`)).To(Succeed())
 			Expect(rows).To(HaveLen(2))
@@ -193,8 +189,8 @@ var _ = Describe("Publisher", func() {
 			}
 			Expect(rows[0].Environment).To(Equal("Production"))
 			Expect(rows[1].Environment).To(Equal("Test"))
-			Expect(rows[0].Traceparent).To(BeNil())
-			Expect(rows[1].Traceparent).To(HaveValue(Equal(events[1].Traceparent)))
+			Expect(rows[0].Traceparent.Valid).To(BeFalse())
+			Expect(rows[1].Traceparent.String).To(Equal(events[1].Traceparent))
 		})
 
 		It("inserts nothing if the transaction is rolled back, or an event breaks a rule", func(ctx SpecContext) {

@@ -35,7 +35,7 @@ var _ = Describe("InStatement", func() {
 
 	// run runs the statement, and reads its rows.
 	run := func(ctx context.Context, statement string) error {
-		return postgres.InStatement(ctx, db, func(q postgres.Queryer) error {
+		return postgres.InStatement(ctx, db, func(q *postgres.Statement) error {
 			rows, err := q.QueryContext(ctx, statement)
 			if err != nil {
 				return err
@@ -71,7 +71,7 @@ var _ = Describe("InStatement", func() {
 
 	It("returns an error of the caller's own as it is, if nothing was sent", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
-		Expect(postgres.InStatement(ctx, db, func(postgres.Queryer) error { return failure })).To(BeIdenticalTo(failure))
+		Expect(postgres.InStatement(ctx, db, func(*postgres.Statement) error { return failure })).To(BeIdenticalTo(failure))
 	})
 
 	It("does not claim to know where the server's answer is lost, and does not send again", SpecTimeout(time.Minute), func(ctx SpecContext) {

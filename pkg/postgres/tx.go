@@ -42,18 +42,13 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
-// Queryer runs a statement that returns rows.
-type Queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // InStatement runs fn, whose one statement is a transaction by itself: it takes
 // one round trip where InTx takes three. Its isolation is the server's default.
 // fn reads the statement's rows to their end.
 //
 // fn's error wraps ErrOutcomeUnknown where the statement was sent and the server
 // did not answer; where it did, or nothing was sent, nothing was committed.
-func InStatement(ctx context.Context, db *sqlx.DB, fn func(q Queryer) error) error {
+func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) error {
 	// On one connection, so that database/sql does not send the statement again
 	// when that is lost.
 	conn, err := db.Connx(ctx)
@@ -61,7 +56,7 @@ func InStatement(ctx context.Context, db *sqlx.DB, fn func(q Queryer) error) err
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer conn.Close()
-	s := &statement{conn: conn}
+	s := &Statement{conn: conn}
 	if err := fn(s); err != nil {
 		if s.sent && mayHaveRun(err) {
 			return fmt.Errorf("commit: %w: %w", ErrOutcomeUnknown, err)
@@ -71,13 +66,14 @@ func InStatement(ctx context.Context, db *sqlx.DB, fn func(q Queryer) error) err
 	return nil
 }
 
-type statement struct {
+// Statement is the one that a function runs in InStatement.
+type Statement struct {
 	conn *sqlx.Conn
 	sent bool
 }
 
-// QueryContext implements Queryer.
-func (s *statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+// QueryContext runs it, as (*sql.Tx).QueryContext does.
+func (s *Statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.sent = true
 	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // a driver's own
 }
@@ -96,8 +92,8 @@ func madeUp(err *pq.Error) bool {
 }
 
 // mayBeCommitted reports whether a commit that returned err may have happened.
-// The server's own errors say that it did not, and these of database/sql and
-// lib/pq that it was never sent.
+// The server's own errors, unless a pooler has made them up, say that it did not,
+// and these of database/sql and lib/pq that it was never sent.
 func mayBeCommitted(err error) bool {
 	if server, ok := errors.AsType[*pq.Error](err); ok {
 		return madeUp(server)

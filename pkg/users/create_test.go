@@ -138,7 +138,7 @@ var _ = Describe("Creating a user", func() {
 			for i, email := range emails {
 				news[i].Email = email
 			}
-			err = postgres.InStatement(ctx, db, func(q postgres.Queryer) (err error) {
+			err = postgres.InStatement(ctx, db, func(q *postgres.Statement) (err error) {
 				results, err = s.Service.CreateMany(ctx, q, news, time.Millisecond)
 				return err
 			})
