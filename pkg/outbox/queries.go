@@ -43,17 +43,24 @@ const sameOriginSQL = `EXISTS (
 
 // cutSQL writes one manifest of the first events above $2 that are in no
 // other: at most $3 events and $4 bytes, but at least one event. Unless $5, it
-// does so only for a full batch. The init plan over the manifests runs once;
-// the events come from the primary key in its order.
+// does so only for a full batch. The events come from the primary key, gap by gap
+// between the manifests, and so in its order; what is in a manifest is not looked
+// at.
 const cutSQL = `
-WITH taken AS (
-    SELECT range_agg(event_ids) AS ids FROM outbox_batches WHERE batch_id >= $1
+WITH gap AS (
+    SELECT unnest(int8multirange(int8range($2, NULL, '()')) - coalesce(range_agg(event_ids), '{}')) AS ids
+    FROM outbox_batches
+    WHERE batch_id >= $1
 ),
 found AS (
-    SELECT id, context_bytes + ` + eventOverhead + ` AS bytes -- of ints, whose sum is no numeric
-    FROM outbox_events
-    WHERE id > $2 AND NOT coalesce((SELECT ids FROM taken) @> id, false)
-    ORDER BY id
+    SELECT id, bytes
+    FROM gap
+    CROSS JOIN LATERAL (
+        SELECT id, context_bytes + ` + eventOverhead + ` AS bytes -- of ints, whose sum is no numeric
+        FROM outbox_events
+        WHERE id >= lower(gap.ids) AND id < coalesce(upper(gap.ids), 9223372036854775807)
+        ORDER BY id
+    ) AS event
     LIMIT $3
 ),
 running AS (

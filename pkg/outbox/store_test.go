@@ -253,6 +253,22 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx).Events).To(Equal(1))
 		})
 
+		It("takes at once what commits late with an id between those of the manifests", func(ctx SpecContext) {
+			publishMany(ctx, 2)
+			late := db.MustBegin()
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			publishMany(ctx, 2)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 4}))
+			publishMany(ctx, 2)
+			Expect(late.Commit()).To(Succeed())
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 3}))
+			first := manifests()[0][0]
+			Expect(manifests()).To(Equal([][]int64{
+				{first, first + 1, first + 3, first + 4},
+				{first + 2, first + 5, first + 6},
+			}))
+		})
+
 		It("has the database refuse an event a second manifest, and recovers by itself", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
