@@ -58,7 +58,11 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	}
 	delivery := relay.New(relay.Options{
 		Store: outbox.NewStore(db, outbox.StoreOptions{
-			MaxRows: c.Relay.BatchMaxRows, MaxBytes: c.Relay.BatchMaxBytes, FlushTimeout: c.Relay.FlushTimeout,
+			MaxRows: c.Relay.BatchMaxRows,
+			// Half of what the process may hold: one batch is read while another
+			// is sent.
+			MaxBytes:     c.Relay.BatchMaxBytes / 2,
+			FlushTimeout: c.Relay.FlushTimeout,
 		}),
 		Sink:            sink,
 		Published:       wake[outbox.EventsChannel],
@@ -102,7 +106,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 // batches are full by their bytes, collecting it costs the relay half as much CPU
 // again. GOMEMLIMIT overrides it.
 func limitMemory(maxBytes int64) {
-	const beside = 32 << 20                        // what the runtime does not count comes to this, too
+	const beside = 20 << 20                        // what the runtime does not count comes to this, too
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // nobody has set it
 		debug.SetMemoryLimit(3*maxBytes + beside)
 	}

@@ -201,7 +201,8 @@ func (c *Relay) keys() []key {
 		integer("relay.batch_max_rows", &c.Relay.BatchMaxRows, "50000", 1, maxBlockRows,
 			"Most events in one batch, which is one insert."),
 		size("relay.batch_max_bytes", &c.Relay.BatchMaxBytes, "32MiB", 1*kib, maxBlockBytes-1,
-			"Most bytes in one batch, and in all batches that one process holds in memory; a larger event goes alone."),
+			"Most bytes in all batches that one process holds in memory at once. One batch takes half of them at most, so that "+
+				"one is read while another is sent; a larger event goes alone."),
 		duration("relay.linger", &c.Relay.Linger, "250ms", time.Millisecond, time.Minute,
 			"Least time between two batches that are not full, of all relays together."),
 		duration("relay.poll_interval", &c.Relay.PollInterval, "5s", 10*time.Millisecond, 10*time.Minute,

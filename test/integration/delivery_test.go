@@ -250,6 +250,27 @@ var _ = Describe("Delivery", func() {
 		Expect(sentry.Transactions()).To(HaveEach(HaveField("Transaction", "relay batch")))
 	})
 
+	It("cuts batches of which a relay holds two at once", func(ctx SpecContext) {
+		const maxBytes, events = 1 << 20, 60
+		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
+		relay := s.Relay(through, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
+		Eventually(relay.Ready, patience).Should(Equal(http.StatusOK))
+		proxy.Down()
+		large := system.Events(events)
+		for i := range large {
+			large[i].EventContext = largePayload(50_000)
+		}
+		Expect(s.Publish(ctx, large...)).To(Succeed())
+		var largest int
+		Eventually(ctx, func(g Gomega) {
+			g.Expect(s.Postgres.GetContext(ctx, &largest, "SELECT coalesce(max(byte_count), 0) FROM outbox_batches")).To(Succeed())
+			g.Expect(largest).To(BeNumerically(">", 0))
+		}).WithTimeout(patience).Should(Succeed())
+		Expect(2 * largest).To(BeNumerically("<=", maxBytes))
+		proxy.Up()
+		s.ExpectDelivered(ctx, events)
+	})
+
 	It("delivers each of 100,000 events once with four relays at work while producers go on", func(ctx SpecContext) {
 		const total, producers, perTransaction = 100_000, 4, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=2000", "DIEHARD_RELAY_LINGER=20ms"}
