@@ -17,18 +17,19 @@ import (
 type Cut struct {
 	// Batches and Events were put into new manifests.
 	Batches, Events int
-	// Wait is how long the rest of the linger is: there may be events, but no
-	// full batch of them.
+	// Wait is how long to wait before the next attempt: there may be events, but
+	// no full batch of them.
 	Wait time.Duration
-	// More says that events were left: as many batches wait as may, or one cut
-	// takes no more.
+	// More says that events were or may be left: as many batches wait as may, or
+	// one cut takes no more.
 	More bool
 }
 
-// Cut puts waiting events into batches: those that fill a batch, and, if
-// linger has passed since the fleet's last cut, the rest. One process cuts at
-// a time; for the others Cut does nothing. It returns ErrHistoryChanged where
-// it found that, and is then to be called again.
+// Cut puts waiting events into batches: those that fill a batch, and the rest if
+// linger has passed since the fleet's last cut and no batch waits to be sent,
+// behind which the rest would only wait. One process cuts at a time; for the
+// others Cut does nothing. It returns ErrHistoryChanged where it found that, and
+// is then to be called again.
 func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
@@ -85,6 +86,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	// A last cut in the future (the clock was set back) counts as long ago.
 	sinceCut := seconds(cursor.SinceCut)
 	lingered := sinceCut < 0 || sinceCut >= linger
+	takeRest := lingered && waiting.Unsent == 0
 
 	var cut Cut
 	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
@@ -94,7 +96,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			LastID int64 `db:"last_id"`
 			IsFull bool  `db:"is_full"`
 		}
-		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, lingered, newBatchID(at),
+		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, takeRest, newBatchID(at),
 			s.suspectSeconds())
 		if errors.Is(err, sql.ErrNoRows) {
 			cut.More = false
@@ -114,8 +116,11 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		}
 	}
 	if cut.Batches == 0 {
-		if !lingered {
+		switch {
+		case !lingered:
 			cut.Wait = linger - sinceCut
+		case !takeRest:
+			cut.Wait, cut.More = linger, true
 		}
 		return cut, nil
 	}
@@ -135,7 +140,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			return Cut{}, fmt.Errorf("notify the fleet: %w", err)
 		}
 	}
-	if !cut.More && !lingered { // it begins anew, for what these have left
+	if !cut.More && !takeRest { // it begins anew, for what these have left
 		cut.Wait = linger
 	}
 	return cut, nil

@@ -115,6 +115,13 @@ var _ = Describe("Store", func() {
 		db.MustExec("UPDATE outbox_batches SET next_attempt_at = '-infinity' WHERE next_attempt_at > now()")
 	}
 
+	settleAll := func(ctx context.Context) {
+		GinkgoHelper()
+		for lease := claim(ctx); lease != nil; lease = claim(ctx) {
+			Expect(lease.Settle(ctx)).To(Succeed())
+		}
+	}
+
 	Describe("Cut", func() {
 		It("puts waiting events into batches of at most MaxRows, in the order of their ids", func(ctx SpecContext) {
 			publishMany(ctx, 25)
@@ -122,6 +129,7 @@ var _ = Describe("Store", func() {
 			Expect(sizes()).To(Equal([]int{10, 10, 5}))
 			Expect(slices.Concat(manifests()...)).To(HaveLen(25))
 			Expect(slices.IsSorted(slices.Concat(manifests()...))).To(BeTrue())
+			settleAll(ctx)
 			Expect(cut(ctx)).To(BeZero())
 		})
 
@@ -145,7 +153,22 @@ var _ = Describe("Store", func() {
 
 			publishMany(ctx, 3)
 			Expect(store.Cut(ctx, time.Hour)).To(HaveField("Events", 10))
+			settleAll(ctx)
 			Expect(store.Cut(ctx, 0)).To(HaveField("Events", 2))
+		})
+
+		It("gathers behind a batch that waits to be sent, but not what fills one", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			Expect(cut(ctx).Batches).To(Equal(1))
+			publishMany(ctx, 5)
+			Expect(store.Cut(ctx, time.Nanosecond)).To(Equal(outbox.Cut{More: true, Wait: time.Nanosecond}))
+			publishMany(ctx, 6)
+			Expect(cut(ctx).Events).To(Equal(10))
+			lease := claim(ctx)
+			Expect(cut(ctx).Batches).To(BeZero(), "one waits still")
+			Expect(claim(ctx)).NotTo(BeNil())
+			Expect(cut(ctx).Events).To(Equal(1), "both are being sent")
+			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
 		It("takes a last cut in the future for one that is long ago", func(ctx SpecContext) {
@@ -242,9 +265,7 @@ var _ = Describe("Store", func() {
 				publishMany(ctx, 1)
 				Expect(cut(ctx).Events).To(Equal(1))
 				db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
-			}
-			for lease := claim(ctx); lease != nil; lease = claim(ctx) {
-				Expect(lease.Settle(ctx)).To(Succeed())
+				settleAll(ctx)
 			}
 			Expect(late.Commit()).To(Succeed())
 
@@ -259,6 +280,7 @@ var _ = Describe("Store", func() {
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 2)
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 4}))
+			Expect(claim(ctx)).NotTo(BeNil())
 			publishMany(ctx, 2)
 			Expect(late.Commit()).To(Succeed())
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 3}))
@@ -275,8 +297,9 @@ var _ = Describe("Store", func() {
 			Expect(store.Look(ctx)).To(BeTrue()) // remembers the manifest as the oldest
 			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
 			Expect(cut(ctx)).To(Equal(outbox.Cut{More: true}))
-			Expect(cut(ctx)).To(BeZero())
 			Expect(sizes()).To(Equal([]int{3}))
+			settleAll(ctx)
+			Expect(cut(ctx)).To(BeZero())
 		})
 
 		It("distrusts what was there when PostgreSQL's history changes", func(ctx SpecContext) {

@@ -9,7 +9,7 @@ import (
 )
 
 // minCutInterval is the least time between two looks for a full batch while
-// the linger runs.
+// the linger runs or a batch waits.
 const minCutInterval = 250 * time.Millisecond
 
 // cutUntil cuts batches until ctx ends. Most of the time it waits: for a
@@ -63,8 +63,12 @@ func (r *Relay) awaitCut(ctx context.Context, cut outbox.Cut, untilPoll time.Dur
 	var room, wake <-chan struct{}
 	wait := untilPoll
 	switch {
-	case cut.More: // as many batches wait as may
+	case cut.More: // batches wait, perhaps of another relay, whose workers are busy
+		r.work.send(1)
 		room = r.room
+		if cut.Wait > 0 { // who claims them makes room here or there
+			wait = min(wait, max(cut.Wait, minCutInterval))
+		}
 	case cut.Wait > minCutInterval: // a full batch need not wait for the linger
 		pause(ctx, minCutInterval)
 		wait, wake = min(wait, cut.Wait-minCutInterval), r.o.Published
