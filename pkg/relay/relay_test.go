@@ -235,6 +235,20 @@ var _ = Describe("Relay", func() {
 			}
 		})
 
+		It("claims a batch that another relay has cut without a word, when it comes to cut itself", func(ctx SpecContext) {
+			published := make(chan struct{})
+			start(func(o *relay.Options) { o.PollInterval, o.Published = time.Hour, published })
+			publishMany(ctx, 1)
+			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
+			expectOnce(ctx, 1)
+
+			publishMany(ctx, 1)
+			Expect(outbox.NewStore(db, outbox.StoreOptions{}).Cut(ctx, 0)).To(HaveField("Batches", 1))
+			publishMany(ctx, 1)
+			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
+			expectOnce(ctx, 3)
+		})
+
 		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
 			large := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
 			store = outbox.NewStore(db, outbox.StoreOptions{MaxBytes: 64 << 10})
