@@ -132,11 +132,11 @@ func (d *database) drain(ctx context.Context, e events, relays int) (result drai
 		result.cpu[i] = after[i] - before[i]
 	}
 	for _, p := range programs {
-		settled, err := p.metric(`diehard_relay_batches_total{result="settled"}`)
+		inserts, err := p.metric("diehard_relay_batch_rows_count") // known before they are settled
 		if err != nil {
 			return result, err
 		}
-		result.batches += settled
+		result.batches += inserts
 	}
 	if result.peakRSS, err = peakRSS(pids[0]); err != nil {
 		return result, err
