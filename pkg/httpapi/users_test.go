@@ -63,12 +63,13 @@ var _ = Describe("The users routes", func() {
 	})
 
 	It("create others while one waits for an address, and many at once", func(ctx SpecContext) {
+		const others = 90 // fewer than are served at once
 		api := start(ctx)
 		holder := db.MustBegin()
 		defer func() { _ = holder.Rollback() }()
 		holder.MustExec(`INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
 			VALUES (gen_random_uuid(), 'held@example.com', '', '', now(), now())`)
-		answers := make(chan int, 200)
+		answers := make(chan int, others+1)
 		create := func(email string) {
 			defer GinkgoRecover()
 			answers <- api.create(ctx, fmt.Sprintf(`{"email":%q}`, email)).status
@@ -79,16 +80,16 @@ var _ = Describe("The users routes", func() {
 		}
 		go create("Held@example.com")
 		Eventually(ctx, waits).Should(Equal(1))
-		for i := range 100 {
+		for i := range others {
 			go create(fmt.Sprintf("user-%d@example.com", i))
 		}
-		for range 100 {
+		for range others {
 			Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
 		}
 		Expect(holder.Rollback()).To(Succeed())
 		Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
-		Expect(count(ctx, "users")).To(Equal(101))
-		Expect(count(ctx, "outbox_events")).To(Equal(101))
+		Expect(count(ctx, "users")).To(Equal(others + 1))
+		Expect(count(ctx, "outbox_events")).To(Equal(others + 1))
 	})
 
 	It("make 200 users and 200 events of 1,000 concurrent requests with 200 addresses", func(ctx SpecContext) {

@@ -25,6 +25,7 @@ type conn struct {
 	abandoned context.Context //nolint:containedctx // ends with abandon
 	abandon   func()          // closes what the connection was dialed as
 	release   func()          // ends the watch of the user's context; nil is none
+	kept      kept
 }
 
 // pqConn is what database/sql makes use of in lib/pq's connection.
@@ -73,6 +74,13 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 // QueryContext implements driver.QueryerContext.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.watch(ctx)
+	if ctx.Value(keptKey{}) != nil {
+		if own, err := c.ownsSession(ctx); err != nil {
+			return nil, err
+		} else if own {
+			return c.queryKept(ctx, query, args)
+		}
+	}
 	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
 }
 

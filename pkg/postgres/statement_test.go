@@ -2,7 +2,13 @@ package postgres_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -14,16 +20,17 @@ import (
 )
 
 var _ = Describe("InStatement", func() {
-	const insert = "INSERT INTO things VALUES (1) RETURNING id"
+	const insert = "INSERT INTO things VALUES ($1) RETURNING id"
 
 	var (
+		dsn   string
 		proxy *faults.Proxy
 		db    *sqlx.DB // through the proxy
 		there *sqlx.DB
 	)
 
 	BeforeEach(func(ctx SpecContext) {
-		dsn := newDatabase(ctx)
+		dsn = newDatabase(ctx)
 		there = open(postgres.Options{DSN: dsn})
 		_, err := there.ExecContext(ctx, "CREATE TABLE things (id int PRIMARY KEY)")
 		Expect(err).NotTo(HaveOccurred())
@@ -34,9 +41,9 @@ var _ = Describe("InStatement", func() {
 	})
 
 	// run runs the statement, and reads its rows.
-	run := func(ctx context.Context, statement string) error {
+	run := func(ctx context.Context, statement string, args ...any) error {
 		return postgres.InStatement(ctx, db, func(q *postgres.Statement) error {
-			rows, err := q.QueryContext(ctx, statement)
+			rows, err := q.QueryContext(ctx, statement, args...)
 			if err != nil {
 				return err
 			}
@@ -51,7 +58,7 @@ var _ = Describe("InStatement", func() {
 	}
 
 	It("commits the statement", func(ctx SpecContext) {
-		Expect(run(ctx, insert)).To(Succeed())
+		Expect(run(ctx, insert, 1)).To(Succeed())
 		Expect(count(ctx)).To(Equal(1))
 	})
 
@@ -61,8 +68,8 @@ var _ = Describe("InStatement", func() {
 			CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON things
 			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
 		Expect(err).NotTo(HaveOccurred())
-		for _, statement := range []string{insert, "SELECT 1/0"} {
-			err := run(ctx, statement)
+		for _, divisor := range []int{1, 0} {
+			err := run(ctx, "INSERT INTO things VALUES (1 / $1::int) RETURNING id", divisor)
 			Expect(err).To(HaveOccurred())
 			Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
 		}
@@ -75,18 +82,20 @@ var _ = Describe("InStatement", func() {
 	})
 
 	It("does not claim to know where the server's answer is lost, and does not send again", SpecTimeout(time.Minute), func(ctx SpecContext) {
-		proxy.HoldFrom(faults.Answers, insert)
+		const id = 424_242
+		Expect(run(ctx, insert, 1)).To(Succeed())
+		proxy.HoldFrom(faults.Answers, strconv.Itoa(id))
 		failed := make(chan error, 1)
-		go func() { failed <- run(ctx, insert) }()
+		go func() { failed <- run(ctx, insert, id) }()
 		Eventually(ctx, proxy.Held).ShouldNot(BeZero())
 		proxy.Reset()
 		Eventually(ctx, failed).Should(Receive(MatchError(postgres.ErrOutcomeUnknown)))
-		Expect(count(ctx)).To(Equal(1))
+		Expect(count(ctx)).To(Equal(2))
 	})
 
 	It("knows that nothing was sent where there is no connection", func(ctx SpecContext) {
 		proxy.Down()
-		err := run(ctx, insert)
+		err := run(ctx, insert, 1)
 		Expect(postgres.IsUnavailable(err)).To(BeTrue(), "%v", err)
 		Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
 	})
@@ -97,7 +106,94 @@ var _ = Describe("InStatement", func() {
 		_, err := there.ExecContext(ctx, "SELECT pg_terminate_backend($1, 10000)", backend)
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(ctx, proxy.Connections).Should(BeZero())
-		Expect(run(ctx, insert)).To(Succeed())
+		Expect(run(ctx, insert, 1)).To(Succeed())
+		Expect(count(ctx)).To(Equal(1))
+	})
+
+	// prepared is what the server keeps for the one connection of db.
+	prepared := func(ctx context.Context) (statements []string) {
+		GinkgoHelper()
+		Expect(db.SelectContext(ctx, &statements, "SELECT statement FROM pg_prepared_statements")).To(Succeed())
+		return statements
+	}
+
+	It("has the server keep the statement prepared", func(ctx SpecContext) {
+		for id := range 3 {
+			Expect(run(ctx, insert, id)).To(Succeed())
+		}
+		Expect(prepared(ctx)).To(Equal([]string{insert}))
+		Expect(count(ctx)).To(Equal(3))
+	})
+
+	It("prepares anew what has other columns by now", func(ctx SpecContext) {
+		const all = "SELECT * FROM things WHERE id > $1"
+		Expect(run(ctx, all, 0)).To(Succeed())
+		_, err := there.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(run(ctx, all, 0)).To(Succeed())
+		Expect(prepared(ctx)).To(Equal([]string{all}))
+	})
+
+	It("has nothing prepared behind a pooler, where another may have the name", func(ctx SpecContext) {
+		db = open(postgres.Options{DSN: startPooler(dsn), MaxOpenConns: 1})
+		Expect(run(ctx, insert, 1)).To(Succeed())
+		Expect(prepared(ctx)).To(BeEmpty())
 		Expect(count(ctx)).To(Equal(1))
 	})
 })
+
+// startPooler starts what a pooler looks like to its client: a way to the server
+// on which the process id that a connection is told at its beginning is made up.
+// It returns the DSN that leads there.
+func startPooler(dsn string) string {
+	GinkgoHelper()
+	address, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	server := address.Host
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(listener.Close)
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go pool(client, server)
+		}
+	}()
+	address.Host = listener.Addr().String()
+	return address.String()
+}
+
+func pool(client net.Conn, server string) {
+	defer client.Close()
+	there, err := net.Dial("tcp", server) //nolint:noctx // of this machine
+	if err != nil {
+		return
+	}
+	defer there.Close()
+	go func() {
+		_, _ = io.Copy(there, client)
+		_ = there.Close()
+	}()
+	// Up to the first ReadyForQuery, message by message: a type, a length with
+	// itself, and the content.
+	header := make([]byte, 5)
+	for header[0] != 'Z' {
+		if _, err := io.ReadFull(there, header); err != nil {
+			return
+		}
+		content := make([]byte, binary.BigEndian.Uint32(header[1:])-4)
+		if _, err := io.ReadFull(there, content); err != nil {
+			return
+		}
+		if header[0] == 'K' { // BackendKeyData
+			content[0] ^= 0x7f
+		}
+		if _, err := client.Write(append(slices.Clone(header), content...)); err != nil {
+			return
+		}
+	}
+	_, _ = io.Copy(client, there)
+}

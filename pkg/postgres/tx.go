@@ -72,10 +72,11 @@ type Statement struct {
 	sent bool
 }
 
-// QueryContext runs it, as (*sql.Tx).QueryContext does.
+// QueryContext runs it, as (*sql.Tx).QueryContext does. The query is a constant:
+// the connection keeps it prepared, unless it leads to a pooler.
 func (s *Statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.sent = true
-	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // a driver's own
+	return s.conn.QueryContext(context.WithValue(ctx, keptKey{}, true), query, args...) //nolint:wrapcheck // a driver's own
 }
 
 // mayHaveRun reports whether a statement that returned err may have run to its

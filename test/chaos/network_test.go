@@ -141,7 +141,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 	} {
 		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)
-			proxy.HoldFrom(commit.held, "WITH inserted AS") // the statement is the transaction
+			proxy.HoldFrom(commit.held, "user_created") // of the one statement, which is prepared and the transaction
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)

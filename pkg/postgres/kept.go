@@ -1,0 +1,104 @@
+package postgres
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+)
+
+// keptKey marks the context of a query whose statement is worth to be kept
+// prepared. Its text is one of a program's few constants.
+type keptKey struct{}
+
+// kept are the statements that a connection has prepared and keeps, by their
+// texts: of a small statement with many clauses, parsing and planning are most of
+// what it costs the server.
+//
+// They belong to the server's session, by names that lib/pq gives them ("1", "2",
+// …). Behind a pooler which shares its sessions, a name may be another client's
+// statement, so nothing is kept there.
+type kept struct {
+	known      bool // whether the session is the connection's own
+	own        bool
+	statements map[string]keptStatement
+}
+
+// keptStatement is what lib/pq's statements are.
+type keptStatement interface {
+	driver.Stmt
+	driver.StmtQueryContext
+}
+
+// queryKept runs the query as a statement that the connection keeps. It runs at
+// most once: what the server refuses before, it refuses for the plan.
+func (c *conn) queryKept(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if c.kept.statements[query] == nil {
+		if err := c.keep(ctx, query); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := c.kept.statements[query].QueryContext(ctx, args)
+	if !isStale(err) {
+		return rows, err //nolint:wrapcheck // a driver's own
+	}
+	_ = c.kept.statements[query].Close() // of no use any more
+	if err := c.keep(ctx, query); err != nil {
+		return nil, err
+	}
+	return c.kept.statements[query].QueryContext(ctx, args) //nolint:wrapcheck // a driver's own
+}
+
+func (c *conn) keep(ctx context.Context, query string) error {
+	delete(c.kept.statements, query)
+	prepared, err := c.PrepareContext(ctx, query)
+	if err != nil {
+		return err //nolint:wrapcheck // a driver's own
+	}
+	if c.kept.statements == nil {
+		c.kept.statements = make(map[string]keptStatement)
+	}
+	c.kept.statements[query] = prepared.(keptStatement) //nolint:forcetypeassert // what they are
+	return nil
+}
+
+// isStale reports whether the server refuses a statement for what it was prepared
+// as: its columns have changed since, or it is gone.
+func isStale(err error) bool {
+	refused, ok := errors.AsType[*pq.Error](err)
+	return ok && (refused.Code == pqerror.FeatureNotSupported || refused.Code == pqerror.InvalidSQLStatementName)
+}
+
+// ownsSession reports whether the session is the connection's own from its
+// beginning to its end. A pooler that shares sessions makes up the process id that
+// a connection is told at its beginning, since that is what a cancellation names.
+func (c *conn) ownsSession(ctx context.Context) (bool, error) {
+	if c.kept.known {
+		return c.kept.own, nil
+	}
+	rows, err := c.pqConn.QueryContext(ctx, "SELECT pg_backend_pid()", nil)
+	if err != nil {
+		return false, err //nolint:wrapcheck // a driver's own
+	}
+	defer rows.Close()
+	pid := make([]driver.Value, 1)
+	if err := rows.Next(pid); err != nil {
+		return false, fmt.Errorf("ask for the session's process: %w", err)
+	}
+	told, ok := toldPID(c.pqConn)
+	c.kept.known, c.kept.own = true, ok && pid[0] == told
+	return c.kept.own, nil
+}
+
+// toldPID returns the process id that the connection was told. lib/pq keeps it to
+// itself; a version that keeps it elsewhere has nothing kept prepared.
+func toldPID(c pqConn) (int64, bool) {
+	if field := reflect.Indirect(reflect.ValueOf(c)).FieldByName("pid"); field.IsValid() && field.CanInt() {
+		return field.Int(), true
+	}
+	return 0, false
+}
