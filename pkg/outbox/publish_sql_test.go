@@ -163,6 +163,7 @@ var _ = Describe("Publishing by SQL", func() {
 		Entry("an empty type", "event_type_is_snake_case", sqlEvent{eventType: `''`}),
 		Entry("a type in camel case", "event_type_is_snake_case", sqlEvent{eventType: `'OrderPlaced'`}),
 		Entry("a type with a line end", "event_type_is_snake_case", sqlEvent{eventType: `E'order_placed\n'`}),
+		Entry("a type that begins with a digit", "event_type_is_snake_case", sqlEvent{eventType: `'1_order'`}),
 		Entry("a long type", "event_type_is_snake_case", sqlEvent{eventType: `repeat('a', 129)`}),
 		Entry("a time before year 1", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'0001-12-31 23:59:59Z BC'`}),
 		Entry("a time after year 9999", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'10000-01-01 00:00:00Z'`}),
@@ -173,6 +174,9 @@ var _ = Describe("Publishing by SQL", func() {
 		Entry("an empty traceparent", "traceparent_is_w3c", sqlEvent{traceparent: `''`}),
 		Entry("a traceparent in capitals", "traceparent_is_w3c", sqlEvent{traceparent: `upper('` + traceparent + `')`}),
 		Entry("a traceparent with a line end", "traceparent_is_w3c", sqlEvent{traceparent: `E'` + traceparent + `\n'`}),
+		Entry("a traceparent with a hyphen elsewhere", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '0-' FROM 3)`}),
+		Entry("a traceparent with a hyphen more", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '-' FROM 5)`}),
+		Entry("a traceparent that is not hexadecimal", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING 'g' FROM 5)`}),
 		Entry("the nil id", "event_id_is_not_nil", sqlEvent{eventID: `'00000000-0000-0000-0000-000000000000'`}),
 	)
 
