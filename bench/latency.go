@@ -58,6 +58,10 @@ func (b *bench) measureLatency(ctx context.Context, rate int, env []string, p50,
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
 	return b.inRounds(ctx, d.emptied(func(ctx context.Context) error {
+		// Or the first event would wait for the linger after the last round's last.
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
 		latencies, err := d.latencies(ctx, rate, b.during(latencyTime))
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ package sinktest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -91,6 +92,18 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
+
+			// As many as a byte and the empty one count, and as two bytes do, and one more.
+			for _, n := range []int{255, 256, 65_535, 65_536} {
+				ginkgo.It(fmt.Sprintf("stores %d types and environments", n), func(ctx ginkgo.SpecContext) {
+					events := some(n)
+					for i := range n {
+						events.EventType[i], events.Environment[i] = fmt.Sprint("type_", i), fmt.Sprint("environment ", i)
+					}
+					Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+					Expect(stored(ctx)).To(equalEvents(sorted(events)))
+				})
+			}
 
 			ginkgo.It("adds nothing under a token that was seen before", func(ctx ginkgo.SpecContext) {
 				events, seen := some(100), token()
