@@ -9,7 +9,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -335,15 +334,15 @@ func appendRepeated(insert driver.Batch, at int, values []string) error {
 		}
 		keys[i] = place
 	}
-	keySize := 1
+	keyType, keySize := uint64(0), 1
 	switch {
 	case len(distinct) > math.MaxUint16+1:
-		keySize = 4
+		keyType, keySize = 2, 4
 	case len(distinct) > math.MaxUint8+1:
-		keySize = 2
+		keyType, keySize = 1, 2
 	}
 	const withItsValues = 1 << 9 // and not with a dictionary that blocks share
-	wire := binary.LittleEndian.AppendUint64(nil, withItsValues|uint64(bits.TrailingZeros(uint(keySize))))
+	wire := binary.LittleEndian.AppendUint64(nil, withItsValues|keyType)
 	wire = binary.LittleEndian.AppendUint64(wire, uint64(len(distinct)))
 	for _, value := range distinct {
 		wire = append(binary.AppendUvarint(wire, uint64(len(value))), value...)
