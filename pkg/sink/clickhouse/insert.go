@@ -318,7 +318,7 @@ func appendTimes(target column.Interface, times []time.Time) error {
 // own Append makes an interface of each value, and takes longer than all of the
 // other columns together.
 //
-// https://github.com/ClickHouse/ClickHouse/blob/v26.7.2.1-stable/src/DataTypes/Serializations/SerializationLowCardinality.cpp
+// https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/lib/column/lowcardinality.go#L157
 func appendRepeated(insert driver.Batch, at int, values []string) error {
 	c, ok := insert.Columns()[at].(*column.LowCardinality)
 	if !ok || string(c.Type()) != columns[at].Type { // in a table that somebody else has made
