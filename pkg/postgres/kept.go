@@ -34,8 +34,8 @@ type keptStatement interface {
 	driver.StmtQueryContext
 }
 
-// queryKept runs the query as a statement that the connection keeps. It runs at
-// most once: what the server refuses before, it refuses for the plan.
+// queryKept runs the query as a statement that the connection keeps. It takes
+// effect at most once: where it runs again, the server has refused it before.
 func (c *conn) queryKept(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if c.kept.statements[query] == nil {
 		if err := c.keep(ctx, query); err != nil {

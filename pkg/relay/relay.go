@@ -45,7 +45,8 @@ type Options struct {
 	// Workers is how many batches are sent at once, as far as MaxBytes allows.
 	Workers int
 	// MaxBytes bounds the events that the process holds in memory at once,
-	// over all of its workers; outbox.DefaultMaxBytes by default.
+	// over all of its workers; outbox.DefaultMaxBytes by default. Where two of the
+	// Store's batches do not fit, one waits until the other is settled.
 	MaxBytes int64
 	// Linger is the least time between two cuts of the fleet that do not fill
 	// a batch.
