@@ -48,6 +48,11 @@ func Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(con
 	defer unlock()
 
 	results, err := provider.Up(ctx)
+	if pqErr, ok := errors.AsType[*pq.Error](err); ok && pqErr.Code == pqerror.LockNotAvailable {
+		// The migrations' own lock_timeout: nothing of this one has happened.
+		return fmt.Errorf("migrate postgresql: another transaction holds a table that this one changes: "+
+			"wait for it or end it (pg_stat_activity shows which), and migrate again: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("migrate postgresql: %w", err)
 	}

@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
+	"github.com/pressly/goose/v3"
 	"golang.org/x/sync/errgroup"
 
 	migrations "github.com/diehard-outbox/diehard/db"
@@ -94,6 +96,28 @@ var _ = Describe("the schema", func() {
 		Expect(postgres.Migrate(ctx, db.DB, quiet, func(context.Context) error { return failure })).
 			To(MatchError(failure))
 		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
+	})
+
+	It("is left as it is rather than to wait for a table that somebody holds", SpecTimeout(time.Minute), func(ctx SpecContext) {
+		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		provider, err := goose.NewProvider(goose.DialectPostgres, db.DB, migrations.Postgres,
+			goose.WithTableName("diehard_db_version"), goose.WithDisableGlobalRegistry(true))
+		Expect(err).NotTo(HaveOccurred())
+		for _, version := range []int64{3, 5} {
+			_, err = provider.DownTo(ctx, version-1)
+			Expect(err).NotTo(HaveOccurred())
+			holder := db.MustBeginTx(ctx, nil)
+			DeferCleanup(func() { _ = holder.Rollback() })
+			holder.MustExecContext(ctx, "LOCK TABLE outbox_events IN ACCESS SHARE MODE")
+
+			Expect(postgres.Migrate(ctx, db.DB, quiet)).To(MatchError(And(
+				ContainSubstring("another transaction holds a table"), ContainSubstring("version:%d", version))))
+			Expect(postgres.CheckSchema(ctx, db.DB, quiet)).To(
+				MatchError(&postgres.SchemaTooOldError{Have: version - 1, Need: newest}))
+
+			Expect(holder.Rollback()).To(Succeed())
+			Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		}
 	})
 
 	It("is too old before it is migrated", func(ctx SpecContext) {
