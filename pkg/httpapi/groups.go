@@ -49,6 +49,10 @@ const (
 // be made alone.
 var errGoAlone = errors.New("the change cannot be made together with others")
 
+// errLeaderPanicked is the others' error where the leader's goroutine panics. From
+// where, nobody knows: their changes may have been made.
+var errLeaderPanicked = errors.New("the request that led the changes' transaction has panicked")
+
 // member is one change of a group.
 type member[T, R any] struct {
 	ctx  context.Context //nolint:containedctx // whose end the group heeds
@@ -147,7 +151,7 @@ func (g *groups[T, R]) lead(leader *member[T, R]) {
 	}
 	defer time.AfterFunc(g.patience, giveBack).Stop()
 
-	results, err := []R(nil), errGoAlone
+	results, err := []R(nil), errLeaderPanicked
 	defer func() { // also where commit panics
 		for i, m := range members {
 			if m.err = err; err == nil {
