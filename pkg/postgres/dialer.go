@@ -16,8 +16,8 @@ type dialer struct {
 	// abort, where given, closes the connections when it is canceled, whatever
 	// is being waited for on them.
 	abort context.Context //nolint:containedctx // pq.Listener takes a dialer and no context
-	// dialed, where given, gets each connection that is made.
-	dialed func(net.Conn)
+	// dialed, where given, gets each connection that is made and that abort closes.
+	dialed func(*abortableConn)
 }
 
 // Dial implements pq.Dialer.
@@ -50,19 +50,29 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 		Control: setUserTimeout,
 	}
 	conn, err := dialer.DialContext(ctx, network, address)
-	if err == nil && d.dialed != nil {
-		d.dialed(conn)
-	}
 	if err != nil || d.abort == nil {
 		return conn, err //nolint:wrapcheck // lib/pq says what it was doing
 	}
-	return &abortableConn{Conn: conn, keep: context.AfterFunc(d.abort, func() { _ = conn.Close() })}, nil //nolint:contextcheck // outlives the dialing
+	abortable := &abortableConn{Conn: conn, keep: context.AfterFunc(d.abort, func() { _ = conn.Close() })} //nolint:contextcheck // outlives the dialing
+	if d.dialed != nil {
+		d.dialed(abortable)
+	}
+	return abortable, nil
 }
 
 type abortableConn struct {
 	net.Conn
 
 	keep func() bool
+	// unwritten is the last error of a write. lib/pq hides it while it connects.
+	unwritten error
+}
+
+// Write implements net.Conn.
+func (c *abortableConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.unwritten = err
+	return n, err //nolint:wrapcheck // a net.Conn's own
 }
 
 // Close implements net.Conn.

@@ -2,8 +2,11 @@ package postgres_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"time"
 
@@ -34,6 +37,15 @@ var _ = Describe("IsUnavailable", func() {
 		Entry("an error of ours", func(context.Context) error { return errors.New("ours") }, asked),
 		Entry("nobody listens", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}, "SELECT 1")
+		}, unavailable),
+		Entry("the connection is reset while it is made", func(ctx context.Context) (err error) {
+			dsn := resetting()
+			for range 20 { // not always at the same step
+				if err = run(ctx, postgres.Options{DSN: dsn}, "SELECT 1"); !postgres.IsUnavailable(err) {
+					break
+				}
+			}
+			return err
 		}, unavailable),
 		Entry("the connection is terminated", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: root}, "SELECT pg_terminate_backend(pg_backend_pid())")
@@ -121,3 +133,28 @@ var _ = Describe("IsUniqueViolation", func() {
 		Expect(postgres.IsUniqueViolation(nil, "things_once")).To(BeFalse())
 	})
 })
+
+// resetting starts a server that asks for a password and resets the connection, which
+// its client notices as it writes or reads.
+func resetting() (dsn string) {
+	GinkgoHelper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(listener.Close)
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			length := make([]byte, 4) // of the startup message, with itself
+			if _, err := io.ReadFull(client, length); err == nil {
+				_, _ = io.CopyN(io.Discard, client, int64(binary.BigEndian.Uint32(length))-4)
+			}
+			_, _ = client.Write([]byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}) // AuthenticationCleartextPassword
+			_ = client.(*net.TCPConn).SetLinger(0)
+			_ = client.Close()
+		}
+	}()
+	return "postgres://u:p@" + listener.Addr().String() + "/d?sslmode=disable"
+}

@@ -6,7 +6,6 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -108,13 +107,17 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 
 func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*conn, error) {
 	base := *c.base
-	var dialed net.Conn // the last, where the DSN allows two ways
-	base.Dialer(dialer{abort: abandoned, dialed: func(conn net.Conn) { dialed = conn }})
+	var dialed *abortableConn // the last, where the DSN allows two ways
+	base.Dialer(dialer{abort: abandoned, dialed: func(conn *abortableConn) { dialed = conn }})
 	made, err := base.Connect(ctx)
+	if err != nil && dialed != nil && dialed.unwritten != nil {
+		// lib/pq has it in an error that does not unwrap.
+		return nil, dialed.unwritten
+	}
 	if err != nil {
 		return nil, err //nolint:wrapcheck // Connect says what was being done
 	}
-	conn := &conn{pqConn: made.(pqConn), dialed: dialed, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
+	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
 	if c.setup == "" {
 		return conn, nil
 	}
