@@ -64,7 +64,7 @@ type abortableConn struct {
 	net.Conn
 
 	keep func() bool
-	// unwritten is the last error of a write. lib/pq hides it while it connects.
+	// unwritten is the error of the last write, or nil.
 	unwritten error
 }
 

@@ -138,23 +138,14 @@ var _ = Describe("IsUniqueViolation", func() {
 // its client notices as it writes or reads.
 func resetting() (dsn string) {
 	GinkgoHelper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
-	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(listener.Close)
-	go func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			length := make([]byte, 4) // of the startup message, with itself
-			if _, err := io.ReadFull(client, length); err == nil {
-				_, _ = io.CopyN(io.Discard, client, int64(binary.BigEndian.Uint32(length))-4)
-			}
-			_, _ = client.Write([]byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}) // AuthenticationCleartextPassword
-			_ = client.(*net.TCPConn).SetLinger(0)
-			_ = client.Close()
+	address := listen(func(client net.Conn) {
+		length := make([]byte, 4) // of the startup message, with itself
+		if _, err := io.ReadFull(client, length); err == nil {
+			_, _ = io.CopyN(io.Discard, client, int64(binary.BigEndian.Uint32(length))-4)
 		}
-	}()
-	return "postgres://u:p@" + listener.Addr().String() + "/d?sslmode=disable"
+		_, _ = client.Write([]byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}) // AuthenticationCleartextPassword
+		_ = client.(*net.TCPConn).SetLinger(0)
+		_ = client.Close()
+	})
+	return "postgres://u:p@" + address + "/d?sslmode=disable"
 }

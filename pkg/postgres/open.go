@@ -110,12 +110,11 @@ func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*co
 	var dialed *abortableConn // the last, where the DSN allows two ways
 	base.Dialer(dialer{abort: abandoned, dialed: func(conn *abortableConn) { dialed = conn }})
 	made, err := base.Connect(ctx)
-	if err != nil && dialed != nil && dialed.unwritten != nil {
-		// lib/pq has it in an error that does not unwrap.
-		return nil, dialed.unwritten
-	}
 	if err != nil {
-		return nil, err //nolint:wrapcheck // Connect says what was being done
+		if dialed != nil && dialed.unwritten != nil {
+			err = unwrappingError{error: err, cause: dialed.unwritten}
+		}
+		return nil, err
 	}
 	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
 	if c.setup == "" {
@@ -129,6 +128,16 @@ func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*co
 	}
 	return conn, nil
 }
+
+// unwrappingError says what lib/pq says, of all hosts, and unwraps to the cause
+// too, which lib/pq's does not where a write has failed.
+type unwrappingError struct {
+	error
+
+	cause error
+}
+
+func (e unwrappingError) Unwrap() []error { return []error{e.error, e.cause} }
 
 // Driver implements driver.Connector.
 func (c *connector) Driver() driver.Driver { return c.base.Driver() }

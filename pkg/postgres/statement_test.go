@@ -150,6 +150,13 @@ func startPooler(dsn string) string {
 	address, err := url.Parse(dsn)
 	Expect(err).NotTo(HaveOccurred())
 	server := address.Host
+	address.Host = listen(func(client net.Conn) { pool(client, server) })
+	return address.String()
+}
+
+// listen has each client at the address served until the spec ends.
+func listen(serve func(net.Conn)) (address string) {
+	GinkgoHelper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(listener.Close)
@@ -159,11 +166,10 @@ func startPooler(dsn string) string {
 			if err != nil {
 				return
 			}
-			go pool(client, server)
+			go serve(client)
 		}
 	}()
-	address.Host = listener.Addr().String()
-	return address.String()
+	return listener.Addr().String()
 }
 
 func pool(client net.Conn, server string) {
