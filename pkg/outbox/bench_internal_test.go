@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"fmt"
 	"testing"
 )
@@ -77,6 +78,24 @@ func BenchmarkMultirange(b *testing.B) {
 				_ = multirange(ids)
 			}
 		})
+	}
+}
+
+// What a cut finds, made into a batch.
+func BenchmarkUncut(b *testing.B) {
+	var packed []byte
+	for id := range int64(DefaultMaxRows) {
+		packed = binary.BigEndian.AppendUint64(packed, uint64(id)+1)
+		packed = binary.BigEndian.AppendUint32(packed, 300)
+	}
+	b.SetBytes(int64(len(packed)))
+	b.ReportAllocs()
+	for b.Loop() {
+		events, err := readUncut(packed)
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = multirange(events.ids[:events.batch(DefaultMaxRows, DefaultMaxBytes).events])
 	}
 }
 

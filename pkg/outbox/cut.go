@@ -89,31 +89,34 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	takeRest := lingered && waiting.Unsent == 0
 
 	var cut Cut
+	var left uncut
+	leftAll := false // whether left is all that waits
 	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
 	for cut.Batches < room {
-		var batch struct {
-			Events int   `db:"event_count"`
-			LastID int64 `db:"last_id"`
-			IsFull bool  `db:"is_full"`
+		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
+		if !batch.isFull && !leftAll {
+			if left, err = s.findUncut(ctx, tx, batchHint, from); err != nil {
+				return Cut{}, err
+			}
+			leftAll = len(left.ids) < s.o.MaxRows
+			batch = left.batch(s.o.MaxRows, s.o.MaxBytes)
 		}
-		err := tx.GetContext(ctx, &batch, cutSQL, batchHint, from, s.o.MaxRows, s.o.MaxBytes, takeRest, newBatchID(at),
-			s.suspectSeconds())
-		if errors.Is(err, sql.ErrNoRows) {
-			cut.More = false
+		cut.More = batch.isFull
+		if batch.events == 0 || !batch.isFull && !takeRest {
 			break
 		}
-		if err != nil {
+		ids := left.ids[:batch.events]
+		if _, err := tx.ExecContext(ctx, cutSQL, newBatchID(at), multirange(ids), batch.events, batch.bytes,
+			s.suspectSeconds()); err != nil {
 			return Cut{}, fmt.Errorf("write a manifest: %w", err)
 		}
 		failpoint.At(failpoint.CutWritten)
 		cut.Batches++
-		cut.Events += batch.Events
-		cut.More = batch.IsFull
+		cut.Events += batch.events
 		at = at.Add(time.Microsecond)
-		from, last = batch.LastID, max(last, batch.LastID)
-		if !batch.IsFull {
-			break
-		}
+		last = ids[len(ids)-1]
+		from = last
+		left = left.after(batch.events)
 	}
 	if cut.Batches == 0 {
 		switch {

@@ -41,61 +41,41 @@ const sameOriginSQL = `EXISTS (
       AND outbox_origin.timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
 )`
 
-// cutSQL writes one manifest of the first events above $2 that are in no
-// other: at most $3 events and $4 bytes, but at least one event. Unless $5, it
-// does so only for a full batch. The events come from the primary key, gap by gap
-// between the manifests, and so in its order; what is in a manifest is not looked
-// at.
-const cutSQL = `
+// uncutSQL packs the ids of the first $3 events above $2 that are in no manifest,
+// each with its bytes in a batch, into one value, as readUncut knows it: to put
+// them into batches here would take the server several times as long as to find
+// them. They come from the primary key, gap by gap between the manifests, and so in
+// its order; what is in a manifest is not looked at.
+const uncutSQL = `
 WITH gap AS (
     SELECT unnest(int8multirange(int8range($2, NULL, '()')) - coalesce(range_agg(event_ids), '{}')) AS ids
     FROM outbox_batches
     WHERE batch_id >= $1
-),
-found AS (
-    SELECT id, bytes
+)
+SELECT coalesce(string_agg(int8send(id) || int4send(context_bytes + ` + eventOverhead + `), ''), '')
+FROM (
+    SELECT id, context_bytes
     FROM gap
     CROSS JOIN LATERAL (
-        SELECT id, context_bytes + ` + eventOverhead + ` AS bytes -- of ints, whose sum is no numeric
+        SELECT id, context_bytes
         FROM outbox_events
         WHERE id >= lower(gap.ids) AND id < coalesce(upper(gap.ids), 9223372036854775807)
         ORDER BY id
     ) AS event
     LIMIT $3
-),
-running AS (
-    SELECT id, sum(bytes) OVER places AS bytes, row_number() OVER places AS place
-    FROM found
-    WINDOW places AS (ORDER BY id ROWS UNBOUNDED PRECEDING)
-),
--- Ids that follow each other without a gap are one range, and not each its own
--- for range_agg, which is slow.
-island AS (
-    SELECT min(id) AS first, max(id) AS last, count(*) AS events, max(bytes) AS bytes
-    FROM running
-    WHERE bytes <= $4 OR place = 1
-    GROUP BY id - place
-),
-batch AS (
-    SELECT range_agg(int8range(first, last, '[]')) AS ids, sum(events)::bigint AS events, max(bytes) AS bytes
-    FROM island
-),
-decided AS (
-    SELECT ids, events, bytes, events = $3 OR events < (SELECT count(*) FROM running) AS is_full
-    FROM batch
-    WHERE events > 0
-)
+) AS uncut`
+
+// cutSQL writes the manifest $1 of the events $2, which are $3 and have $4 bytes.
+// An event that was there when the history changed may have been sent, and under a
+// token that nobody knows any more: an insert that is still running cannot be found
+// by it, but ends within $5 seconds.
+const cutSQL = `
 INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, sends, next_attempt_at)
-SELECT $6::uuid, ids, events, bytes, $6::uuid::text,
-       -- An event that was there when the history changed may have been sent, and
-       -- under a token that nobody knows any more: an insert that is still running
-       -- cannot be found by it, but ends within $7 seconds.
+SELECT $1::uuid, ids, $3, $4, $1::uuid::text,
        CASE WHEN suspect THEN 1 ELSE 0 END,
-       CASE WHEN suspect THEN clock_timestamp() + make_interval(secs => $7) ELSE '-infinity' END
-FROM decided
-CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT max(suspect_to) FROM outbox_origin) AS suspect) AS history
-WHERE $5 OR is_full
-RETURNING event_count, upper(event_ids) - 1 AS last_id, (SELECT is_full FROM decided)`
+       CASE WHEN suspect THEN clock_timestamp() + make_interval(secs => $5) ELSE '-infinity' END
+FROM CAST($2 AS int8multirange) AS ids
+CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT max(suspect_to) FROM outbox_origin) AS suspect) AS history`
 
 // moveCursorSQL ends a cut: $2 is its time, $3 an id up to which every visible
 // event is in a manifest, $4 the highest id it took. The floor follows only

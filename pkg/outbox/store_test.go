@@ -141,6 +141,13 @@ var _ = Describe("Store", func() {
 			Expect(sizes()).To(Equal([]int{1, 1, 1, 2}))
 		})
 
+		It("fills a batch also where the events that it has found end in it", func(ctx SpecContext) {
+			large := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 9_500) + `"`)}
+			publish(ctx, db, publisher, slices.Concat(make([]outbox.Event, 8), []outbox.Event{large}, make([]outbox.Event, 9))...)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 18}))
+			Expect(sizes()).To(Equal([]int{8, 3, 7}), "it finds 10 at a time")
+		})
+
 		It("lets a lone event go at once, makes the next wait for the linger, but not a full batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			Expect(store.Cut(ctx, time.Hour)).To(Equal(outbox.Cut{Batches: 1, Events: 1}))

@@ -1,0 +1,39 @@
+package outbox
+
+import (
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+)
+
+var _ = Describe("What a cut finds", func() {
+	event := func(id byte) []byte { return []byte{0, 0, 0, 0, 0, 0, 0, id, 0, 0, 0, 200} }
+
+	It("is read", func() {
+		Expect(readUncut(append(event(7), event(9)...))).To(Equal(uncut{ids: []int64{7, 9}, bytes: []int32{200, 200}}))
+		Expect(readUncut(nil)).To(Equal(uncut{ids: []int64{}, bytes: []int32{}}))
+	})
+
+	DescribeTable("is refused",
+		func(packed []byte) {
+			_, err := readUncut(packed)
+			Expect(err).To(HaveOccurred())
+		},
+		Entry("where it ends in the middle of an event", event(7)[:11]),
+		Entry("out of order", append(event(9), event(7)...)),
+		Entry("with an event twice", append(event(7), event(7)...)),
+	)
+
+	DescribeTable("fills a batch",
+		func(bytes []int32, expected nextBatch) {
+			Expect(uncut{bytes: bytes}.batch(3, 1000)).To(Equal(expected))
+		},
+		Entry("with nothing", nil, nextBatch{}),
+		Entry("with what there is", []int32{200, 300}, nextBatch{events: 2, bytes: 500}),
+		Entry("with what just fits", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
+		Entry("up to its rows", []int32{1, 1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
+		Entry("up to its rows, which are all", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
+		Entry("up to its bytes", []int32{500, 500, 1}, nextBatch{events: 2, bytes: 1000, isFull: true}),
+		Entry("with one that is too large", []int32{1001, 1}, nextBatch{events: 1, bytes: 1001, isFull: true}),
+		Entry("with the only one, too large", []int32{1001}, nextBatch{events: 1, bytes: 1001}),
+	)
+})
