@@ -102,15 +102,15 @@ func BenchmarkUncut(b *testing.B) {
 // A batch as it comes from PostgreSQL.
 func BenchmarkDecode(b *testing.B) {
 	const events = 50_000
-	var chunk []byte
+	var c chunk
 	for id := range int64(events) {
-		chunk = appendRow(chunk, eventFields(id, `{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)...)
+		c.add(id, "", `{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
 	}
-	b.SetBytes(int64(len(chunk)))
+	b.SetBytes(int64(len(c.keys) + len(c.types) + len(c.environments) + len(c.contexts)))
 	b.ReportAllocs()
 	for b.Loop() {
 		decoder := chunkDecoder{types: make(interner), environments: make(interner)}
-		if _, err := decoder.decode(chunk); err != nil {
+		if _, err := decoder.decode(&c); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,11 +1,13 @@
 package outbox
 
 import (
+	"bytes"
+	"database/sql"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // chunkBytes is about how large a chunk of events is: large enough that the work
@@ -18,118 +20,103 @@ func (l *Lease) chunkIDs() int64 {
 	return max(1, min(most, chunkBytes*int64(l.Events)/max(1, l.Bytes)))
 }
 
-// chunkDecoder reads chunks of events, as readEventsSQL makes them. It keeps one
-// copy of what is the same in many events.
-type chunkDecoder struct {
-	types, environments interner
-
-	records  []Record
-	contexts [][]byte
+// chunk is some events by columns, as readEventsSQL makes it. Its numbers are those
+// that PostgreSQL sends of the types (bigint, uuid, timestamptz). Its texts are
+// parted by NUL, which no text of PostgreSQL's has.
+type chunk struct {
+	keys         sql.RawBytes // of each event its id, event id, two times and version
+	types        sql.RawBytes
+	environments sql.RawBytes
+	traceparents sql.RawBytes // of each event that has one, its id and its traceparent
+	contexts     sql.RawBytes
 }
+
+// keySize is the size of an event's keys in a chunk.
+const keySize = 8 + len(uuid.UUID{}) + 8 + 8 + 8
 
 // postgresEpoch is what PostgreSQL counts a timestamptz's microseconds from,
 // 2000-01-01, in Unix's microseconds.
 const postgresEpoch = 946_684_800_000_000
 
+var errChunk = errors.New("its columns are not those of the same events")
+
+// chunkDecoder reads chunks. It keeps one copy of what is the same in many events.
+type chunkDecoder struct {
+	types, environments interner
+	records             []Record
+}
+
 // decode returns the chunk's events. They are good until the next call; what they
 // point to is no part of the chunk.
-//
-// A chunk is a sequence of rows as PostgreSQL sends a composite value: the number
-// of fields, and of each its type, its length, -1 for NULL, and its value
-// (record_send in
-// https://github.com/postgres/postgres/blob/REL_18_0/src/backend/utils/adt/rowtypes.c#L688).
-func (d *chunkDecoder) decode(chunk []byte) ([]Record, error) {
-	d.records, d.contexts = d.records[:0], d.contexts[:0]
-	size := 0
-	for rest := (&reader{bytes: chunk}); len(rest.bytes) > 0; {
-		record, context := d.row(rest)
-		if rest.err != nil {
-			return nil, rest.err
+func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
+	d.records = d.records[:0]
+	if len(c.keys)%keySize != 0 {
+		return nil, errChunk
+	}
+	var (
+		types        = texts{rest: c.types}
+		environments = texts{rest: c.environments}
+		traceparents = texts{rest: c.traceparents, ended: len(c.traceparents) == 0}
+		contexts     = texts{rest: c.contexts}
+		kept         = string(c.contexts) // one for all of them
+	)
+	for keys := c.keys; len(keys) > 0; keys = keys[keySize:] {
+		record := Record{
+			ID:              bigint(keys),
+			EventID:         uuid.UUID(keys[8:24]),
+			EventType:       d.types.intern(types.next()),
+			EventDateTime:   timestamptz(keys[24:]),
+			Environment:     d.environments.intern(environments.next()),
+			MetadataVersion: bigint(keys[40:]),
+			PublishedAt:     timestamptz(keys[32:]),
 		}
-		d.records, d.contexts = append(d.records, record), append(d.contexts, context)
-		size += len(context)
+		if traceparents.skipID(record.ID) {
+			record.Traceparent = string(traceparents.next())
+		}
+		context := contexts.next()
+		record.EventContext, kept = kept[:len(context)], kept[len(kept)-len(contexts.rest):]
+		d.records = append(d.records, record)
 	}
-	// One string for all of them, of exactly their length.
-	var joined strings.Builder
-	joined.Grow(size)
-	for _, context := range d.contexts {
-		joined.Write(context)
-	}
-	contexts := joined.String()
-	for i := range d.records {
-		n := len(d.contexts[i])
-		d.records[i].EventContext, contexts = contexts[:n], contexts[n:]
+	if !types.areRead() || !environments.areRead() || !traceparents.areRead() || !contexts.areRead() {
+		return nil, errChunk
 	}
 	return d.records, nil
 }
 
-// row reads one row; its context is a part of the chunk.
-func (d *chunkDecoder) row(r *reader) (record Record, context []byte) {
-	const fields = 9 // of readEventsSQL
-	if n := r.int32(); n != fields && r.err == nil {
-		r.err = fmt.Errorf("a row has %d fields", n)
-	}
-	record.ID = r.bigint()
-	copy(record.EventID[:], r.field(len(record.EventID)))
-	record.EventType = d.types.intern(r.field(anyLength))
-	record.EventDateTime = r.timestamptz()
-	record.Environment = d.environments.intern(r.field(anyLength))
-	context = r.field(anyLength)
-	record.MetadataVersion = r.bigint()
-	record.Traceparent = string(r.field(anyLength))
-	record.PublishedAt = r.timestamptz()
-	return record, context
+// texts are a column of texts, which are taken off its front.
+type texts struct {
+	rest  []byte
+	ended bool // none is left
+	short bool // more were asked for than there are
 }
 
-// reader takes values off the front of what is left. After an error each value is
-// zero.
-type reader struct {
-	bytes []byte
-	err   error
-}
-
-const anyLength = -1
-
-var errChunk = errors.New("it ends in the middle of a value, or a value has another length than its type")
-
-// field reads a field's value, nil for NULL.
-func (r *reader) field(length int) []byte {
-	r.int32() // its type
-	n := int(r.int32())
-	if n == -1 && length == anyLength {
+func (t *texts) next() []byte {
+	if t.ended {
+		t.short = true
 		return nil
 	}
-	if r.err != nil || n < 0 || n > len(r.bytes) || length != anyLength && n != length {
-		return r.fail(max(0, length))
+	text, rest, found := bytes.Cut(t.rest, []byte{0})
+	t.rest, t.ended = rest, !found
+	return text
+}
+
+func (t *texts) areRead() bool { return t.ended && !t.short }
+
+// skipID takes an id off the front, if it is that.
+func (t *texts) skipID(id int64) bool {
+	const size = 8
+	if len(t.rest) < size || bigint(t.rest) != id {
+		return false
 	}
-	value := r.bytes[:n]
-	r.bytes = r.bytes[n:]
-	return value
+	t.rest = t.rest[size:]
+	return true
 }
 
-func (r *reader) fail(length int) []byte {
-	if r.err == nil {
-		r.err = errChunk
-	}
-	return make([]byte, length)
+func bigint(b []byte) int64 {
+	return int64(binary.BigEndian.Uint64(b)) //nolint:gosec // PostgreSQL's are signed
 }
 
-func (r *reader) int32() int32 {
-	const size = 4
-	if r.err != nil || len(r.bytes) < size {
-		r.fail(0)
-		return 0
-	}
-	value := int32(binary.BigEndian.Uint32(r.bytes)) //nolint:gosec // PostgreSQL's are signed
-	r.bytes = r.bytes[size:]
-	return value
-}
-
-func (r *reader) bigint() int64 {
-	return int64(binary.BigEndian.Uint64(r.field(8))) //nolint:gosec // PostgreSQL's are signed
-}
-
-func (r *reader) timestamptz() time.Time { return time.UnixMicro(r.bigint() + postgresEpoch).UTC() }
+func timestamptz(b []byte) time.Time { return time.UnixMicro(bigint(b) + postgresEpoch).UTC() }
 
 // interner keeps one copy of each of the few strings that a column holds.
 type interner map[string]string

@@ -9,70 +9,89 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// appendRow appends a row as record_send writes it; nil is NULL.
-func appendRow(chunk []byte, fields ...[]byte) []byte {
-	chunk = binary.BigEndian.AppendUint32(chunk, uint32(len(fields))) //nolint:gosec // few
-	for _, field := range fields {
-		chunk = binary.BigEndian.AppendUint32(chunk, 25) // its type, which nobody looks at
-		length := len(field)
-		if field == nil {
-			length = -1
+func appendBigint(b []byte, n int64) []byte {
+	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // PostgreSQL's are signed
+}
+
+// add puts an event into the chunk as readEventsSQL does.
+func (c *chunk) add(id int64, traceparent, context string) {
+	part := func(column []byte) []byte {
+		if len(c.keys) > 0 {
+			column = append(column, 0)
 		}
-		chunk = binary.BigEndian.AppendUint32(chunk, uint32(length))
-		chunk = append(chunk, field...)
+		return column
 	}
-	return chunk
-}
-
-func bigint(n int64) []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(n)) //nolint:gosec // PostgreSQL's are signed
-}
-
-// eventFields are the fields of an event with that id.
-func eventFields(id int64, context string) [][]byte {
-	return [][]byte{
-		bigint(id), slices.Repeat(bigint(id), 2), []byte("user_created"), bigint(1), []byte("Local"),
-		[]byte(context), bigint(1), nil, bigint(-1),
+	c.types = append(part(c.types), "user_created"...)
+	c.environments = append(part(c.environments), "Local"...)
+	c.contexts = append(part(c.contexts), context...)
+	if traceparent != "" {
+		if len(c.traceparents) > 0 {
+			c.traceparents = append(c.traceparents, 0)
+		}
+		c.traceparents = append(appendBigint(c.traceparents, id), traceparent...)
+	}
+	for _, number := range []int64{id, id, id, 1, -1, id} {
+		c.keys = appendBigint(c.keys, number)
 	}
 }
 
 var _ = Describe("A chunk of events", func() {
-	decode := func(chunk []byte) ([]Record, error) {
-		return (&chunkDecoder{types: make(interner), environments: make(interner)}).decode(chunk)
+	decode := func(c *chunk) ([]Record, error) {
+		return (&chunkDecoder{types: make(interner), environments: make(interner)}).decode(c)
+	}
+
+	threeEvents := func() *chunk {
+		var c chunk
+		c.add(7, "", `{"a":1}`)
+		c.add(9, "00-1-1-00", `"b"`)
+		c.add(300, "00-2-2-00", `2`)
+		return &c
 	}
 
 	It("is read without keeping it", func() {
-		chunk := appendRow(appendRow(nil, eventFields(7, `{"a":1}`)...), eventFields(9, `"b"`)...)
-		records, err := decode(chunk)
+		c := threeEvents()
+		records, err := decode(c)
 		Expect(err).NotTo(HaveOccurred())
-		clear(chunk)
+		for _, column := range [][]byte{c.keys, c.types, c.environments, c.traceparents, c.contexts} {
+			clear(column)
+		}
 		Expect(records).To(HaveExactElements(
-			And(HaveField("ID", int64(7)), HaveField("EventContext", `{"a":1}`), HaveField("EventType", "user_created")),
-			And(HaveField("ID", int64(9)), HaveField("EventContext", `"b"`), HaveField("Environment", "Local")),
+			And(HaveField("ID", int64(7)), HaveField("EventContext", `{"a":1}`), HaveField("Traceparent", "")),
+			And(HaveField("ID", int64(9)), HaveField("EventContext", `"b"`), HaveField("Traceparent", "00-1-1-00")),
+			And(HaveField("ID", int64(300)), HaveField("EventContext", `2`), HaveField("Traceparent", "00-2-2-00")),
 		))
-		Expect(records[1].EventID[:]).To(Equal(slices.Repeat(bigint(9), 2)))
+		Expect(records).To(HaveEach(And(HaveField("EventType", "user_created"), HaveField("Environment", "Local"))))
+		Expect(records[1].EventID[:]).To(Equal(slices.Repeat(appendBigint(nil, 9), 2)))
+		Expect(records[1].MetadataVersion).To(Equal(int64(9)))
 		Expect(records[1].EventDateTime).To(Equal(time.Date(2000, 1, 1, 0, 0, 0, 1000, time.UTC)))
 		Expect(records[1].PublishedAt).To(Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)))
-		Expect(records[1].Traceparent).To(BeEmpty())
 	})
 
-	It("is refused wherever it ends early", func() {
-		chunk := appendRow(nil, eventFields(7, `{"a":1}`)...)
-		for n := 1; n < len(chunk); n++ {
-			_, err := decode(chunk[:n])
-			Expect(err).To(HaveOccurred(), "after %d bytes", n)
-		}
+	It("may have empty texts", func() {
+		var c chunk
+		c.add(7, "", "")
+		c.add(9, "", "")
+		Expect(decode(&c)).To(HaveEach(HaveField("EventContext", "")))
 	})
 
-	DescribeTable("is refused with a row",
-		func(spoil func(fields [][]byte) [][]byte) {
-			_, err := decode(appendRow(nil, spoil(eventFields(7, `1`))...))
-			Expect(err).To(HaveOccurred())
+	DescribeTable("is refused with",
+		func(spoil func(c *chunk)) {
+			c := threeEvents()
+			spoil(c)
+			_, err := decode(c)
+			Expect(err).To(MatchError(errChunk))
 		},
-		Entry("of fewer fields", func(fields [][]byte) [][]byte { return fields[1:] }),
-		Entry("of more fields", func(fields [][]byte) [][]byte { return append(fields, []byte("a")) }),
-		Entry("of a short number", func(fields [][]byte) [][]byte { fields[0] = []byte{1}; return fields }),
-		Entry("of a long id", func(fields [][]byte) [][]byte { fields[1] = make([]byte, 17); return fields }),
-		Entry("of no time", func(fields [][]byte) [][]byte { fields[3] = nil; return fields }),
+		Entry("a part of an event's keys", func(c *chunk) { c.keys = c.keys[:len(c.keys)-1] }),
+		Entry("keys too few", func(c *chunk) { c.keys = c.keys[keySize:] }),
+		Entry("a type too few", func(c *chunk) { c.types = c.types[:len(c.types)/2] }),
+		Entry("a type too many", func(c *chunk) { c.types = append(c.types, 0) }),
+		Entry("no types", func(c *chunk) { c.types = nil }),
+		Entry("an environment too few", func(c *chunk) { c.environments = c.environments[:len(c.environments)/2] }),
+		Entry("an environment too many", func(c *chunk) { c.environments = append(c.environments, 0) }),
+		Entry("a context too few", func(c *chunk) { c.contexts = c.contexts[:len(c.contexts)/2] }),
+		Entry("a context too many", func(c *chunk) { c.contexts = append(c.contexts, 0) }),
+		Entry("a traceparent of another event", func(c *chunk) { c.traceparents[7] = 8 }),
+		Entry("a traceparent too many", func(c *chunk) { c.traceparents = append(c.traceparents, 0) }),
+		Entry("a part of an id", func(c *chunk) { c.traceparents = c.traceparents[:7] }),
 	)
 })

@@ -106,17 +106,17 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 		return fmt.Errorf("read the batch: %w", err)
 	}
 	defer statement.Close()
-	rows, err := statement.QueryxContext(ctx, l.EventIDs, l.chunkIDs()) //nolint:sqlclosecheck // scan closes them
+	rows, err := statement.QueryxContext(ctx, l.EventIDs, l.chunkIDs())
 	if err != nil {
 		return fmt.Errorf("read the batch: %w", err)
 	}
 	decoder := chunkDecoder{types: make(interner), environments: make(interner)}
 	return l.scan(rows, func(take func(int64) error) error {
-		var chunk sql.RawBytes
-		if err := rows.Scan(&chunk); err != nil {
+		var c chunk
+		if err := rows.Scan(&c.keys, &c.types, &c.environments, &c.traceparents, &c.contexts); err != nil {
 			return fmt.Errorf("scan events: %w", err)
 		}
-		records, err := decoder.decode(chunk)
+		records, err := decoder.decode(&c)
 		if err != nil {
 			return fmt.Errorf("decode events: %w", err)
 		}

@@ -172,23 +172,28 @@ CROSS JOIN LATERAL (
 ) AS event`
 
 const (
-	// readEventsSQL returns the events $1 in chunks of at most $2 ids, each as one
-	// value: a row costs the server, the driver and database/sql more than what is
-	// in it. readChunk knows the form.
+	// readEventsSQL returns the events $1 in chunks of at most $2 ids, by columns: a
+	// row costs the server, the driver and database/sql more than what is in it, and
+	// a value within it more than one at the end of many. chunk tells the form.
 	readEventsSQL = `
-SELECT chunk
+SELECT keys, types, environments, traceparents, contexts
 FROM unnest($1::int8multirange) AS member
 CROSS JOIN LATERAL generate_series(lower(member), upper(member) - 1, $2::bigint) AS first
 CROSS JOIN LATERAL (
-    SELECT string_agg(record_send(ROW(id, event_id, event_type, event_date_time, environment, event_context,
-                                      metadata_version, traceparent, published_at)), '') AS chunk
+    SELECT string_agg(int8send(id) || uuid_send(event_id) || timestamptz_send(event_date_time) ||
+                      timestamptz_send(published_at) || int8send(metadata_version), '') AS keys,
+           string_agg(textsend(event_type), '\x00') AS types,
+           string_agg(textsend(environment), '\x00') AS environments,
+           string_agg(int8send(id) || textsend(traceparent), '\x00')
+               FILTER (WHERE traceparent IS NOT NULL) AS traceparents,
+           string_agg(json_send(event_context), '\x00') AS contexts
     FROM (
         SELECT * FROM outbox_events
         WHERE id >= first AND id < least(first + $2::bigint, upper(member))
         ORDER BY id
     ) AS event
-) AS chunks
-WHERE chunk IS NOT NULL`
+) AS chunk
+WHERE keys IS NOT NULL`
 
 	// Integers instead of timestamps: their text costs more to make and to
 	// read than all of the other columns together.
