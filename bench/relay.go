@@ -252,7 +252,6 @@ func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
 	if err != nil {
 		return fmt.Errorf("insert the blocks: %w", err)
 	}
-	options.Compression = &chgo.Compression{Method: chgo.CompressionLZ4} // as the relay does
 	conn, err := chgo.Open(options)
 	if err != nil {
 		return fmt.Errorf("insert the blocks: %w", err)

@@ -106,8 +106,8 @@ func newChaos(ctx context.Context) *chaos {
 	c.query(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 1000000, parts_to_throw_insert = 1000000")
 	c.Postgres.MustExecContext(ctx, "CREATE TABLE ledger (n bigint, bad boolean)")
 	c.postgres, c.throughPostgres = faults.StartProxyTo(c.PostgresDSN)
-	c.native, c.throughNative = faults.StartProxyTo(c.ClickHouse.Native)
-	c.http, c.throughHTTP = faults.StartProxyTo(c.ClickHouse.HTTP)
+	c.native, c.throughNative = faults.StartProxyTo(c.ClickHouseDSN("native"))
+	c.http, c.throughHTTP = faults.StartProxyTo(c.ClickHouseDSN("http"))
 	c.startAPI()
 	awaitReady(ctx, c.api)
 	for i := range c.relays {

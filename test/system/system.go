@@ -46,12 +46,14 @@ func New(dir, postgresDSN string, clickHouse engines.ClickHouseDSNs) *System {
 	}
 }
 
-// ClickHouseDSN is the one for the protocol, native or http.
+// ClickHouseDSN is the one for the protocol, native or http, as over a network:
+// within a machine nothing is compressed.
 func (s *System) ClickHouseDSN(protocol string) string {
+	dsn := s.ClickHouse.Native
 	if protocol == "http" {
-		return s.ClickHouse.HTTP
+		dsn = s.ClickHouse.HTTP
 	}
-	return s.ClickHouse.Native
+	return dsn + "?compress=lz4"
 }
 
 // API starts an API and waits until it is ready. It is not told where ClickHouse

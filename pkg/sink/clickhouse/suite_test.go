@@ -36,8 +36,10 @@ var _ = func() bool {
 		server, err = devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{User: "diehard", Password: "s3cret"})
 		Expect(err).NotTo(HaveOccurred())
 		encoded, err := json.Marshal(map[string]string{
-			"native": server.NativeDSN("default"),
-			"http":   server.HTTPDSN("default"),
+			"native":               server.NativeDSN("default") + "?compress=lz4",
+			"http":                 server.HTTPDSN("default") + "?compress=lz4",
+			"native, uncompressed": server.NativeDSN("default"),
+			"http, uncompressed":   server.HTTPDSN("default"),
 		})
 		Expect(err).NotTo(HaveOccurred())
 		return encoded
@@ -52,7 +54,7 @@ var _ = func() bool {
 	return true
 }()
 
-var protocols = []string{"native", "http"}
+var protocols = []string{"native", "http", "native, uncompressed", "http, uncompressed"}
 
 var databases atomic.Int32
 
