@@ -3,8 +3,10 @@ package chserver
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -105,10 +107,9 @@ func (b *blockReader) head() (proto.Block, error) {
 	return head, nil
 }
 
-// columns reads the columns of a block and hands each on in another revision
-// of the format.
-func (b *blockReader) columns(head proto.Block, revision int, emit func(blockColumn, []byte) error) error {
-	var out proto.Buffer
+// columns reads the columns of a block and hands on each and its data, which are
+// good during the call only.
+func (b *blockReader) columns(head proto.Block, emit func(blockColumn, []byte) error) error {
 	for range head.Columns {
 		c, err := b.columnHead()
 		if err != nil {
@@ -120,10 +121,7 @@ func (b *blockReader) columns(head proto.Block, revision int, emit func(blockCol
 				return err
 			}
 		}
-		out.Reset()
-		appendColumnHead(&out, c, revision)
-		out.PutRaw(b.taken())
-		if err := emit(c, out.Buf); err != nil {
+		if err := emit(c, b.taken()); err != nil {
 			return err
 		}
 	}
@@ -154,6 +152,9 @@ func (b *blockReader) columnHead() (blockColumn, error) {
 
 // skipColumn consumes a column's data.
 func (b *blockReader) skipColumn(c blockColumn, rows int) error {
+	if c.kind == "String" { // most of the data, mostly
+		return b.skipStrings(c, rows)
+	}
 	data, err := column.Type(c.kind).Column(c.name, b.dialect)
 	if err != nil {
 		return newException(proto.ErrNotImplemented, "NOT_IMPLEMENTED",
@@ -166,6 +167,23 @@ func (b *blockReader) skipColumn(c blockColumn, rows int) error {
 	}
 	if err := data.Decode(b.Reader, rows); err != nil {
 		return fmt.Errorf("read column %q: %w", c.name, err)
+	}
+	return nil
+}
+
+// skipStrings consumes strings without making a column of them.
+func (b *blockReader) skipStrings(c blockColumn, rows int) error {
+	for range rows {
+		size, err := binary.ReadUvarint(b.buffered)
+		if err == nil && size > math.MaxInt32 {
+			err = fmt.Errorf("a string of %d bytes is not plausible", size)
+		}
+		if err == nil {
+			_, err = b.buffered.Discard(int(size)) //nolint:gosec // checked
+		}
+		if err != nil {
+			return fmt.Errorf("read column %q: %w", c.name, err)
+		}
 	}
 	return nil
 }
@@ -183,8 +201,9 @@ func (s *Server) transcode(blocks []byte, revision int, emit func([]blockColumn,
 		out.Reset()
 		appendBlockHead(&out, head.Columns, head.Rows, revision)
 		columns := make([]blockColumn, 0, head.Columns)
-		err = reader.columns(head, revision, func(c blockColumn, data []byte) error {
+		err = reader.columns(head, func(c blockColumn, data []byte) error {
 			columns = append(columns, c)
+			appendColumnHead(&out, c, revision)
 			out.PutRaw(data)
 			return nil
 		})

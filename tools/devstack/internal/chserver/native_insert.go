@@ -67,7 +67,10 @@ func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error)
 		var out proto.Buffer
 		appendBlockHead(&out, head.Columns, head.Rows, engineRevision)
 		write(out.Buf)
-		err = reader.columns(head, engineRevision, func(_ blockColumn, data []byte) error {
+		err = reader.columns(head, func(c blockColumn, data []byte) error {
+			out.Reset()
+			appendColumnHead(&out, c, engineRevision)
+			write(out.Buf)
 			write(data)
 			return nil
 		})

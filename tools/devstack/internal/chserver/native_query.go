@@ -85,8 +85,9 @@ func (q *nativeQuery) readTables(ctx context.Context) (refused, err error) {
 		var columns []string
 		var data proto.Buffer
 		appendBlockHead(&data, head.Columns, head.Rows, engineRevision)
-		err = reader.columns(head, engineRevision, func(c blockColumn, column []byte) error {
+		err = reader.columns(head, func(c blockColumn, column []byte) error {
 			columns = append(columns, quoteName(c.name)+" "+c.kind)
+			appendColumnHead(&data, c, engineRevision)
 			data.PutRaw(column)
 			return nil
 		})
