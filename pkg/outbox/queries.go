@@ -182,11 +182,11 @@ CROSS JOIN LATERAL generate_series(lower(member), upper(member) - 1, $2::bigint)
 CROSS JOIN LATERAL (
     SELECT string_agg(int8send(id) || uuid_send(event_id) || timestamptz_send(event_date_time) ||
                       timestamptz_send(published_at) || int8send(metadata_version), '') AS keys,
-           string_agg(textsend(event_type), '\x00') AS types,
-           string_agg(textsend(environment), '\x00') AS environments,
-           string_agg(int8send(id) || textsend(traceparent), '\x00')
+           string_agg(textsend(event_type), ` + nul + `) AS types,
+           string_agg(textsend(environment), ` + nul + `) AS environments,
+           string_agg(int8send(id) || textsend(traceparent), ` + nul + `)
                FILTER (WHERE traceparent IS NOT NULL) AS traceparents,
-           string_agg(json_send(event_context), '\x00') AS contexts
+           string_agg(json_send(event_context), ` + nul + `) AS contexts
     FROM (
         SELECT * FROM outbox_events
         WHERE id >= first AND id < least(first + $2::bigint, upper(member))
@@ -347,6 +347,9 @@ SELECT batches.batches,
        coalesce(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
        (SELECT count(*) FROM (SELECT FROM outbox_dead_letters LIMIT 10000) AS counted) AS dead_letters
 FROM uncut, batches`
+
+// nul is the byte that parts texts, whatever the server takes a backslash for.
+const nul = `decode('00', 'hex')`
 
 // eventOverhead is what a row counts in a batch's bytes beside its context.
 const eventOverhead = `128`

@@ -16,6 +16,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 // anyBytes is a claim's bound where the spec is not about it.
@@ -407,6 +408,21 @@ var _ = Describe("Store", func() {
 			}
 			Expect(read[0].Environment).To(Equal("Production"))
 			Expect(read[1].Environment).To(Equal("Local"))
+		})
+
+		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
+			session := outbox.Session(time.Minute)
+			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
+			db = engines.OpenPostgres(suite.PostgresDSN(ctx), session)
+			store = outbox.NewStore(db, outbox.StoreOptions{})
+			publish(ctx, db, publisher, outbox.Event{EventContext: json.RawMessage(`"\\\u00e9"`)}, outbox.Event{})
+			cut(ctx)
+			var contexts []string
+			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+				contexts = append(contexts, record.EventContext)
+				return nil
+			})).To(Succeed())
+			Expect(contexts).To(HaveExactElements(`"\\\u00e9"`, "{}"))
 		})
 
 		It("reads events of every size, with gaps between their ids", func(ctx SpecContext) {
