@@ -88,18 +88,30 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	lingered := sinceCut < 0 || sinceCut >= linger
 	takeRest := lingered && waiting.Unsent == 0
 
+	sinceFloor := seconds(cursor.SinceFloor)
+	moveFloor := sinceFloor < 0 || sinceFloor >= floorTrail
+
 	var cut Cut
 	var left uncut
-	leftAll := false // whether left is all that waits
+	leftAll := false // whether left is all that waits above from
 	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
+	if !moveFloor && (!takeRest || s.hasLeftMore(cursor.Cuts)) {
+		// Full batches are looked for where the last cut has ended: the way there
+		// leads past everything that was delivered since the floor was there.
+		from = max(from, cursor.CutTo)
+	}
+	fromFloor := from == cursor.Floor
 	for cut.Batches < room {
 		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
-		if !batch.isFull && !leftAll {
+		for !batch.isFull && !leftAll {
 			if left, err = s.findUncut(ctx, tx, batchHint, from); err != nil {
 				return Cut{}, err
 			}
-			leftAll = len(left.ids) < s.o.MaxRows
 			batch = left.batch(s.o.MaxRows, s.o.MaxBytes)
+			leftAll = len(left.ids) < s.o.MaxRows
+			if !batch.isFull && !fromFloor { // with what has committed late, below
+				from, fromFloor, leftAll = cursor.Floor, true, false
+			}
 		}
 		cut.More = batch.isFull
 		if batch.events == 0 || !batch.isFull && !takeRest {
@@ -114,8 +126,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		cut.Batches++
 		cut.Events += batch.events
 		at = at.Add(time.Microsecond)
-		last = ids[len(ids)-1]
-		from = last
+		from = ids[len(ids)-1]
+		last = max(last, from)
 		left = left.after(batch.events)
 	}
 	if cut.Batches == 0 {
@@ -132,8 +144,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	} else {
 		watermark = max(watermark, last)
 	}
-	sinceFloor := seconds(cursor.SinceFloor)
-	moveFloor := sinceFloor < 0 || sinceFloor >= floorTrail
+	s.leavesMore(cursor.Cuts+1, cut.More)
 	if _, err := tx.ExecContext(ctx, moveCursorSQL, cursor.Cuts, at, watermark, last, moveFloor); err != nil {
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)
 	}

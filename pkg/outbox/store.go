@@ -43,7 +43,7 @@ const (
 	// floorTrail is how long the floor stays below what was cut, for events
 	// that commit later than others with a higher id. What commits later still
 	// is found by Look.
-	floorTrail = 500 * time.Millisecond
+	floorTrail = time.Second
 )
 
 // StoreOptions configure a Store.
@@ -102,6 +102,7 @@ type Store struct {
 	mu          sync.Mutex
 	cuts        int64     // the cursor's key when it was last seen
 	floor       int64     // the cursor's floor then
+	moreAfter   int64     // the cursor's key after a cut of this process that left full batches, or 0
 	oldestBatch uuid.UUID // no manifest was or will be older, as Look saw it last
 }
 
@@ -184,6 +185,22 @@ func (s *Store) forgetCursor() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cuts = 0
+}
+
+// hasLeftMore reports whether the cut that gave the cursor its key was this
+// process's, and left full batches.
+func (s *Store) hasLeftMore(cuts int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.moreAfter == cuts
+}
+
+func (s *Store) leavesMore(cuts int64, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.moreAfter = 0; more {
+		s.moreAfter = cuts
+	}
 }
 
 func (s *Store) batchHint() uuid.UUID {

@@ -282,6 +282,27 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx).Events).To(Equal(1))
 		})
 
+		It("takes what commits late with the rest of a backlog", func(ctx SpecContext) {
+			late := db.MustBegin()
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			publishMany(ctx, 65)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			settleAll(ctx)
+			Expect(late.Commit()).To(Succeed())
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 26}))
+		})
+
+		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
+			late := db.MustBegin()
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			publishMany(ctx, 85)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(late.Commit()).To(Succeed())
+			db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(manifests()[4][:2]).To(Equal([]int64{1, 42}))
+		})
+
 		It("takes at once what commits late with an id between those of the manifests", func(ctx SpecContext) {
 			publishMany(ctx, 2)
 			late := db.MustBegin()
