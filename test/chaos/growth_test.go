@@ -132,7 +132,8 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 })
 
 // expectLevel expects the mean of the last tenth to be no other order than that
-// of the first: what grows with the dead would be thirty times as much.
+// of the first, which is before the floor has anything to trail behind: what grows
+// with the dead would be twenty times as much and more.
 func expectLevel(pages []int) {
 	GinkgoHelper()
 	tenth := len(pages) / 10
@@ -145,5 +146,5 @@ func expectLevel(pages []int) {
 	first, last := mean(pages[:tenth]), mean(pages[len(pages)-tenth:])
 	AddReportEntry("pages", []float64{first, last})
 	const few = 50
-	Expect(last).To(BeNumerically("<=", 4*first+few))
+	Expect(last).To(BeNumerically("<=", 10*first+few))
 }
