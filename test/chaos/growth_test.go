@@ -94,6 +94,9 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		}
 		var ofCuts []int // of one batch each
 		for drained := 0; drained < total; {
+			// As if the trail had passed, or it would depend on the machine how much
+			// of what was drained the floor trails behind.
+			observer.MustExecContext(ctx, "UPDATE outbox_cursor SET next_floor_at = 'epoch'")
 			var batches int
 			n := pages(ctx, func() { batches = cut(ctx) })
 			for range batches {
@@ -132,8 +135,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 })
 
 // expectLevel expects the mean of the last tenth to be no other order than that
-// of the first, which is before the floor has anything to trail behind: what grows
-// with the dead would be twenty times as much and more.
+// of the first: what grows with the dead would be ten times as much and more.
 func expectLevel(pages []int) {
 	GinkgoHelper()
 	tenth := len(pages) / 10
@@ -146,5 +148,5 @@ func expectLevel(pages []int) {
 	first, last := mean(pages[:tenth]), mean(pages[len(pages)-tenth:])
 	AddReportEntry("pages", []float64{first, last})
 	const few = 50
-	Expect(last).To(BeNumerically("<=", 10*first+few))
+	Expect(last).To(BeNumerically("<=", 4*first+few))
 }
