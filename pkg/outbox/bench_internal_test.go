@@ -85,7 +85,7 @@ func BenchmarkMultirange(b *testing.B) {
 func BenchmarkUncut(b *testing.B) {
 	var packed []byte
 	for id := range int64(DefaultMaxRows) {
-		packed = binary.BigEndian.AppendUint64(packed, uint64(id)+1)
+		packed = appendBigint(packed, id+1)
 		packed = binary.BigEndian.AppendUint32(packed, 300)
 	}
 	b.SetBytes(int64(len(packed)))

@@ -95,8 +95,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	var left uncut
 	leftAll := false // whether left is all that waits above from
 	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
-	if !moveFloor && (!takeRest || s.hasLeftMore(cursor.Cuts)) {
-		// Full batches are looked for where the last cut has ended: the way there
+	if !moveFloor && s.moreAfter.Load() == cursor.Cuts {
+		// The last cut has left full batches, and the way to them from the floor
 		// leads past everything that was delivered since the floor was there.
 		from = max(from, cursor.CutTo)
 	}
@@ -144,7 +144,9 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	} else {
 		watermark = max(watermark, last)
 	}
-	s.leavesMore(cursor.Cuts+1, cut.More)
+	if cut.More {
+		s.moreAfter.Store(cursor.Cuts + 1) // a hint, also where the commit fails
+	}
 	if _, err := tx.ExecContext(ctx, moveCursorSQL, cursor.Cuts, at, watermark, last, moveFloor); err != nil {
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)
 	}

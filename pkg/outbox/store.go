@@ -96,13 +96,13 @@ type Store struct {
 	db *sqlx.DB
 	o  StoreOptions
 
-	claims atomic.Int64 // whose turn it is
+	claims    atomic.Int64 // whose turn it is
+	moreAfter atomic.Int64 // the cursor's key after this process's last cut that left full batches
 
 	// Hints only, each checked by the database where something hangs on it.
 	mu          sync.Mutex
 	cuts        int64     // the cursor's key when it was last seen
 	floor       int64     // the cursor's floor then
-	moreAfter   int64     // the cursor's key after a cut of this process that left full batches, or 0
 	oldestBatch uuid.UUID // no manifest was or will be older, as Look saw it last
 }
 
@@ -185,22 +185,6 @@ func (s *Store) forgetCursor() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cuts = 0
-}
-
-// hasLeftMore reports whether the cut that gave the cursor its key was this
-// process's, and left full batches.
-func (s *Store) hasLeftMore(cuts int64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.moreAfter == cuts
-}
-
-func (s *Store) leavesMore(cuts int64, more bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.moreAfter = 0; more {
-		s.moreAfter = cuts
-	}
 }
 
 func (s *Store) batchHint() uuid.UUID {

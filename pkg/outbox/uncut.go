@@ -40,7 +40,7 @@ func readUncut(packed []byte) (uncut, error) {
 	last := int64(0)
 	for i := range n {
 		event := packed[i*size : (i+1)*size]
-		events.ids[i] = int64(binary.BigEndian.Uint64(event))       //nolint:gosec // PostgreSQL's are signed
+		events.ids[i] = bigint(event)
 		events.bytes[i] = int32(binary.BigEndian.Uint32(event[8:])) //nolint:gosec // PostgreSQL's are signed
 		if events.ids[i] <= last {
 			return uncut{}, fmt.Errorf("event %d came after %d", events.ids[i], last)
