@@ -95,10 +95,10 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	var left uncut
 	leftAll := false // whether left is all that waits above from
 	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
-	if !moveFloor && s.moreAfter.Load() == cursor.Cuts {
-		// The last cut has left full batches, and the way to them from the floor
-		// leads past everything that was delivered since the floor was there.
-		from = max(from, cursor.CutTo)
+	if !moveFloor && cursor.CutTo-cursor.Floor >= int64(s.o.MaxRows) {
+		// In a backlog, full batches are where the last cut has ended, and the way to
+		// them from the floor leads past everything that was cut since it was there.
+		from = cursor.CutTo
 	}
 	fromFloor := from == cursor.Floor
 	for cut.Batches < room {
@@ -143,9 +143,6 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		watermark = from // above it, events may be left
 	} else {
 		watermark = max(watermark, last)
-	}
-	if cut.More {
-		s.moreAfter.Store(cursor.Cuts + 1) // a hint, also where the commit fails
 	}
 	if _, err := tx.ExecContext(ctx, moveCursorSQL, cursor.Cuts, at, watermark, last, moveFloor); err != nil {
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)

@@ -96,8 +96,7 @@ type Store struct {
 	db *sqlx.DB
 	o  StoreOptions
 
-	claims    atomic.Int64 // whose turn it is
-	moreAfter atomic.Int64 // the cursor's key after this process's last cut that left full batches
+	claims atomic.Int64 // whose turn it is
 
 	// Hints only, each checked by the database where something hangs on it.
 	mu          sync.Mutex

@@ -292,6 +292,17 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 26}))
 		})
 
+		It("goes on in a backlog where another relay's cut has ended", func(ctx SpecContext) {
+			late := db.MustBegin()
+			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+			publishMany(ctx, 85)
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(late.Commit()).To(Succeed())
+			other := outbox.NewStore(db, outbox.StoreOptions{MaxRows: 10, MaxBytes: 10_000})
+			Expect(other.Cut(ctx, 0)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(manifests()[4][:2]).To(Equal([]int64{42, 43}))
+		})
+
 		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
