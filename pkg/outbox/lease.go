@@ -84,7 +84,12 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
 	var ours int
-	err = tx.GetContext(ctx, &ours, leaseSQL, batch.ID, batch.Token, batch.Sends, batch.SentAt)
+	for _, statement := range []string{leaseSQL, awaitLeaseSQL} {
+		err = tx.GetContext(ctx, &ours, statement, batch.ID, batch.Token, batch.Sends, batch.SentAt)
+		if !errors.Is(err, sql.ErrNoRows) {
+			break
+		}
+	}
 	if err != nil {
 		_ = tx.Rollback() // nothing was written
 		if errors.Is(err, sql.ErrNoRows) {

@@ -156,10 +156,18 @@ RETURNING batch_id, event_ids, event_count, byte_count, token, sends, last_sent_
 // leaseSQL holds a claimed batch for the rest of the transaction, if the claim's
 // mark is still the last one, and of this PostgreSQL history: a failover between
 // the two may have lost marks that others have sent after.
-const leaseSQL = `
+const (
+	leaseSQL  = markedSQL + ` FOR UPDATE SKIP LOCKED`
+	markedSQL = `
 SELECT 1 FROM outbox_batches
-WHERE batch_id = $1 AND token = $2 AND sends = $3 AND last_sent_at = $4 AND ` + sameOriginSQL + `
-FOR UPDATE SKIP LOCKED`
+WHERE batch_id = $1 AND token = $2 AND sends = $3 AND last_sent_at = $4 AND ` + sameOriginSQL
+
+	// awaitLeaseSQL waits for the batch within the second that the claim has kept it
+	// from the others for. Whoever has it locked then claims something else: a claim
+	// that has begun before the mark finds the batch due, locks it, sees the mark
+	// only now and goes on to the next batch, but lets go when it commits.
+	awaitLeaseSQL = markedSQL + ` AND next_attempt_at > clock_timestamp() FOR UPDATE`
+)
 
 // membersSQL is the way to a batch's events: by its ranges, never by the
 // multirange as a column (it would be decompressed for each row) and never by

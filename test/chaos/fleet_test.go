@@ -142,6 +142,32 @@ var _ = Describe("A fleet", func() {
 	})
 })
 
+var _ = Describe("A batch that another claim has locked when its claimer leases it", func() {
+	It("is sent as soon as that claim ends, for the first time", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
+		relay := s.LaunchRelay(s.ClickHouse.Native, slices.Concat(small, []string{fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked)})...)
+		awaitMessage(ctx, relay, "failpoint reached")
+		// The second that a claim keeps the others away for takes an hour, or it would
+		// depend on the machine's speed what is left of it.
+		s.Postgres.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = now() + interval '1 hour'")
+		other := s.Postgres.MustBegin()
+		defer func() { _ = other.Rollback() }()
+		other.MustExecContext(ctx, "SELECT FROM outbox_batches FOR UPDATE")
+		relay.Signal(syscall.SIGCONT)
+		Eventually(ctx, func(g Gomega) {
+			var waiting int
+			g.Expect(s.Postgres.Get(&waiting, `SELECT count(*) FROM pg_stat_activity
+				WHERE datname = current_database() AND wait_event_type = 'Lock'`)).To(Succeed())
+			g.Expect(waiting).To(Equal(1))
+		}).WithTimeout(patience).Should(Succeed())
+		Expect(other.Rollback()).To(Succeed())
+		expectOnce(ctx, s, outcome{Fault: "none", Done: "another claim in a claim's way", Events: perBatch})
+		Eventually(ctx, func() (float64, error) { return relay.Metric(`diehard_relay_batches_total{result="settled"}`) }).
+			WithTimeout(patience).Should(Equal(1.0))
+	})
+})
+
 var _ = Describe("A batch that was sent and then lay longer than the deduplication window", func() {
 	for _, arrived := range []int{0, 7, perBatch} {
 		It(fmt.Sprintf("is asked for, and only the rest is sent, where %d of its %d events had arrived", arrived, perBatch), func(ctx SpecContext) {
