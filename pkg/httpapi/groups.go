@@ -15,9 +15,13 @@ import (
 
 // groups have changes that are asked for at the same time share a transaction,
 // and so what one costs: its round trips, and the wait for the disk at its
-// commit. No change waits for others to come: a group is what came while the
-// groups before it were on their way, and of a change that comes alone it is
-// that change.
+// commit. A group is what came while the groups before it were on their way, and of
+// a change that comes alone it is that change.
+//
+// Clients that come back as soon as they are answered would part into two groups
+// that follow each other, each of half of them. So a group waits for those whom the
+// last one has answered, where that has shown to bring them: a little while, and
+// seldom where they do not come.
 //
 // What shares a transaction shares its fate. Where the outcome is unknown, it is
 // so for each of the group; where PostgreSQL refuses something, each of them is
@@ -29,10 +33,18 @@ type groups[T, R any] struct {
 	// patience is for how long a group that does not get on keeps the next one
 	// waiting.
 	patience time.Duration
+	// gathering is for how long a group waits for those who are expected.
+	gathering time.Duration
 
 	mu    sync.Mutex
 	ways  int // how many more groups may be on their way
 	queue []*member[T, R]
+	// expected is how many there were when the last group was answered: in it, and
+	// in the queue.
+	expected int
+	gathered chan struct{} // closed when as many are there; nil where nobody waits for it
+	vain     int           // how many waits in a row have brought less than half of the missing
+	pass     int           // how many groups are not to wait
 }
 
 const (
@@ -41,6 +53,11 @@ const (
 	groupWays = 1
 	// groupPatience is short to a client, and long to PostgreSQL.
 	groupPatience = 100 * time.Millisecond
+	// groupGathering is about as long as a commit takes.
+	groupGathering = time.Millisecond
+	// maxVain bounds the waits in vain that count: after so many, one group in 64
+	// tries it again.
+	maxVain = 6
 	// maxGroup bounds the changes of a group.
 	maxGroup = 100
 )
@@ -65,7 +82,7 @@ type member[T, R any] struct {
 }
 
 func newGroups[T, R any](commit func(context.Context, []T) ([]R, error)) *groups[T, R] {
-	return &groups[T, R]{commit: commit, ways: groupWays, patience: groupPatience}
+	return &groups[T, R]{commit: commit, ways: groupWays, patience: groupPatience, gathering: groupGathering}
 }
 
 // do makes the change, together with others where there are any. It returns
@@ -75,6 +92,10 @@ func (g *groups[T, R]) do(ctx context.Context, item T) (R, error) {
 	m := &member[T, R]{ctx: ctx, item: item, turn: make(chan struct{}), done: make(chan struct{})}
 	g.mu.Lock()
 	g.queue = append(g.queue, m)
+	if g.gathered != nil && g.areAllHere() {
+		close(g.gathered)
+		g.gathered = nil
+	}
 	if g.ways > 0 {
 		g.ways--
 		g.giveTurn()
@@ -121,6 +142,42 @@ func (g *groups[T, R]) leave(m *member[T, R]) bool {
 	return true
 }
 
+// areAllHere tells whether those who are expected are there with their leader, who
+// is not in the queue any more. The caller has the lock.
+func (g *groups[T, R]) areAllHere() bool { return 1+len(g.queue) >= g.expected }
+
+// gather waits for those who are expected, unless that was in vain lately.
+func (g *groups[T, R]) gather(ctx context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.areAllHere() {
+		return
+	}
+	if g.pass > 0 {
+		g.pass--
+		return
+	}
+	gathered, before := make(chan struct{}), len(g.queue)
+	missing := g.expected - 1 - before
+	g.gathered = gathered
+	g.mu.Unlock()
+	timer := time.NewTimer(g.gathering)
+	select {
+	case <-gathered:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	timer.Stop()
+	g.mu.Lock()
+	g.gathered = nil
+	if came := len(g.queue) - before; 2*came >= missing {
+		g.vain = 0
+		return
+	}
+	g.vain = min(g.vain+1, maxVain)
+	g.pass = 1<<g.vain - 1
+}
+
 // lead brings the leader and those who wait on their way, and gives the way to
 // the next.
 func (g *groups[T, R]) lead(leader *member[T, R]) {
@@ -130,6 +187,7 @@ func (g *groups[T, R]) lead(leader *member[T, R]) {
 		g.giveTurn()
 	})
 	defer giveBack()
+	g.gather(leader.ctx)
 	g.mu.Lock()
 	n := min(len(g.queue), maxGroup-1)
 	waiting := append([]*member[T, R]{leader}, g.queue[:n]...)
@@ -153,6 +211,9 @@ func (g *groups[T, R]) lead(leader *member[T, R]) {
 
 	results, err := []R(nil), errLeaderPanicked
 	defer func() { // also where commit panics
+		g.mu.Lock()
+		g.expected = min(len(members)+len(g.queue), maxGroup)
+		g.mu.Unlock()
 		for i, m := range members {
 			if m.err = err; err == nil {
 				m.result = results[i]

@@ -67,6 +67,12 @@ var _ = Describe("Changes that come at once", func() {
 		return len(groups.queue)
 	}
 
+	gathering := func() bool {
+		groups.mu.Lock()
+		defer groups.mu.Unlock()
+		return groups.gathered != nil
+	}
+
 	ways := func() int {
 		groups.mu.Lock()
 		defer groups.mu.Unlock()
@@ -120,6 +126,62 @@ var _ = Describe("Changes that come at once", func() {
 		}
 		expectEach(ctx, groupWays-1+3, Not(HaveOccurred()))
 		Eventually(ctx, ways).Should(Equal(groupWays))
+	})
+
+	Describe("after a group", func() {
+		// ofOne ends a group of one, behind which two have waited, and these go with
+		// the one that comes back.
+		ofOne := func(ctx SpecContext) {
+			GinkgoHelper()
+			groups.gathering = time.Hour
+			occupy(ctx)
+			do(ctx, 1, 2)
+			Eventually(ctx, waiting).Should(Equal(2))
+			free(ctx)
+			Eventually(ctx, gathering).Should(BeTrue())
+			do(ctx, 3)
+			Eventually(ctx, begun).Should(Receive(ConsistOf(1, 2, 3)))
+			commit <- nil
+			expectEach(ctx, 3, Not(HaveOccurred()))
+		}
+
+		It("wait for those whom it has answered", func(ctx SpecContext) {
+			ofOne(ctx)
+			do(ctx, 4, 5, 6)
+			Eventually(ctx, begun).Should(Receive(ConsistOf(4, 5, 6)))
+		})
+
+		It("wait for them no longer than their leader's client", func(ctx SpecContext) {
+			ofOne(ctx)
+			gone, leave := context.WithCancel(ctx)
+			do(gone, 4)
+			Eventually(ctx, gathering).Should(BeTrue())
+			do(ctx, 5)
+			Eventually(ctx, waiting).Should(Equal(1))
+			leave()
+			Eventually(ctx, begun).Should(Receive(ConsistOf(5)))
+		})
+	})
+
+	It("wait for others ever more seldom where none come", func(ctx SpecContext) {
+		groups.gathering = time.Nanosecond
+		var waits []int // after so many groups
+		for n := range 100 {
+			groups.mu.Lock()
+			groups.expected = 2
+			before := groups.pass
+			groups.mu.Unlock()
+			do(ctx, 1)
+			Eventually(ctx, begun).Should(Receive(HaveLen(1)))
+			free(ctx)
+			Eventually(ctx, ways).Should(Equal(groupWays))
+			groups.mu.Lock()
+			if groups.pass > before {
+				waits = append(waits, n)
+			}
+			groups.mu.Unlock()
+		}
+		Expect(waits).To(Equal([]int{0, 2, 6, 14, 30, 62}))
 	})
 
 	It("go on beside groups that do not get on", func(ctx SpecContext) {
