@@ -90,13 +90,15 @@ SET cuts          = cuts + 1,
     next_floor_at = CASE WHEN $5 THEN $2 ELSE next_floor_at END
 WHERE cuts = $1`
 
-// lowerFloorSQL makes the next cuts look from below $2 again.
+// lowerFloorSQL makes the next cuts look from below $2 again. The floor is due to
+// move, or in a backlog they would go on where the last one has ended; it does not
+// rise by that, for the floor-to-be is as low.
 const lowerFloorSQL = `
 UPDATE outbox_cursor
 SET cuts          = cuts + 1,
     floor         = least(floor, $2),
     next_floor    = least(next_floor, $2),
-    next_floor_at = clock_timestamp()
+    next_floor_at = 'epoch'
 WHERE cuts = $1`
 
 // suspectBatchesSQL and suspectOriginSQL record a change of history: whatever

@@ -292,23 +292,37 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 26}))
 		})
 
-		It("goes on in a backlog where another relay's cut has ended", func(ctx SpecContext) {
+		// lateInBacklog leaves more than four full batches, and below them an event
+		// that committed after the cut of others.
+		lateInBacklog := func(ctx SpecContext) {
+			GinkgoHelper()
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 85)
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(late.Commit()).To(Succeed())
+		}
+
+		It("takes first in a backlog what a look has found below the floor", func(ctx SpecContext) {
+			lateInBacklog(ctx)
+			db.MustExec("UPDATE outbox_cursor SET floor = 10, next_floor = 10")
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			settleAll(ctx)
+			publishMany(ctx, 40)
+			Expect(store.Look(ctx)).To(BeTrue())
+			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(manifests()[0][:2]).To(Equal([]int64{1, 82}))
+		})
+
+		It("goes on in a backlog where another relay's cut has ended", func(ctx SpecContext) {
+			lateInBacklog(ctx)
 			other := outbox.NewStore(db, outbox.StoreOptions{MaxRows: 10, MaxBytes: 10_000})
 			Expect(other.Cut(ctx, 0)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[4][:2]).To(Equal([]int64{42, 43}))
 		})
 
 		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
-			late := db.MustBegin()
-			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
-			publishMany(ctx, 85)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(late.Commit()).To(Succeed())
+			lateInBacklog(ctx)
 			db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
 			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[4][:2]).To(Equal([]int64{1, 42}))
