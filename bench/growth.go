@@ -64,7 +64,9 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
-	db, err := postgres.Open(postgres.Options{DSN: d.dsn, Session: outbox.Session(outbox.DefaultFlushTimeout)})
+	db, err := postgres.Open(postgres.Options{
+		DSN: d.dsn, Session: outbox.Session(outbox.DefaultFlushTimeout), KeepStatements: true,
+	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the database: %w", err)
 	}

@@ -34,6 +34,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		MaxOpenConns:    connections,
 		ApplicationName: applicationName,
 		Session:         outbox.Session(c.Relay.FlushTimeout),
+		KeepStatements:  true,
 	})
 	if err != nil {
 		return err

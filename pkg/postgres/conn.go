@@ -25,6 +25,7 @@ type conn struct {
 	abandoned context.Context //nolint:containedctx // ends with abandon
 	abandon   func()          // closes what the connection was dialed as
 	release   func()          // ends the watch of the user's context; nil is none
+	keepsAll  bool            // Options.KeepStatements
 	kept      kept
 }
 
@@ -68,20 +69,41 @@ func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, erro
 // ExecContext implements driver.ExecerContext.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	c.watch(ctx)
+	if kept, err := c.keeps(ctx, args); err != nil {
+		return nil, err
+	} else if kept {
+		return runKept(ctx, c, query, func(s keptStatement) (driver.Result, error) {
+			return s.ExecContext(ctx, args)
+		})
+	}
 	return c.pqConn.ExecContext(ctx, query, args) //nolint:wrapcheck // a driver's own
 }
 
 // QueryContext implements driver.QueryerContext.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.watch(ctx)
-	if ctx.Value(keptKey{}) != nil {
+	if kept, err := c.keeps(ctx, args); err != nil {
+		return nil, err
+	} else if kept {
+		return runKept(ctx, c, query, func(s keptStatement) (driver.Rows, error) {
+			return s.QueryContext(ctx, args)
+		})
+	}
+	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+}
+
+// PrepareContext implements driver.ConnPrepareContext. What the connection keeps
+// prepared anyway is prepared when it runs.
+func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	c.watch(ctx)
+	if c.keepsAll {
 		if own, err := c.ownsSession(ctx); err != nil {
 			return nil, err
 		} else if own {
-			return c.queryKept(ctx, query, args)
+			return preparedOnce{conn: c, query: query}, nil
 		}
 	}
-	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+	return c.pqConn.PrepareContext(ctx, query) //nolint:wrapcheck // a driver's own
 }
 
 // ResetSession implements driver.SessionResetter. The pool asks it before it gives

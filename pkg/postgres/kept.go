@@ -31,31 +31,41 @@ type kept struct {
 // keptStatement is what lib/pq's statements are.
 type keptStatement interface {
 	driver.Stmt
+	driver.StmtExecContext
 	driver.StmtQueryContext
 }
 
-// queryKept runs the query as a statement that the connection keeps. It takes
+// keeps reports whether the statement is to be kept prepared.
+func (c *conn) keeps(ctx context.Context, args []driver.NamedValue) (bool, error) {
+	if ctx.Value(keptKey{}) == nil && (!c.keepsAll || len(args) == 0) {
+		return false, nil
+	}
+	return c.ownsSession(ctx)
+}
+
+// runKept runs the query as a statement that the connection keeps. It takes
 // effect at most once: where it runs again, the server has refused it before.
-func (c *conn) queryKept(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func runKept[T any](ctx context.Context, c *conn, query string, run func(keptStatement) (T, error)) (result T, err error) {
 	if c.kept.statements[query] == nil {
 		if err := c.keep(ctx, query); err != nil {
-			return nil, err
+			return result, err
 		}
 	}
-	rows, err := c.kept.statements[query].QueryContext(ctx, args)
+	result, err = run(c.kept.statements[query])
 	if !isStale(err) {
-		return rows, err //nolint:wrapcheck // a driver's own
+		return result, err
 	}
 	_ = c.kept.statements[query].Close() // of no use any more
-	if err := c.keep(ctx, query); err != nil {
-		return nil, err
+	if again := c.keep(ctx, query); again != nil {
+		// In a transaction, which has failed: the next one prepares it.
+		return result, fmt.Errorf("%w; prepare it again: %w", err, again)
 	}
-	return c.kept.statements[query].QueryContext(ctx, args) //nolint:wrapcheck // a driver's own
+	return run(c.kept.statements[query])
 }
 
 func (c *conn) keep(ctx context.Context, query string) error {
 	delete(c.kept.statements, query)
-	prepared, err := c.PrepareContext(ctx, query)
+	prepared, err := c.pqConn.PrepareContext(ctx, query)
 	if err != nil {
 		return err //nolint:wrapcheck // a driver's own
 	}
@@ -64,6 +74,40 @@ func (c *conn) keep(ctx context.Context, query string) error {
 	}
 	c.kept.statements[query] = prepared.(keptStatement) //nolint:forcetypeassert // what they are
 	return nil
+}
+
+// preparedOnce is a statement that somebody prepares and closes, and that the
+// connection keeps.
+type preparedOnce struct {
+	conn  *conn
+	query string
+}
+
+var (
+	_ driver.StmtExecContext  = preparedOnce{}
+	_ driver.StmtQueryContext = preparedOnce{}
+)
+
+// Close implements driver.Stmt.
+func (preparedOnce) Close() error { return nil }
+
+// NumInput implements driver.Stmt: the server counts.
+func (preparedOnce) NumInput() int { return -1 }
+
+// Exec implements driver.Stmt.
+func (preparedOnce) Exec([]driver.Value) (driver.Result, error) { return nil, errors.ErrUnsupported }
+
+// Query implements driver.Stmt.
+func (preparedOnce) Query([]driver.Value) (driver.Rows, error) { return nil, errors.ErrUnsupported }
+
+// ExecContext implements driver.StmtExecContext.
+func (s preparedOnce) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.ExecContext(ctx, s.query, args)
+}
+
+// QueryContext implements driver.StmtQueryContext.
+func (s preparedOnce) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.conn.QueryContext(ctx, s.query, args)
 }
 
 // isStale reports whether the server refuses a statement for what it was prepared

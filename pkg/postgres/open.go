@@ -44,6 +44,10 @@ type Options struct {
 	// Session are settings that each new connection gets, in one round trip.
 	// They are no startup parameters, since poolers refuse those.
 	Session map[string]string
+	// KeepStatements has each connection keep prepared what it runs with parameters,
+	// each text once, unless it leads to a pooler. It is for a program whose
+	// statements are a few constants.
+	KeepStatements bool
 }
 
 // Open returns a pool. It does not connect: the only error is a DSN that cannot
@@ -74,7 +78,7 @@ func Open(o Options) (*sqlx.DB, error) {
 	if maxOpen <= 0 {
 		maxOpen = DefaultMaxOpenConns
 	}
-	pool := sql.OpenDB(&connector{base: base, setup: setStatements(o.Session)})
+	pool := sql.OpenDB(&connector{base: base, setup: setStatements(o.Session), keepsAll: o.KeepStatements})
 	pool.SetMaxOpenConns(maxOpen)
 	pool.SetMaxIdleConns(maxOpen)
 	pool.SetConnMaxIdleTime(maxIdleTime)
@@ -84,8 +88,9 @@ func Open(o Options) (*sqlx.DB, error) {
 
 // connector gives each connection the settings of its session.
 type connector struct {
-	base  *pq.Connector
-	setup string
+	base     *pq.Connector
+	setup    string
+	keepsAll bool
 }
 
 // Connect implements driver.Connector.
@@ -117,6 +122,7 @@ func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*co
 		return nil, err
 	}
 	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
+	conn.keepsAll = c.keepsAll
 	if c.setup == "" {
 		return conn, nil
 	}

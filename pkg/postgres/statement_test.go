@@ -110,18 +110,11 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(1))
 	})
 
-	// prepared is what the server keeps for the one connection of db.
-	prepared := func(ctx context.Context) (statements []string) {
-		GinkgoHelper()
-		Expect(db.SelectContext(ctx, &statements, "SELECT statement FROM pg_prepared_statements")).To(Succeed())
-		return statements
-	}
-
 	It("has the server keep the statement prepared", func(ctx SpecContext) {
 		for id := range 3 {
 			Expect(run(ctx, insert, id)).To(Succeed())
 		}
-		Expect(prepared(ctx)).To(Equal([]string{insert}))
+		Expect(prepared(ctx, db)).To(Equal([]string{insert}))
 		Expect(count(ctx)).To(Equal(3))
 	})
 
@@ -131,16 +124,87 @@ var _ = Describe("InStatement", func() {
 		_, err := there.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(run(ctx, all, 0)).To(Succeed())
-		Expect(prepared(ctx)).To(Equal([]string{all}))
+		Expect(prepared(ctx, db)).To(Equal([]string{all}))
 	})
 
 	It("has nothing prepared behind a pooler, where another may have the name", func(ctx SpecContext) {
 		db = open(postgres.Options{DSN: startPooler(dsn), MaxOpenConns: 1})
 		Expect(run(ctx, insert, 1)).To(Succeed())
-		Expect(prepared(ctx)).To(BeEmpty())
+		Expect(prepared(ctx, db)).To(BeEmpty())
 		Expect(count(ctx)).To(Equal(1))
 	})
 })
+
+var _ = Describe("A pool that keeps its statements", func() {
+	const (
+		insert = "INSERT INTO things VALUES ($1)"
+		all    = "SELECT * FROM things WHERE id >= $1"
+	)
+
+	var (
+		dsn string
+		db  *sqlx.DB
+	)
+
+	keeping := func(dsn string) *sqlx.DB {
+		return open(postgres.Options{DSN: dsn, MaxOpenConns: 1, KeepStatements: true})
+	}
+
+	BeforeEach(func(ctx SpecContext) {
+		dsn = newDatabase(ctx)
+		db = keeping(dsn)
+		_, err := db.ExecContext(ctx, "CREATE TABLE things (id int PRIMARY KEY)")
+		Expect(err).NotTo(HaveOccurred())
+	})
+
+	use := func(ctx context.Context, ids ...int) {
+		GinkgoHelper()
+		for i, id := range ids {
+			_, err := db.ExecContext(ctx, insert, id)
+			Expect(err).NotTo(HaveOccurred())
+			read, err := db.PreparexContext(ctx, all)
+			Expect(err).NotTo(HaveOccurred())
+			var there []int
+			Expect(read.SelectContext(ctx, &there, 0)).To(Succeed())
+			Expect(there).To(HaveExactElements(ids[:i+1]))
+			Expect(read.Close()).To(Succeed())
+		}
+	}
+
+	It("prepares what has parameters or is to be prepared, once", func(ctx SpecContext) {
+		use(ctx, 1, 2, 3)
+		Expect(prepared(ctx, db)).To(ConsistOf(insert, all))
+	})
+
+	It("prepares nothing behind a pooler, where another may have the name", func(ctx SpecContext) {
+		db = keeping(startPooler(dsn))
+		use(ctx, 1, 2, 3)
+		Expect(prepared(ctx, db)).To(BeEmpty())
+	})
+
+	It("says in a transaction what is stale, and prepares it anew in the next", func(ctx SpecContext) {
+		use(ctx, 1)
+		_, err := db.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
+		Expect(err).NotTo(HaveOccurred())
+		read := func() error {
+			tx, err := db.BeginTxx(ctx, nil)
+			Expect(err).NotTo(HaveOccurred())
+			defer tx.Rollback() //nolint:errcheck // wrote nothing
+			_, err = tx.ExecContext(ctx, all, 0)
+			return err
+		}
+		Expect(read()).To(MatchError(ContainSubstring("cached plan must not change result type")))
+		Expect(read()).To(Succeed())
+		Expect(prepared(ctx, db)).To(ConsistOf(insert, all))
+	})
+})
+
+// prepared is what the server keeps for the one connection of db.
+func prepared(ctx context.Context, db *sqlx.DB) (statements []string) {
+	GinkgoHelper()
+	Expect(db.SelectContext(ctx, &statements, "SELECT statement FROM pg_prepared_statements")).To(Succeed())
+	return statements
+}
 
 // startPooler starts what a pooler looks like to its client: a way to the server
 // on which the process id that a connection is told at its beginning is made up.

@@ -135,11 +135,11 @@ func (e *Engines) postgresDatabase(ctx context.Context, template string) string 
 	return withDatabase(e.shared.Postgres, name)
 }
 
-// OpenPostgres opens dsn, with the given session settings, for as long as the
-// spec runs.
+// OpenPostgres opens dsn for as long as the spec runs; with session settings, as
+// the relay does.
 func OpenPostgres(dsn string, session map[string]string) *sqlx.DB {
 	GinkgoHelper()
-	db, err := postgres.Open(postgres.Options{DSN: dsn, Session: session})
+	db, err := postgres.Open(postgres.Options{DSN: dsn, Session: session, KeepStatements: session != nil})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() { _ = db.Close() }) // the server may be gone
 	return db
