@@ -234,8 +234,8 @@ func (d *database) emptied(run func(context.Context) error) func(context.Context
 	}
 }
 
-// pollInterval is small beside what is measured, and what happens at each of them,
-// half a millisecond of a core, small beside it.
+// pollInterval is short beside the times that end by a poll, and long beside the
+// half millisecond of a core that a poll takes.
 const pollInterval = 25 * time.Millisecond
 
 // awaitDrained waits until everything that was published before is settled.

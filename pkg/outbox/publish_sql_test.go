@@ -331,7 +331,7 @@ var _ = Describe("An outbox that is older than its rules", func() {
 	var db *sqlx.DB
 
 	BeforeEach(func(ctx SpecContext) {
-		db = engines.OpenPostgres(suite.EmptyPostgresDSN(ctx), outbox.Session(30*time.Second))
+		db = engines.OpenStore(suite.EmptyPostgresDSN(ctx), outbox.Session(30*time.Second))
 		provider, err := goose.NewProvider(goose.DialectPostgres, db.DB, migrations.Postgres,
 			goose.WithTableName("diehard_db_version"), goose.WithDisableGlobalRegistry(true))
 		Expect(err).NotTo(HaveOccurred())

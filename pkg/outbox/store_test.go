@@ -459,7 +459,7 @@ var _ = Describe("Store", func() {
 		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
 			session := outbox.Session(time.Minute)
 			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
-			db = engines.OpenPostgres(suite.PostgresDSN(ctx), session)
+			db = engines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler
 			store = outbox.NewStore(db, outbox.StoreOptions{})
 			publish(ctx, db, publisher, outbox.Event{EventContext: json.RawMessage(`"\\\u00e9"`)}, outbox.Event{})
 			cut(ctx)

@@ -26,7 +26,7 @@ var suite = engines.Start(engines.Options{})
 
 func newDatabase(ctx context.Context) *sqlx.DB {
 	GinkgoHelper()
-	return engines.OpenPostgres(suite.PostgresDSN(ctx), outbox.Session(30*time.Second))
+	return engines.OpenStore(suite.PostgresDSN(ctx), outbox.Session(30*time.Second))
 }
 
 // exampleDatabase starts a server for the example, which runs when the suite

@@ -69,7 +69,7 @@ func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, erro
 // ExecContext implements driver.ExecerContext.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	c.watch(ctx)
-	if kept, err := c.keeps(ctx, args); err != nil {
+	if kept, err := c.keeps(ctx, len(args) > 0); err != nil {
 		return nil, err
 	} else if kept {
 		return runKept(ctx, c, query, func(s keptStatement) (driver.Result, error) {
@@ -82,7 +82,7 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 // QueryContext implements driver.QueryerContext.
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.watch(ctx)
-	if kept, err := c.keeps(ctx, args); err != nil {
+	if kept, err := c.keeps(ctx, len(args) > 0); err != nil {
 		return nil, err
 	} else if kept {
 		return runKept(ctx, c, query, func(s keptStatement) (driver.Rows, error) {
@@ -93,15 +93,13 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 }
 
 // PrepareContext implements driver.ConnPrepareContext. What the connection keeps
-// prepared anyway is prepared when it runs.
+// is prepared when it runs for the first time.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	c.watch(ctx)
-	if c.keepsAll {
-		if own, err := c.ownsSession(ctx); err != nil {
-			return nil, err
-		} else if own {
-			return preparedOnce{conn: c, query: query}, nil
-		}
+	if kept, err := c.keeps(ctx, true); err != nil {
+		return nil, err
+	} else if kept {
+		return preparedOnce{conn: c, query: query}, nil
 	}
 	return c.pqConn.PrepareContext(ctx, query) //nolint:wrapcheck // a driver's own
 }

@@ -35,9 +35,9 @@ type keptStatement interface {
 	driver.StmtQueryContext
 }
 
-// keeps reports whether the statement is to be kept prepared.
-func (c *conn) keeps(ctx context.Context, args []driver.NamedValue) (bool, error) {
-	if ctx.Value(keptKey{}) == nil && (!c.keepsAll || len(args) == 0) {
+// keeps reports whether the statement of the context is to be kept prepared.
+func (c *conn) keeps(ctx context.Context, hasParameters bool) (bool, error) {
+	if ctx.Value(keptKey{}) == nil && (!c.keepsAll || !hasParameters) {
 		return false, nil
 	}
 	return c.ownsSession(ctx)

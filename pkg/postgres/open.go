@@ -121,8 +121,7 @@ func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*co
 		}
 		return nil, err
 	}
-	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon} //nolint:forcetypeassert // what lib/pq's connections are
-	conn.keepsAll = c.keepsAll
+	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon, keepsAll: c.keepsAll} //nolint:forcetypeassert // what lib/pq's connections are
 	if c.setup == "" {
 		return conn, nil
 	}

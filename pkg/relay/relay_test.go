@@ -47,7 +47,7 @@ var _ = Describe("Relay", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		db = engines.OpenPostgres(dsn, outbox.Session(30*time.Second))
+		db = engines.OpenStore(dsn, outbox.Session(30*time.Second))
 		store = outbox.NewStore(db, outbox.StoreOptions{})
 		target = suite.ClickHouseDSNs(ctx)
 		clickHouse = openSink(target.Native)

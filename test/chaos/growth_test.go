@@ -38,7 +38,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		observer = engines.OpenPostgres(dsn, nil)
 		Expect(postgres.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		observer.MustExecContext(ctx, "CREATE EXTENSION pg_stat_statements")
-		db = engines.OpenPostgres(dsn, outbox.Session(time.Minute))
+		db = engines.OpenStore(dsn, outbox.Session(time.Minute))
 		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: maxRows})
 
 		old, err := observer.BeginTxx(ctx, nil)

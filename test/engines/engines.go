@@ -135,11 +135,23 @@ func (e *Engines) postgresDatabase(ctx context.Context, template string) string 
 	return withDatabase(e.shared.Postgres, name)
 }
 
-// OpenPostgres opens dsn for as long as the spec runs; with session settings, as
-// the relay does.
+// OpenPostgres opens dsn, with the given session settings, for as long as the
+// spec runs.
 func OpenPostgres(dsn string, session map[string]string) *sqlx.DB {
 	GinkgoHelper()
-	db, err := postgres.Open(postgres.Options{DSN: dsn, Session: session, KeepStatements: session != nil})
+	return open(postgres.Options{DSN: dsn, Session: session})
+}
+
+// OpenStore opens dsn as the relay does, which keeps its statements prepared, for
+// as long as the spec runs.
+func OpenStore(dsn string, session map[string]string) *sqlx.DB {
+	GinkgoHelper()
+	return open(postgres.Options{DSN: dsn, Session: session, KeepStatements: true})
+}
+
+func open(o postgres.Options) *sqlx.DB {
+	GinkgoHelper()
+	db, err := postgres.Open(o)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() { _ = db.Close() }) // the server may be gone
 	return db
