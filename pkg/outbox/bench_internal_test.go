@@ -106,10 +106,10 @@ func BenchmarkDecode(b *testing.B) {
 	for id := range int64(events) {
 		c.add(id, "", `{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
 	}
-	b.SetBytes(int64(len(c.keys) + len(c.types) + len(c.environments) + len(c.contexts)))
+	b.SetBytes(int64(len(c.keys) + len(c.kinds) + len(c.contexts)))
 	b.ReportAllocs()
 	for b.Loop() {
-		decoder := chunkDecoder{types: make(interner), environments: make(interner)}
+		decoder := chunkDecoder{kinds: make(interner)}
 		if _, err := decoder.decode(&c); err != nil {
 			b.Fatal(err)
 		}

@@ -2,9 +2,12 @@ package outbox
 
 import (
 	"bytes"
+	"cmp"
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,8 +28,7 @@ func (l *Lease) chunkIDs() int64 {
 // parted by NUL, which no text of PostgreSQL's has.
 type chunk struct {
 	keys         sql.RawBytes // of each event its id, event id, two times and version
-	types        sql.RawBytes
-	environments sql.RawBytes
+	kinds        sql.RawBytes // of each event its type, a slash and its environment
 	traceparents sql.RawBytes // of each event that has one, its id and its traceparent
 	contexts     sql.RawBytes
 }
@@ -42,31 +44,34 @@ var errChunk = errors.New("its columns are not those of the same events")
 
 // chunkDecoder reads chunks. It keeps one copy of what is the same in many events.
 type chunkDecoder struct {
-	types, environments interner
-	records             []Record
+	kinds   interner
+	records []Record
 }
 
-// decode returns the chunk's events. They are good until the next call; what they
-// point to is no part of the chunk.
+// decode returns the chunk's events, in the order of their ids. They are good until
+// the next call; what they point to is no part of the chunk.
 func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 	d.records = d.records[:0]
 	if len(c.keys)%keySize != 0 {
 		return nil, errChunk
 	}
 	var (
-		types        = texts{rest: c.types}
-		environments = texts{rest: c.environments}
+		kinds        = texts{rest: c.kinds}
 		traceparents = texts{rest: c.traceparents, ended: len(c.traceparents) == 0}
 		contexts     = texts{rest: c.contexts}
 		kept         = string(c.contexts) // one for all of them
 	)
 	for keys := c.keys; len(keys) > 0; keys = keys[keySize:] {
+		eventType, environment, found := strings.Cut(d.kinds.intern(kinds.next()), "/")
+		if !found {
+			return nil, errChunk
+		}
 		record := Record{
 			ID:              bigint(keys),
 			EventID:         uuid.UUID(keys[8:24]),
-			EventType:       d.types.intern(types.next()),
+			EventType:       eventType,
 			EventDateTime:   timestamptz(keys[24:]),
-			Environment:     d.environments.intern(environments.next()),
+			Environment:     environment,
 			MetadataVersion: bigint(keys[40:]),
 			PublishedAt:     timestamptz(keys[32:]),
 		}
@@ -77,9 +82,10 @@ func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 		record.EventContext, kept = kept[:len(context)], kept[len(kept)-len(contexts.rest):]
 		d.records = append(d.records, record)
 	}
-	if !types.areRead() || !environments.areRead() || !traceparents.areRead() || !contexts.areRead() {
+	if !kinds.areRead() || !traceparents.areRead() || !contexts.areRead() {
 		return nil, errChunk
 	}
+	slices.SortFunc(d.records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
 	return d.records, nil
 }
 

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -21,8 +22,7 @@ func (c *chunk) add(id int64, traceparent, context string) {
 		}
 		return column
 	}
-	c.types = append(part(c.types), "user_created"...)
-	c.environments = append(part(c.environments), "Local"...)
+	c.kinds = append(part(c.kinds), "user_created/Local/1"...)
 	c.contexts = append(part(c.contexts), context...)
 	if traceparent != "" {
 		if len(c.traceparents) > 0 {
@@ -37,7 +37,7 @@ func (c *chunk) add(id int64, traceparent, context string) {
 
 var _ = Describe("A chunk of events", func() {
 	decode := func(c *chunk) ([]Record, error) {
-		return (&chunkDecoder{types: make(interner), environments: make(interner)}).decode(c)
+		return (&chunkDecoder{kinds: make(interner)}).decode(c)
 	}
 
 	threeEvents := func() *chunk {
@@ -52,7 +52,7 @@ var _ = Describe("A chunk of events", func() {
 		c := threeEvents()
 		records, err := decode(c)
 		Expect(err).NotTo(HaveOccurred())
-		for _, column := range [][]byte{c.keys, c.types, c.environments, c.traceparents, c.contexts} {
+		for _, column := range [][]byte{c.keys, c.kinds, c.traceparents, c.contexts} {
 			clear(column)
 		}
 		Expect(records).To(HaveExactElements(
@@ -60,11 +60,23 @@ var _ = Describe("A chunk of events", func() {
 			And(HaveField("ID", int64(9)), HaveField("EventContext", `"b"`), HaveField("Traceparent", "00-1-1-00")),
 			And(HaveField("ID", int64(300)), HaveField("EventContext", `2`), HaveField("Traceparent", "00-2-2-00")),
 		))
-		Expect(records).To(HaveEach(And(HaveField("EventType", "user_created"), HaveField("Environment", "Local"))))
+		Expect(records).To(HaveEach(And(HaveField("EventType", "user_created"), HaveField("Environment", "Local/1"))))
 		Expect(records[1].EventID[:]).To(Equal(slices.Repeat(appendBigint(nil, 9), 2)))
 		Expect(records[1].MetadataVersion).To(Equal(int64(9)))
 		Expect(records[1].EventDateTime).To(Equal(time.Date(2000, 1, 1, 0, 0, 0, 1000, time.UTC)))
 		Expect(records[1].PublishedAt).To(Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)))
+	})
+
+	It("is put in order", func() {
+		var c chunk
+		c.add(300, "00-2-2-00", "2")
+		c.add(7, "", "1")
+		c.add(9, "00-1-1-00", "3")
+		Expect(decode(&c)).To(HaveExactElements(
+			And(HaveField("ID", int64(7)), HaveField("EventContext", "1"), HaveField("Traceparent", "")),
+			And(HaveField("ID", int64(9)), HaveField("EventContext", "3"), HaveField("Traceparent", "00-1-1-00")),
+			And(HaveField("ID", int64(300)), HaveField("EventContext", "2"), HaveField("Traceparent", "00-2-2-00")),
+		))
 	})
 
 	It("may have empty texts", func() {
@@ -83,11 +95,10 @@ var _ = Describe("A chunk of events", func() {
 		},
 		Entry("a part of an event's keys", func(c *chunk) { c.keys = c.keys[:len(c.keys)-1] }),
 		Entry("keys too few", func(c *chunk) { c.keys = c.keys[keySize:] }),
-		Entry("a type too few", func(c *chunk) { c.types = c.types[:len(c.types)/2] }),
-		Entry("a type too many", func(c *chunk) { c.types = append(c.types, 0) }),
-		Entry("no types", func(c *chunk) { c.types = nil }),
-		Entry("an environment too few", func(c *chunk) { c.environments = c.environments[:len(c.environments)/2] }),
-		Entry("an environment too many", func(c *chunk) { c.environments = append(c.environments, 0) }),
+		Entry("a kind too few", func(c *chunk) { c.kinds = c.kinds[:len(c.kinds)/2] }),
+		Entry("a kind too many", func(c *chunk) { c.kinds = append(c.kinds, "\x00a/b"...) }),
+		Entry("no kinds", func(c *chunk) { c.kinds = nil }),
+		Entry("a type without an environment", func(c *chunk) { c.kinds = bytes.Replace(c.kinds, []byte("/Local/1"), nil, 1) }),
 		Entry("a context too few", func(c *chunk) { c.contexts = c.contexts[:len(c.contexts)/2] }),
 		Entry("a context too many", func(c *chunk) { c.contexts = append(c.contexts, 0) }),
 		Entry("a traceparent of another event", func(c *chunk) { c.traceparents[7] = 8 }),

@@ -115,10 +115,10 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	if err != nil {
 		return fmt.Errorf("read the batch: %w", err)
 	}
-	decoder := chunkDecoder{types: make(interner), environments: make(interner)}
+	decoder := chunkDecoder{kinds: make(interner)}
 	return l.scan(rows, func(take func(int64) error) error {
 		var c chunk
-		if err := rows.Scan(&c.keys, &c.types, &c.environments, &c.traceparents, &c.contexts); err != nil {
+		if err := rows.Scan(&c.keys, &c.kinds, &c.traceparents, &c.contexts); err != nil {
 			return fmt.Errorf("scan events: %w", err)
 		}
 		records, err := decoder.decode(&c)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -432,7 +433,7 @@ var _ = Describe("Store", func() {
 	Describe("Lease", func() {
 		It("reads the events as they were published, in the order of their ids", func(ctx SpecContext) {
 			published := []outbox.Event{
-				{EventType: "first_thing", EventContext: json.RawMessage(`{"a": 1}`), Environment: "Production"},
+				{EventType: "first_thing", EventContext: json.RawMessage(`{"a": 1}`), Environment: "Production/eu"},
 				{EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC)},
 				{EventDateTime: time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC), Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
 			}
@@ -452,8 +453,25 @@ var _ = Describe("Store", func() {
 				Expect(record.MetadataVersion).To(Equal(published[i].MetadataVersion))
 				Expect(record.Traceparent).To(Equal(published[i].Traceparent))
 			}
-			Expect(read[0].Environment).To(Equal("Production"))
+			Expect(read[0].Environment).To(Equal("Production/eu"))
 			Expect(read[1].Environment).To(Equal("Local"))
+		})
+
+		It("reads in the order of the ids also where no index leads to the events", func(ctx SpecContext) {
+			session := outbox.Session(time.Minute)
+			session["enable_indexscan"], session["enable_bitmapscan"] = "off", "on"
+			db = engines.OpenStore(suite.PostgresDSN(ctx), session)
+			store = outbox.NewStore(db, outbox.StoreOptions{})
+			db.MustExec(`INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE
+				SELECT id, 'thing_happened', to_json(id) FROM generate_series(100, 1, -1) AS id`)
+			cut(ctx)
+			var ids []int64
+			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+				Expect(record.EventContext).To(Equal(strconv.FormatInt(record.ID, 10)))
+				ids = append(ids, record.ID)
+				return nil
+			})).To(Succeed())
+			Expect(ids).To(HaveLen(100))
 		})
 
 		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
