@@ -266,6 +266,9 @@ func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
 }
 
 func insertBlock(ctx context.Context, conn chgo.Conn, rows *block) error {
+	// As the relay does, and not what ClickHouse does by default: the pipe is to cost
+	// as little as it can.
+	ctx = chgo.Context(ctx, chgo.WithSettings(chgo.Settings{"optimize_on_insert": 0}))
 	batch, err := conn.PrepareBatch(ctx, `INSERT INTO event_log
 		(event_id, event_type, event_date_time, environment, event_context, metadata_version)`)
 	if err != nil {

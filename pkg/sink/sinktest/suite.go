@@ -105,6 +105,13 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				})
 			}
 
+			ginkgo.It("stores an event as often as the batch has it", func(ctx ginkgo.SpecContext) {
+				events := some(3)
+				events.EventID[2], events.EventType[2], events.EventDateTime[2] = events.EventID[1], events.EventType[1], events.EventDateTime[1]
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				Expect(count(ctx)).To(Equal(3))
+			})
+
 			ginkgo.It("adds nothing under a token that was seen before", func(ctx ginkgo.SpecContext) {
 				events, seen := some(100), token()
 				for range 3 {
