@@ -29,16 +29,20 @@ var _ = Describe("Large events", func() {
 	const mb, mib = 1_000_000, 1 << 20
 
 	DescribeTable("arrive byte for byte, and once, through a relay whose memory they do not fill,",
-		func(ctx SpecContext, protocol string, maxBytes int) {
+		func(ctx SpecContext, way string, maxBytes int) {
 			const size = 4 * mb
 			s := newSystem(ctx)
 			sums := publishLarge(ctx, s, size)
-			relay := s.Relay(s.ClickHouseDSN(protocol), fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
+			dsn := map[string]string{
+				"native": s.ClickHouseDSN("native"), "native, uncompressed": s.ClickHouse.Native,
+				"http": s.ClickHouseDSN("http"), "http, uncompressed": s.ClickHouse.HTTP,
+			}[way]
+			relay := s.Relay(dsn, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
 			for n := 0; n < largeEvents; n += 10 { // patience is for a few of them
 				awaitArrivalOf(ctx, s, n)
 			}
 			expectOnce(ctx, s, outcome{
-				Fault: "none", Done: fmt.Sprintf("events of 4 MB, batches of %d MiB, over %s", maxBytes/mib, protocol), Events: largeEvents,
+				Fault: "none", Done: fmt.Sprintf("events of 4 MB, batches of %d MiB, over %s", maxBytes/mib, way), Events: largeEvents,
 			})
 			Expect(sumsOf(ctx, s)).To(Equal(sums))
 			peak := peakMemory(relay)
@@ -47,6 +51,8 @@ var _ = Describe("Large events", func() {
 		},
 		Entry("over native", "native", 32*mib),
 		Entry("over http", "http", 32*mib),
+		Entry("over native, uncompressed", "native, uncompressed", 32*mib),
+		Entry("over http, uncompressed", "http, uncompressed", 32*mib),
 		Entry("of which each is larger than a batch may be", "native", 1*mib),
 	)
 })
