@@ -188,9 +188,10 @@ const (
 	//
 	// A chunk's events are not put in order here, though the primary key leads to them
 	// in that of their ids: to order them, PostgreSQL would copy each row out of its
-	// page first. For each of the send functions it takes a kilobyte, and beyond eight
-	// of them more memory from the system for every event, which is why the type and
-	// the environment are one text. A type holds no slash.
+	// page first. And the type, which holds no slash, makes one text with the
+	// environment: each send function takes a kilobyte of the eight that PostgreSQL
+	// keeps for what it works out of a row, and the eighth function has it get more
+	// from the system and give it back, event by event.
 	readEventsSQL = `
 SELECT keys, kinds, traceparents, contexts
 FROM unnest($1::int8multirange) AS member
