@@ -183,6 +183,13 @@ var _ = Describe("The command line", func() {
 		s.ExpectDelivered(ctx, 1)
 	})
 
+	It("has an API collect its garbage seldom, unless its memory has a limit", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		const heap = "go_memstats_heap_inuse_bytes"
+		Expect(s.API().Metric(heap)).To(BeNumerically(">", 16<<20))
+		Expect(s.API("GOMEMLIMIT=64MiB").Metric(heap)).To(BeNumerically("<", 16<<20))
+	})
+
 	It("ends at once where its port is taken", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
