@@ -23,18 +23,6 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// ballast is memory that is never touched, so that the machine has none of it to
-// give. The collector runs when the heap has doubled. An API's is a few MB, which
-// under load is fifty times a second and a tenth of the API's CPU; with this it
-// runs a tenth as often, and the process takes 20 MB more. GOMEMLIMIT is a bound of
-// the operator's own: nothing is added where it is set.
-func ballast() []byte {
-	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
-		return nil
-	}
-	return make([]byte, 16<<20)
-}
-
 // serve serves the API until ctx ends. It needs no database to start.
 func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	if err := c.CheckAccess(); err != nil {
@@ -113,6 +101,18 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			})
 			return group.Wait()
 		})
+}
+
+// ballast is memory that is never touched, so that the machine has none of it to
+// give. The collector runs when the heap has doubled. An API's is a few MB, which
+// under load is fifty times a second and a tenth of the API's CPU; with this it
+// runs a tenth as often, and the process takes 20 MB more. GOMEMLIMIT is a bound of
+// the operator's own: nothing is added where it is set.
+func ballast() []byte {
+	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
+		return nil
+	}
+	return make([]byte, 16<<20)
 }
 
 func keysOf(c *config.API) []httpapi.Key {
