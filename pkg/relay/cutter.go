@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
@@ -32,9 +33,14 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 				}
 			}
 		}
+		select {
+		case <-r.room: // what follows sees it
+		default:
+		}
+		linger := r.pace()
 		var cut outbox.Cut
 		if work && err == nil {
-			cut, err = r.o.Store.Cut(ctx, r.linger())
+			cut, err = r.o.Store.Cut(ctx, linger)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -54,13 +60,35 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 				continue
 			}
 		}
-		r.awaitCut(ctx, cut, time.Until(lastLook.Add(r.o.PollInterval)))
+		r.awaitCut(ctx, cut, linger > r.linger(), time.Until(lastLook.Add(r.o.PollInterval)))
 	}
 }
 
-// awaitCut waits until it makes sense to try again after cut.
-func (r *Relay) awaitCut(ctx context.Context, cut outbox.Cut, untilPoll time.Duration) {
+// fullOnly is a linger that never passes.
+const fullOnly = time.Duration(math.MaxInt64)
+
+// pace is the linger, or more while batches are sent. Where no worker is free, what
+// does not fill a batch would only wait in one, and what comes later in another. And
+// inserts that overlap slow each other down: the next one is given as long as the
+// last one took, unless that has ended.
+func (r *Relay) pace() time.Duration {
+	switch busy := int(r.busy.Load()); busy {
+	case 0:
+		return r.linger()
+	case r.o.Workers:
+		return fullOnly
+	default:
+		return max(r.linger(), time.Duration(r.took.Load()))
+	}
+}
+
+// awaitCut waits until it makes sense to try again after cut. paced says that a
+// worker which becomes free is a reason to.
+func (r *Relay) awaitCut(ctx context.Context, cut outbox.Cut, paced bool, untilPoll time.Duration) {
 	var room, wake <-chan struct{}
+	if paced {
+		room = r.room
+	}
 	wait := untilPoll
 	switch {
 	case cut.More: // batches wait, perhaps of another relay, whose workers are busy
@@ -70,7 +98,12 @@ func (r *Relay) awaitCut(ctx context.Context, cut outbox.Cut, untilPoll time.Dur
 			wait = min(wait, max(cut.Wait, minCutInterval))
 		}
 	case cut.Wait > minCutInterval: // a full batch need not wait for the linger
-		pause(ctx, minCutInterval)
+		select {
+		case <-ctx.Done():
+		case <-room:
+			return
+		case <-time.After(minCutInterval):
+		}
 		wait, wake = min(wait, cut.Wait-minCutInterval), r.o.Published
 	case cut.Wait > 0:
 		wait = min(wait, cut.Wait)

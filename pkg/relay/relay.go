@@ -96,8 +96,10 @@ type Relay struct {
 	budget  *budget
 	backoff backoff
 
-	work signal // batches may be claimed
-	room signal // batches have been claimed: there is room for more
+	work signal       // batches may be claimed
+	room signal       // a batch was claimed, or a worker is free: there may be room for more
+	busy atomic.Int32 // workers that have a batch
+	took atomic.Int64 // the nanoseconds of the last batch that was sent once and settled
 
 	strain   atomic.Int32 // doublings of the linger under the sink's back-pressure
 	postgres postgresState

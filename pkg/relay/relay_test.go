@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -247,6 +248,50 @@ var _ = Describe("Relay", func() {
 			publishMany(ctx, 1)
 			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
 			expectOnce(ctx, 3)
+		})
+
+		// awaitLooks waits until the relay has looked for events to cut. PostgreSQL
+		// counts that, up to a second late.
+		awaitLooks := func(ctx context.Context) {
+			GinkgoHelper()
+			looks := func() (n int, err error) {
+				err = db.Get(&n, "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'outbox_cursor'")
+				return n, err
+			}
+			before, err := looks()
+			Expect(err).NotTo(HaveOccurred())
+			Eventually(ctx, looks).WithTimeout(patience).Should(BeNumerically(">", before+8))
+		}
+
+		It("has what is published while its workers are busy leave in one batch", func(ctx SpecContext) {
+			release := clickHouse.hold()
+			start(func(o *relay.Options) { o.Workers = 1 })
+			publishMany(ctx, 1)
+			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(1)))
+			publishMany(ctx, 1)
+			awaitLooks(ctx)
+			publishMany(ctx, 1)
+			release()
+			expectOnce(ctx, 3)
+			Expect(batches("settled")).To(Equal(2))
+		})
+
+		It("has no insert overlap another before the time of one has passed", func(ctx SpecContext) {
+			release := clickHouse.hold()
+			running := start(func(o *relay.Options) { o.Workers = 3 })
+			publishMany(ctx, 1)
+			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(1)))
+			publishMany(ctx, 1) // none is known to have taken any time
+			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(2)))
+
+			running.SetTook(time.Hour)
+			publishMany(ctx, 1)
+			awaitLooks(ctx)
+			publishMany(ctx, 1)
+			release()
+			expectOnce(ctx, 4)
+			Expect(batches("settled")).To(Equal(3))
+			Expect(running.Took()).To(And(BeNumerically(">", 0), BeNumerically("<", time.Hour)))
 		})
 
 		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
@@ -769,13 +814,25 @@ func anyToken(ctx context.Context, db *sqlx.DB) (token string) {
 // observedSink is the real sink, and counts what it is asked.
 type observedSink struct {
 	*clickhouse.Sink
+
+	inserts           sync.RWMutex
 	checks, questions atomic.Int32
 	sent              atomic.Int64
 }
 
 func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
 	s.sent.Add(int64(batch.Events.Len()))
+	s.inserts.RLock()
+	defer s.inserts.RUnlock()
 	return s.Sink.Insert(ctx, batch)
+}
+
+// hold has inserts wait until the function returned is called, or the spec ends.
+func (s *observedSink) hold() (release func()) {
+	s.inserts.Lock()
+	release = sync.OnceFunc(s.inserts.Unlock)
+	DeferCleanup(release)
+	return release
 }
 
 func (s *observedSink) Check(ctx context.Context) error {

@@ -33,10 +33,13 @@ func (r *Relay) deliverUntil(ctx, sending context.Context) error {
 			case <-r.o.BatchesCut:
 			}
 		default:
+			r.busy.Add(1)
 			r.room.send(1)
 			r.work.send(1) // where one batch was, there may be more
 			r.deliver(sending, lease)
 			r.budget.give(lease.Bytes)
+			r.busy.Add(-1)
+			r.room.send(1)
 			r.work.send(1) // there is memory again
 		}
 		r.circuit.idle(ctx)
@@ -115,6 +118,7 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if err := d.settle(ctx, events); err != nil {
 		return "", err
 	}
+	d.took.Store(int64(time.Since(d.start)))
 	return resultSettled, nil
 }
 
