@@ -19,8 +19,8 @@ const latencyTime = 10 * time.Second
 
 // benchLatency publishes events at a steady rate and looks every few
 // milliseconds which of them are still in the outbox: the relay deletes an event
-// once ClickHouse has acknowledged it, and so can be asked for it. To ask ClickHouse
-// itself costs it as much as an insert does, and would be most of what is measured.
+// after ClickHouse has acknowledged it, from when on it can be queried. To ask
+// ClickHouse that often would slow down what is measured.
 func benchLatency(ctx context.Context, b *bench) (err error) {
 	for _, c := range []struct {
 		name  string // what a figure's name goes on with

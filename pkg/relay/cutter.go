@@ -67,10 +67,10 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 // fullOnly is a linger that never passes.
 const fullOnly = time.Duration(math.MaxInt64)
 
-// pace is the linger, or more while batches are sent. Where no worker is free, what
-// does not fill a batch would only wait in one, and what comes later in another. And
-// inserts that overlap slow each other down: the next one is given as long as the
-// last one took, unless that has ended.
+// pace is the linger of the next cut, longer while batches are sent. Where no worker
+// is free, what does not fill a batch would only wait in one, and what comes later in
+// another. And inserts that overlap slow each other down: while one is under way, the
+// next is put off for as long as the last one took.
 func (r *Relay) pace() time.Duration {
 	switch busy := int(r.busy.Load()); busy {
 	case 0:
