@@ -69,8 +69,9 @@ const fullOnly = time.Duration(math.MaxInt64)
 
 // pace is the linger of the next cut, longer while batches are sent. Where no worker
 // is free, what does not fill a batch would only wait in one, and what comes later in
-// another. And inserts that overlap slow each other down: while one is under way, the
-// next is put off for as long as the last one took.
+// another. And inserts that overlap mostly slow each other down: while a batch is under
+// way, the next is put off for as long as the last one took that was settled at once,
+// so that one which hangs holds nothing up for longer.
 func (r *Relay) pace() time.Duration {
 	switch busy := int(r.busy.Load()); busy {
 	case 0:
