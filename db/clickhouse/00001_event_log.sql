@@ -7,8 +7,10 @@
 -- The relay leans on these settings and on event_id in the sorting key, and
 -- refuses a table without them. A merge drops rows whose sorting keys are equal.
 -- Without a window the token of an insert is not looked at. Without fsync an
--- event could be gone from PostgreSQL and from ClickHouse after a power failure.
--- All three settings are off in ClickHouse's own defaults.
+-- event could be gone from PostgreSQL and from ClickHouse after a power failure:
+-- an insert is synced, and a merge is not, so that what was merged has to stay
+-- until the system has written what came of it. By default ClickHouse keeps it
+-- for those 480 seconds, and has the other settings off.
 CREATE TABLE IF NOT EXISTS {{.Table}} {{.OnCluster}}
 (
     event_id         UUID,
@@ -29,4 +31,5 @@ SETTINGS
     non_replicated_deduplication_window = 10000,
 {{- end}}
     fsync_after_insert = 1,
-    fsync_part_directory = 1;
+    fsync_part_directory = 1,
+    old_parts_lifetime = 480;

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
@@ -190,6 +191,11 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 	return placed, nil
 }
 
+// leastPartsLifetime is how many seconds a table must keep parts that it has
+// merged. What it merged them into is not synced: Linux writes that within 30
+// seconds and what the disk takes for it.
+const leastPartsLifetime = 60
+
 // checkTableSettings looks for the table's own settings at the end of its
 // definition, and for the others among the server's defaults.
 func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
@@ -197,13 +203,18 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 	if placed != "" {
 		defaults, window = "system.replicated_merge_tree_settings", "replicated_deduplication_window"
 	}
-	wanted := []struct{ name, value string }{{window, "10000"}}
+	type wanted struct {
+		name, value string
+		least       uint64
+	}
+	settings := []wanted{{window, "10000", 1}}
 	if placed != "Shared" { // whose parts are in object storage
-		wanted = append(wanted, []struct{ name, value string }{{"fsync_after_insert", "1"}, {"fsync_part_directory", "1"}}...)
+		settings = append(settings, wanted{"fsync_after_insert", "1", 1}, wanted{"fsync_part_directory", "1", 1},
+			wanted{"old_parts_lifetime", "480", leastPartsLifetime})
 	}
 
-	var off, remedy []string
-	for _, setting := range wanted {
+	var problems, remedy []string
+	for _, setting := range settings {
 		value, ok := tableSetting(definition, setting.name)
 		if !ok {
 			err := s.conn.QueryRow(ctx, "SELECT value FROM "+defaults+" WHERE name = "+quoteString(setting.name)).Scan(&value)
@@ -211,14 +222,20 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 				return s.classify(ctx, "look at the table's settings", err)
 			}
 		}
-		if value == "0" || value == "false" {
-			off = append(off, setting.name)
-			remedy = append(remedy, setting.name+" = "+setting.value)
+		number, err := strconv.ParseUint(value, 10, 64)
+		switch isNumber := err == nil; {
+		case value == "false", isNumber && number == 0:
+			problems = append(problems, setting.name+" off")
+		case isNumber && number < setting.least:
+			problems = append(problems, fmt.Sprintf("%s below %d", setting.name, setting.least))
+		default:
+			continue
 		}
+		remedy = append(remedy, setting.name+" = "+setting.value)
 	}
-	if off != nil {
+	if problems != nil {
 		return &sink.MisconfiguredError{
-			Problem: fmt.Sprintf("the table %s has %s off", s.table, strings.Join(off, ", ")),
+			Problem: fmt.Sprintf("the table %s has %s", s.table, strings.Join(problems, ", ")),
 			Remedy:  "ALTER TABLE " + s.table + onCluster(s.cluster) + " MODIFY SETTING " + strings.Join(remedy, ", "),
 		}
 	}

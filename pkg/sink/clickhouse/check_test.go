@@ -110,7 +110,12 @@ var _ = Describe("Check", func() {
 				Entry("where the folder is not synced", "has fsync_part_directory off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log RESET SETTING fsync_part_directory"),
-				Entry("where nothing is set", "has non_replicated_deduplication_window, fsync_after_insert, fsync_part_directory off",
+				Entry("where what was merged goes at once", "has old_parts_lifetime off",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings+", old_parts_lifetime = 0"), aRow),
+				Entry("where what was merged goes before what it became is on the disk", "has old_parts_lifetime below 60",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
+					"ALTER TABLE event_log MODIFY SETTING old_parts_lifetime = 59"),
+				Entry("where nothing is set", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
 					create(theColumns(), "MergeTree"+theOrder), aRow),
 
 				Entry("where a column is missing", "lacks the column environment",
