@@ -47,6 +47,10 @@ func Open(library, dataDir string) (*Engine, error) {
 		return nil, err
 	}
 
+	if err := os.WriteFile(configFile(dataDir), []byte(config), 0o600); err != nil {
+		return nil, fmt.Errorf("write the engine's configuration: %w", err)
+	}
+
 	lib, err := loadLibrary(library)
 	if err != nil {
 		return nil, err
@@ -62,6 +66,19 @@ func Open(library, dataDir string) (*Engine, error) {
 		return nil, fmt.Errorf("start the engine on %s: %w", dataDir, err)
 	}
 	return e, nil
+}
+
+// config has the engine keep what it has merged for as long as the server does.
+// By itself it deletes it at once, though it does not sync what it merges.
+const config = `<clickhouse>
+    <merge_tree>
+        <old_parts_lifetime>480</old_parts_lifetime>
+    </merge_tree>
+</clickhouse>
+`
+
+func configFile(dataDir string) string {
+	return filepath.Join(dataDir, "config.xml")
 }
 
 // Close waits until all sessions are closed, and stops the engine.
@@ -94,9 +111,8 @@ func (e *Engine) connect() (*Session, error) {
 	arguments := []string{
 		"clickhouse",
 		"--path=" + e.dataDir,
-		// Naming a file that does not exist keeps it from looking for a
-		// config.xml in the working directory and in the home folder.
-		"--config-file=" + filepath.Join(e.dataDir, "no-config.xml"),
+		// Else it looks for one in the working directory and in the home folder.
+		"--config-file=" + configFile(e.dataDir),
 		// clickhouse-local takes `1+1` for a query; the server does not.
 		"--implicit_select=0",
 		"--" + sessionSetting + "=" + id,

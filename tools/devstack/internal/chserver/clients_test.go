@@ -137,6 +137,78 @@ var _ = Describe("The native protocol", func() {
 		Expect(other.Exec(ctx, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
 	})
 
+	It("takes settings for an INSERT alone, which yield to those in its text", func(ctx SpecContext) {
+		table := newName("tokens")
+		query(ctx, "CREATE TABLE "+table+" (n UInt64, s String) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
+		o := options(clickhouse.Native)
+		o.MaxOpenConns = 1
+		conn := open(o)
+		insert := func(text, token string) error {
+			settings := clickhouse.Settings{"insert_deduplicate": 1, "insert_deduplication_token": token}
+			return conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "INSERT INTO "+table+text)
+		}
+		for n, text := range []string{
+			" VALUES (%d, 'x')",
+			" (n, s) SETTINGS insert_deduplication_token = 'own' VALUES (%d, 'x')",
+			" (n) -- a comment\nFORMAT Values (%d)",
+		} {
+			By(text)
+			token := fmt.Sprint("token-", n)
+			Expect(insert(fmt.Sprintf(text, 10*n), token)).To(Succeed())
+			if strings.Contains(text, "own") {
+				token = "yields"
+			}
+			Expect(insert(fmt.Sprintf(text, 10*n+1), token)).To(Succeed())
+			Expect(query(ctx, fmt.Sprintf("SELECT n FROM %s WHERE n >= %d", table, 10*n))).To(Equal(fmt.Sprint(10*n, "\n")))
+		}
+
+		By("none")
+		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (100, 'x')")).To(Succeed())
+		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (101, 'x')")).To(Succeed())
+		Expect(query(ctx, "SELECT n FROM "+table+" WHERE n >= 100 ORDER BY n")).To(Equal("100\n101\n"))
+
+		By("one that does not exist")
+		unknown := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"max_sped": 1}))
+		_, err := conn.PrepareBatch(unknown, "INSERT INTO "+table)
+		Expect(err).To(MatchError(ContainSubstring("code: 115")))
+		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (102, 'x')")).To(Succeed())
+	})
+
+	It("sees a table's columns as they are now", func(ctx SpecContext) {
+		table := newName("changing")
+		query(ctx, "CREATE TABLE "+table+" (a UInt8) ENGINE = MergeTree ORDER BY a")
+		o := options(clickhouse.Native)
+		o.MaxOpenConns = 1
+		conn := open(o)
+		columns := func() (names []string) {
+			batch, err := conn.PrepareBatch(ctx, "INSERT INTO "+table)
+			Expect(err).NotTo(HaveOccurred())
+			for _, c := range batch.Columns() {
+				names = append(names, c.Name()+" "+string(c.Type()))
+			}
+			Expect(batch.Send()).To(Succeed()) // to abort would end the connection
+			return names
+		}
+		Expect(columns()).To(Equal([]string{"a UInt8"}))
+		Expect(columns()).To(Equal([]string{"a UInt8"}))
+
+		By("another client's change, over HTTP")
+		query(ctx, "ALTER TABLE "+table+" ADD COLUMN b String")
+		Expect(columns()).To(Equal([]string{"a UInt8", "b String"}))
+
+		By("another client's change, over the native protocol")
+		Expect(open(options(clickhouse.Native)).Exec(ctx, "ALTER TABLE "+table+" DROP COLUMN b")).To(Succeed())
+		Expect(columns()).To(Equal([]string{"a UInt8"}))
+
+		By("another database")
+		database := newName("other")
+		query(ctx, "CREATE DATABASE "+database)
+		query(ctx, "CREATE TABLE "+database+"."+table+" (c UInt8) ENGINE = Memory")
+		Expect(columns()).To(Equal([]string{"a UInt8"}))
+		Expect(conn.Exec(ctx, "USE "+database)).To(Succeed())
+		Expect(columns()).To(Equal([]string{"c UInt8"}))
+	})
+
 	It("tells a browser where it should go", func(ctx SpecContext) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.NativeAddr(), http.NoBody)
 		Expect(err).NotTo(HaveOccurred())

@@ -148,6 +148,7 @@ func (s *Server) answer(r *http.Request, q *request, response *response) error {
 	if err != nil {
 		return err
 	}
+	defer s.ran(parsed)
 	query := chengine.Statement{SQL: parsed.sql, Parameters: q.parameters}
 	if parsed.takesData {
 		query.Format = cmp.Or(parsed.format, q.format, "Values")

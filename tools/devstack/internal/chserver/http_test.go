@@ -126,6 +126,10 @@ var _ = Describe("The HTTP interface", func() {
 			"\x01s\x06String\x03one\x09two\nlines"),
 	)
 
+	It("keeps what it has merged as long as clickhouse-server", func(ctx SpecContext) {
+		Expect(query(ctx, "SELECT value FROM system.merge_tree_settings WHERE name = 'old_parts_lifetime'")).To(Equal("480\n"))
+	})
+
 	It("takes settings and parameters from the URL, each for its query alone", func(ctx SpecContext) {
 		a := call{
 			parameters: map[string]string{"max_threads": "3", "param_name": "it's \\ \"x\"", "param_n": "42"},

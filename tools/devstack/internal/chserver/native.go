@@ -59,6 +59,8 @@ type nativeClient struct {
 	session  *chengine.Session
 	// sets are the SET statements that the client ran.
 	sets []string
+	// inserted are the columns of its last INSERT.
+	inserted described
 
 	wire   *blockReader // what the client sends
 	frames *blockReader // the same where it is compressed

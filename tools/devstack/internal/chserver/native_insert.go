@@ -2,6 +2,7 @@ package chserver
 
 import (
 	"context"
+	"strings"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -80,7 +81,15 @@ func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error)
 	}
 }
 
-// insertColumns gives the columns that an INSERT takes.
+// described are the columns of a selection as they were at a count of changes.
+type described struct {
+	selection string
+	changes   uint64
+	columns   []blockColumn
+}
+
+// insertColumns gives the columns that an INSERT takes. To ask the engine takes
+// it a fifth of the time of a small INSERT, and a client repeats the same one.
 func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statement, parsed statement) ([]blockColumn, error) {
 	list := "*"
 	if parsed.columns != "" {
@@ -88,8 +97,16 @@ func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statemen
 	}
 	selection := query
 	selection.SQL = "SELECT " + list + " FROM " + parsed.target
+	changes := q.server.changes.Load()
+	if last := q.inserted; last.columns != nil && last.selection == selection.SQL && last.changes == changes {
+		return last.columns, nil
+	}
 	columns, err := q.server.describe(ctx, q.session, selection)
 	if err == nil {
+		isFunction := strings.Contains(parsed.target, "(")
+		if !isFunction && len(query.Parameters) == 0 {
+			q.inserted = described{selection.SQL, changes, columns}
+		}
 		return columns, nil
 	}
 	// The INSERT itself says better what is wrong with it.

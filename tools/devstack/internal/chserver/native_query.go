@@ -20,6 +20,7 @@ type nativeQuery struct {
 
 	cancel   func()
 	settings []setting
+	set      bool     // the session has them now
 	tables   []string // external tables
 	method   string   // of the compression of blocks
 	blocks   int      // data blocks sent
@@ -148,19 +149,21 @@ func (q *nativeQuery) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := setAll(ctx, q.session, q.settings); err != nil {
-		return err
-	}
 	query := chengine.Statement{SQL: parsed.sql, Format: "Native"}
 	for _, p := range q.Parameters {
 		query.Parameters = append(query.Parameters, chengine.Parameter{Name: p.Key, Value: unquote(p.Value)})
 	}
 
-	inline := q.Body[parsed.dataStart:]
-	switch {
-	case parsed.takesData && strings.TrimSpace(inline) == "":
-		return q.insert(ctx, query, parsed)
-	case parsed.takesData:
+	if parsed.takesData {
+		settings, err := assign(q.settings, setting.quoted)
+		if err != nil {
+			return err
+		}
+		query.SQL = parsed.withSettings(settings)
+		inline := q.Body[parsed.dataStart:]
+		if strings.TrimSpace(inline) == "" {
+			return q.insert(ctx, query, parsed)
+		}
 		query.Format = cmp.Or(parsed.format, "Values")
 		defer q.watch(q.cancel)()
 		stats, err := insertFrom(ctx, q.session, query, strings.NewReader(inline))
@@ -168,6 +171,11 @@ func (q *nativeQuery) run(ctx context.Context) error {
 		return err
 	}
 
+	defer q.server.ran(parsed)
+	q.set = len(q.settings) > 0
+	if err := setAll(ctx, q.session, q.settings); err != nil {
+		return err
+	}
 	if err := q.sendResult(ctx, query, parsed); err != nil {
 		return err
 	}
@@ -184,7 +192,7 @@ func (q *nativeQuery) cleanUp(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(q.settings) == 0 {
+	if !q.set {
 		return nil
 	}
 	if err := resetAll(ctx, q.session, q.settings); err != nil {

@@ -46,6 +46,13 @@ func createExternalTable(ctx context.Context, session *chengine.Session, name, s
 	})
 }
 
+// ran must be called when a statement has ended.
+func (s *Server) ran(parsed statement) {
+	if parsed.verb != "INSERT" && !parsed.returnsRows() {
+		s.changes.Add(1)
+	}
+}
+
 // describe gives the columns of a SELECT without running it.
 func (s *Server) describe(ctx context.Context, session *chengine.Session, query chengine.Statement) ([]blockColumn, error) {
 	query.SQL = "DESCRIBE (" + query.SQL + "\n)"

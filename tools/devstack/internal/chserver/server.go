@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,6 +45,9 @@ type Server struct {
 	log         *slog.Logger
 	http        net.Listener
 	native      net.Listener
+
+	// changes counts the statements that may have changed a table.
+	changes atomic.Uint64
 }
 
 // New starts the engine and listens; clients wait until Serve. It fails with a

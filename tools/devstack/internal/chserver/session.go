@@ -15,18 +15,21 @@ type setting struct {
 	name, value string
 }
 
+// quoted is the value as a literal.
+func (s setting) quoted() string {
+	return "'" + stringEscape.Replace(s.value) + "'"
+}
+
 var (
 	settingName  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 	stringEscape = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 	nameEscape   = strings.NewReplacer(`\`, `\\`, "`", "\\`")
 )
 
-// setAll applies settings to the session, where they stay: the engine has no
-// settings of a single query.
+// setAll applies settings to the session, where they stay: of most statements
+// the engine takes no settings of their own.
 func setAll(ctx context.Context, session *chengine.Session, settings []setting) error {
-	return set(ctx, session, settings, func(s setting) string {
-		return "'" + stringEscape.Replace(s.value) + "'"
-	})
+	return set(ctx, session, settings, setting.quoted)
 }
 
 // resetAll takes settings back.
@@ -38,14 +41,23 @@ func set(ctx context.Context, session *chengine.Session, settings []setting, val
 	if len(settings) == 0 {
 		return nil
 	}
+	list, err := assign(settings, value)
+	if err != nil {
+		return err
+	}
+	return session.Exec(ctx, chengine.Statement{SQL: "SET " + list})
+}
+
+// assign gives the list that follows SET or SETTINGS.
+func assign(settings []setting, value func(setting) string) (string, error) {
 	assignments := make([]string, len(settings))
 	for i, s := range settings {
 		if !settingName.MatchString(s.name) {
-			return newException(proto.ErrUnknownSetting, "UNKNOWN_SETTING", "Unknown setting '%s'", s.name)
+			return "", newException(proto.ErrUnknownSetting, "UNKNOWN_SETTING", "Unknown setting '%s'", s.name)
 		}
 		assignments[i] = s.name + " = " + value(s)
 	}
-	return session.Exec(ctx, chengine.Statement{SQL: "SET " + strings.Join(assignments, ", ")})
+	return strings.Join(assignments, ", "), nil
 }
 
 // use changes the session's current database.

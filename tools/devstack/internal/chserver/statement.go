@@ -23,6 +23,8 @@ type statement struct {
 	// target is its table or table function, columns its list of columns with
 	// the parentheses, or "".
 	target, columns string
+	// settings is where its list of settings begins, or 0.
+	settings int
 }
 
 // parseStatement looks no further than it has to: words, quotes, comments and
@@ -111,6 +113,8 @@ func (s *statement) parseInsert(l *lexer) {
 			l.skipGroup()
 		case t.is("SELECT"), t.is("WITH"), t.is("FROM"), t.is("WATCH"):
 			return
+		case t.is("SETTINGS"):
+			s.settings = t.end()
 		case t.is("VALUES"):
 			s.takeData(l.text[:t.start], "Values", t.end())
 			return
@@ -128,6 +132,19 @@ func (s *statement) parseInsert(l *lexer) {
 
 func (s *statement) takeData(sql, format string, start int) {
 	s.takesData, s.sql, s.format, s.dataStart = true, sql, format, start
+}
+
+// withSettings gives the text of an INSERT with data, with settings that yield
+// to its own.
+func (s *statement) withSettings(settings string) string {
+	switch {
+	case settings == "":
+		return s.sql
+	case s.settings > 0:
+		return s.sql[:s.settings] + " " + settings + "," + s.sql[s.settings:]
+	default:
+		return s.sql + "\nSETTINGS " + settings // on a line of its own, for a comment before it
+	}
 }
 
 // returnsRows says whether a client may expect columns even where there are
