@@ -27,12 +27,12 @@ type part struct {
 }
 
 var parts = []part{
+	{"latency", "from commit to queryable", benchLatency},
 	{"api", "POST /v1/users against pgbench", benchAPI},
 	{"publish", "a transaction with one Publish against one with the bare INSERT", benchPublish},
 	{"batch", "POST /v1/users/batch against COPY", benchBatch},
 	{"relay", "draining an outbox against the bare pipe; CPU and memory", benchRelay},
 	{"peers", "draining against river and watermill-sql", benchPeers},
-	{"latency", "from commit to queryable", benchLatency},
 	{"outage", "creating users with ClickHouse dead against alive", benchOutage},
 	{"growth", "cuts and claims, late against early", benchGrowth},
 	{"replicas", "draining with eight relays against one", benchReplicas},
