@@ -101,7 +101,7 @@ const (
 // latencies are those of n events that are published one by one at the rate.
 func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error) {
 	// As cheap as can be: what a publisher costs, the relay does not have.
-	insert, err := d.PreparexContext(ctx, insertEvent+" RETURNING id")
+	insert, err := d.PreparexContext(ctx, insertEvent+" RETURNING id") //nolint:sqlclosecheck // closed below
 	if err != nil {
 		return nil, fmt.Errorf("prepare the INSERT: %w", err)
 	}
