@@ -89,7 +89,7 @@ func benchLarge(ctx context.Context, b *bench) (err error) {
 	}
 	large := events{n: n, context: "to_json(n || $1::text)", args: []any{base64.StdEncoding.EncodeToString(noise)}}
 	err = b.inRounds(ctx, func(ctx context.Context) error {
-		drained, err := d.drain(ctx, large, 1)
+		drained, err := d.drain(ctx, large)
 		if err != nil {
 			return err
 		}

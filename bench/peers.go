@@ -31,7 +31,7 @@ func benchPeers(ctx context.Context, b *bench) (err error) {
 	relayed := b.newSeries("one relay, into ClickHouse", "events/s")
 	n := b.scaled(million, blockRows)
 	cases := []func(context.Context) error{func(ctx context.Context) error {
-		drained, err := d.drain(ctx, typical(n), 1)
+		drained, err := d.drain(ctx, typical(n))
 		relayed.add(float64(n) / drained.took.Seconds())
 		return err
 	}}

@@ -49,7 +49,7 @@ func benchRelay(ctx context.Context, b *bench) (err error) {
 		piped.add(float64(n) / whole.Seconds())
 		return d.expectOnce(ctx, n)
 	}, func(ctx context.Context) error {
-		drained, err := d.drain(ctx, typical(n), 1)
+		drained, err := d.drain(ctx, typical(n))
 		if err != nil {
 			return err
 		}
@@ -83,32 +83,61 @@ type drained struct {
 	batches float64
 }
 
-// drain has so many relays drain the events, and fails unless they arrive once. The
-// relays are ready and idle when the events are committed: the clock runs from
-// then until the last of them is settled.
-func (d *database) drain(ctx context.Context, e events, relays int) (result drained, err error) {
+// drain has one relay drain the events, and fails unless they arrive once.
+func (d *database) drain(ctx context.Context, e events) (result drained, err error) {
 	if err := d.empty(ctx); err != nil {
 		return result, err
 	}
-	var programs []*program
-	defer func() {
-		for _, p := range programs {
-			err = errors.Join(err, p.stop())
-		}
-	}()
-	pids := []int{0, d.bench.engines.postgres.PID(), d.bench.engines.clickHouse.PID()}
+	f, err := d.startFleet(ctx, 1)
+	if err != nil {
+		return result, err
+	}
+	defer func() { err = errors.Join(err, f.stop()) }()
+	if result, err = f.drain(ctx, e); err != nil {
+		return result, err
+	}
+	return result, d.expectOnce(ctx, e.n)
+}
+
+// fleet are relays of one database.
+type fleet struct {
+	database *database
+	relays   []*program
+}
+
+func (d *database) startFleet(ctx context.Context, relays int) (*fleet, error) {
+	f := &fleet{database: d}
 	for range relays {
 		p, err := d.startProgram(ctx, "relay")
 		if err != nil {
-			return result, err
+			return nil, errors.Join(err, f.stop())
 		}
-		programs = append(programs, p)
+		f.relays = append(f.relays, p)
 	}
+	return f, nil
+}
+
+func (f *fleet) stop() (err error) {
+	for _, p := range f.relays {
+		err = errors.Join(err, p.stop())
+	}
+	return err
+}
+
+// drain has the fleet drain the events. It is ready and idle when they are
+// committed: the clock runs from then until the last of them is settled.
+func (f *fleet) drain(ctx context.Context, e events) (result drained, err error) {
+	d := f.database
+	first := f.relays[0].cmd.Process.Pid
+	pids := []int{first, d.bench.engines.postgres.PID(), d.bench.engines.clickHouse.PID()}
 	commit, err := d.publish(ctx, e)
 	if err != nil {
 		return result, err
 	}
-	pids[0] = programs[0].cmd.Process.Pid
+	batches, err := f.batches()
+	if err != nil {
+		return result, err
+	}
 	before, err := cpuTimes(pids)
 	if err != nil {
 		return result, err
@@ -131,17 +160,25 @@ func (d *database) drain(ctx context.Context, e events, relays int) (result drai
 	for i := range result.cpu {
 		result.cpu[i] = after[i] - before[i]
 	}
-	for _, p := range programs {
-		inserts, err := p.metric("diehard_relay_batch_rows_count") // known before they are settled
-		if err != nil {
-			return result, err
-		}
-		result.batches += inserts
-	}
-	if result.peakRSS, err = peakRSS(pids[0]); err != nil {
+	if result.batches, err = f.batches(); err != nil {
 		return result, err
 	}
-	return result, d.expectOnce(ctx, e.n)
+	result.batches -= batches
+	result.peakRSS, err = peakRSS(first)
+	return result, err
+}
+
+// batches are what the fleet has inserted since it started: it is known before a
+// batch is settled.
+func (f *fleet) batches() (n float64, err error) {
+	for _, p := range f.relays {
+		inserts, err := p.metric("diehard_relay_batch_rows_count")
+		if err != nil {
+			return 0, err
+		}
+		n += inserts
+	}
+	return n, nil
 }
 
 func cpuTimes(pids []int) (times [3]time.Duration, err error) {
