@@ -69,9 +69,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 	})
 
 	It("give parameters and settings with a query, which do not stay", func(ctx SpecContext) {
-		o := options(protocol)
-		o.MaxOpenConns = 1
-		conn := open(o)
+		conn := openSession(protocol)
 		var name, threads string
 		Expect(conn.QueryRow(clickhouse.Context(ctx,
 			clickhouse.WithParameters(clickhouse.Parameters{"name": `it's \ "x"`}),
@@ -114,12 +112,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 
 var _ = Describe("The native protocol", func() {
 	It("keeps a client's session apart from the others'", func(ctx SpecContext) {
-		session := func() driver.Conn {
-			o := options(clickhouse.Native)
-			o.MaxOpenConns = 1
-			return open(o)
-		}
-		one, other := session(), session()
+		one, other := openSession(clickhouse.Native), openSession(clickhouse.Native)
 		Expect(one.Exec(ctx, "CREATE TEMPORARY TABLE mine (n UInt8)")).To(Succeed())
 		Expect(one.Exec(ctx, "SET max_threads = 3")).To(Succeed())
 		Expect(one.Exec(ctx, "USE system")).To(Succeed())
@@ -140,25 +133,19 @@ var _ = Describe("The native protocol", func() {
 	It("takes settings for an INSERT alone, which yield to those in its text", func(ctx SpecContext) {
 		table := newName("tokens")
 		query(ctx, "CREATE TABLE "+table+" (n UInt64, s String) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
-		o := options(clickhouse.Native)
-		o.MaxOpenConns = 1
-		conn := open(o)
+		conn := openSession(clickhouse.Native)
 		insert := func(text, token string) error {
 			settings := clickhouse.Settings{"insert_deduplicate": 1, "insert_deduplication_token": token}
 			return conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "INSERT INTO "+table+text)
 		}
-		for n, text := range []string{
-			" VALUES (%d, 'x')",
-			" (n, s) SETTINGS insert_deduplication_token = 'own' VALUES (%d, 'x')",
-			" (n) -- a comment\nFORMAT Values (%d)",
+		for n, same := range []struct{ text, first, second string }{
+			{" VALUES (%d, 'x')", "a", "a"},
+			{" (n, s) SETTINGS insert_deduplication_token = 'own' VALUES (%d, 'x')", "b", "c"},
+			{" (n) -- a comment\nFORMAT Values (%d)", "d", "d"},
 		} {
-			By(text)
-			token := fmt.Sprint("token-", n)
-			Expect(insert(fmt.Sprintf(text, 10*n), token)).To(Succeed())
-			if strings.Contains(text, "own") {
-				token = "yields"
-			}
-			Expect(insert(fmt.Sprintf(text, 10*n+1), token)).To(Succeed())
+			By(same.text)
+			Expect(insert(fmt.Sprintf(same.text, 10*n), same.first)).To(Succeed())
+			Expect(insert(fmt.Sprintf(same.text, 10*n+1), same.second)).To(Succeed())
 			Expect(query(ctx, fmt.Sprintf("SELECT n FROM %s WHERE n >= %d", table, 10*n))).To(Equal(fmt.Sprint(10*n, "\n")))
 		}
 
@@ -177,9 +164,7 @@ var _ = Describe("The native protocol", func() {
 	It("sees a table's columns as they are now", func(ctx SpecContext) {
 		table := newName("changing")
 		query(ctx, "CREATE TABLE "+table+" (a UInt8) ENGINE = MergeTree ORDER BY a")
-		o := options(clickhouse.Native)
-		o.MaxOpenConns = 1
-		conn := open(o)
+		conn := openSession(clickhouse.Native)
 		columns := func() (names []string) {
 			batch, err := conn.PrepareBatch(ctx, "INSERT INTO "+table)
 			Expect(err).NotTo(HaveOccurred())

@@ -116,6 +116,13 @@ func open(o *clickhouse.Options) driver.Conn {
 	return conn
 }
 
+// openSession gives a client that keeps to one connection.
+func openSession(protocol clickhouse.Protocol) driver.Conn {
+	o := options(protocol)
+	o.MaxOpenConns = 1
+	return open(o)
+}
+
 var names atomic.Int64
 
 // newName makes up a name for a table or a database.
