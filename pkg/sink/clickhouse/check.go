@@ -205,7 +205,7 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 	}
 	type wanted struct {
 		name, value string
-		least       uint64
+		least       float64
 	}
 	settings := []wanted{{window, "10000", 1}}
 	if placed != "Shared" { // whose parts are in object storage
@@ -222,12 +222,12 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 				return s.classify(ctx, "look at the table's settings", err)
 			}
 		}
-		number, err := strconv.ParseUint(value, 10, 64)
+		number, err := strconv.ParseFloat(value, 64) // a time may be a fraction, as in "480."
 		switch isNumber := err == nil; {
 		case value == "false", isNumber && number == 0:
 			problems = append(problems, setting.name+" off")
 		case isNumber && number < setting.least:
-			problems = append(problems, fmt.Sprintf("%s below %d", setting.name, setting.least))
+			problems = append(problems, fmt.Sprintf("%s below %g", setting.name, setting.least))
 		default:
 			continue
 		}

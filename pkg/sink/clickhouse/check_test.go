@@ -115,6 +115,8 @@ var _ = Describe("Check", func() {
 				Entry("where what was merged goes before what it became is on the disk", "has old_parts_lifetime below 60",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING old_parts_lifetime = 59"),
+				Entry("where that is a fraction", "has old_parts_lifetime below 60",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings+", old_parts_lifetime = 59.5"), aRow),
 				Entry("where nothing is set", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
 					create(theColumns(), "MergeTree"+theOrder), aRow),
 
