@@ -277,7 +277,7 @@ func (d *database) expectOnce(ctx context.Context, n int) error {
 
 // wake tells the relays that there is work, as an API does.
 func (d *database) wake(ctx context.Context) error {
-	if _, err := d.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.EventsChannel); err != nil {
+	if _, err := d.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel); err != nil {
 		return fmt.Errorf("wake the relays: %w", err)
 	}
 	return nil

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 const (
@@ -23,7 +23,7 @@ func benchGrowth(ctx context.Context, b *bench) error {
 	for _, c := range []struct {
 		about    string
 		pinned   bool
-		measure  func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error)
+		measure  func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error)
 		ofClaims bool
 		figure   string
 	}{
@@ -57,7 +57,7 @@ func benchGrowth(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) growth(ctx context.Context, pinned bool,
-	measure func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error),
+	measure func(context.Context, *database, *store.Store) (cuts, claims []float64, err error),
 ) (cuts, claims []float64, err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -65,7 +65,7 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
 	db, err := postgres.Open(postgres.Options{
-		DSN: d.dsn, Session: outbox.Session(outbox.DefaultFlushTimeout), KeepStatements: true,
+		DSN: d.dsn, Session: store.Session(store.DefaultFlushTimeout), KeepStatements: true,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the database: %w", err)
@@ -81,15 +81,15 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
 		}
 	}
-	return measure(ctx, d, outbox.NewStore(db, outbox.StoreOptions{MaxRows: growthBatch}))
+	return measure(ctx, d, store.New(db, store.Options{MaxRows: growthBatch}))
 }
 
 // step does one cut, and settles what it has cut. It returns false where there
 // was nothing to cut.
-func step(ctx context.Context, store *outbox.Store, cuts, claims *[]float64) (bool, error) {
+func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, error) {
 	start := time.Now()
-	cut, err := store.Cut(ctx, 0)
-	if errors.Is(err, outbox.ErrHistoryChanged) { // a database is new to its first store
+	cut, err := s.Cut(ctx, 0)
+	if errors.Is(err, store.ErrHistoryChanged) { // a database is new to its first store
 		return true, nil
 	}
 	if err != nil || cut.Batches == 0 {
@@ -98,7 +98,7 @@ func step(ctx context.Context, store *outbox.Store, cuts, claims *[]float64) (bo
 	*cuts = append(*cuts, time.Since(start).Seconds()*1e3)
 	for range cut.Batches {
 		start := time.Now()
-		lease, err := store.Claim(ctx, outbox.DefaultMaxBytes)
+		lease, err := s.Claim(ctx, store.DefaultMaxBytes)
 		if err != nil {
 			return false, err
 		}
@@ -113,20 +113,20 @@ func step(ctx context.Context, store *outbox.Store, cuts, claims *[]float64) (bo
 	return true, nil
 }
 
-func drainOf(n int) func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error) {
-	return func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error) {
+func drainOf(n int) func(context.Context, *database, *store.Store) (cuts, claims []float64, err error) {
+	return func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error) {
 		if err := d.publishNow(ctx, n); err != nil {
 			return nil, nil, err
 		}
 		lastLook := time.Now()
 		for more := true; more; {
-			if more, err = step(ctx, store, &cuts, &claims); err != nil {
+			if more, err = step(ctx, s, &cuts, &claims); err != nil {
 				return nil, nil, err
 			}
 			// As a relay does between cuts.
 			if time.Since(lastLook) > time.Second {
 				lastLook = time.Now()
-				if _, err := store.Look(ctx); err != nil {
+				if _, err := s.Look(ctx); err != nil {
 					return nil, nil, err
 				}
 			}
@@ -135,19 +135,19 @@ func drainOf(n int) func(context.Context, *database, *outbox.Store) (cuts, claim
 	}
 }
 
-func smallBatches(n int) func(context.Context, *database, *outbox.Store) (cuts, claims []float64, err error) {
-	return func(ctx context.Context, d *database, store *outbox.Store) (cuts, claims []float64, err error) {
+func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, claims []float64, err error) {
+	return func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error) {
 		lastLook := time.Now()
 		for len(claims) < n {
 			if _, err := d.ExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) VALUES ('a', '1')"); err != nil {
 				return nil, nil, fmt.Errorf("publish: %w", err)
 			}
-			if _, err := step(ctx, store, &cuts, &claims); err != nil {
+			if _, err := step(ctx, s, &cuts, &claims); err != nil {
 				return nil, nil, err
 			}
 			if time.Since(lastLook) > time.Second {
 				lastLook = time.Now()
-				if _, err := store.Look(ctx); err != nil {
+				if _, err := s.Look(ctx); err != nil {
 					return nil, nil, err
 				}
 			}

@@ -133,7 +133,7 @@ func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error
 			}
 			var id int64
 			err = insert.GetContext(producing, &id, event.EventID, event.EventType, event.EventDateTime, "Local",
-				[]byte(event.EventContext), event.MetadataVersion, nil)
+				event.EventContext.String(), event.MetadataVersion, nil)
 			if err != nil {
 				return fmt.Errorf("publish an event: %w", err)
 			}

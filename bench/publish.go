@@ -75,7 +75,7 @@ func benchPublish(ctx context.Context, b *bench) (err error) {
 		}, func(ctx context.Context) error {
 			spent, err := transaction(func(tx *sqlx.Tx, event outbox.Event) error {
 				_, err := tx.ExecContext(ctx, insertEvent, event.EventID, event.EventType, event.EventDateTime, "Local",
-					[]byte(event.EventContext), event.MetadataVersion, nil)
+					event.EventContext.String(), event.MetadataVersion, nil)
 				return err //nolint:wrapcheck // a driver's own
 			})
 			inserted.add(float64(spent.Nanoseconds()) / 1e3)
@@ -180,7 +180,7 @@ func (d *database) copyUsers(ctx context.Context, n int) error {
 	}
 	err = copyRows(ctx, tx, `COPY outbox_events
 		(event_id, event_type, event_date_time, environment, event_context, metadata_version) FROM STDIN`, n, func(i int) []any {
-		return []any{events[i].EventID, events[i].EventType, events[i].EventDateTime, "Local", string(events[i].EventContext), 1}
+		return []any{events[i].EventID, events[i].EventType, events[i].EventDateTime, "Local", events[i].EventContext.String(), 1}
 	})
 	if err != nil {
 		return err

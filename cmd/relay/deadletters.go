@@ -21,8 +21,8 @@ import (
 
 	"github.com/diehard-outbox/diehard/cmd/internal/cli"
 	"github.com/diehard-outbox/diehard/pkg/config"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 func deadLetters() cli.Command[*config.Relay] {
@@ -41,13 +41,13 @@ func deadLetters() cli.Command[*config.Relay] {
 				long: "Mend the cause first, such as a constraint of the table: what ClickHouse still refuses\n" +
 					"becomes a dead letter again, with a new id. An event keeps its event_id and everything\n" +
 					"else that was published. Letters that die after the command has looked are not touched.",
-				change: (*outbox.Store).RetryDeadLetters,
+				change: (*store.Store).RetryDeadLetters,
 			}),
 			changeDeadLetters(change{
 				name: "discard", done: "discarded",
 				short:  "Delete events that shall never be delivered",
 				long:   "What is discarded is lost. `relay dead-letters show ID --json` keeps a copy.",
-				change: (*outbox.Store).DiscardDeadLetters,
+				change: (*store.Store).DiscardDeadLetters,
 			}),
 		},
 	}
@@ -79,8 +79,8 @@ func listDeadLetters() cli.Command[*config.Relay] {
 			if limit < 1 || limit > maxLimit {
 				return cli.UsageError("--limit is %d, and has to be from 1 to %d", limit, maxLimit)
 			}
-			return withStore(ctx, p, c, func(store *outbox.Store) error {
-				letters, more, err := store.DeadLetters(ctx, filter.DeadLetterFilter, limit)
+			return withStore(ctx, p, c, func(s *store.Store) error {
+				letters, more, err := s.DeadLetters(ctx, filter.DeadLetterFilter, limit)
 				if err != nil {
 					return err
 				}
@@ -101,7 +101,7 @@ func listDeadLetters() cli.Command[*config.Relay] {
 	}
 }
 
-func writeTable(w io.Writer, letters []outbox.DeadLetter) error {
+func writeTable(w io.Writer, letters []store.DeadLetter) error {
 	if len(letters) == 0 {
 		return write(w, "no dead letters\n")
 	}
@@ -141,15 +141,15 @@ func showDeadLetter() cli.Command[*config.Relay] {
 			if len(ids) != 1 {
 				return cli.UsageError("show takes one id, and got %d", len(ids))
 			}
-			return withStore(ctx, p, c, func(store *outbox.Store) error {
-				letter, err := store.DeadLetter(ctx, ids[0])
+			return withStore(ctx, p, c, func(s *store.Store) error {
+				letter, err := s.DeadLetter(ctx, ids[0])
 				switch {
-				case errors.Is(err, outbox.ErrNoDeadLetter):
+				case errors.Is(err, store.ErrNoDeadLetter):
 					return notThere(ids[0])
 				case err != nil:
 					return err
 				case asJSON:
-					return writeJSON(p.Out, []outbox.DeadLetter{letter})
+					return writeJSON(p.Out, []store.DeadLetter{letter})
 				}
 				return writeLetter(p.Out, letter)
 			})
@@ -157,7 +157,7 @@ func showDeadLetter() cli.Command[*config.Relay] {
 	}
 }
 
-func writeLetter(w io.Writer, letter outbox.DeadLetter) error {
+func writeLetter(w io.Writer, letter store.DeadLetter) error {
 	err := writeRows(w, []string{
 		fmt.Sprint("id\t", letter.ID),
 		"died_at\t" + letter.DiedAt.Format(time.RFC3339Nano),
@@ -183,7 +183,7 @@ func writeLetter(w io.Writer, letter outbox.DeadLetter) error {
 type change struct {
 	name, done  string
 	short, long string
-	change      func(*outbox.Store, context.Context, []int64) iter.Seq2[[]outbox.DeadLetterKey, error]
+	change      func(*store.Store, context.Context, []int64) iter.Seq2[[]store.DeadLetterKey, error]
 }
 
 func changeDeadLetters(how change) cli.Command[*config.Relay] {
@@ -218,8 +218,8 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 				return cli.UsageError("stdin is no terminal to confirm on: add --yes to %s without being asked", how.name)
 			}
 			filter.IDs = ids
-			return withStore(ctx, p, c, func(store *outbox.Store) error {
-				found, err := store.DeadLetterIDs(ctx, filter.DeadLetterFilter)
+			return withStore(ctx, p, c, func(s *store.Store) error {
+				found, err := s.DeadLetterIDs(ctx, filter.DeadLetterFilter)
 				if err != nil {
 					return err
 				}
@@ -231,7 +231,7 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 						return err
 					}
 				}
-				changed, err := how.apply(ctx, p.Out, store, found, asJSON)
+				changed, err := how.apply(ctx, p.Out, s, found, asJSON)
 				if err != nil {
 					return fmt.Errorf("%s %d of %s; run it again for the rest: %w",
 						how.done, len(changed), number(len(found)), err)
@@ -243,9 +243,9 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 }
 
 // apply changes the letters, and returns the ids of those that were.
-func (how change) apply(ctx context.Context, w io.Writer, store *outbox.Store, ids []int64, asJSON bool) ([]int64, error) {
+func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []int64, asJSON bool) ([]int64, error) {
 	var changed []int64
-	for letters, err := range how.change(store, ctx, ids) {
+	for letters, err := range how.change(s, ctx, ids) {
 		if err != nil {
 			return changed, err
 		}
@@ -266,7 +266,7 @@ func (how change) apply(ctx context.Context, w io.Writer, store *outbox.Store, i
 	return changed, write(w, "%s %s%s\n", number(len(changed)), how.done, gone)
 }
 
-func (how change) write(w io.Writer, letters []outbox.DeadLetterKey, asJSON bool) error {
+func (how change) write(w io.Writer, letters []store.DeadLetterKey, asJSON bool) error {
 	if !asJSON {
 		for _, letter := range letters {
 			if err := write(w, "%s %d  %s  %s\n", how.done, letter.ID, letter.EventType, letter.EventID); err != nil {
@@ -276,7 +276,7 @@ func (how change) write(w io.Writer, letters []outbox.DeadLetterKey, asJSON bool
 		return nil
 	}
 	type result struct {
-		outbox.DeadLetterKey
+		store.DeadLetterKey
 
 		Result string `json:"result"`
 	}
@@ -289,7 +289,7 @@ func (how change) write(w io.Writer, letters []outbox.DeadLetterKey, asJSON bool
 
 // filterFlags are the filters of the command line.
 type filterFlags struct {
-	outbox.DeadLetterFilter
+	store.DeadLetterFilter
 
 	given bool // any of them
 }
@@ -364,12 +364,12 @@ func allThere(ids, there []int64) error {
 func notThere(id int64) error { return fmt.Errorf("there is no dead letter %d", id) }
 
 // withStore does something with a store whose schema is not too old.
-func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*outbox.Store) error) error {
+func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*store.Store) error) error {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
 		MaxOpenConns:    1,
 		ApplicationName: "diehard-dead-letters",
-		Session:         outbox.Session(c.Relay.FlushTimeout),
+		Session:         store.Session(c.Relay.FlushTimeout),
 	})
 	if err != nil {
 		return err
@@ -378,7 +378,7 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*out
 	if err := postgres.CheckSchema(ctx, db.DB, p.Log); err != nil {
 		return err
 	}
-	return do(outbox.NewStore(db, outbox.StoreOptions{}))
+	return do(store.New(db, store.Options{}))
 }
 
 func write(w io.Writer, format string, args ...any) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/relay"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
 
@@ -33,7 +34,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		DSN:             c.Postgres.DSN,
 		MaxOpenConns:    connections,
 		ApplicationName: applicationName,
-		Session:         outbox.Session(c.Relay.FlushTimeout),
+		Session:         store.Session(c.Relay.FlushTimeout),
 		KeepStatements:  true,
 	})
 	if err != nil {
@@ -51,14 +52,14 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	wake, err := postgres.Listen(ctx, postgres.ListenOptions{
 		DSN:             c.Postgres.DSN,
 		ApplicationName: applicationName,
-		Channels:        []string{outbox.EventsChannel, outbox.BatchesChannel},
+		Channels:        []string{outbox.Channel, store.BatchesChannel},
 		Log:             p.Log,
 	})
 	if err != nil {
 		return err
 	}
 	delivery := relay.New(relay.Options{
-		Store: outbox.NewStore(db, outbox.StoreOptions{
+		Store: store.New(db, store.Options{
 			MaxRows: c.Relay.BatchMaxRows,
 			// Half of what the process may hold: one batch is read while another
 			// is sent.
@@ -66,8 +67,8 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 			FlushTimeout: c.Relay.FlushTimeout,
 		}),
 		Sink:            sink,
-		Published:       wake[outbox.EventsChannel],
-		BatchesCut:      wake[outbox.BatchesChannel],
+		Published:       wake[outbox.Channel],
+		BatchesCut:      wake[store.BatchesChannel],
 		Log:             p.Log,
 		Registry:        registry,
 		Workers:         c.Relay.Workers,

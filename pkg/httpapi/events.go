@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"encoding/json"
 	"net/http"
 	"time"
 
@@ -9,6 +8,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/labstack/echo/v4"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
@@ -35,7 +35,7 @@ func (s *Server) publishEvent(c echo.Context) error {
 		return err
 	}
 	return s.change(c, body.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
-		if err := s.options.Publisher.Publish(c.Request().Context(), tx, event); err != nil {
+		if err := s.publish(c, tx, event); err != nil {
 			return idempotency.Answer{}, err
 		}
 		return answerOf(http.StatusAccepted, "", acceptedEvent{EventID: event.EventID})
@@ -66,22 +66,37 @@ func (s *Server) publishEvents(c echo.Context) error {
 		valid = append(valid, events[i])
 	}
 	return s.change(c, batch.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
-		if err := s.options.Publisher.Publish(c.Request().Context(), tx, valid...); err != nil {
+		if err := s.publish(c, tx, valid...); err != nil {
 			return idempotency.Answer{}, err
 		}
 		return answerOf(http.StatusOK, "", batchAnswer[eventResult]{Data: results})
 	})
 }
 
+func (s *Server) publish(c echo.Context, tx *sqlx.Tx, events ...outbox.Event) error {
+	failpoint.At(failpoint.PublishBefore)
+	if err := s.options.Publisher.Publish(c.Request().Context(), tx, events...); err != nil {
+		return err
+	}
+	failpoint.At(failpoint.PublishInserted)
+	return nil
+}
+
 // readEvent takes an event's members out of the object. Its context is kept byte
 // for byte.
 func readEvent(c echo.Context, o *object) outbox.Event {
-	return outbox.Event{
+	event := outbox.Event{
 		EventID:         uuid.Must(uuid.NewV7()), // crypto/rand does not fail since Go 1.24
 		EventType:       o.requiredString("event_type"),
 		EventDateTime:   o.optionalTime("event_date_time", time.Now()),
-		EventContext:    json.RawMessage(o.require("event_context")),
 		MetadataVersion: o.optionalInteger("metadata_version", 1),
-		Traceparent:     requestOf(c).traceparent,
 	}
+	if value := o.require("event_context"); value != nil {
+		var err error
+		if event.EventContext, err = outbox.ParseJSON(value); err != nil {
+			o.refuse("event_context", err.Error())
+		}
+	}
+	event.Traceparent, _ = outbox.ParseTraceparent(requestOf(c).traceparent) // valid, or empty
+	return event
 }

@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
 	"fmt"
 	"testing"
 )
@@ -61,57 +60,6 @@ func BenchmarkValidate(b *testing.B) {
 	for b.Loop() {
 		if broken := publisher.Validate(event); len(broken) > 0 {
 			b.Fatal(broken)
-		}
-	}
-}
-
-// What a batch's manifest is made of: ids without gaps, and every other one.
-func BenchmarkMultirange(b *testing.B) {
-	for step, name := range map[int64]string{1: "dense", 2: "sparse"} {
-		b.Run(name, func(b *testing.B) {
-			ids := make([]int64, DefaultMaxRows)
-			for i := range ids {
-				ids[i] = int64(i) * step
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				_ = multirange(ids)
-			}
-		})
-	}
-}
-
-// What a cut finds, made into a batch.
-func BenchmarkUncut(b *testing.B) {
-	var packed []byte
-	for id := range int64(DefaultMaxRows) {
-		packed = appendBigint(packed, id+1)
-		packed = binary.BigEndian.AppendUint32(packed, 300)
-	}
-	b.SetBytes(int64(len(packed)))
-	b.ReportAllocs()
-	for b.Loop() {
-		events, err := readUncut(packed)
-		if err != nil {
-			b.Fatal(err)
-		}
-		_ = multirange(events.ids[:events.batch(DefaultMaxRows, DefaultMaxBytes).events])
-	}
-}
-
-// A batch as it comes from PostgreSQL.
-func BenchmarkDecode(b *testing.B) {
-	const events = 50_000
-	var c chunk
-	for id := range int64(events) {
-		c.add(id, "", `{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
-	}
-	b.SetBytes(int64(len(c.keys) + len(c.kinds) + len(c.contexts)))
-	b.ReportAllocs()
-	for b.Loop() {
-		decoder := chunkDecoder{kinds: make(interner)}
-		if _, err := decoder.decode(&c); err != nil {
-			b.Fatal(err)
 		}
 	}
 }

@@ -1,10 +1,3 @@
-// Package outbox publishes events in the caller's PostgreSQL transaction and
-// keeps them until a relay has delivered them.
-//
-// An application needs Publisher and, where events should leave at once,
-// Notifier. Store is the relay's half: it cuts the waiting events into
-// batches, hands a batch to one worker at a time and removes it once it is
-// delivered.
 package outbox
 
 import (
@@ -23,28 +16,29 @@ import (
 
 // Event is something that happened, as it is published.
 type Event struct {
-	// EventID identifies the event at the destination. Whoever publishes one
-	// id twice delivers it twice.
+	// EventID identifies the event at the sink. Two events with one id are
+	// delivered as two rows.
 	EventID uuid.UUID
 	// EventType is snake_case, at most 128 bytes: user_created.
 	EventType string
 	// EventDateTime is when it happened; microseconds are kept. It lies
 	// between MinEventDateTime and MaxEventDateTime.
 	EventDateTime time.Time
-	// Environment is at most 128 bytes; empty means the publisher's.
+	// Environment is at most 128 bytes. Empty means the publisher's, and if that
+	// is empty too, the column's default.
 	Environment string
 	// EventContext is any JSON value, kept byte for byte.
-	EventContext json.RawMessage
+	EventContext JSON
 	// MetadataVersion is the version of EventContext's schema, from 0.
 	MetadataVersion int64
-	// Traceparent is the W3C trace context of whoever caused the event, or
-	// empty. It joins the delivery to that trace and is not delivered.
-	Traceparent string
+	// Traceparent is the trace context of the event's cause, if there is one. The
+	// delivery joins that trace. The sink does not get it.
+	Traceparent Traceparent
 }
 
-// The range of EventDateTime: what every known destination can store
-// (ClickHouse's DateTime64(6) ends here, and its driver stores garbage beyond
-// without an error).
+// The range of EventDateTime is what every known sink can store. ClickHouse's
+// DateTime64(6) ends here, and its driver stores another time beyond it without an
+// error.
 var (
 	MinEventDateTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
 	MaxEventDateTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
@@ -55,10 +49,10 @@ const (
 	maxEnvironmentBytes = 128
 )
 
-// ValidationError says which field of an event cannot be published, and why.
-// It is the caller's error: nothing has been written.
+// ValidationError says which field of an event cannot be published, and why. Nothing
+// has been written.
 type ValidationError struct {
-	// Index is the event's place among those given to Publish.
+	// Index is the event's position in the arguments of Publish, from 0.
 	Index int
 	// Field is the event's column, such as event_type.
 	Field  string
@@ -70,34 +64,55 @@ func (e *ValidationError) Error() string {
 	return fmt.Sprintf("event %d: %s %s", e.Index, e.Field, e.Reason)
 }
 
+// Typed is a payload that names its event type. The type then stays the same if the
+// Go type is renamed.
+type Typed interface {
+	EventType() string
+}
+
+// Versioned is a payload that knows the version of its schema.
+type Versioned interface {
+	EventVersion() int64
+}
+
 // Option changes what NewEvent derives from the payload.
 type Option func(*Event)
 
-// WithType sets the event type, instead of the payload's type name.
+// WithType sets the event type. The default is the payload's EventType method, and
+// without one the name of its Go type.
 func WithType(eventType string) Option {
 	return func(e *Event) { e.EventType = eventType }
 }
 
-// WithTime sets when the event happened, instead of now.
+// WithTime sets when the event happened. The default is now.
 func WithTime(t time.Time) Option {
 	return func(e *Event) { e.EventDateTime = t }
 }
 
-// WithMetadataVersion sets the version of the payload's schema, instead of 1.
+// WithMetadataVersion sets the version of the payload's schema. The default is the
+// payload's EventVersion method, and without one 1.
 func WithMetadataVersion(version int64) Option {
 	return func(e *Event) { e.MetadataVersion = version }
 }
 
-// WithTraceparent sets the W3C trace context that the delivery joins.
-func WithTraceparent(traceparent string) Option {
+// WithEnvironment sets the environment. The default is the publisher's.
+func WithEnvironment(environment string) Option {
+	return func(e *Event) { e.Environment = environment }
+}
+
+// WithTraceparent sets the trace context that the delivery joins.
+func WithTraceparent(traceparent Traceparent) Option {
 	return func(e *Event) { e.Traceparent = traceparent }
 }
 
-// NewEvent makes an event of the payload: its JSON is the event's context, and
-// its Go type's name in snake_case the event's type (UserCreated becomes
-// user_created), unless WithType gives one. A json.RawMessage is taken byte for
-// byte, and has no type name. The id is a UUID v7. It fails where the payload
-// has no JSON or no type name; Publish checks the rest.
+// NewEvent returns an event whose context is the payload's JSON. A json.RawMessage
+// or a [JSON] is taken byte for byte.
+//
+// Its type is that of the option [WithType], or else what the payload's method
+// EventType returns (see [Typed]), or else the name of the payload's Go type in
+// snake_case: UserCreated becomes user_created. The id is a UUID v7. NewEvent fails
+// if the payload cannot be encoded or no type can be derived. Publish checks the
+// rest.
 func NewEvent(payload any, opts ...Option) (Event, error) {
 	eventContext, err := encode(payload)
 	if err != nil {
@@ -109,35 +124,76 @@ func NewEvent(payload any, opts ...Option) (Event, error) {
 	}
 	event := Event{
 		EventID:         id,
-		EventType:       snakeCase(typeName(payload)),
 		EventDateTime:   time.Now(),
 		EventContext:    eventContext,
 		MetadataVersion: 1,
+	}
+	if typed, ok := implementation[Typed](payload); ok {
+		event.EventType = typed.EventType()
+	} else {
+		event.EventType = snakeCase(typeName(payload))
+	}
+	if versioned, ok := implementation[Versioned](payload); ok {
+		event.MetadataVersion = versioned.EventVersion()
 	}
 	for _, opt := range opts {
 		opt(&event)
 	}
 	if event.EventType == "" {
-		return Event{}, fmt.Errorf("a %T has no type name to derive the event type from: use WithType", payload)
+		return Event{}, fmt.Errorf("cannot derive an event type from a %T: use WithType, or give it a method EventType", payload)
 	}
 	return event, nil
 }
 
-func encode(payload any) (json.RawMessage, error) {
-	if raw, ok := payload.(json.RawMessage); ok {
-		return bytes.Clone(raw), nil // the encoder would drop its spaces
+// implementation returns the payload as an I. A method counts also if it has a
+// pointer receiver and the payload is a value: the event's type must not depend on
+// that. A nil pointer is replaced by a zero value.
+func implementation[I any](payload any) (found I, ok bool) {
+	value := reflect.ValueOf(payload)
+	if !value.IsValid() {
+		return found, false
+	}
+	if value.Kind() == reflect.Pointer {
+		if value.IsNil() {
+			value = reflect.New(value.Type().Elem())
+		}
+		found, ok = value.Interface().(I)
+		return found, ok
+	}
+	if found, ok = payload.(I); ok {
+		return found, true
+	}
+	if !reflect.PointerTo(value.Type()).Implements(reflect.TypeFor[I]()) {
+		return found, false
+	}
+	pointer := reflect.New(value.Type())
+	pointer.Elem().Set(value)
+	found, ok = pointer.Interface().(I)
+	return found, ok
+}
+
+func encode(payload any) (JSON, error) {
+	switch payload := payload.(type) {
+	case JSON:
+		return payload, nil
+	case json.RawMessage: // the encoder would drop its spaces
+		return ParseJSON(payload)
 	}
 	var encoded bytes.Buffer
 	encoder := json.NewEncoder(&encoded)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(payload); err != nil {
-		return nil, err //nolint:wrapcheck // the caller says what this was for
+		return JSON{}, err //nolint:wrapcheck // the caller says what this was for
 	}
-	return bytes.TrimSuffix(encoded.Bytes(), []byte("\n")), nil
+	if !utf8.Valid(encoded.Bytes()) { // a json.RawMessage or a MarshalJSON within it
+		return JSON{}, errNotUTF8
+	}
+	return JSON{text: strings.TrimSuffix(encoded.String(), "\n")}, nil
 }
 
 func typeName(payload any) string {
-	if _, ok := payload.(json.RawMessage); ok {
+	switch payload.(type) {
+	case json.RawMessage, JSON:
 		return ""
 	}
 	t := reflect.TypeOf(payload)
@@ -169,10 +225,7 @@ func snakeCase(name string) string {
 	return snake.String()
 }
 
-var (
-	snakeCasePattern   = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
-	traceparentPattern = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
-)
+var snakeCasePattern = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
 // broken returns every rule that the event breaks.
 func (e *Event) broken(index, maxContextBytes int) (all []*ValidationError) {
@@ -202,15 +255,10 @@ func (e *Event) broken(index, maxContextBytes int) (all []*ValidationError) {
 		refuse("metadata_version", "is negative")
 	}
 	switch {
-	case len(e.EventContext) > maxContextBytes:
-		refuse("event_context", "has %d bytes, more than the limit of %d", len(e.EventContext), maxContextBytes)
-	case !utf8.Valid(e.EventContext):
-		refuse("event_context", "is not valid UTF-8")
-	case !json.Valid(e.EventContext):
-		refuse("event_context", "is not valid JSON")
-	}
-	if e.Traceparent != "" && !traceparentPattern.MatchString(e.Traceparent) {
-		refuse("traceparent", "is not a W3C traceparent")
+	case e.EventContext.Len() == 0:
+		refuse("event_context", "is missing")
+	case e.EventContext.Len() > maxContextBytes:
+		refuse("event_context", "has %d bytes, more than the limit of %d", e.EventContext.Len(), maxContextBytes)
 	}
 	return all
 }

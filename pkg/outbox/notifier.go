@@ -2,41 +2,40 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
 	"log/slog"
 	"time"
 )
 
-// The channels that relays listen on.
-const (
-	// EventsChannel says that events have been published.
-	EventsChannel = "diehard_outbox_events"
-	// BatchesChannel says that batches wait to be claimed.
-	BatchesChannel = "diehard_outbox_batches"
-)
+// Channel is the channel on which relays listen for the notification that events
+// were committed.
+const Channel = "diehard_outbox_events"
 
 // notifyInterval is the least time between two notifications of one process.
-// PostgreSQL serialises the commits of transactions that notify on one lock
-// for the whole server, so a publisher's own transaction never notifies, and a
-// busy process does so at most a hundred times a second.
+// PostgreSQL serialises the commits of transactions that notify on one lock for the
+// whole server. Publish therefore does not notify.
 const notifyInterval = 10 * time.Millisecond
 
-// Notifier tells the relays that events have been committed, so that they need
-// not wait for their next poll. A hint that is lost costs latency, never an
-// event.
+// Notifier notifies the relays that events were committed. Without it a relay finds
+// them at its next poll, after five seconds by default. A notification that is lost
+// costs latency, never an event.
 type Notifier struct {
-	db      *sql.DB
+	db      Execer
 	log     *slog.Logger
 	pending chan struct{}
 }
 
-// NewNotifier returns a Notifier that uses db, outside of any transaction.
-func NewNotifier(db *sql.DB, log *slog.Logger) *Notifier {
+// NewNotifier returns a Notifier that uses db, a *sql.DB or what [PgxPool] returns,
+// outside of any transaction. It logs when the relays cannot be notified; log may be
+// nil.
+func NewNotifier(db Execer, log *slog.Logger) *Notifier {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	return &Notifier{db: db, log: log, pending: make(chan struct{}, 1)}
 }
 
-// Hint says that events were committed. It never blocks and is safe for
-// concurrent use; hints that come together are sent as one.
+// Hint says that events were committed: call it after the commit. It never blocks
+// and is safe for concurrent use. Hints within 10 ms make one notification.
 func (n *Notifier) Hint() {
 	select {
 	case n.pending <- struct{}{}:
@@ -44,7 +43,7 @@ func (n *Notifier) Hint() {
 	}
 }
 
-// Run sends hints until ctx is canceled, and returns nil then.
+// Run sends notifications until ctx is canceled, and then returns nil.
 func (n *Notifier) Run(ctx context.Context) error {
 	healthy := true
 	for {
@@ -55,7 +54,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 		}
 		err := notify(ctx, n.db)
 		if err != nil && healthy && ctx.Err() == nil {
-			n.log.WarnContext(ctx, "relays cannot be notified and find new events by polling", "err", err)
+			n.log.WarnContext(ctx, "notifying relays failed", "err", err)
 		}
 		healthy = err == nil
 		select {
@@ -66,12 +65,12 @@ func (n *Notifier) Run(ctx context.Context) error {
 	}
 }
 
-// notifyTimeout bounds one notification: the next hint brings another.
+// notifyTimeout bounds one notification.
 const notifyTimeout = 5 * time.Second
 
-func notify(ctx context.Context, db *sql.DB) error {
+func notify(ctx context.Context, db Execer) error {
 	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
-	_, err := db.ExecContext(ctx, "SELECT pg_notify($1, '')", EventsChannel)
-	return err //nolint:wrapcheck // its callers take it for a hint that was lost
+	_, err := db.ExecContext(ctx, "SELECT pg_notify($1, '')", Channel)
+	return err //nolint:wrapcheck // Run logs what was being done
 }

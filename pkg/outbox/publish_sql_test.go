@@ -2,10 +2,8 @@ package outbox_test
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,18 +11,10 @@ import (
 	"github.com/lib/pq"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/pressly/goose/v3"
-
-	migrations "github.com/diehard-outbox/diehard/db"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/pkg/postgres"
-	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 // A publisher in another language has SQL only, so these specs do, too.
 var _ = Describe("Publishing by SQL", func() {
-	const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
 	var db *sqlx.DB
 
 	BeforeEach(func(ctx SpecContext) { db = newDatabase(ctx) })
@@ -323,50 +313,3 @@ func (e sqlEvent) expressions() []any {
 		cmp.Or(e.eventID, `gen_random_uuid()`),
 	}
 }
-
-var _ = Describe("An outbox that is older than its rules", func() {
-	// What the table took before the migration that the rules came with.
-	const malformed = "00-4BF92F-1-01"
-
-	var db *sqlx.DB
-
-	BeforeEach(func(ctx SpecContext) {
-		db = engines.OpenStore(suite.EmptyPostgresDSN(ctx), outbox.Session(30*time.Second))
-		provider, err := goose.NewProvider(goose.DialectPostgres, db.DB, migrations.Postgres,
-			goose.WithTableName("diehard_db_version"), goose.WithDisableGlobalRegistry(true))
-		Expect(err).NotTo(HaveOccurred())
-		_, err = provider.UpTo(ctx, 2)
-		Expect(err).NotTo(HaveOccurred())
-	})
-
-	migrate := func(ctx context.Context) {
-		GinkgoHelper()
-		Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
-	}
-
-	It("keeps the events that wait, whatever they break", func(ctx SpecContext) {
-		db.MustExec(`INSERT INTO outbox_events (event_type, event_context, traceparent, event_id)
-			VALUES ('order_placed', '{}', $1, $2)`, malformed, uuid.Nil)
-		migrate(ctx)
-		store := outbox.NewStore(db, outbox.StoreOptions{})
-		Expect(store.Cut(ctx, 0)).To(HaveField("Events", 1))
-		lease, err := store.Claim(ctx, anyBytes)
-		Expect(err).NotTo(HaveOccurred())
-		Expect(lease.Read(ctx, func(outbox.Record) error { return nil })).To(Succeed())
-		Expect(lease.Settle(ctx)).To(Succeed())
-	})
-
-	It("lets a dead letter be retried whose traceparent is malformed", func(ctx SpecContext) {
-		db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time, environment,
-			event_context, metadata_version, traceparent, published_at, batch_id, error)
-			VALUES (1, gen_random_uuid(), 'order_placed', now(), 'Test', '{}', 1, $1, now(), gen_random_uuid(), 'on purpose')`, malformed)
-		migrate(ctx)
-		store := outbox.NewStore(db, outbox.StoreOptions{})
-		ids, err := store.DeadLetterIDs(ctx, outbox.DeadLetterFilter{})
-		Expect(err).NotTo(HaveOccurred())
-		for retried, err := range store.RetryDeadLetters(ctx, ids) {
-			Expect(err).NotTo(HaveOccurred())
-			Expect(retried).To(HaveLen(1))
-		}
-	})
-})

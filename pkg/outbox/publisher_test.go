@@ -15,6 +15,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 )
 
 type InvoicePaid struct {
@@ -39,37 +40,140 @@ var _ = Describe("NewEvent", func() {
 		happened := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 		event, err := outbox.NewEvent(map[string]int{"n": 1},
 			outbox.WithType("counted"), outbox.WithTime(happened), outbox.WithMetadataVersion(7),
-			outbox.WithTraceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+			outbox.WithTraceparent(outboxtest.Traceparent(traceparent)), outbox.WithEnvironment("Staging"))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(event.EventType).To(Equal("counted"))
 		Expect(event.EventDateTime).To(Equal(happened))
 		Expect(event.MetadataVersion).To(Equal(int64(7)))
-		Expect(event.Traceparent).To(HavePrefix("00-4bf9"))
+		Expect(event.Traceparent.String()).To(Equal(traceparent))
+		Expect(event.Environment).To(Equal("Staging"))
 		Expect(event.EventID.Version()).To(Equal(uuid.Version(7)))
 	})
 
 	It("keeps the characters that only HTML would escape", func() {
 		event, err := outbox.NewEvent(InvoicePaid{Note: "a<b&c>"})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(string(event.EventContext)).To(Equal(`{"note":"a<b&c>"}`))
+		Expect(event.EventContext.String()).To(Equal(`{"note":"a<b&c>"}`))
 	})
 
 	It("takes raw JSON byte for byte", func() {
 		raw := json.RawMessage("{ \"b\": 1.00,\t\"a\" : \"<\u2028\" }\n")
 		event, err := outbox.NewEvent(raw, outbox.WithType("counted"))
 		Expect(err).NotTo(HaveOccurred())
-		Expect(event.EventContext).To(Equal(raw))
+		Expect(event.EventContext.String()).To(Equal(string(raw)))
+		event, err = outbox.NewEvent(outboxtest.JSON(string(raw)), outbox.WithType("counted"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(event.EventContext.String()).To(Equal(string(raw)))
 	})
 
 	It("refuses a payload without a type name, and one without JSON", func() {
-		_, err := outbox.NewEvent(json.RawMessage(`{}`))
+		_, err := outbox.NewEvent(outboxtest.JSON(`{}`))
 		Expect(err).To(MatchError(ContainSubstring("WithType")))
 		_, err = outbox.NewEvent(map[string]int{})
 		Expect(err).To(MatchError(ContainSubstring("WithType")))
-		_, err = outbox.NewEvent(func() {})
-		Expect(err).To(HaveOccurred())
+		for _, payload := range []any{
+			func() {}, json.RawMessage(`{"a":`), json.RawMessage("\"\xff\""), InvoiceRaw{Raw: json.RawMessage("\"\xff\"")},
+		} {
+			_, err = outbox.NewEvent(payload, outbox.WithType("counted"))
+			Expect(err).To(MatchError(ContainSubstring("encode the event's context")))
+		}
+	})
+
+	DescribeTable("takes the event type and the version from the payload's methods",
+		func(payload any) {
+			event, err := outbox.NewEvent(payload)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(event.EventType).To(Equal("order_paid"))
+			Expect(event.MetadataVersion).To(Equal(int64(4)))
+		},
+		Entry("of a value", renamed{}),
+		Entry("of a pointer to it", &renamed{}),
+		Entry("of a nil pointer to it", (*renamed)(nil)),
+		Entry("of a value whose methods have pointer receivers", renamedByPointer{version: 4}),
+		Entry("of a pointer whose methods have pointer receivers", &renamedByPointer{version: 4}),
+	)
+
+	It("lets options override the payload's methods", func() {
+		event, err := outbox.NewEvent(renamed{}, outbox.WithType("counted"), outbox.WithMetadataVersion(9))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(event.EventType).To(Equal("counted"))
+		Expect(event.MetadataVersion).To(Equal(int64(9)))
 	})
 })
+
+type InvoiceRaw struct {
+	Raw json.RawMessage `json:"raw"`
+}
+
+type renamed struct{}
+
+func (renamed) EventType() string   { return "order_paid" }
+func (renamed) EventVersion() int64 { return 4 }
+
+type renamedByPointer struct{ version int64 }
+
+func (*renamedByPointer) EventType() string     { return "order_paid" }
+func (r *renamedByPointer) EventVersion() int64 { return r.version }
+
+var _ = DescribeTable("ParseJSON refuses",
+	func(text, reason string) {
+		_, err := outbox.ParseJSON([]byte(text))
+		Expect(err).To(MatchError(reason))
+	},
+	Entry("nothing", "", "is not valid JSON"),
+	Entry("a part of a value", `{"a":`, "is not valid JSON"),
+	Entry("two values", `1 2`, "is not valid JSON"),
+	Entry("invalid UTF-8", "\"\xff\"", "is not valid UTF-8"),
+	Entry("a NUL", "\"\x00\"", "is not valid JSON"),
+)
+
+var _ = Describe("ParseTraceparent", func() {
+	DescribeTable("reads the fields of a trace context",
+		func(text string, sampled bool) {
+			parsed, err := outbox.ParseTraceparent(text)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(parsed.TraceID()).To(Equal("4bf92f3577b34da6a3ce929d0e0e4736"))
+			Expect(parsed.ParentID()).To(Equal("00f067aa0ba902b7"))
+			Expect(parsed.Sampled()).To(Equal(sampled))
+			Expect(parsed.IsZero()).To(BeFalse())
+			Expect(parsed.String()).To(And(HavePrefix("00-4bf9"), HaveLen(55)))
+		},
+		Entry("that is recorded", traceparent, true),
+		Entry("that is not", strings.TrimSuffix(traceparent, "1")+"0", false),
+		Entry("with another flag", strings.TrimSuffix(traceparent, "1")+"2", false),
+		Entry("with all flags", strings.TrimSuffix(traceparent, "01")+"ff", true),
+		Entry("of a later version", "01"+traceparent[2:], true),
+		Entry("of a later version with further fields", "cc"+traceparent[2:]+"-more", true),
+	)
+
+	DescribeTable("refuses",
+		func(text string) {
+			parsed, err := outbox.ParseTraceparent(text)
+			Expect(err).To(MatchError("is not a W3C traceparent"))
+			Expect(parsed.IsZero()).To(BeTrue())
+		},
+		Entry("nothing", ""),
+		Entry("a part", traceparent[:54]),
+		Entry("more than version 00 has", traceparent+"-more"),
+		Entry("more without a hyphen", "01"+traceparent[2:]+"more"),
+		Entry("upper case", strings.ToUpper(traceparent)),
+		Entry("another hyphenation", strings.Replace(traceparent, "-", "0", 1)),
+		Entry("the version ff", "ff"+traceparent[2:]),
+		Entry("a trace id of zeros", "00-"+strings.Repeat("0", 32)+traceparent[35:]),
+		Entry("a parent id of zeros", traceparent[:36]+strings.Repeat("0", 16)+traceparent[52:]),
+		Entry("flags that are no number", traceparent[:53]+"0g"),
+		Entry("a letter of two bytes", "Ж"+traceparent[2:]),
+	)
+
+	It("has a zero value that is empty", func() {
+		var none outbox.Traceparent
+		Expect(none.IsZero()).To(BeTrue())
+		Expect(none.String() + none.TraceID() + none.ParentID()).To(BeEmpty())
+		Expect(none.Sampled()).To(BeFalse())
+	})
+})
+
+const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 // storedEvent is a row of outbox_events, as far as a query asks for it.
 type storedEvent struct {
@@ -131,7 +235,7 @@ var _ = Describe("Publisher", func() {
 
 	It("keeps the context byte for byte", func(ctx SpecContext) {
 		context := `{ "b":1,"a" : [1.00, 1e3], "b":2, "nul":"\u0000", "emoji":"🧨" }`
-		publish(ctx, db, publisher, outbox.Event{EventContext: json.RawMessage(context)})
+		publish(ctx, db, publisher, outbox.Event{EventContext: outboxtest.JSON(context)})
 		var stored string
 		Expect(db.Get(&stored, "SELECT event_context FROM outbox_events")).To(Succeed())
 		Expect(stored).To(Equal(context))
@@ -142,6 +246,38 @@ var _ = Describe("Publisher", func() {
 		publish(ctx, db, publisher, events...)
 		Expect(count()).To(Equal(12_345))
 	})
+
+	DescribeTable("gives an event without an environment the column's default",
+		func(ctx SpecContext, environments, expected []string) {
+			db.MustExec("ALTER TABLE outbox_events ALTER COLUMN environment SET DEFAULT 'Deployed'")
+			publisher = outbox.NewPublisher(outbox.PublisherOptions{})
+			events := make([]outbox.Event, len(environments))
+			for i, environment := range environments {
+				events[i].Environment = environment
+			}
+			publish(ctx, db, publisher, events...)
+			var stored []string
+			Expect(db.Select(&stored, "SELECT environment FROM outbox_events ORDER BY id")).To(Succeed())
+			Expect(stored).To(Equal(expected))
+		},
+		Entry("if it is the only one", []string{""}, []string{"Deployed"}),
+		Entry("beside others", []string{"A", "", "B", ""}, []string{"A", "Deployed", "B", "Deployed"}),
+	)
+
+	DescribeTable("publishes into the schema that it is told",
+		func(ctx SpecContext, schema string) {
+			db.MustExec("CREATE SCHEMA " + pq.QuoteIdentifier(schema))
+			db.MustExec("ALTER TABLE outbox_events SET SCHEMA " + pq.QuoteIdentifier(schema))
+			publisher = outbox.NewPublisher(outbox.PublisherOptions{Schema: schema})
+			publish(ctx, db, publisher, outbox.Event{}, outbox.Event{Environment: "A"})
+			publish(ctx, db, publisher, outbox.Event{Environment: "A"})
+			var events int
+			Expect(db.Get(&events, "SELECT count(*) FROM "+pq.QuoteIdentifier(schema)+".outbox_events")).To(Succeed())
+			Expect(events).To(Equal(3))
+		},
+		Entry("with a plain name", "events"),
+		Entry("with a name that needs quotes", `The "Shop"'s; DROP.Events`),
+	)
 
 	Describe("with rows of the caller's own", func() {
 		BeforeEach(func() { db.MustExec("CREATE TABLE things (id uuid PRIMARY KEY, name text UNIQUE)") })
@@ -161,10 +297,10 @@ var _ = Describe("Publisher", func() {
 		It("publishes the events of those that were inserted, in their order and byte for byte", func(ctx SpecContext) {
 			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New(), uuid.New()}
 			events := []outbox.Event{
-				{EventContext: json.RawMessage(`{ "b":1,"a" : [1.00, 1e3], "nul":"\u0000", "quote":"\"\\\"", "emoji":"🧨" }`), Environment: "Production"},
+				{EventContext: outboxtest.JSON(`{ "b":1,"a" : [1.00, 1e3], "nul":"\u0000", "quote":"\"\\\"", "emoji":"🧨" }`), Environment: "Production"},
 				{
 					EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC),
-					Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", EventContext: json.RawMessage(`"NULL"`),
+					Traceparent: outboxtest.Traceparent(traceparent), EventContext: outboxtest.JSON(`"NULL"`),
 				},
 				{EventType: "not_published"},
 				{EventType: "not_published"},
@@ -184,13 +320,26 @@ var _ = Describe("Publisher", func() {
 				Expect(row.EventID).To(Equal(events[i].EventID))
 				Expect(row.EventType).To(Equal(events[i].EventType))
 				Expect(row.EventDateTime).To(BeTemporally("==", events[i].EventDateTime))
-				Expect(row.EventContext).To(Equal(string(events[i].EventContext)))
+				Expect(row.EventContext).To(Equal(events[i].EventContext.String()))
 				Expect(row.MetadataVersion).To(Equal(events[i].MetadataVersion))
 			}
 			Expect(rows[0].Environment).To(Equal("Production"))
 			Expect(rows[1].Environment).To(Equal("Test"))
 			Expect(rows[0].Traceparent.Valid).To(BeFalse())
-			Expect(rows[1].Traceparent.String).To(Equal(events[1].Traceparent))
+			Expect(rows[1].Traceparent.String).To(Equal(traceparent))
+		})
+
+		It("gives an event without an environment the column's default", func(ctx SpecContext) {
+			db.MustExec("ALTER TABLE outbox_events ALTER COLUMN environment SET DEFAULT 'Deployed'")
+			publisher = outbox.NewPublisher(outbox.PublisherOptions{})
+			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New(), uuid.New()}
+			Expect(publisher.PublishInserted(ctx, db, insert("a", ids[0], ids[1]),
+				complete(outbox.Event{Environment: "A"}), complete(outbox.Event{}))).To(HaveLen(2))
+			Expect(publisher.PublishInserted(ctx, db, insert("b", ids[2], ids[3]),
+				complete(outbox.Event{}), complete(outbox.Event{}))).To(HaveLen(2))
+			var stored []string
+			Expect(db.Select(&stored, "SELECT environment FROM outbox_events ORDER BY environment")).To(Succeed())
+			Expect(stored).To(Equal([]string{"A", "Deployed", "Deployed", "Deployed"}))
 		})
 
 		It("inserts nothing if the transaction is rolled back, or an event breaks a rule", func(ctx SpecContext) {
@@ -229,12 +378,9 @@ var _ = Describe("Publisher", func() {
 		Entry("no time", "event_date_time", func(e *outbox.Event) { e.EventDateTime = time.Time{} }),
 		Entry("a NUL in the environment", "environment", func(e *outbox.Event) { e.Environment = "a\x00" }),
 		Entry("a negative version", "metadata_version", func(e *outbox.Event) { e.MetadataVersion = -1 }),
-		Entry("no context", "event_context", func(e *outbox.Event) { e.EventContext = nil }),
-		Entry("no JSON", "event_context", func(e *outbox.Event) { e.EventContext = json.RawMessage(`{"a":`) }),
-		Entry("invalid UTF-8", "event_context", func(e *outbox.Event) { e.EventContext = json.RawMessage("\"\xff\"") }),
+		Entry("no context", "event_context", func(e *outbox.Event) { e.EventContext = outbox.JSON{} }),
 		Entry("a context over the limit", "event_context", func(e *outbox.Event) {
-			e.EventContext = json.RawMessage(`"` + strings.Repeat("a", 1<<20) + `"`)
+			e.EventContext = outboxtest.JSON(`"` + strings.Repeat("a", 1<<20) + `"`)
 		}),
-		Entry("a malformed traceparent", "traceparent", func(e *outbox.Event) { e.Traceparent = "00-1-2-3" }),
 	)
 })

@@ -5,13 +5,11 @@ import (
 	"database/sql"
 	"log/slog"
 	"testing"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -26,7 +24,7 @@ var suite = engines.Start(engines.Options{})
 
 func newDatabase(ctx context.Context) *sqlx.DB {
 	GinkgoHelper()
-	return engines.OpenStore(suite.PostgresDSN(ctx), outbox.Session(30*time.Second))
+	return engines.OpenPostgres(suite.PostgresDSN(ctx), nil)
 }
 
 // exampleDatabase starts a server for the example, which runs when the suite

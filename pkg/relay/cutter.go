@@ -6,7 +6,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 // minCutInterval is the least time between two looks for a full batch while
@@ -38,14 +38,14 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		default:
 		}
 		linger := r.pace()
-		var cut outbox.Cut
+		var cut store.Cut
 		if work && err == nil {
 			cut, err = r.o.Store.Cut(ctx, linger)
 		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err() //nolint:wrapcheck // the end that was asked for
-		case errors.Is(err, outbox.ErrHistoryChanged):
+		case errors.Is(err, store.ErrHistoryChanged):
 			r.log.ErrorContext(ctx, "batches will be resolved before they are sent", "err", err)
 			continue
 		case err != nil:
@@ -85,7 +85,7 @@ func (r *Relay) pace() time.Duration {
 
 // awaitCut waits until it makes sense to try again after cut. paced says that a
 // worker which becomes free is a reason to.
-func (r *Relay) awaitCut(ctx context.Context, cut outbox.Cut, paced bool, untilPoll time.Duration) {
+func (r *Relay) awaitCut(ctx context.Context, cut store.Cut, paced bool, untilPoll time.Duration) {
 	var room, wake <-chan struct{}
 	if paced {
 		room = r.room

@@ -6,7 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 // The values of the label result of diehard_relay_batches_total.
@@ -92,15 +92,15 @@ func (m *metrics) observe(published []int64, acknowledged time.Time) {
 // outboxCollector reads the outbox's figures when it is scraped: at a cost
 // that does not grow with the outbox, and at most statsTimeout long.
 type outboxCollector struct {
-	store                             *outbox.Store
+	store                             *store.Store
 	backlog, age, batches, deadLetter *prometheus.Desc
 }
 
 const statsTimeout = 2 * time.Second
 
-func newOutboxCollector(store *outbox.Store) *outboxCollector {
+func newOutboxCollector(s *store.Store) *outboxCollector {
 	return &outboxCollector{
-		store: store,
+		store: s,
 		backlog: prometheus.NewDesc("diehard_outbox_backlog_events",
 			"Events in the outbox; an estimate where more than 10,000 are in no batch yet.", nil, nil),
 		age: prometheus.NewDesc("diehard_outbox_oldest_event_age_seconds",

@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
@@ -33,7 +33,7 @@ const (
 // Options configure a Relay. Store, Sink, Log and Registry are required; a
 // duration or number that is zero takes its default.
 type Options struct {
-	Store *outbox.Store
+	Store *store.Store
 	Sink  sink.Sink
 	// Published tells that events were published and BatchesCut that another
 	// relay has cut batches, before the next poll finds them. Both may be nil.
@@ -45,7 +45,7 @@ type Options struct {
 	// Workers is how many batches are sent at once, as far as MaxBytes allows.
 	Workers int
 	// MaxBytes bounds the events that the process holds in memory at once,
-	// over all of its workers; outbox.DefaultMaxBytes by default. Where two of the
+	// over all of its workers; store.DefaultMaxBytes by default. Where two of the
 	// Store's batches do not fit, one waits until the other is settled.
 	MaxBytes int64
 	// Linger is the least time between two cuts of the fleet that do not fill
@@ -68,7 +68,7 @@ func (o *Options) setDefaults() {
 		o.Workers = DefaultWorkers
 	}
 	if o.MaxBytes <= 0 {
-		o.MaxBytes = outbox.DefaultMaxBytes
+		o.MaxBytes = store.DefaultMaxBytes
 	}
 	for _, d := range []struct {
 		value    *time.Duration

@@ -2,7 +2,6 @@ package relay_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +22,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/relay"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
@@ -38,7 +39,7 @@ var _ = Describe("Relay", func() {
 	var (
 		dsn        string
 		db         *sqlx.DB
-		store      *outbox.Store
+		s          *store.Store
 		target     engines.ClickHouseDSNs
 		clickHouse *observedSink
 		publisher  *outbox.Publisher
@@ -48,8 +49,8 @@ var _ = Describe("Relay", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		db = engines.OpenStore(dsn, outbox.Session(30*time.Second))
-		store = outbox.NewStore(db, outbox.StoreOptions{})
+		db = engines.OpenStore(dsn, store.Session(30*time.Second))
+		s = store.New(db, store.Options{})
 		target = suite.ClickHouseDSNs(ctx)
 		clickHouse = openSink(target.Native)
 		publisher = outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"})
@@ -69,8 +70,8 @@ var _ = Describe("Relay", func() {
 			if events[i].EventDateTime.IsZero() {
 				events[i].EventDateTime = time.Date(2026, 3, 1, 12, 0, 0, 123_456_000, time.UTC)
 			}
-			if events[i].EventContext == nil {
-				events[i].EventContext = json.RawMessage(`{}`)
+			if events[i].EventContext.Len() == 0 {
+				events[i].EventContext = outboxtest.JSON(`{}`)
 			}
 		}
 		tx := db.MustBegin()
@@ -89,7 +90,7 @@ var _ = Describe("Relay", func() {
 	start := func(change ...func(*relay.Options)) *runningRelay {
 		GinkgoHelper()
 		o := relay.Options{
-			Store: store, Sink: clickHouse, Registry: registry,
+			Store: s, Sink: clickHouse, Registry: registry,
 			Log:          slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 			Linger:       time.Millisecond,
 			PollInterval: 50 * time.Millisecond,
@@ -157,15 +158,15 @@ var _ = Describe("Relay", func() {
 
 	// claimAndDie does what a worker does up to its first send, and then loses
 	// the lease, as if it had been killed. during is what it did with the sink.
-	claimAndDie := func(ctx context.Context, during func(lease *outbox.Lease, events *sink.Events)) {
+	claimAndDie := func(ctx context.Context, during func(lease *store.Lease, events *sink.Events)) {
 		GinkgoHelper()
-		_, err := store.Cut(ctx, 0)
+		_, err := s.Cut(ctx, 0)
 		Expect(err).NotTo(HaveOccurred())
-		lease, err := store.Claim(ctx, 1<<40)
+		lease, err := s.Claim(ctx, 1<<40)
 		Expect(err).NotTo(HaveOccurred())
 		defer lease.Release()
 		events := &sink.Events{}
-		Expect(lease.Read(ctx, func(record outbox.Record) error {
+		Expect(lease.Read(ctx, func(record store.Record) error {
 			events.EventID = append(events.EventID, record.EventID)
 			events.EventType = append(events.EventType, record.EventType)
 			events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
@@ -187,7 +188,7 @@ var _ = Describe("Relay", func() {
 			start()
 			event := publish(ctx, outbox.Event{
 				EventType: "user_created", MetadataVersion: 3,
-				EventContext: json.RawMessage(`{"name": "Zoë \u0000 \"🧨\""}`),
+				EventContext: outboxtest.JSON(`{"name": "Zoë \u0000 \"🧨\""}`),
 			})[0]
 			expectOnce(ctx, 1)
 			var (
@@ -202,12 +203,12 @@ var _ = Describe("Relay", func() {
 			Expect(eventType).To(Equal("user_created"))
 			Expect(happened).To(BeTemporally("==", event.EventDateTime))
 			Expect(environment).To(Equal("Test"))
-			Expect(eventContext).To(Equal(string(event.EventContext)))
+			Expect(eventContext).To(Equal(event.EventContext.String()))
 			Expect(version).To(Equal(uint64(3)))
 		})
 
 		It("delivers many batches with several workers, and asks the sink nothing", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 100})
+			s = store.New(db, store.Options{MaxRows: 100})
 			publishMany(ctx, 5_000)
 			start(func(o *relay.Options) { o.Workers = 4 })
 			expectOnce(ctx, 5_000)
@@ -244,7 +245,7 @@ var _ = Describe("Relay", func() {
 			expectOnce(ctx, 1)
 
 			publishMany(ctx, 1)
-			Expect(outbox.NewStore(db, outbox.StoreOptions{}).Cut(ctx, 0)).To(HaveField("Batches", 1))
+			Expect(store.New(db, store.Options{}).Cut(ctx, 0)).To(HaveField("Batches", 1))
 			publishMany(ctx, 1)
 			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
 			expectOnce(ctx, 3)
@@ -295,8 +296,8 @@ var _ = Describe("Relay", func() {
 		})
 
 		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
-			large := json.RawMessage(`"` + strings.Repeat("x", 1<<20) + `"`)
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxBytes: 64 << 10})
+			large := outboxtest.JSON(`"` + strings.Repeat("x", 1<<20) + `"`)
+			s = store.New(db, store.Options{MaxBytes: 64 << 10})
 			publish(ctx, outbox.Event{}, outbox.Event{EventContext: large}, outbox.Event{})
 			start(func(o *relay.Options) { o.MaxBytes = 64 << 10; o.Workers = 3 })
 			expectOnce(ctx, 3)
@@ -327,7 +328,7 @@ diehard_relay_events_total{result="delivered"} 7
 	Describe("after a worker that died", func() {
 		It("sends what had not been sent", func(ctx SpecContext) {
 			publishMany(ctx, 10)
-			claimAndDie(ctx, func(*outbox.Lease, *sink.Events) {})
+			claimAndDie(ctx, func(*store.Lease, *sink.Events) {})
 			start()
 			expectOnce(ctx, 10)
 			Expect(batches("resolved")).To(Equal(1))
@@ -335,7 +336,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("settles what had arrived, without sending it again", func(ctx SpecContext) {
 			publishMany(ctx, 10)
-			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				// Under another token: a second send would double every row.
 				insert(ctx, "another-"+lease.Token, events)
 			})
@@ -346,7 +347,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("sends only the rest of what had arrived in part", func(ctx SpecContext) {
 			publishMany(ctx, 10)
-			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				insert(ctx, lease.Token, first(events, 4))
 			})
 			start()
@@ -356,7 +357,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("gives a batch a new token whose token the sink knows without the rows", func(ctx SpecContext) {
 			publishMany(ctx, 10)
-			claimAndDie(ctx, func(lease *outbox.Lease, _ *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) {
 				// Other rows under the token: the sink knows it from now on.
 				insert(ctx, lease.Token, &sink.Events{
 					EventID: []uuid.UUID{uuid.New()}, EventType: []string{"burned"},
@@ -375,7 +376,7 @@ diehard_relay_events_total{result="delivered"} 7
 			engines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 				SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(1))`)
 			sent := make(chan error, 1)
-			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				go func() {
 					sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events})
 				}()
@@ -389,12 +390,12 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("resolves what was cut under another history of PostgreSQL", func(ctx SpecContext) {
 			publishMany(ctx, 10)
-			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
 			// The failover lost the cut: the events are back in no manifest.
 			db.MustExec("DELETE FROM outbox_batches")
 			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
 			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
-			store = outbox.NewStore(db, outbox.StoreOptions{FlushTimeout: time.Second})
+			s = store.New(db, store.Options{FlushTimeout: time.Second})
 			start()
 			expectOnce(ctx, 10)
 			Expect(log).To(gbytes.Say("resolved before they are sent"))
@@ -405,14 +406,14 @@ diehard_relay_events_total{result="delivered"} 7
 			// It sleeps before anything is in place.
 			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
 			sent := make(chan error, 1)
-			claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				go func() { sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
 				Eventually(ctx, clickHouse.Running).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
 			})
 			db.MustExec("DELETE FROM outbox_batches")
 			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
 			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
-			store = outbox.NewStore(db, outbox.StoreOptions{FlushTimeout: 3 * time.Second})
+			s = store.New(db, store.Options{FlushTimeout: 3 * time.Second})
 			start()
 			Eventually(ctx, sent).WithTimeout(patience).Should(Receive(Succeed()))
 			expectOnce(ctx, 3)
@@ -421,7 +422,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("says so, and does not stop, where somebody has deleted an event of a batch", func(ctx SpecContext) {
 			events := publishMany(ctx, 10)
-			_, err := store.Cut(ctx, 0)
+			_, err := s.Cut(ctx, 0)
 			Expect(err).NotTo(HaveOccurred())
 			db.MustExec("DELETE FROM outbox_events WHERE event_id = $1", events[4].EventID)
 			running := start()
@@ -515,7 +516,7 @@ diehard_relay_events_total{result="delivered"} 7
 				outbox.Event{EventType: "user_created", Traceparent: traceparent(1, "01")},
 				outbox.Event{EventType: "user_greeted", Traceparent: traceparent(1, "01")},
 				outbox.Event{EventType: "user_created", Traceparent: traceparent(1, "01")})
-			_, err := store.Cut(ctx, 0)
+			_, err := s.Cut(ctx, 0)
 			Expect(err).NotTo(HaveOccurred())
 			var batch string
 			Expect(db.Get(&batch, "SELECT batch_id FROM outbox_batches")).To(Succeed())
@@ -542,12 +543,12 @@ diehard_relay_events_total{result="delivered"} 7
 		It("shows nothing where the publisher records nothing", func(ctx SpecContext) {
 			startSentry(1)
 			publish(ctx, outbox.Event{}, outbox.Event{Traceparent: traceparent(1, "00")}, outbox.Event{Traceparent: traceparent(2, "02")})
-			sampled := traceparent(3, "01")
+			sampled := traceparent(3, "01").String()
 			// As in rows from before the table refused it.
 			db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT traceparent_is_w3c")
 			for _, nonsense := range []string{
 				"01", sampled + "-more", strings.ToUpper(sampled), strings.Replace(sampled, "-", "0", 1),
-				"00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01", traceparent(3, "0g"), "Ж" + sampled[2:],
+				"00-" + strings.Repeat("0", 32) + "-b7ad6b7169203331-01", sampled[:len(sampled)-1] + "g", "Ж" + sampled[2:],
 			} {
 				db.MustExec("INSERT INTO outbox_events (event_type, event_context, traceparent) VALUES ('by_sql', '{}', $1)", nonsense)
 			}
@@ -576,7 +577,7 @@ diehard_relay_events_total{result="delivered"} 7
 				if i == 0 || i == 99 {
 					want = 2
 				}
-				Expect(shown).To(HaveKeyWithValue(event.Traceparent, BeEquivalentTo(want)))
+				Expect(shown).To(HaveKeyWithValue(event.Traceparent.String(), BeEquivalentTo(want)))
 			}
 		})
 
@@ -588,7 +589,7 @@ diehard_relay_events_total{result="delivered"} 7
 					events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
 				}
 				publish(ctx, events...)
-				claimAndDie(ctx, func(lease *outbox.Lease, events *sink.Events) {
+				claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 					if arrived > 0 {
 						insert(ctx, lease.Token, first(events, arrived))
 					}
@@ -626,10 +627,10 @@ diehard_relay_events_total{result="delivered"} 7
 			var ids []string
 			for trace := range 12 {
 				given := traceparent(trace+1, "00")
-				ids = append(ids, strings.Split(given, "-")[1])
+				ids = append(ids, given.TraceID())
 				db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time, traceparent)
 					VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00', $1), ('of_today', '{}', DEFAULT, $2)`,
-					given, traceparent(trace+101, "01"))
+					given.String(), traceparent(trace+101, "01").String())
 			}
 			start()
 			expectOnce(ctx, 12)
@@ -642,7 +643,7 @@ diehard_relay_events_total{result="delivered"} 7
 			publish(ctx, outbox.Event{EventType: "poison", Traceparent: bad}, outbox.Event{Traceparent: good}, outbox.Event{Traceparent: good})
 			start()
 			expectOnce(ctx, 2)
-			badID, goodID := strings.Split(bad, "-")[1], strings.Split(good, "-")[1]
+			badID, goodID := bad.TraceID(), good.TraceID()
 			Expect(log).To(gbytes.Say(`it is split.* trace_ids="\[` + badID + " " + goodID + `\]"`))
 			Expect(log).To(gbytes.Say(`dead letters now.* trace_ids=\[` + badID + `\]`))
 		})
@@ -708,7 +709,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("waits, too, while one batch after the other fails for reasons that it does not know", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 1})
+			s = store.New(db, store.Options{MaxRows: 1})
 			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
 			publishMany(ctx, 100)
 			running := start()
@@ -743,7 +744,7 @@ diehard_relay_events_total{result="delivered"} 7
 		published <- struct{}{}
 		expectOnce(ctx, 5)
 		publishMany(ctx, 5)
-		claimAndDie(ctx, func(*outbox.Lease, *sink.Events) {
+		claimAndDie(ctx, func(*store.Lease, *sink.Events) {
 			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 		})
 		Eventually(ctx, func() error {
@@ -776,7 +777,7 @@ diehard_relay_events_total{result="delivered"} 7
 	It("stops when it is told to, and leaves what it did not begin", func(ctx SpecContext) {
 		engines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 			SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(0.2))`)
-		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 3})
+		s = store.New(db, store.Options{MaxRows: 3})
 		publishMany(ctx, 12)
 		running := start(func(o *relay.Options) { o.Workers = 1 })
 		Eventually(ctx, clickHouse.Running).WithArguments(ctx, anyToken(ctx, db)).WithTimeout(patience).Should(BeTrue())
@@ -798,8 +799,8 @@ type runningRelay struct {
 }
 
 // traceparent is the n-th request's.
-func traceparent(n int, flags string) string {
-	return fmt.Sprintf("00-0af7651916cd43dd8448eb21%08x-b7ad6b71%08x-%s", n, n, flags)
+func traceparent(n int, flags string) outbox.Traceparent {
+	return outboxtest.Traceparent(fmt.Sprintf("00-0af7651916cd43dd8448eb21%08x-b7ad6b71%08x-%s", n, n, flags))
 }
 
 // anyToken waits for a batch that has been claimed and returns its token.

@@ -4,12 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/getsentry/sentry-go"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 const (
@@ -32,12 +32,12 @@ func newDelivered(events int) *delivered {
 	return &delivered{published: make([]int64, 0, events), traces: newTraces()}
 }
 
-func (e *delivered) add(record *outbox.Record) {
+func (e *delivered) add(record *store.Record) {
 	e.published = append(e.published, record.PublishedAt.UnixMicro())
 	e.traces.add(record)
 }
 
-func (e *delivered) addAll(records []outbox.Record) *delivered {
+func (e *delivered) addAll(records []store.Record) *delivered {
 	for i := range records {
 		e.add(&records[i])
 	}
@@ -67,20 +67,21 @@ func newTraces() traces {
 	return traces{byID: make(map[string]*trace)}
 }
 
-func (t *traces) add(record *outbox.Record) {
+func (t *traces) add(record *store.Record) {
 	if t.byID == nil {
 		return
 	}
-	id, parent, sampled := parseTraceparent(record.Traceparent)
-	if !sampled {
+	traceparent, err := outbox.ParseTraceparent(record.Traceparent)
+	if err != nil || !traceparent.Sampled() {
 		return
 	}
+	id := traceparent.TraceID()
 	found := t.byID[id]
 	if found == nil {
 		if len(t.inOrder) == maxTraces {
 			return
 		}
-		found = &trace{id: id, parent: parent, published: record.PublishedAt}
+		found = &trace{id: id, parent: traceparent.ParentID(), published: record.PublishedAt}
 		t.byID[id] = found
 		t.inOrder = append(t.inOrder, found)
 	}
@@ -92,28 +93,6 @@ func (t *traces) add(record *outbox.Record) {
 		found.types = append(found.types, record.EventType)
 	}
 }
-
-// parseTraceparent returns the ids of a W3C trace context of any version, and
-// whether its publisher records the trace. Without an id it is none: whoever
-// publishes by SQL may write anything.
-//
-// https://www.w3.org/TR/trace-context/#traceparent-header
-func parseTraceparent(traceparent string) (id, parent string, sampled bool) {
-	if len(traceparent) != len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01") ||
-		traceparent[2] != '-' || traceparent[35] != '-' || traceparent[52] != '-' {
-		return "", "", false
-	}
-	id, parent = traceparent[3:35], traceparent[36:52]
-	if !isHex(traceparent[:2]) || !isID(id) || !isID(parent) || !isHex(traceparent[53:]) {
-		return "", "", false
-	}
-	// The flag is the lowest bit of the last digit.
-	return id, parent, strings.Trim(traceparent[54:], "13579bdf") == ""
-}
-
-func isHex(text string) bool { return strings.Trim(text, "0123456789abcdef") == "" }
-
-func isID(text string) bool { return isHex(text) && strings.Trim(text, "0") != "" }
 
 // report shows the delivery in each of the traces, as a transaction that begins
 // when the first of the trace's events was published. It goes on from that
@@ -149,14 +128,14 @@ func (d *delivery) report(t *traces, acknowledged time.Time) {
 
 // logOf is the log with the traces that the events are of, recorded or not, the
 // first maxLoggedTraces of them.
-func (d *delivery) logOf(records []outbox.Record) *slog.Logger {
+func (d *delivery) logOf(records []store.Record) *slog.Logger {
 	var ids []string
 	for i := range records {
-		id, _, _ := parseTraceparent(records[i].Traceparent)
-		if id == "" || slices.Contains(ids, id) {
+		traceparent, err := outbox.ParseTraceparent(records[i].Traceparent)
+		if err != nil || slices.Contains(ids, traceparent.TraceID()) {
 			continue
 		}
-		ids = append(ids, id)
+		ids = append(ids, traceparent.TraceID())
 		if len(ids) == maxLoggedTraces {
 			break
 		}

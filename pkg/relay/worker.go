@@ -9,7 +9,7 @@ import (
 	"github.com/getsentry/sentry-go"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
@@ -46,7 +46,7 @@ func (r *Relay) deliverUntil(ctx, sending context.Context) error {
 	}
 }
 
-func (r *Relay) claim(ctx context.Context) (lease *outbox.Lease, err error) {
+func (r *Relay) claim(ctx context.Context) (lease *store.Lease, err error) {
 	err = r.budget.take(ctx, func(ctx context.Context, maxBytes int64) (int64, error) {
 		var err error
 		lease, err = r.o.Store.Claim(ctx, maxBytes)
@@ -59,7 +59,7 @@ func (r *Relay) claim(ctx context.Context) (lease *outbox.Lease, err error) {
 }
 
 // deliver brings the batch as far as it gets and ends its lease.
-func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
+func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	defer lease.Release()
 	// A hub of its own: a hub keeps the transaction that was last begun on it, and
 	// batches are delivered side by side.
@@ -92,7 +92,7 @@ func (r *Relay) deliver(ctx context.Context, lease *outbox.Lease) {
 // delivery is one attempt at one batch.
 type delivery struct {
 	*Relay
-	lease *outbox.Lease
+	lease *store.Lease
 	log   *slog.Logger
 	start time.Time
 	skew  time.Duration // the database's clock ahead of ours
@@ -139,7 +139,7 @@ func (d *delivery) insert(ctx context.Context) (*delivered, error) {
 	events := &sink.Events{}
 	events.Grow(d.lease.Events)
 	sent := newDelivered(d.lease.Events)
-	err := d.lease.Read(ctx, func(record outbox.Record) error {
+	err := d.lease.Read(ctx, func(record store.Record) error {
 		events.EventID = append(events.EventID, record.EventID)
 		events.EventType = append(events.EventType, record.EventType)
 		events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
@@ -224,7 +224,7 @@ func (d *delivery) fence(ctx context.Context) error {
 
 // ask returns the ids of the batch's events that the sink holds, and of those
 // that it does not.
-func (d *delivery) ask(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
+func (d *delivery) ask(ctx context.Context, records []store.Record) (there, missing []int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
 	keys := make([]sink.Key, len(records))
@@ -275,7 +275,7 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 
 // look asks, after another sign of life. What follows happens in the lease, or
 // not at all.
-func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, missing []int64, err error) {
+func (d *delivery) look(ctx context.Context, records []store.Record) (there, missing []int64, err error) {
 	if err := d.lease.Verify(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -284,7 +284,7 @@ func (d *delivery) look(ctx context.Context, records []outbox.Record) (there, mi
 
 // sendAgain sends the same rows under the same token. Its "ok" may mean that
 // the token was seen before, so only asking settles the batch.
-func (d *delivery) sendAgain(ctx context.Context, records []outbox.Record) (string, error) {
+func (d *delivery) sendAgain(ctx context.Context, records []store.Record) (string, error) {
 	if err := d.check(ctx); err != nil {
 		return "", err
 	}
@@ -335,7 +335,7 @@ func (d *delivery) check(ctx context.Context) error {
 var errBurned = errors.New("the sink acknowledged the token without the rows")
 
 // found settles a batch that the sink turned out to hold.
-func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, error) {
+func (d *delivery) found(ctx context.Context, records []store.Record) (string, error) {
 	if err := d.settle(ctx, newDelivered(len(records)).addAll(records)); err != nil {
 		return "", err
 	}
@@ -343,9 +343,9 @@ func (d *delivery) found(ctx context.Context, records []outbox.Record) (string, 
 }
 
 // keepRest settles what the sink holds of the batch; the rest stays the batch.
-func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there, missing []int64) (string, error) {
+func (d *delivery) keepRest(ctx context.Context, records []store.Record, there, missing []int64) (string, error) {
 	d.log.InfoContext(ctx, "the sink holds a part of the batch: the rest is sent", "there", len(there))
-	if err := d.lease.Shrink(ctx, outbox.Part{Delivered: there, Rest: missing}); err != nil {
+	if err := d.lease.Shrink(ctx, store.Part{Delivered: there, Rest: missing}); err != nil {
 		return "", err
 	}
 	d.acknowledged(newDelivered(len(there)).addAll(among(records, there)))
@@ -354,8 +354,8 @@ func (d *delivery) keepRest(ctx context.Context, records []outbox.Record, there,
 }
 
 // among returns the records with the ids, which ascend as the records do.
-func among(records []outbox.Record, ids []int64) []outbox.Record {
-	some := make([]outbox.Record, 0, len(ids))
+func among(records []store.Record, ids []int64) []store.Record {
+	some := make([]store.Record, 0, len(ids))
 	for _, record := range records {
 		if len(some) < len(ids) && record.ID == ids[len(some)] {
 			some = append(some, record)
@@ -366,9 +366,9 @@ func among(records []outbox.Record, ids []int64) []outbox.Record {
 
 // split halves a batch that the sink refuses for its data, down to the event
 // that is the cause.
-func (d *delivery) split(ctx context.Context, records []outbox.Record, ids []int64, cause error) (string, error) {
+func (d *delivery) split(ctx context.Context, records []store.Record, ids []int64, cause error) (string, error) {
 	if len(ids) == 1 {
-		return d.bury(ctx, records, outbox.Part{Dead: []outbox.Dead{{ID: ids[0], Cause: cause}}})
+		return d.bury(ctx, records, store.Part{Dead: []store.Dead{{ID: ids[0], Cause: cause}}})
 	}
 	if err := d.lease.Split(ctx, ids, len(ids)/2, cause); err != nil {
 		return "", err
@@ -389,10 +389,10 @@ func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (strin
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	var part outbox.Part
+	var part store.Part
 	for i, record := range records {
 		if cause, isBad := causes[i]; isBad {
-			part.Dead = append(part.Dead, outbox.Dead{ID: record.ID, Cause: cause})
+			part.Dead = append(part.Dead, store.Dead{ID: record.ID, Cause: cause})
 		} else {
 			part.Rest = append(part.Rest, record.ID)
 		}
@@ -400,7 +400,7 @@ func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (strin
 	return d.bury(ctx, records, part)
 }
 
-func (d *delivery) bury(ctx context.Context, records []outbox.Record, part outbox.Part) (string, error) {
+func (d *delivery) bury(ctx context.Context, records []store.Record, part store.Part) (string, error) {
 	if err := d.lease.Shrink(ctx, part); err != nil {
 		return "", err
 	}
@@ -419,7 +419,7 @@ func (d *delivery) bury(ctx context.Context, records []outbox.Record, part outbo
 // circuit; what may be the batch's own puts the batch off. An error that it
 // returns is PostgreSQL's.
 func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
-	if errors.Is(err, outbox.ErrEventsMissing) {
+	if errors.Is(err, store.ErrEventsMissing) {
 		delay := d.backoff.delay(d.lease.Sends)
 		d.log.ErrorContext(ctx, "the batch cannot be delivered as long as events of it are missing in the outbox",
 			"err", err, "delay", delay)

@@ -16,6 +16,7 @@ import (
 	"github.com/onsi/gomega/gstruct"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
 	"github.com/diehard-outbox/diehard/test/engines"
@@ -29,7 +30,7 @@ var _ = Describe("Creating a user", func() {
 			Email:       "  Ada.Lovelace@Example.COM\n",
 			FirstName:   " Ada ",
 			LastName:    "Lovelace & <Söhne>",
-			Traceparent: traceparent,
+			Traceparent: outboxtest.Traceparent(traceparent),
 		})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(created).To(gstruct.MatchAllFields(gstruct.Fields{

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
@@ -40,9 +41,9 @@ type NewUser struct {
 	// FirstName and LastName may be empty. Each is valid UTF-8 without control
 	// characters, of at most MaxNameLength. Surrounding space is dropped.
 	FirstName, LastName string
-	// Traceparent is the W3C trace context of the request, or empty. The
-	// event's delivery joins that trace.
-	Traceparent string
+	// Traceparent is the trace context of the request, if there is one. The event's
+	// delivery joins that trace.
+	Traceparent outbox.Traceparent
 }
 
 // Create stores the user and publishes user_created in tx: both are there once
@@ -63,9 +64,11 @@ func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, err
 	if err := insert(ctx, tx, user); err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)
 	}
+	failpoint.At(failpoint.PublishBefore)
 	if err := s.publisher.Publish(ctx, tx, event); err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)
 	}
+	failpoint.At(failpoint.PublishInserted)
 	return user, nil
 }
 
@@ -115,10 +118,12 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 	}
 	insert := insertMany(users, lockTimeout)
 	insert.RowIDs = ids
+	failpoint.At(failpoint.PublishBefore)
 	inserted, err := s.publisher.PublishInserted(ctx, q, insert, events...)
 	if err != nil {
 		return nil, fmt.Errorf("create users: %w", err)
 	}
+	failpoint.At(failpoint.PublishInserted)
 	created := make(map[uuid.UUID]bool, len(inserted))
 	for _, id := range inserted {
 		created[id] = true
@@ -146,7 +151,7 @@ func (n NewUser) make(at time.Time) (User, error) {
 }
 
 // created returns the event of the user's creation.
-func (u User) created(traceparent string) (outbox.Event, error) {
+func (u User) created(traceparent outbox.Traceparent) (outbox.Event, error) {
 	return outbox.NewEvent(
 		UserCreated{
 			UserID:    u.ID.String(),

@@ -16,7 +16,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/system"
@@ -92,9 +92,9 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 		if noticed {
 			// The relay may have noticed it on its way to the stop, or be stopped
 			// with the cursor in its hand, until PostgreSQL takes it away.
-			store := outbox.NewStore(s.Postgres, outbox.StoreOptions{FlushTimeout: time.Second})
+			other := store.New(s.Postgres, store.Options{FlushTimeout: time.Second})
 			Eventually(ctx, func(g Gomega) {
-				_, _ = store.Cut(ctx, 0)
+				_, _ = other.Cut(ctx, 0)
 				var timeline string
 				g.Expect(s.Postgres.Get(&timeline, "SELECT timeline FROM outbox_origin")).To(Succeed())
 				g.Expect(timeline).NotTo(Equal("00000000"))

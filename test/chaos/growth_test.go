@@ -9,8 +9,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
@@ -21,7 +21,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 
 	var (
 		db, observer *sqlx.DB
-		store        *outbox.Store
+		s            *store.Store
 	)
 
 	arrange := func(ctx context.Context, maxRows int) {
@@ -38,8 +38,8 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		observer = engines.OpenPostgres(dsn, nil)
 		Expect(postgres.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		observer.MustExecContext(ctx, "CREATE EXTENSION pg_stat_statements")
-		db = engines.OpenStore(dsn, outbox.Session(time.Minute))
-		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: maxRows})
+		db = engines.OpenStore(dsn, store.Session(time.Minute))
+		s = store.New(db, store.Options{MaxRows: maxRows})
 
 		old, err := observer.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
@@ -66,15 +66,15 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 
 	cut := func(ctx context.Context) (batches int) {
 		GinkgoHelper()
-		cut, err := store.Cut(ctx, 0)
+		cut, err := s.Cut(ctx, 0)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(cut.Batches).NotTo(BeZero())
 		return cut.Batches
 	}
 
-	claim := func(ctx context.Context) *outbox.Lease {
+	claim := func(ctx context.Context) *store.Lease {
 		GinkgoHelper()
-		lease, err := store.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(lease).NotTo(BeNil())
 		return lease
@@ -82,7 +82,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 
 	look := func(ctx context.Context) {
 		GinkgoHelper()
-		_, err := store.Look(ctx)
+		_, err := s.Look(ctx)
 		Expect(err).NotTo(HaveOccurred())
 	}
 
@@ -116,7 +116,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		var ofCuts, ofClaims []int
 		for n := range cuts {
 			publish(ctx, maxRows)
-			var lease *outbox.Lease
+			var lease *store.Lease
 			if n < cuts/10 || n >= cuts-cuts/10 {
 				ofCuts = append(ofCuts, pages(ctx, func() { cut(ctx) }))
 				ofClaims = append(ofClaims, pages(ctx, func() { lease = claim(ctx) }))

@@ -16,6 +16,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/sentrytest"
@@ -258,7 +259,7 @@ var _ = Describe("Delivery", func() {
 		proxy.Down()
 		large := system.Events(events)
 		for i := range large {
-			large[i].EventContext = largePayload(50_000)
+			large[i].EventContext = outboxtest.JSON(string(largePayload(50_000)))
 		}
 		Expect(s.Publish(ctx, large...)).To(Succeed())
 		var largest int

@@ -1,17 +1,130 @@
-package outbox
+package store
 
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
 )
+
+// Record is an event as it is kept in the outbox. Its ID orders the events of
+// a batch.
+type Record struct {
+	ID              int64
+	EventID         uuid.UUID
+	EventType       string
+	EventDateTime   time.Time
+	Environment     string
+	EventContext    string
+	MetadataVersion int64
+	Traceparent     string // empty where there is none
+	PublishedAt     time.Time
+}
+
+// ErrEventsMissing says that events which the manifest names are no longer in
+// the outbox: somebody has deleted them. The rest is not sent, since fewer rows
+// under the batch's token would make it worthless.
+var ErrEventsMissing = errors.New("events of the batch have been deleted from the outbox")
+
+// Read passes the batch's events to add, in the order of their ids, exactly
+// as many as the manifest names; otherwise it fails with ErrEventsMissing.
+func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
+	// Prepared, since lib/pq asks for binary values only then. In a transaction no
+	// pooler parts a statement from its name.
+	statement, err := l.tx.PreparexContext(ctx, readEventsSQL)
+	if err != nil {
+		return fmt.Errorf("read the batch: %w", err)
+	}
+	defer statement.Close()
+	rows, err := statement.QueryxContext(ctx, l.EventIDs, l.chunkIDs())
+	if err != nil {
+		return fmt.Errorf("read the batch: %w", err)
+	}
+	decoder := chunkDecoder{kinds: make(interner)}
+	return l.scan(rows, func(take func(int64) error) error {
+		var c chunk
+		if err := rows.Scan(&c.keys, &c.kinds, &c.traceparents, &c.contexts); err != nil {
+			return fmt.Errorf("scan events: %w", err)
+		}
+		records, err := decoder.decode(&c)
+		if err != nil {
+			return fmt.Errorf("decode events: %w", err)
+		}
+		for _, record := range records {
+			if err := take(record.ID); err != nil {
+				return err
+			}
+			if err := add(record); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Keys returns the batch's events without their contexts, environments and
+// versions, in Read's order.
+func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
+	rows, err := l.tx.QueryxContext(ctx, readKeysSQL, l.EventIDs)
+	if err != nil {
+		return nil, fmt.Errorf("read the batch's keys: %w", err)
+	}
+	types := make(interner)
+	records := make([]Record, 0, l.Events)
+	err = l.scan(rows, func(take func(int64) error) error {
+		var (
+			record              Record
+			happened, published int64
+			eventType           sql.RawBytes
+		)
+		if err := rows.Scan(&record.ID, &record.EventID, &eventType, &happened, &record.Traceparent, &published); err != nil {
+			return fmt.Errorf("scan an event's key: %w", err)
+		}
+		record.EventType = types.intern(eventType)
+		record.EventDateTime = time.UnixMicro(happened).UTC()
+		record.PublishedAt = time.UnixMicro(published).UTC()
+		records = append(records, record)
+		return take(record.ID)
+	})
+	return records, err
+}
+
+// scan goes through the rows of a query over the batch's members and verifies
+// that they are exactly these: fewer under the batch's token would burn it. row
+// passes take the id of each event.
+func (l *Lease) scan(rows *sqlx.Rows, row func(take func(id int64) error) error) error {
+	defer rows.Close()
+	events, last := 0, int64(0)
+	take := func(id int64) error {
+		if id <= last {
+			return fmt.Errorf("%w: event %d came after %d", ErrLeaseLost, id, last)
+		}
+		last = id
+		events++
+		return nil
+	}
+	for rows.Next() {
+		if err := row(take); err != nil {
+			return err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read the batch: %w", err)
+	}
+	if events != l.Events {
+		return fmt.Errorf("%w: %d of its %d are there", ErrEventsMissing, events, l.Events)
+	}
+	return nil
+}
 
 // chunkBytes is about how large a chunk of events is: large enough that the work
 // for each chunk is nothing beside that for its events, and small beside a batch.

@@ -1,4 +1,4 @@
-package outbox
+package store
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 // DeadLetterKey says which dead letter it is, and of which event.
@@ -148,7 +149,7 @@ func (s *Store) RetryDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]D
 			return nil, fmt.Errorf("retry dead letters: %w", err)
 		}
 		if len(retried) > 0 {
-			_ = notify(ctx, s.db.DB) // a hint: without it, relays poll
+			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint: without it, relays poll
 		}
 		return retried, nil
 	})
@@ -219,4 +220,18 @@ func (s *Store) chunks(ids []int64, change func([]int64) ([]DeadLetterKey, error
 			}
 		}
 	}
+}
+
+func (l *Lease) bury(ctx context.Context, dead []Dead) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	ids, errs := make([]int64, len(dead)), make([]string, len(dead))
+	for i, d := range dead {
+		ids[i], errs[i] = d.ID, reason(d.Cause)
+	}
+	if _, err := l.tx.ExecContext(ctx, buryEventsSQL, pq.Array(ids), pq.Array(errs), l.ID); err != nil {
+		return fmt.Errorf("write the dead letters: %w", err)
+	}
+	return l.deleteEvents(ctx, multirange(ids), len(ids))
 }

@@ -1,8 +1,7 @@
-package outbox_test
+package store_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,6 +16,8 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/test/engines"
 )
 
@@ -34,8 +35,8 @@ func complete(event outbox.Event) outbox.Event {
 	if event.EventDateTime.IsZero() {
 		event.EventDateTime = time.Date(2026, 3, 1, 12, 0, 0, 123_456_000, time.UTC)
 	}
-	if event.EventContext == nil {
-		event.EventContext = json.RawMessage(`{}`)
+	if event.EventContext.Len() == 0 {
+		event.EventContext = outboxtest.JSON(`{}`)
 	}
 	return event
 }
@@ -55,13 +56,13 @@ var _ = Describe("Store", func() {
 	var (
 		db        *sqlx.DB
 		publisher *outbox.Publisher
-		store     *outbox.Store
+		s         *store.Store
 	)
 
 	BeforeEach(func(ctx SpecContext) {
 		db = newDatabase(ctx)
 		publisher = outbox.NewPublisher(outbox.PublisherOptions{})
-		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 10, MaxBytes: 10_000})
+		s = store.New(db, store.Options{MaxRows: 10, MaxBytes: 10_000})
 	})
 
 	publishMany := func(ctx context.Context, n int) {
@@ -94,16 +95,16 @@ var _ = Describe("Store", func() {
 		return counts
 	}
 
-	cut := func(ctx context.Context) outbox.Cut {
+	cut := func(ctx context.Context) store.Cut {
 		GinkgoHelper()
-		cut, err := store.Cut(ctx, 0)
+		cut, err := s.Cut(ctx, 0)
 		Expect(err).NotTo(HaveOccurred())
 		return cut
 	}
 
-	claim := func(ctx context.Context) *outbox.Lease {
+	claim := func(ctx context.Context) *store.Lease {
 		GinkgoHelper()
-		lease, err := store.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes)
 		Expect(err).NotTo(HaveOccurred())
 		if lease != nil {
 			DeferCleanup(lease.Release)
@@ -127,7 +128,7 @@ var _ = Describe("Store", func() {
 	Describe("Cut", func() {
 		It("puts waiting events into batches of at most MaxRows, in the order of their ids", func(ctx SpecContext) {
 			publishMany(ctx, 25)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 25}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 25}))
 			Expect(sizes()).To(Equal([]int{10, 10, 5}))
 			Expect(slices.Concat(manifests()...)).To(HaveLen(25))
 			Expect(slices.IsSorted(slices.Concat(manifests()...))).To(BeTrue())
@@ -136,41 +137,41 @@ var _ = Describe("Store", func() {
 		})
 
 		It("bounds a batch's bytes, and sends a larger event alone", func(ctx SpecContext) {
-			large := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 20_000) + `"`)}
-			half := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 5_000) + `"`)}
+			large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 20_000) + `"`)}
+			half := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 5_000) + `"`)}
 			publish(ctx, db, publisher, outbox.Event{}, large, half, half, outbox.Event{})
 			Expect(cut(ctx).Batches).To(Equal(4))
 			Expect(sizes()).To(Equal([]int{1, 1, 1, 2}))
 		})
 
 		It("fills a batch also where the events that it has found end in it", func(ctx SpecContext) {
-			large := outbox.Event{EventContext: json.RawMessage(`"` + strings.Repeat("x", 9_500) + `"`)}
+			large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 9_500) + `"`)}
 			publish(ctx, db, publisher, slices.Concat(make([]outbox.Event, 8), []outbox.Event{large}, make([]outbox.Event, 9))...)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 18}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 18}))
 			Expect(sizes()).To(Equal([]int{8, 3, 7}), "it finds 10 at a time")
 		})
 
 		It("lets a lone event go at once, makes the next wait for the linger, but not a full batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
-			Expect(store.Cut(ctx, time.Hour)).To(Equal(outbox.Cut{Batches: 1, Events: 1}))
+			Expect(s.Cut(ctx, time.Hour)).To(Equal(store.Cut{Batches: 1, Events: 1}))
 
 			publishMany(ctx, 9)
-			waiting, err := store.Cut(ctx, time.Hour)
+			waiting, err := s.Cut(ctx, time.Hour)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(waiting.Batches).To(BeZero())
 			Expect(waiting.Wait).To(And(BeNumerically(">", 0), BeNumerically("<=", time.Hour)))
 
 			publishMany(ctx, 3)
-			Expect(store.Cut(ctx, time.Hour)).To(HaveField("Events", 10))
+			Expect(s.Cut(ctx, time.Hour)).To(HaveField("Events", 10))
 			settleAll(ctx)
-			Expect(store.Cut(ctx, 0)).To(HaveField("Events", 2))
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 		})
 
 		It("gathers behind a batch that waits to be sent, but not what fills one", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			Expect(cut(ctx).Batches).To(Equal(1))
 			publishMany(ctx, 5)
-			Expect(store.Cut(ctx, time.Nanosecond)).To(Equal(outbox.Cut{More: true, Wait: time.Nanosecond}))
+			Expect(s.Cut(ctx, time.Nanosecond)).To(Equal(store.Cut{More: true, Wait: time.Nanosecond}))
 			publishMany(ctx, 6)
 			Expect(cut(ctx).Events).To(Equal(10))
 			lease := claim(ctx)
@@ -183,7 +184,7 @@ var _ = Describe("Store", func() {
 		It("takes a last cut in the future for one that is long ago", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			db.MustExec("UPDATE outbox_cursor SET last_cut_at = now() + interval '1 day'")
-			Expect(store.Cut(ctx, time.Hour)).To(HaveField("Batches", 1))
+			Expect(s.Cut(ctx, time.Hour)).To(HaveField("Batches", 1))
 		})
 
 		It("does nothing while another process cuts", func(ctx SpecContext) {
@@ -197,18 +198,18 @@ var _ = Describe("Store", func() {
 
 		It("stops while enough batches wait to be sent", func(ctx SpecContext) {
 			publishMany(ctx, 200)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(cut(ctx)).To(Equal(outbox.Cut{More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
 			Expect(claim(ctx).Settle(ctx)).To(Succeed())
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 10, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 10, More: true}))
 		})
 
 		It("tells when to come back for what full batches have left", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			publishMany(ctx, 13)
-			Expect(store.Cut(ctx, time.Hour)).To(Equal(outbox.Cut{Batches: 1, Events: 10, Wait: time.Hour}))
+			Expect(s.Cut(ctx, time.Hour)).To(Equal(store.Cut{Batches: 1, Events: 10, Wait: time.Hour}))
 		})
 
 		It("puts every event into exactly one batch while producers and other cutters go on", func(ctx SpecContext) {
@@ -230,11 +231,11 @@ var _ = Describe("Store", func() {
 			for range 3 {
 				cutters.Go(func() {
 					defer GinkgoRecover()
-					store := outbox.NewStore(db, outbox.StoreOptions{MaxRows: 50})
+					s := store.New(db, store.Options{MaxRows: 50})
 					for done := false; ; {
-						_, err := store.Cut(ctx, 0)
+						_, err := s.Cut(ctx, 0)
 						Expect(err).NotTo(HaveOccurred())
-						lease, err := store.Claim(ctx, anyBytes)
+						lease, err := s.Claim(ctx, anyBytes)
 						Expect(err).NotTo(HaveOccurred())
 						if lease != nil {
 							records, err := lease.Keys(ctx)
@@ -247,7 +248,7 @@ var _ = Describe("Store", func() {
 							mu.Unlock()
 							continue
 						}
-						if work, err := store.Look(ctx); done && err == nil && !work {
+						if work, err := s.Look(ctx); done && err == nil && !work {
 							return
 						}
 						select {
@@ -279,7 +280,7 @@ var _ = Describe("Store", func() {
 			Expect(late.Commit()).To(Succeed())
 
 			Expect(cut(ctx)).To(BeZero(), "the floor hides it")
-			Expect(store.Look(ctx)).To(BeTrue())
+			Expect(s.Look(ctx)).To(BeTrue())
 			Expect(cut(ctx).Events).To(Equal(1))
 		})
 
@@ -287,10 +288,10 @@ var _ = Describe("Store", func() {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 65)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			settleAll(ctx)
 			Expect(late.Commit()).To(Succeed())
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 3, Events: 26}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 26}))
 		})
 
 		// lateInBacklog leaves more than four full batches, and below them an event
@@ -300,32 +301,32 @@ var _ = Describe("Store", func() {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 85)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(late.Commit()).To(Succeed())
 		}
 
 		It("takes first in a backlog what a look has found below the floor", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			db.MustExec("UPDATE outbox_cursor SET floor = 10, next_floor = 10")
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			settleAll(ctx)
 			publishMany(ctx, 40)
-			Expect(store.Look(ctx)).To(BeTrue())
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(s.Look(ctx)).To(BeTrue())
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[0][:2]).To(Equal([]int64{1, 82}))
 		})
 
 		It("goes on in a backlog where another relay's cut has ended", func(ctx SpecContext) {
 			lateInBacklog(ctx)
-			other := outbox.NewStore(db, outbox.StoreOptions{MaxRows: 10, MaxBytes: 10_000})
-			Expect(other.Cut(ctx, 0)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			other := store.New(db, store.Options{MaxRows: 10, MaxBytes: 10_000})
+			Expect(other.Cut(ctx, 0)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[4][:2]).To(Equal([]int64{42, 43}))
 		})
 
 		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 4, Events: 40, More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[4][:2]).To(Equal([]int64{1, 42}))
 		})
 
@@ -334,11 +335,11 @@ var _ = Describe("Store", func() {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 2)
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 4}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 4}))
 			Expect(claim(ctx)).NotTo(BeNil())
 			publishMany(ctx, 2)
 			Expect(late.Commit()).To(Succeed())
-			Expect(cut(ctx)).To(Equal(outbox.Cut{Batches: 1, Events: 3}))
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 3}))
 			first := manifests()[0][0]
 			Expect(manifests()).To(Equal([][]int64{
 				{first, first + 1, first + 3, first + 4},
@@ -349,9 +350,9 @@ var _ = Describe("Store", func() {
 		It("has the database refuse an event a second manifest, and recovers by itself", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(store.Look(ctx)).To(BeTrue()) // remembers the manifest as the oldest
+			Expect(s.Look(ctx)).To(BeTrue()) // remembers the manifest as the oldest
 			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
-			Expect(cut(ctx)).To(Equal(outbox.Cut{More: true}))
+			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
 			Expect(sizes()).To(Equal([]int{3}))
 			settleAll(ctx)
 			Expect(cut(ctx)).To(BeZero())
@@ -363,8 +364,8 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 1)
 			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
 			Expect(claim(ctx)).To(BeNil(), "nothing is claimed before")
-			_, err := store.Cut(ctx, 0)
-			Expect(err).To(MatchError(outbox.ErrHistoryChanged))
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
 			publishMany(ctx, 1)
 
 			var sends []int
@@ -399,7 +400,7 @@ var _ = Describe("Store", func() {
 			Expect(dead.Sends).To(Equal(1))
 			db.MustExec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE datname = current_database() AND state = 'idle in transaction'`)
-			Expect(dead.Verify(ctx)).To(MatchError(outbox.ErrLeaseLost))
+			Expect(dead.Verify(ctx)).To(MatchError(store.ErrLeaseLost))
 			Expect(dead.Settle(ctx)).NotTo(Succeed())
 			due()
 			next := claim(ctx)
@@ -409,7 +410,7 @@ var _ = Describe("Store", func() {
 		})
 
 		It("takes turns between batches that have failed and those that have not", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 1})
+			s = store.New(db, store.Options{MaxRows: 1})
 			publishMany(ctx, 4)
 			cut(ctx)
 			db.MustExec("UPDATE outbox_batches SET last_error = 'why' WHERE event_ids && '{[1,3)}'")
@@ -423,7 +424,7 @@ var _ = Describe("Store", func() {
 		It("claims nothing where the oldest batch is too large, rather than a younger one", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
-			lease, err := store.Claim(ctx, 200)
+			lease, err := s.Claim(ctx, 200)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(lease).To(BeNil())
 			Expect(claim(ctx).Events).To(Equal(10))
@@ -433,14 +434,14 @@ var _ = Describe("Store", func() {
 	Describe("Lease", func() {
 		It("reads the events as they were published, in the order of their ids", func(ctx SpecContext) {
 			published := []outbox.Event{
-				{EventType: "first_thing", EventContext: json.RawMessage(`{"a": 1}`), Environment: "Production/eu"},
+				{EventType: "first_thing", EventContext: outboxtest.JSON(`{"a": 1}`), Environment: "Production/eu"},
 				{EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC)},
-				{EventDateTime: time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC), Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
+				{EventDateTime: time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC), Traceparent: outboxtest.Traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")},
 			}
 			publish(ctx, db, publisher, published...)
 			cut(ctx)
-			var read []outbox.Record
-			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+			var read []store.Record
+			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
 				read = append(read, record)
 				return nil
 			})).To(Succeed())
@@ -449,24 +450,24 @@ var _ = Describe("Store", func() {
 				Expect(record.EventID).To(Equal(published[i].EventID))
 				Expect(record.EventType).To(Equal(published[i].EventType))
 				Expect(record.EventDateTime).To(Equal(published[i].EventDateTime))
-				Expect(record.EventContext).To(Equal(string(published[i].EventContext)))
+				Expect(record.EventContext).To(Equal(published[i].EventContext.String()))
 				Expect(record.MetadataVersion).To(Equal(published[i].MetadataVersion))
-				Expect(record.Traceparent).To(Equal(published[i].Traceparent))
+				Expect(record.Traceparent).To(Equal(published[i].Traceparent.String()))
 			}
 			Expect(read[0].Environment).To(Equal("Production/eu"))
 			Expect(read[1].Environment).To(Equal("Local"))
 		})
 
 		It("reads in the order of the ids also where no index leads to the events", func(ctx SpecContext) {
-			session := outbox.Session(time.Minute)
+			session := store.Session(time.Minute)
 			session["enable_indexscan"], session["enable_bitmapscan"] = "off", "on"
 			db = engines.OpenStore(suite.PostgresDSN(ctx), session)
-			store = outbox.NewStore(db, outbox.StoreOptions{})
+			s = store.New(db, store.Options{})
 			db.MustExec(`INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE
 				SELECT id, 'thing_happened', to_json(id) FROM generate_series(100, 1, -1) AS id`)
 			cut(ctx)
 			var ids []int64
-			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
 				Expect(record.EventContext).To(Equal(strconv.FormatInt(record.ID, 10)))
 				ids = append(ids, record.ID)
 				return nil
@@ -475,14 +476,14 @@ var _ = Describe("Store", func() {
 		})
 
 		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
-			session := outbox.Session(time.Minute)
+			session := store.Session(time.Minute)
 			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
 			db = engines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler
-			store = outbox.NewStore(db, outbox.StoreOptions{})
-			publish(ctx, db, publisher, outbox.Event{EventContext: json.RawMessage(`"\\\u00e9"`)}, outbox.Event{})
+			s = store.New(db, store.Options{})
+			publish(ctx, db, publisher, outbox.Event{EventContext: outboxtest.JSON(`"\\\u00e9"`)}, outbox.Event{})
 			cut(ctx)
 			var contexts []string
-			Expect(claim(ctx).Read(ctx, func(record outbox.Record) error {
+			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
 				contexts = append(contexts, record.EventContext)
 				return nil
 			})).To(Succeed())
@@ -490,7 +491,7 @@ var _ = Describe("Store", func() {
 		})
 
 		It("reads events of every size, with gaps between their ids", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{})
+			s = store.New(db, store.Options{})
 			var contexts []string
 			for i := range 3000 {
 				size := i % 300
@@ -501,7 +502,7 @@ var _ = Describe("Store", func() {
 			}
 			events := make([]outbox.Event, len(contexts))
 			for i, c := range contexts {
-				events[i].EventContext = json.RawMessage(c)
+				events[i].EventContext = outboxtest.JSON(c)
 			}
 			for some := range slices.Chunk(events, 7) {
 				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // which nobody has
@@ -510,7 +511,7 @@ var _ = Describe("Store", func() {
 			cut(ctx)
 			lease := claim(ctx)
 			var read []string
-			Expect(lease.Read(ctx, func(record outbox.Record) error {
+			Expect(lease.Read(ctx, func(record store.Record) error {
 				read = append(read, record.EventContext)
 				return nil
 			})).To(Succeed())
@@ -529,7 +530,7 @@ var _ = Describe("Store", func() {
 			lease := claim(ctx)
 			Expect(lease.Keys(ctx)).To(HaveLen(2))
 			read := 0
-			Expect(lease.Read(ctx, func(outbox.Record) error { read++; return nil })).To(Succeed())
+			Expect(lease.Read(ctx, func(store.Record) error { read++; return nil })).To(Succeed())
 			Expect(read).To(Equal(2))
 			Expect(lease.Settle(ctx)).To(Succeed())
 			var left int
@@ -542,8 +543,8 @@ var _ = Describe("Store", func() {
 			cut(ctx)
 			db.MustExec("DELETE FROM outbox_events WHERE id = 2")
 			lease := claim(ctx)
-			Expect(lease.Read(ctx, func(outbox.Record) error { return nil })).To(MatchError(outbox.ErrEventsMissing))
-			Expect(lease.Settle(ctx)).To(MatchError(outbox.ErrLeaseLost))
+			Expect(lease.Read(ctx, func(store.Record) error { return nil })).To(MatchError(store.ErrEventsMissing))
+			Expect(lease.Settle(ctx)).To(MatchError(store.ErrLeaseLost))
 			Expect(sizes()).To(Equal([]int{3}), "nothing was settled")
 		})
 
@@ -582,9 +583,9 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 7)
 			cut(ctx)
 			whole := claim(ctx)
-			Expect(whole.Shrink(ctx, outbox.Part{
+			Expect(whole.Shrink(ctx, store.Part{
 				Delivered: []int64{1, 3},
-				Dead:      []outbox.Dead{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
+				Dead:      []store.Dead{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
 				Rest:      []int64{2, 5, 6},
 			})).To(Succeed())
 			Expect(manifests()).To(Equal([][]int64{{2, 5, 6}}))
@@ -608,7 +609,7 @@ var _ = Describe("Store", func() {
 		})
 
 		It("splits the batch in two with tokens of their own, in its place", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 4})
+			s = store.New(db, store.Options{MaxRows: 4})
 			publishMany(ctx, 4)
 			cut(ctx)
 			whole := claim(ctx)
@@ -625,7 +626,7 @@ var _ = Describe("Store", func() {
 		})
 
 		It("keeps the parts of a batch in the order of their events, however often they are split", func(ctx SpecContext) {
-			store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 64})
+			s = store.New(db, store.Options{MaxRows: 64})
 			publishMany(ctx, 64)
 			cut(ctx)
 			var expected [][]int64
@@ -655,10 +656,10 @@ var _ = Describe("Store", func() {
 		It("changes nothing where an event would be left without a place", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(claim(ctx).Shrink(ctx, outbox.Part{Delivered: []int64{1}, Rest: []int64{2}})).
-				To(MatchError(outbox.ErrLeaseLost))
+			Expect(claim(ctx).Shrink(ctx, store.Part{Delivered: []int64{1}, Rest: []int64{2}})).
+				To(MatchError(store.ErrLeaseLost))
 			due()
-			Expect(claim(ctx).Split(ctx, []int64{1, 2}, 1, errors.New("refused"))).To(MatchError(outbox.ErrLeaseLost))
+			Expect(claim(ctx).Split(ctx, []int64{1, 2}, 1, errors.New("refused"))).To(MatchError(store.ErrLeaseLost))
 			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}}))
 		})
 	})
@@ -672,7 +673,7 @@ var _ = Describe("Store", func() {
 	})
 
 	It("counts the backlog, its age, the batches and the dead letters", func(ctx SpecContext) {
-		Expect(store.Stats(ctx)).To(Equal(outbox.Stats{}))
+		Expect(s.Stats(ctx)).To(Equal(store.Stats{}))
 		publishMany(ctx, 12)
 		cut(ctx)
 		publishMany(ctx, 3)
@@ -680,7 +681,7 @@ var _ = Describe("Store", func() {
 			environment, event_context, metadata_version, published_at, batch_id, error)
 			SELECT id, event_id, event_type, event_date_time, environment, event_context, 1, published_at,
 			gen_random_uuid(), 'why' FROM outbox_events WHERE id = 1`)
-		stats, err := store.Stats(ctx)
+		stats, err := s.Stats(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(stats.BacklogEvents).To(Equal(int64(15)))
 		Expect(stats.Batches).To(Equal(int64(2)))
@@ -690,6 +691,6 @@ var _ = Describe("Store", func() {
 
 	It("estimates a large backlog instead of counting it", func(ctx SpecContext) {
 		publishMany(ctx, 11_000)
-		Expect(store.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
+		Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
 	})
 })

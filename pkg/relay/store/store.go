@@ -1,4 +1,4 @@
-package outbox
+package store
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Defaults of StoreOptions.
+// Defaults of Options.
 const (
 	// DefaultMaxRows is a batch's bound in events.
 	DefaultMaxRows = 50_000
@@ -25,6 +25,10 @@ const (
 	// DefaultFlushTimeout is an insert's bound in time.
 	DefaultFlushTimeout = 30 * time.Second
 )
+
+// BatchesChannel is the channel on which a relay tells the others that batches wait to
+// be claimed.
+const BatchesChannel = "diehard_outbox_batches"
 
 // Bounds that nobody needs to turn.
 const (
@@ -46,8 +50,8 @@ const (
 	floorTrail = time.Second
 )
 
-// StoreOptions configure a Store.
-type StoreOptions struct {
+// Options configure a Store.
+type Options struct {
 	// MaxRows bounds a batch's events, MaxBytes the bytes of their contexts
 	// and 128 for each; an event that is larger goes alone.
 	MaxRows  int
@@ -57,7 +61,7 @@ type StoreOptions struct {
 	FlushTimeout time.Duration
 }
 
-func (o *StoreOptions) setDefaults() {
+func (o *Options) setDefaults() {
 	if o.MaxRows <= 0 {
 		o.MaxRows = DefaultMaxRows
 	}
@@ -94,7 +98,7 @@ func Session(flushTimeout time.Duration) map[string]string {
 // any number of workers in any number of processes.
 type Store struct {
 	db *sqlx.DB
-	o  StoreOptions
+	o  Options
 
 	claims atomic.Int64 // whose turn it is
 
@@ -105,9 +109,9 @@ type Store struct {
 	oldestBatch uuid.UUID // no manifest was or will be older, as Look saw it last
 }
 
-// NewStore returns a Store on db, whose connections have the settings of
+// New returns a Store on db, whose connections have the settings of
 // Session.
-func NewStore(db *sqlx.DB, o StoreOptions) *Store {
+func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
 	return &Store{db: db, o: o}
 }

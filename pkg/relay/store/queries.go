@@ -1,4 +1,4 @@
-package outbox
+package store
 
 // All of the store's SQL. It is written for the session settings of Session:
 // without sequential scans and just-in-time compilation the plans do not depend

@@ -1,4 +1,4 @@
-package outbox_test
+package store_test
 
 import (
 	"context"
@@ -17,35 +17,37 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 var _ = Describe("Dead letters", func() {
 	var (
-		dsn   string
-		db    *sqlx.DB
-		store *outbox.Store
+		dsn string
+		db  *sqlx.DB
+		s   *store.Store
 	)
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		db = engines.OpenPostgres(dsn, outbox.Session(30*time.Second))
-		store = outbox.NewStore(db, outbox.StoreOptions{MaxRows: 1000})
+		db = engines.OpenPostgres(dsn, store.Session(30*time.Second))
+		s = store.New(db, store.Options{MaxRows: 1000})
 	})
 
 	// buryWaiting makes dead letters of all events that wait, and returns the
 	// batch that they were.
 	buryWaiting := func(ctx context.Context, cause string) uuid.UUID {
 		GinkgoHelper()
-		Expect(store.Cut(ctx, 0)).To(HaveField("Batches", 1))
-		lease, err := store.Claim(ctx, anyBytes)
+		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
+		lease, err := s.Claim(ctx, anyBytes)
 		Expect(err).NotTo(HaveOccurred())
 		records, err := lease.Keys(ctx)
 		Expect(err).NotTo(HaveOccurred())
-		var part outbox.Part
+		var part store.Part
 		for _, record := range records {
-			part.Dead = append(part.Dead, outbox.Dead{ID: record.ID, Cause: errors.New(cause)})
+			part.Dead = append(part.Dead, store.Dead{ID: record.ID, Cause: errors.New(cause)})
 		}
 		Expect(lease.Shrink(ctx, part)).To(Succeed())
 		return lease.ID
@@ -58,7 +60,7 @@ var _ = Describe("Dead letters", func() {
 	}
 
 	// all goes through to the end, and returns what was changed.
-	all := func(changes iter.Seq2[[]outbox.DeadLetterKey, error]) (ids []int64, err error) {
+	all := func(changes iter.Seq2[[]store.DeadLetterKey, error]) (ids []int64, err error) {
 		for letters, err := range changes {
 			if err != nil {
 				return ids, err
@@ -70,9 +72,9 @@ var _ = Describe("Dead letters", func() {
 		return ids, nil
 	}
 
-	ids := func(ctx context.Context, filter outbox.DeadLetterFilter) []int64 {
+	ids := func(ctx context.Context, filter store.DeadLetterFilter) []int64 {
 		GinkgoHelper()
-		found, err := store.DeadLetterIDs(ctx, filter)
+		found, err := s.DeadLetterIDs(ctx, filter)
 		Expect(err).NotTo(HaveOccurred())
 		return found
 	}
@@ -88,7 +90,7 @@ var _ = Describe("Dead letters", func() {
 		var seen []int64
 		var mores []int
 		for before := int64(0); ; before = seen[len(seen)-1] {
-			letters, more, err := store.DeadLetters(ctx, outbox.DeadLetterFilter{Before: before}, 3)
+			letters, more, err := s.DeadLetters(ctx, store.DeadLetterFilter{Before: before}, 3)
 			Expect(err).NotTo(HaveOccurred())
 			for _, letter := range letters {
 				seen = append(seen, letter.ID)
@@ -104,28 +106,28 @@ var _ = Describe("Dead letters", func() {
 
 	It("are shown with everything that was published, and the cause", func(ctx SpecContext) {
 		event := complete(outbox.Event{
-			EventType: "first_thing", EventContext: json.RawMessage(`{"a" : 1.10, "a":2}`), Environment: "Production",
-			MetadataVersion: 3, Traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+			EventType: "first_thing", EventContext: outboxtest.JSON(`{"a" : 1.10, "a":2}`), Environment: "Production",
+			MetadataVersion: 3, Traceparent: outboxtest.Traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
 		})
 		batch := bury(ctx, "the year 2500", event)
-		letter, err := store.DeadLetter(ctx, 1)
+		letter, err := s.DeadLetter(ctx, 1)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(letter.DiedAt).To(BeTemporally(">=", letter.PublishedAt))
 		Expect(letter.DiedAt.Location()).To(Equal(time.UTC))
 		letter.DiedAt, letter.PublishedAt = time.Time{}, time.Time{}
-		Expect(letter).To(Equal(outbox.DeadLetter{
-			DeadLetterKey: outbox.DeadLetterKey{ID: 1, EventType: "first_thing", EventID: event.EventID},
+		Expect(letter).To(Equal(store.DeadLetter{
+			DeadLetterKey: store.DeadLetterKey{ID: 1, EventType: "first_thing", EventID: event.EventID},
 			Error:         "the year 2500", BatchID: batch, OutboxEventID: 1, EventDateTime: event.EventDateTime,
-			Environment: "Production", MetadataVersion: 3, Traceparent: event.Traceparent, EventContext: event.EventContext,
+			Environment: "Production", MetadataVersion: 3, Traceparent: event.Traceparent.String(), EventContext: json.RawMessage(event.EventContext.String()),
 		}))
 
-		listed, _, err := store.DeadLetters(ctx, outbox.DeadLetterFilter{}, 10)
+		listed, _, err := s.DeadLetters(ctx, store.DeadLetterFilter{}, 10)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(listed).To(HaveLen(1))
 		Expect(listed[0].EventContext).To(BeNil(), "a list holds no payload")
 
-		_, err = store.DeadLetter(ctx, 2)
-		Expect(err).To(MatchError(outbox.ErrNoDeadLetter))
+		_, err = s.DeadLetter(ctx, 2)
+		Expect(err).To(MatchError(store.ErrNoDeadLetter))
 	})
 
 	It("are selected by each filter, and by all of them together", func(ctx SpecContext) {
@@ -137,26 +139,26 @@ var _ = Describe("Dead letters", func() {
 		Expect(db.Get(&died, "SELECT died_at FROM outbox_dead_letters WHERE id = 2")).To(Succeed())
 
 		for _, expected := range []struct {
-			filter outbox.DeadLetterFilter
+			filter store.DeadLetterFilter
 			ids    []int64
 		}{
-			{outbox.DeadLetterFilter{}, []int64{1, 2, 3}},
-			{outbox.DeadLetterFilter{EventType: "a_thing"}, []int64{1, 3}},
-			{outbox.DeadLetterFilter{Environment: "Production"}, []int64{1, 2}},
-			{outbox.DeadLetterFilter{EventIDs: []uuid.UUID{one, two, uuid.New()}}, []int64{1, 2}},
-			{outbox.DeadLetterFilter{BatchID: first}, []int64{1}},
-			{outbox.DeadLetterFilter{BatchID: second}, []int64{2, 3}},
-			{outbox.DeadLetterFilter{Since: died}, []int64{2, 3}},
-			{outbox.DeadLetterFilter{Until: died}, []int64{1}},
-			{outbox.DeadLetterFilter{Error: "0% w"}, []int64{1}},
-			{outbox.DeadLetterFilter{Error: "%"}, []int64{1}},
-			{outbox.DeadLetterFilter{Error: "nowhere"}, nil},
-			{outbox.DeadLetterFilter{IDs: []int64{3, 1, 99}}, []int64{1, 3}},
-			{outbox.DeadLetterFilter{IDs: []int64{}}, nil},
-			{outbox.DeadLetterFilter{EventIDs: []uuid.UUID{}}, nil},
-			{outbox.DeadLetterFilter{Before: 3}, []int64{1, 2}},
-			{outbox.DeadLetterFilter{EventType: "a_thing", Environment: "Production", Since: died}, nil},
-			{outbox.DeadLetterFilter{EventType: "a_thing", Environment: "Staging", BatchID: second, Error: "range"}, []int64{3}},
+			{store.DeadLetterFilter{}, []int64{1, 2, 3}},
+			{store.DeadLetterFilter{EventType: "a_thing"}, []int64{1, 3}},
+			{store.DeadLetterFilter{Environment: "Production"}, []int64{1, 2}},
+			{store.DeadLetterFilter{EventIDs: []uuid.UUID{one, two, uuid.New()}}, []int64{1, 2}},
+			{store.DeadLetterFilter{BatchID: first}, []int64{1}},
+			{store.DeadLetterFilter{BatchID: second}, []int64{2, 3}},
+			{store.DeadLetterFilter{Since: died}, []int64{2, 3}},
+			{store.DeadLetterFilter{Until: died}, []int64{1}},
+			{store.DeadLetterFilter{Error: "0% w"}, []int64{1}},
+			{store.DeadLetterFilter{Error: "%"}, []int64{1}},
+			{store.DeadLetterFilter{Error: "nowhere"}, nil},
+			{store.DeadLetterFilter{IDs: []int64{3, 1, 99}}, []int64{1, 3}},
+			{store.DeadLetterFilter{IDs: []int64{}}, nil},
+			{store.DeadLetterFilter{EventIDs: []uuid.UUID{}}, nil},
+			{store.DeadLetterFilter{Before: 3}, []int64{1, 2}},
+			{store.DeadLetterFilter{EventType: "a_thing", Environment: "Production", Since: died}, nil},
+			{store.DeadLetterFilter{EventType: "a_thing", Environment: "Staging", BatchID: second, Error: "range"}, []int64{3}},
 		} {
 			Expect(ids(ctx, expected.filter)).To(Equal(expected.ids), "%+v", expected.filter)
 		}
@@ -165,9 +167,9 @@ var _ = Describe("Dead letters", func() {
 	It("are the events that they were when they are retried, every column of them", func(ctx SpecContext) {
 		large := `{"b" : 1,	"a":1.000000000000000000001, "b": "\u0000ü` + strings.Repeat("x", 100_000) + "\" }"
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{
-			EventContext: json.RawMessage(large), Environment: "Production", MetadataVersion: 1 << 62,
+			EventContext: outboxtest.JSON(large), Environment: "Production", MetadataVersion: 1 << 62,
 			EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC),
-			Traceparent:   "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+			Traceparent:   outboxtest.Traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
 		}, outbox.Event{})
 		const columns = `SELECT event_id::text || event_type || event_date_time || environment || md5(event_context::text)
 			|| metadata_version || coalesce(traceparent, 'null') || published_at || context_bytes FROM outbox_events ORDER BY id`
@@ -176,7 +178,7 @@ var _ = Describe("Dead letters", func() {
 		buryWaiting(ctx, "why")
 		Expect(count("outbox_events")).To(BeZero())
 
-		Expect(all(store.RetryDeadLetters(ctx, []int64{1, 2}))).To(Equal([]int64{1, 2}))
+		Expect(all(s.RetryDeadLetters(ctx, []int64{1, 2}))).To(Equal([]int64{1, 2}))
 		Expect(db.Select(&after, columns)).To(Succeed())
 		Expect(after).To(Equal(before))
 		Expect(after).To(HaveLen(2))
@@ -184,24 +186,24 @@ var _ = Describe("Dead letters", func() {
 		var outboxIDs []int64
 		Expect(db.Select(&outboxIDs, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
 		Expect(outboxIDs).To(Equal([]int64{3, 4}), "ids that no cut has passed by")
-		Expect(store.Cut(ctx, 0)).To(HaveField("Events", 2))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 	})
 
 	It("wake the relays up when they are retried, after the commit", func(ctx SpecContext) {
 		bury(ctx, "why", outbox.Event{})
 		wake, err := postgres.Listen(ctx, postgres.ListenOptions{
-			DSN: dsn, Channels: []string{outbox.EventsChannel}, Log: slog.New(slog.DiscardHandler),
+			DSN: dsn, Channels: []string{outbox.Channel}, Log: slog.New(slog.DiscardHandler),
 		})
 		Expect(err).NotTo(HaveOccurred())
-		Eventually(ctx, wake[outbox.EventsChannel]).WithTimeout(time.Minute).Should(Receive(), "it listens")
-		Expect(all(store.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
-		Eventually(ctx, wake[outbox.EventsChannel]).WithTimeout(time.Minute).Should(Receive())
+		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive(), "it listens")
+		Expect(all(s.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive())
 	})
 
 	It("are each retried once where two do so at once", func(ctx SpecContext) {
 		const letters = 950
 		bury(ctx, "why", make([]outbox.Event, letters)...)
-		everything := ids(ctx, outbox.DeadLetterFilter{})
+		everything := ids(ctx, store.DeadLetterFilter{})
 		backwards := slices.Clone(everything)
 		slices.Reverse(backwards)
 		retried := make([][]int64, 4)
@@ -210,7 +212,7 @@ var _ = Describe("Dead letters", func() {
 			group.Go(func() {
 				defer GinkgoRecover()
 				var err error
-				retried[i], err = all(store.RetryDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
+				retried[i], err = all(s.RetryDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
 				Expect(err).NotTo(HaveOccurred())
 			})
 		}
@@ -229,14 +231,14 @@ var _ = Describe("Dead letters", func() {
 		bury(ctx, "why", events...)
 		db.MustExec("ALTER TABLE outbox_events ADD CONSTRAINT halfway CHECK (event_type != 'refused')")
 
-		retried, err := all(store.RetryDeadLetters(ctx, ids(ctx, outbox.DeadLetterFilter{})))
+		retried, err := all(s.RetryDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
 		Expect(err).To(MatchError(ContainSubstring("halfway")))
 		Expect(retried).To(HaveLen(100), "the transaction before")
 		Expect(count("outbox_events")).To(Equal(100))
 		Expect(count("outbox_dead_letters")).To(Equal(150))
 
 		db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT halfway")
-		Expect(all(store.RetryDeadLetters(ctx, ids(ctx, outbox.DeadLetterFilter{})))).To(HaveLen(150))
+		Expect(all(s.RetryDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))).To(HaveLen(150))
 		var distinct int
 		Expect(db.Get(&distinct, "SELECT count(DISTINCT event_id) FROM outbox_events")).To(Succeed())
 		Expect(distinct).To(Equal(250))
@@ -246,20 +248,20 @@ var _ = Describe("Dead letters", func() {
 	It("are asked for at the sink before they are sent again, if PostgreSQL's history has changed since", func(ctx SpecContext) {
 		bury(ctx, "before", outbox.Event{})
 		db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
-		_, err := store.Cut(ctx, 0)
-		Expect(err).To(MatchError(outbox.ErrHistoryChanged))
+		_, err := s.Cut(ctx, 0)
+		Expect(err).To(MatchError(store.ErrHistoryChanged))
 		bury(ctx, "after", outbox.Event{})
 
 		sends := func() (sends int) {
 			GinkgoHelper()
-			Expect(store.Cut(ctx, 0)).To(HaveField("Batches", 1))
+			Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 			Expect(db.Get(&sends, "SELECT sends FROM outbox_batches ORDER BY batch_id DESC LIMIT 1")).To(Succeed())
 			db.MustExec("UPDATE outbox_batches SET sends = sends + 1") // no batch waits to be sent
 			return sends
 		}
-		Expect(all(store.RetryDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
+		Expect(all(s.RetryDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
 		Expect(sends()).To(Equal(0), "it was published in this history")
-		Expect(all(store.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(all(s.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
 		Expect(sends()).To(Equal(1), "in the lost history it may have been retried, and have arrived")
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{})
 		Expect(sends()).To(Equal(0), "and nothing else is held up by it")
@@ -272,7 +274,7 @@ var _ = Describe("Dead letters", func() {
 		relay.MustExec("UPDATE outbox_origin SET suspect_to = 1")
 		retried := make(chan error, 1)
 		go func() {
-			_, err := all(store.RetryDeadLetters(ctx, []int64{1}))
+			_, err := all(s.RetryDeadLetters(ctx, []int64{1}))
 			retried <- err
 		}()
 		Eventually(ctx, func(g Gomega) {
@@ -283,7 +285,7 @@ var _ = Describe("Dead letters", func() {
 		}).WithTimeout(time.Minute).Should(Succeed())
 		Expect(relay.Commit()).To(Succeed())
 		Eventually(ctx, retried).WithTimeout(time.Minute).Should(Receive(BeNil()))
-		Expect(store.Cut(ctx, 0)).To(HaveField("Batches", 1))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 		var sends int
 		Expect(db.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
 		Expect(sends).To(Equal(1))
@@ -291,11 +293,11 @@ var _ = Describe("Dead letters", func() {
 
 	It("are gone when they are discarded, and nothing else is", func(ctx SpecContext) {
 		bury(ctx, "why", make([]outbox.Event, 150)...)
-		everything := ids(ctx, outbox.DeadLetterFilter{})
-		Expect(all(store.DiscardDeadLetters(ctx, append(slices.Clone(everything[:120]), 999)))).To(Equal(everything[:120]))
-		Expect(ids(ctx, outbox.DeadLetterFilter{})).To(Equal(everything[120:]))
+		everything := ids(ctx, store.DeadLetterFilter{})
+		Expect(all(s.DiscardDeadLetters(ctx, append(slices.Clone(everything[:120]), 999)))).To(Equal(everything[:120]))
+		Expect(ids(ctx, store.DeadLetterFilter{})).To(Equal(everything[120:]))
 		Expect(count("outbox_events")).To(BeZero())
-		Expect(all(store.DiscardDeadLetters(ctx, everything[:120]))).To(BeEmpty())
+		Expect(all(s.DiscardDeadLetters(ctx, everything[:120]))).To(BeEmpty())
 	})
 
 	It("are counted up to 10,000", func(ctx SpecContext) {
@@ -307,8 +309,8 @@ var _ = Describe("Dead letters", func() {
 				published_at, batch_id, error FROM outbox_dead_letters, generate_series(1, $1) WHERE id = 1`, letters)
 		}
 		more(9_998)
-		Expect(store.Stats(ctx)).To(HaveField("DeadLetters", int64(9_999)))
+		Expect(s.Stats(ctx)).To(HaveField("DeadLetters", int64(9_999)))
 		more(100)
-		Expect(store.Stats(ctx)).To(HaveField("DeadLetters", int64(10_000)))
+		Expect(s.Stats(ctx)).To(HaveField("DeadLetters", int64(10_000)))
 	})
 })

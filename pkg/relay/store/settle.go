@@ -1,0 +1,46 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+)
+
+// Settle removes the batch and its events, which the sink holds. It is the
+// only way in which delivered events leave the outbox as a whole batch.
+func (l *Lease) Settle(ctx context.Context) error {
+	return l.finish(ending{"settle the batch", failpoint.SettleBeforeCommit, failpoint.SettleCommitted}, func() error {
+		if err := l.deleteEvents(ctx, l.EventIDs, l.Events); err != nil {
+			return err
+		}
+		failpoint.At(failpoint.SettleDeleted)
+		return l.deleteManifest(ctx)
+	})
+}
+
+func (l *Lease) expectEvents(events, expected int) error {
+	if events != expected {
+		return fmt.Errorf("%w: %d of %d events are there", ErrLeaseLost, events, expected)
+	}
+	return nil
+}
+
+func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error {
+	result, err := l.tx.ExecContext(ctx, deleteEventsSQL, ids)
+	if err != nil {
+		return fmt.Errorf("delete the events: %w", err)
+	}
+	deleted, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("delete the events: %w", err)
+	}
+	return l.expectEvents(int(deleted), events)
+}
+
+func (l *Lease) deleteManifest(ctx context.Context) error {
+	if _, err := l.tx.ExecContext(ctx, deleteBatchSQL, l.ID); err != nil {
+		return fmt.Errorf("delete the manifest: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,26 @@
+package store_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
+	"github.com/diehard-outbox/diehard/test/engines"
+)
+
+func TestStore(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "store")
+}
+
+var suite = engines.Start(engines.Options{})
+
+func newDatabase(ctx context.Context) *sqlx.DB {
+	GinkgoHelper()
+	return engines.OpenStore(suite.PostgresDSN(ctx), store.Session(30*time.Second))
+}
