@@ -121,7 +121,8 @@ func (b *bench) database(ctx context.Context) (*database, error) {
 	if d.DB, err = postgres.Open(postgres.Options{DSN: d.dsn, MaxOpenConns: 50}); err != nil {
 		return nil, fmt.Errorf("open the database: %w", err)
 	}
-	if err := postgres.Migrate(ctx, d.DB.DB, quietLog); err != nil {
+	schema := postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}}
+	if err := schema.Migrate(ctx, d.DB.DB, quietLog); err != nil {
 		return nil, fmt.Errorf("migrate PostgreSQL: %w", err)
 	}
 	if err := e.clickHouse.CreateDatabase(ctx, name); err != nil {
@@ -246,7 +247,7 @@ func (d *database) awaitDrained(ctx context.Context) error {
 	}
 	for {
 		var drained bool
-		err := d.GetContext(ctx, &drained, `SELECT max(cut_to) >= $1 AND NOT EXISTS (SELECT FROM outbox_batches)
+		err := d.GetContext(ctx, &drained, `SELECT max(high_watermark) >= $1 AND NOT EXISTS (SELECT FROM outbox_batches)
 			FROM outbox_cursor`, last)
 		if err != nil {
 			return fmt.Errorf("wait for the outbox to drain: %w", err)

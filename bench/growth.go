@@ -126,7 +126,7 @@ func drainOf(n int) func(context.Context, *database, *store.Store) (cuts, claims
 			// As a relay does between cuts.
 			if time.Since(lastLook) > time.Second {
 				lastLook = time.Now()
-				if _, err := s.Look(ctx); err != nil {
+				if _, err := s.Poll(ctx); err != nil {
 					return nil, nil, err
 				}
 			}
@@ -147,7 +147,7 @@ func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, c
 			}
 			if time.Since(lastLook) > time.Second {
 				lastLook = time.Now()
-				if _, err := s.Look(ctx); err != nil {
+				if _, err := s.Poll(ctx); err != nil {
 					return nil, nil, err
 				}
 			}
@@ -271,7 +271,7 @@ func (d *database) awaitBacklog(ctx context.Context, n int64) error {
 	for {
 		var left int64
 		err := d.GetContext(ctx, &left, `SELECT pg_sequence_last_value(pg_get_serial_sequence('outbox_events', 'id'))
-			- (SELECT max(cut_to) FROM outbox_cursor) + (SELECT coalesce(sum(event_count), 0) FROM outbox_batches)`)
+			- (SELECT max(high_watermark) FROM outbox_cursor) + (SELECT coalesce(sum(event_count), 0) FROM outbox_batches)`)
 		if err != nil {
 			return fmt.Errorf("ask for the backlog: %w", err)
 		}

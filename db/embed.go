@@ -1,5 +1,5 @@
-// Package db embeds the migrations of both databases, so that a binary brings
-// the schema that it needs.
+// Package db embeds the migrations of both databases, so that a program brings the
+// schema that it needs. They are in goose's format.
 package db
 
 import (
@@ -7,15 +7,20 @@ import (
 	"io/fs"
 )
 
-//go:embed postgres/*.sql clickhouse/*.sql
+//go:embed postgres/outbox/*.sql postgres/users/*.sql clickhouse/*.sql
 var files embed.FS
 
-// Postgres holds PostgreSQL's migrations in its root, in goose's format.
-var Postgres = sub("postgres")
-
-// ClickHouse holds ClickHouse's migrations in its root, in goose's format once
-// pkg/sink/clickhouse has put the table's and the cluster's names in.
-var ClickHouse = sub("clickhouse")
+// The sets of migrations, each in the root of its file system.
+var (
+	// Outbox has the tables of the outbox in PostgreSQL, which any application can
+	// publish into. {schema} in it stands for the schema's name and a dot.
+	Outbox = sub("postgres/outbox")
+	// Users has the tables of the API in PostgreSQL. {schema} is as in Outbox.
+	Users = sub("postgres/users")
+	// ClickHouse is a set of templates: pkg/sink/clickhouse puts in the names of the
+	// table and of the cluster.
+	ClickHouse = sub("clickhouse")
+)
 
 func sub(folder string) fs.FS {
 	tree, err := fs.Sub(files, folder)

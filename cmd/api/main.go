@@ -23,7 +23,7 @@ func main() {
 		},
 		Commands: []cli.Command[*config.API]{
 			{Name: "serve", Short: "Serve the API until told to stop", Run: serve},
-			{Name: "migrate", Short: "Bring PostgreSQL's schema up to date", Run: migrate},
+			{Name: "migrate", Short: "Bring PostgreSQL's schema up to date", Run: migrate, Printed: printed},
 		},
 	}.Main())
 }

@@ -2,11 +2,21 @@ package main
 
 import (
 	"context"
+	"io"
 
 	"github.com/diehard-outbox/diehard/cmd/internal/cli"
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
+
+// schema is what the API needs in PostgreSQL.
+func schema(c *config.API) postgres.Schema {
+	return postgres.Schema{
+		Name:    c.Postgres.Schema,
+		Sets:    []postgres.Set{postgres.Outbox, postgres.Users},
+		Command: "api migrate",
+	}
+}
 
 // migrate brings PostgreSQL's schema up to date. Several may do so at once.
 func migrate(ctx context.Context, p cli.Process, c *config.API) error {
@@ -15,5 +25,10 @@ func migrate(ctx context.Context, p cli.Process, c *config.API) error {
 		return err
 	}
 	defer db.Close()
-	return postgres.Migrate(ctx, db.DB, p.Log)
+	return schema(c).Migrate(ctx, db.DB, p.Log)
+}
+
+// printed is the schema that migrate makes.
+var printed = []cli.Printed[*config.API]{
+	{Name: "postgres", Print: func(w io.Writer, c *config.API) error { return schema(c).Print(w) }},
 }

@@ -42,13 +42,13 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
 	notifier := outbox.NewNotifier(db.DB, p.Log)
 	publisher := outbox.NewPublisher(outbox.PublisherOptions{
-		Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes),
+		Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes), Schema: c.Postgres.Schema,
 	})
-	keeper := idempotency.NewKeeper(idempotency.Options{DB: db, Log: p.Log, TTL: c.HTTP.IdempotencyTTL})
+	keeper := idempotency.NewKeeper(idempotency.Options{DB: db, Log: p.Log, TTL: c.HTTP.IdempotencyTTL, Schema: c.Postgres.Schema})
 	server := httpapi.New(httpapi.Options{
 		Addr:              c.HTTP.Addr,
 		DB:                db,
-		Users:             users.NewService(users.Options{DB: db, Publisher: publisher}),
+		Users:             users.NewService(users.Options{DB: db, Publisher: publisher, Schema: c.Postgres.Schema}),
 		Publisher:         publisher,
 		Idempotency:       keeper,
 		Hint:              notifier.Hint,
@@ -69,7 +69,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		ShutdownTimeout:   c.HTTP.ShutdownTimeout,
 	})
 	ready := []admin.Check{
-		{Name: "postgresql", Func: func(ctx context.Context) error { return postgres.CheckReady(ctx, db.DB) }},
+		{Name: "postgresql", Func: func(ctx context.Context) error { return schema(c).CheckReady(ctx, db.DB) }},
 	}
 	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
 		func(ctx context.Context) error {
@@ -79,7 +79,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			defer stopNotifier()
 
 			group, ctx := errgroup.WithContext(ctx)
-			group.Go(func() error { return p.AwaitSchema(ctx, db, asked) })
+			group.Go(func() error { return p.AwaitSchema(ctx, db, schema(c), asked) })
 			group.Go(func() error { return notifier.Run(notifying) })
 			group.Go(func() error {
 				defer stopNotifier()

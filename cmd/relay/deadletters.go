@@ -41,7 +41,7 @@ func deadLetters() cli.Command[*config.Relay] {
 				long: "Mend the cause first, such as a constraint of the table: what ClickHouse still refuses\n" +
 					"becomes a dead letter again, with a new id. An event keeps its event_id and everything\n" +
 					"else that was published. Letters that die after the command has looked are not touched.",
-				change: (*store.Store).RetryDeadLetters,
+				change: (*store.Store).RequeueDeadLetters,
 			}),
 			changeDeadLetters(change{
 				name: "discard", done: "discarded",
@@ -160,7 +160,7 @@ func showDeadLetter() cli.Command[*config.Relay] {
 func writeLetter(w io.Writer, letter store.DeadLetter) error {
 	err := writeRows(w, []string{
 		fmt.Sprint("id\t", letter.ID),
-		"died_at\t" + letter.DiedAt.Format(time.RFC3339Nano),
+		"dead_lettered_at\t" + letter.DiedAt.Format(time.RFC3339Nano),
 		"error\t" + printable(letter.Error),
 		"batch_id\t" + letter.BatchID.String(),
 		fmt.Sprint("outbox_event_id\t", letter.OutboxEventID),
@@ -375,10 +375,10 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*sto
 		return err
 	}
 	defer db.Close()
-	if err := postgres.CheckSchema(ctx, db.DB, p.Log); err != nil {
+	if err := schema(c).Check(ctx, db.DB, p.Log); err != nil {
 		return err
 	}
-	return do(store.New(db, store.Options{}))
+	return do(store.New(db, store.Options{Schema: c.Postgres.Schema}))
 }
 
 func write(w io.Writer, format string, args ...any) error {

@@ -23,7 +23,7 @@ func main() {
 		},
 		Commands: []cli.Command[*config.Relay]{
 			{Name: "run", Short: "Deliver events until told to stop", Run: run},
-			{Name: "migrate", Short: "Bring the schemas of PostgreSQL and ClickHouse up to date", Run: migrate},
+			{Name: "migrate", Short: "Bring the schemas of PostgreSQL and ClickHouse up to date", Run: migrate, Printed: printed},
 			deadLetters(),
 		},
 	}.Main())
@@ -33,6 +33,9 @@ func load(o config.LoadOptions) (*config.Relay, []string, error) {
 	c, unknown, err := config.LoadRelay(o)
 	if err != nil {
 		return nil, nil, err
+	}
+	if o.Offline {
+		return &c, unknown, nil
 	}
 	// Only the sink knows whether its DSN can be used.
 	if err := sinkOptions(&c).Check(); err != nil {

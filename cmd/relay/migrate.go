@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 
 	"github.com/diehard-outbox/diehard/cmd/internal/cli"
 	"github.com/diehard-outbox/diehard/pkg/config"
@@ -9,15 +10,32 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
 
-// migrate brings both schemas up to date. Several may do so at once: ClickHouse
-// has no lock to take, so the one in PostgreSQL covers both.
+// schema is what the relay needs in PostgreSQL.
+func schema(c *config.Relay) postgres.Schema {
+	return postgres.Schema{
+		Name:    c.Postgres.Schema,
+		Sets:    []postgres.Set{postgres.Outbox},
+		Command: "relay migrate",
+	}
+}
+
+// migrate brings both schemas up to date. Several may do so at once: ClickHouse has no
+// lock to take, so the one in PostgreSQL covers both.
 func migrate(ctx context.Context, p cli.Process, c *config.Relay) error {
 	db, err := postgres.Open(postgres.Options{DSN: c.Postgres.DSN, ApplicationName: "diehard-migrate"})
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	return postgres.Migrate(ctx, db.DB, p.Log, func(ctx context.Context) error {
+	return schema(c).Migrate(ctx, db.DB, p.Log, func(ctx context.Context) error {
 		return clickhouse.Migrate(ctx, sinkOptions(c), p.Log)
 	})
+}
+
+// printed are the schemas that migrate makes.
+var printed = []cli.Printed[*config.Relay]{
+	{Name: "postgres", Print: func(w io.Writer, c *config.Relay) error { return schema(c).Print(w) }},
+	{Name: "clickhouse", Print: func(w io.Writer, c *config.Relay) error {
+		return clickhouse.PrintMigrations(w, sinkOptions(c))
+	}},
 }

@@ -65,6 +65,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 			// is sent.
 			MaxBytes:     c.Relay.BatchMaxBytes / 2,
 			FlushTimeout: c.Relay.FlushTimeout,
+			Schema:       c.Postgres.Schema,
 		}),
 		Sink:            sink,
 		Published:       wake[outbox.Channel],
@@ -82,7 +83,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	})
 	started := make(chan struct{})
 	ready := []admin.Check{
-		{Name: "postgresql", Func: func(ctx context.Context) error { return postgres.CheckReady(ctx, db.DB) }},
+		{Name: "postgresql", Func: func(ctx context.Context) error { return schema(c).CheckReady(ctx, db.DB) }},
 		{Name: "delivery", Func: func(ctx context.Context) error {
 			select {
 			case <-started:
@@ -94,7 +95,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	}
 	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
 		func(ctx context.Context) error {
-			if err := p.AwaitSchema(ctx, db, make(chan struct{})); err != nil {
+			if err := p.AwaitSchema(ctx, db, schema(c), make(chan struct{})); err != nil {
 				return err
 			}
 			close(started)

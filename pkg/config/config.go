@@ -46,6 +46,7 @@ type Relay struct {
 // Postgres is how PostgreSQL is reached.
 type Postgres struct {
 	DSN          string
+	Schema       string
 	MaxOpenConns int
 }
 
@@ -239,6 +240,8 @@ func (c *Postgres) keys(maxOpenConns string, least int, usage string) []key {
 	return []key{
 		required(secret(maskDSN, text("postgres.dsn", &c.DSN, "",
 			"PostgreSQL: postgres://USER:PASSWORD@HOST:5432/DATABASE, or key=value pairs.", isPostgresDSN))),
+		text("postgres.schema", &c.Schema, "",
+			"Schema of Diehard's tables; empty is the first of the session's search_path.", isSchema),
 		integer("postgres.max_open_conns", &c.MaxOpenConns, maxOpenConns, least, 10_000, usage),
 	}
 }
@@ -347,6 +350,21 @@ func isPostgresDSN(value string) error {
 	}
 	if err := postgres.CheckDSN(value); err != nil {
 		return fmt.Errorf("is %w", err)
+	}
+	return nil
+}
+
+// maxIdentifierBytes is PostgreSQL's: it would cut a longer name off.
+const maxIdentifierBytes = 63
+
+func isSchema(value string) error {
+	switch {
+	case len(value) > maxIdentifierBytes:
+		return fmt.Errorf("is longer than %d bytes", maxIdentifierBytes)
+	case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' }):
+		return errors.New("is not plain text")
+	case strings.HasPrefix(value, "pg_") || value == "information_schema":
+		return fmt.Errorf("is %q, which PostgreSQL keeps for itself", value)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ type LoadOptions struct {
 	// Flags are parsed and hold what AddAPIFlags or AddRelayFlags has added.
 	// Those that were set override everything else. Nil is none.
 	Flags *pflag.FlagSet
+	// Offline is for a command that connects to nothing: required keys may be empty.
+	Offline bool
 }
 
 // Error says what is wrong with the configuration, in one line. It quotes no
@@ -106,7 +108,7 @@ func load(keys []key, o LoadOptions) error {
 			return problem(k.name, "is not a single value")
 		}
 		given = strings.TrimSpace(given)
-		if k.required && given == "" {
+		if k.required && given == "" && !o.Offline {
 			return problem(k.name, "is required")
 		}
 		if err := k.set(given); err != nil {

@@ -20,7 +20,7 @@ const (
 	CutBeforeCommit Point = "cut-before-commit"
 	CutCommitted    Point = "cut-committed"
 
-	SweepBeforeCommit   Point = "sweep-before-commit"   // the floor is lowered
+	WatermarkBeforeCommit   Point = "watermark-before-commit"   // the floor is lowered
 	HistoryBeforeCommit Point = "history-before-commit" // everything is suspect
 	HistoryCommitted    Point = "history-committed"
 
@@ -30,22 +30,22 @@ const (
 
 	FlushRead  Point = "flush-read"  // the events, into memory; the deadline runs
 	FlushBegun Point = "flush-begun" // the sink knows the statement, and no rows
-	FlushSent  Point = "flush-sent"  // and acknowledged
+	FlushAcknowledged  Point = "flush-acknowledged"  // and acknowledged
 
 	ResolveRead   Point = "resolve-read"   // the events' keys
-	ResolveFenced Point = "resolve-fenced" // no earlier send runs
-	ResolveAsked  Point = "resolve-asked"
-	ResentSent    Point = "resent-sent" // under the same token, and acknowledged
-	ResentFenced  Point = "resent-fenced"
-	ResentAsked   Point = "resent-asked"
+	ResolveWaited Point = "resolve-waited" // no earlier send runs
+	ResolveChecked  Point = "resolve-checked"
+	ReinsertAcknowledged    Point = "reinsert-acknowledged" // under the same token, and acknowledged
+	ReinsertWaited  Point = "reinsert-waited"
+	ReinsertChecked   Point = "reinsert-checked"
 
 	SettleDeleted       Point = "settle-deleted" // the events, in the transaction
 	SettleBeforeCommit  Point = "settle-before-commit"
 	SettleCommitted     Point = "settle-committed"
 	RetryBeforeCommit   Point = "retry-before-commit"
 	RetryCommitted      Point = "retry-committed"
-	RetokenBeforeCommit Point = "retoken-before-commit"
-	RetokenCommitted    Point = "retoken-committed"
+	RenewTokenBeforeCommit Point = "renew-token-before-commit"
+	RenewTokenCommitted    Point = "renew-token-committed"
 	ShrinkDeleted       Point = "shrink-deleted" // some of the events, in the transaction
 	ShrinkBeforeCommit  Point = "shrink-before-commit"
 	ShrinkCommitted     Point = "shrink-committed"
@@ -53,22 +53,22 @@ const (
 	SplitBeforeCommit   Point = "split-before-commit"
 	SplitCommitted      Point = "split-committed"
 
-	UnburyBeforeCommit Point = "unbury-before-commit" // dead letters are events again
-	UnburyCommitted    Point = "unbury-committed"     // and whoever asked for it knows nothing of it yet
+	RequeueBeforeCommit Point = "requeue-before-commit" // dead letters are events again
+	RequeueCommitted    Point = "requeue-committed"     // and whoever asked for it knows nothing of it yet
 )
 
 // All are all of them.
 var All = []Point{
 	KeyTaken, PublishBefore, PublishInserted, KeyKept, PublishCommitted,
 	CutLocked, CutWritten, CutBeforeCommit, CutCommitted,
-	SweepBeforeCommit, HistoryBeforeCommit, HistoryCommitted,
+	WatermarkBeforeCommit, HistoryBeforeCommit, HistoryCommitted,
 	ClaimBefore, ClaimMarked, ClaimLeased,
-	FlushRead, FlushBegun, FlushSent,
-	ResolveRead, ResolveFenced, ResolveAsked, ResentSent, ResentFenced, ResentAsked,
+	FlushRead, FlushBegun, FlushAcknowledged,
+	ResolveRead, ResolveWaited, ResolveChecked, ReinsertAcknowledged, ReinsertWaited, ReinsertChecked,
 	SettleDeleted, SettleBeforeCommit, SettleCommitted,
 	RetryBeforeCommit, RetryCommitted,
-	RetokenBeforeCommit, RetokenCommitted,
+	RenewTokenBeforeCommit, RenewTokenCommitted,
 	ShrinkDeleted, ShrinkBeforeCommit, ShrinkCommitted,
 	SplitDeleted, SplitBeforeCommit, SplitCommitted,
-	UnburyBeforeCommit, UnburyCommitted,
+	RequeueBeforeCommit, RequeueCommitted,
 }

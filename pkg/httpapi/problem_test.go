@@ -14,7 +14,6 @@ import (
 	"github.com/onsi/gomega/gbytes"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
-	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
@@ -155,7 +154,7 @@ var _ = Describe("Problems", func() {
 			dsn, err := own.CreateDatabase(ctx, "down")
 			Expect(err).NotTo(HaveOccurred())
 			ownDB := engines.OpenPostgres(dsn, nil)
-			Expect(postgres.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+			Expect(engines.Schema.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 			api := start(ctx, func(o *httpapi.Options) {
 				onDatabase(ownDB)(o)
 				// An answer that waits for the timeout would be another problem.

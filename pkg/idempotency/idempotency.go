@@ -39,6 +39,9 @@ type Options struct {
 	Log *slog.Logger
 	// TTL is how long an answer is kept; DefaultTTL by default.
 	TTL time.Duration
+	// Schema is the schema of the table of keys. If it is empty, the table is found by
+	// the session's search_path.
+	Schema string
 }
 
 // Keeper keeps answers under keys. It is safe for concurrent use by any number
@@ -47,6 +50,7 @@ type Keeper struct {
 	db  *sqlx.DB
 	log *slog.Logger
 	ttl time.Duration
+	sql func(string) string // puts the schema into a statement
 }
 
 // NewKeeper returns a Keeper.
@@ -57,7 +61,7 @@ func NewKeeper(o Options) *Keeper {
 	if o.TTL <= 0 {
 		o.TTL = DefaultTTL
 	}
-	return &Keeper{db: o.DB, log: o.Log, ttl: o.TTL}
+	return &Keeper{db: o.DB, log: o.Log, ttl: o.TTL, sql: postgres.InSchema(o.Schema)}
 }
 
 // Key is a client's key, and what it was used for.
@@ -88,7 +92,7 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answ
 	if answer, err = work(); err != nil {
 		return Answer{}, false, err
 	}
-	result, err := tx.ExecContext(ctx, keepSQL, key.Value, key.Fingerprint[:], answer.Status, answer.Location,
+	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Value, key.Fingerprint[:], answer.Status, answer.Location,
 		answer.Body, k.ttl.Seconds())
 	if err != nil {
 		return Answer{}, false, fmt.Errorf("keep the answer: %w", err)
@@ -111,16 +115,16 @@ const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idem
 // owner before has committed.
 const selectSQL = `
 SELECT fingerprint, status, location, body
-FROM idempotency_keys
+FROM {schema}idempotency_keys
 WHERE key = $1 AND expires_at > clock_timestamp()`
 
 const keepSQL = `
-INSERT INTO idempotency_keys (key, fingerprint, status, location, body, expires_at)
+INSERT INTO {schema}idempotency_keys (key, fingerprint, status, location, body, expires_at)
 VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second')
 ON CONFLICT (key) DO UPDATE
 SET fingerprint = excluded.fingerprint, status = excluded.status, location = excluded.location,
     body = excluded.body, expires_at = excluded.expires_at
-WHERE idempotency_keys.expires_at <= clock_timestamp()`
+WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
 
 // take locks the key until tx ends, and returns the answer that is kept under
 // it, if there is one.
@@ -136,7 +140,7 @@ func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (answer Answer,
 		Fingerprint []byte `db:"fingerprint"`
 		Answer
 	}
-	err = tx.GetContext(ctx, &kept, selectSQL, key.Value)
+	err = tx.GetContext(ctx, &kept, k.sql(selectSQL), key.Value)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return Answer{}, false, nil
@@ -158,9 +162,9 @@ const (
 
 // Of several processes each removes rows of its own.
 const cleanSQL = `
-DELETE FROM idempotency_keys
+DELETE FROM {schema}idempotency_keys
 WHERE key IN (
-    SELECT key FROM idempotency_keys
+    SELECT key FROM {schema}idempotency_keys
     WHERE expires_at <= clock_timestamp()
     ORDER BY expires_at
     LIMIT $1
@@ -183,7 +187,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 // Clean removes what has expired.
 func (k *Keeper) Clean(ctx context.Context) error {
 	for {
-		result, err := k.db.ExecContext(ctx, cleanSQL, cleanRows)
+		result, err := k.db.ExecContext(ctx, k.sql(cleanSQL), cleanRows)
 		if err != nil {
 			return fmt.Errorf("remove expired idempotency keys: %w", err)
 		}

@@ -38,7 +38,7 @@ func exampleDatabase(ctx context.Context) (db *sql.DB, stop func()) {
 	if err != nil {
 		panic(err)
 	}
-	if err := postgres.Migrate(ctx, pool.DB, slog.New(slog.DiscardHandler)); err != nil {
+	if err := engines.Schema.Migrate(ctx, pool.DB, slog.New(slog.DiscardHandler)); err != nil {
 		panic(err)
 	}
 	return pool.DB, func() {

@@ -5,8 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/lib/pq"
@@ -18,47 +20,59 @@ import (
 )
 
 const (
-	// versionTable is Diehard's own, for an application in the same database
-	// may have goose's default one.
-	versionTable = "diehard_db_version"
-	// migrationLock is an advisory lock's key: "diehard" in ASCII.
+	// migrationLock is the key of an advisory lock: "diehard" in ASCII.
 	migrationLock = 0x64696568617264
-	// migrationLockPoll is how often whoever waits for the lock tries again. It
-	// does not wait in the server, where the snapshot that waits would keep
-	// CREATE INDEX CONCURRENTLY from ever finishing.
+	// migrationLockPoll is the interval at which a process tries to get the lock. It
+	// does not wait in the server: the snapshot of a waiting statement would keep
+	// CREATE INDEX CONCURRENTLY from finishing.
 	migrationLockPoll = 200 * time.Millisecond
 )
 
-// Migrate brings the schema up to the version that this binary was built with,
-// and then runs each of the given functions. One process at a time does so, by
-// a lock in the database: side by side, the others wait and find nothing left
-// to do. A schema that is newer is left as it is.
+// Set is a set of tables with migrations and a version table of its own. An
+// application can adopt one without the others.
+type Set struct {
+	name         string
+	versionTable string
+	files        fs.FS
+}
+
+// The sets.
+var (
+	// Outbox has the tables that events are published into and delivered from.
+	Outbox = Set{"outbox", "diehard_outbox_version", migrations.Outbox}
+	// Users has the tables of the API.
+	Users = Set{"users", "diehard_users_version", migrations.Users}
+)
+
+// Schema is what a program needs in a database.
+type Schema struct {
+	// Name is the schema that the tables are in. If it is empty, they are found by
+	// the session's search_path, and created in its first schema.
+	Name string
+	Sets []Set
+	// Command is the command line that migrates the schema, for errors.
+	Command string
+}
+
+// Migrate brings the sets up to the versions that this program was built with, and
+// then calls each of the given functions. It creates the schema if there is none of
+// the name. One process at a time migrates, by a lock in the database: the others wait
+// and find nothing left to do. A set that is newer stays as it is.
 //
-// It takes two connections.
-func Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
-	provider, err := goose.NewProvider(goose.DialectPostgres, db, migrations.Postgres,
-		goose.WithTableName(versionTable), goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return fmt.Errorf("read the migrations: %w", err)
-	}
+// It needs two connections.
+func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
 	unlock, err := lockMigrations(ctx, db, log)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-
-	results, err := provider.Up(ctx)
-	if pqErr, ok := errors.AsType[*pq.Error](err); ok && pqErr.Code == pqerror.LockNotAvailable {
-		// The migrations' own lock_timeout: nothing of this one has happened.
-		return fmt.Errorf("migrate postgresql: another transaction holds a table that this one changes: "+
-			"wait for it or end it (pg_stat_activity shows which), and migrate again: %w", err)
+	if err := s.create(ctx, db); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("migrate postgresql: %w", err)
-	}
-	for _, result := range results {
-		log.InfoContext(ctx, "postgresql migrated",
-			"version", result.Source.Version, "duration", result.Duration)
+	for _, set := range s.Sets {
+		if err := s.migrate(ctx, db, log, set); err != nil {
+			return err
+		}
 	}
 	for _, step := range then {
 		if err := step(ctx); err != nil {
@@ -68,9 +82,131 @@ func Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(con
 	return nil
 }
 
-// lockMigrations waits for the lock. goose's own would not cover the creation
-// of the version table, and is held by a session, which a pooler that shares
-// connections by transaction would leave behind locked.
+// create creates the schema. It looks first, because IF NOT EXISTS asks for the right
+// to create one even if the schema exists.
+func (s Schema) create(ctx context.Context, db *sql.DB) error {
+	if s.Name == "" {
+		return nil
+	}
+	var exists bool
+	err := db.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", s.Name).Scan(&exists)
+	if err == nil && !exists {
+		_, err = db.ExecContext(ctx, s.createSQL())
+	}
+	if err != nil {
+		return fmt.Errorf("create the schema %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+func (s Schema) createSQL() string {
+	return "CREATE SCHEMA IF NOT EXISTS " + pq.QuoteIdentifier(s.Name)
+}
+
+func (s Schema) migrate(ctx context.Context, db *sql.DB, log *slog.Logger, set Set) error {
+	store, err := s.versions(set)
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider("", db, s.render(set), goose.WithStore(store), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return fmt.Errorf("read the migrations: %w", err)
+	}
+	results, err := provider.Up(ctx)
+	if refused, ok := errors.AsType[*pq.Error](err); ok {
+		switch refused.Code {
+		case pqerror.LockNotAvailable: // by the migration's own lock_timeout
+			return fmt.Errorf("migrate postgresql: another transaction holds a table that this migration changes: "+
+				"wait for its end, or end it (pg_stat_activity shows it), and migrate again: %w", err)
+		case pqerror.DuplicateTable:
+			return fmt.Errorf("migrate postgresql: another application's table has the name of one of Diehard's: "+
+				"name a schema in postgres.schema: %w", err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("migrate postgresql: %w", err)
+	}
+	for _, result := range results {
+		log.InfoContext(ctx, "postgresql migrated",
+			"tables", set.name, "version", result.Source.Version, "duration", result.Duration)
+	}
+	return nil
+}
+
+// render returns the set's migrations with the schema's name in them.
+func (s Schema) render(set Set) fs.FS {
+	inSchema := InSchema(s.Name)
+	return migrations.Render(set.files, func(text string) (string, error) { return inSchema(text), nil })
+}
+
+// versions is the record of the migrations that have run. goose's own is the same, but
+// does not find a table whose name is quoted.
+type versions struct {
+	database.Store
+
+	table string
+}
+
+func (s Schema) versions(set Set) (versions, error) {
+	table := InSchema(s.Name)("{schema}" + set.versionTable)
+	store, err := database.NewStore(database.DialectPostgres, table)
+	if err != nil {
+		return versions{}, fmt.Errorf("read the schema's version: %w", err)
+	}
+	return versions{store, table}, nil
+}
+
+// TableExists implements database.StoreExtender.
+func (v versions) TableExists(ctx context.Context, db database.DBTxConn) (exists bool, err error) {
+	err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", v.table).Scan(&exists)
+	return exists, err //nolint:wrapcheck // goose says what it was doing
+}
+
+// Print writes the statements that Migrate executes in an empty database, for people
+// and tools that execute them by themselves. Migrate and Check accept what they make.
+func (s Schema) Print(w io.Writer) error {
+	var text strings.Builder
+	if s.Name != "" {
+		fmt.Fprintf(&text, "%s;\n", s.createSQL())
+	}
+	for _, set := range s.Sets {
+		if err := s.print(&text, set); err != nil {
+			return err
+		}
+	}
+	_, err := io.WriteString(w, text.String())
+	return err //nolint:wrapcheck // the writer's own
+}
+
+func (s Schema) print(text *strings.Builder, set Set) error {
+	store, err := s.versions(set)
+	if err != nil {
+		return err
+	}
+	all, err := migrations.Versions(s.render(set))
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(text, "\n-- The record of the migrations of the tables for %s.\n", set.name)
+	fmt.Fprintf(text, `CREATE TABLE %s (
+    id         integer PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
+    version_id bigint NOT NULL,
+    is_applied boolean NOT NULL,
+    tstamp     timestamp NOT NULL DEFAULT now()
+);
+INSERT INTO %s (version_id, is_applied) VALUES (0, true);
+`, store.table, store.table)
+	for _, version := range all {
+		fmt.Fprintf(text, "\n-- Version %d.\n\n%s\n\nINSERT INTO %s (version_id, is_applied) VALUES (%d, true);\n",
+			version.Number, version.SQL, store.table, version.Number)
+	}
+	return nil
+}
+
+// lockMigrations waits for the lock. A transaction holds it, not a session: a pooler
+// that shares connections by transaction would leave a session's lock behind. goose's
+// locker by a table would add that table to the application's database, and keep others
+// waiting for its lease after a crash.
 func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock func(), err error) {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
@@ -96,7 +232,7 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 			return release, nil
 		}
 		if !waiting {
-			log.InfoContext(ctx, "another process is migrating: waiting for it")
+			log.InfoContext(ctx, "waiting for another process's migration")
 		}
 		select {
 		case <-time.After(migrationLockPoll):
@@ -106,48 +242,62 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 	}
 }
 
-// SchemaTooOldError says that the database lacks migrations that this binary
-// was built with.
+// SchemaTooOldError says that the database lacks migrations that this program was
+// built with.
 type SchemaTooOldError struct {
+	// Tables is the name of the set: outbox or users.
+	Tables     string
 	Have, Need int64
+	// Command migrates the schema.
+	Command string
 }
 
 // Error implements error.
 func (e *SchemaTooOldError) Error() string {
-	return fmt.Sprintf("the schema in postgresql is too old: this binary needs version %d and found %d; "+
-		"`api migrate` brings it up to date", e.Need, e.Have)
+	return fmt.Sprintf("the tables for %s in postgresql are too old: this program needs version %d and found %d; "+
+		"`%s` brings them up to date", e.Tables, e.Need, e.Have, e.Command)
 }
 
-// CheckSchema returns a *SchemaTooOldError where this binary cannot work with
-// the schema, and any other error where it could not be asked. A newer schema
-// is fine, since migrations expand before they contract; it is logged.
-func CheckSchema(ctx context.Context, db *sql.DB, log *slog.Logger) error {
-	need, err := newestMigration()
-	if err != nil {
-		return err
-	}
-	store, err := database.NewStore(database.DialectPostgres, versionTable)
-	if err != nil {
-		return fmt.Errorf("read the schema's version: %w", err)
-	}
-	have, err := store.GetLatestVersion(ctx, db)
-	switch {
-	case isUndefinedTable(err), errors.Is(err, database.ErrVersionNotFound):
-		return &SchemaTooOldError{Have: 0, Need: need}
-	case err != nil:
-		return fmt.Errorf("read the schema's version: %w", err)
-	case have < need:
-		return &SchemaTooOldError{Have: have, Need: need}
-	case have > need:
-		log.WarnContext(ctx, "the schema in postgresql is newer than this binary", "have", have, "need", need)
+// Check returns a *SchemaTooOldError if this program cannot work with the schema, and
+// any other error if it could not be read. A newer schema is fine, because migrations
+// expand before they contract; it is logged.
+func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
+	for _, set := range s.Sets {
+		need, err := set.newest()
+		if err != nil {
+			return err
+		}
+		have, err := s.version(ctx, db, set)
+		switch {
+		case err != nil:
+			return fmt.Errorf("read the schema's version: %w", err)
+		case have < need:
+			return &SchemaTooOldError{Tables: set.name, Have: have, Need: need, Command: s.Command}
+		case have > need:
+			log.WarnContext(ctx, "the schema in postgresql is newer than this program",
+				"tables", set.name, "have", have, "need", need)
+		}
 	}
 	return nil
 }
 
-// CheckReady returns nil where the server answers, takes writes and has a
-// schema that this binary can work with, and otherwise why not.
-func CheckReady(ctx context.Context, db *sql.DB) error {
-	if err := CheckSchema(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
+// version returns the set's version in the database, or 0 if there is none.
+func (s Schema) version(ctx context.Context, db *sql.DB, set Set) (int64, error) {
+	store, err := s.versions(set)
+	if err != nil {
+		return 0, err
+	}
+	version, err := store.GetLatestVersion(ctx, db)
+	if isUndefinedTable(err) || errors.Is(err, database.ErrVersionNotFound) {
+		return 0, nil
+	}
+	return version, err //nolint:wrapcheck // Check says what was being done
+}
+
+// CheckReady returns nil if the server answers, takes writes and has a schema that
+// this program can work with, and otherwise the reason.
+func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
+	if err := s.Check(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	var readOnly string
@@ -164,21 +314,14 @@ var errReadOnly = errors.New("postgresql takes no writes: it is a standby, or se
 
 func isUndefinedTable(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)
-	return ok && server.Code == pqerror.UndefinedTable
+	return ok && (server.Code == pqerror.UndefinedTable || server.Code == pqerror.InvalidSchemaName)
 }
 
-func newestMigration() (int64, error) {
-	names, err := fs.Glob(migrations.Postgres, "*.sql")
+// newest returns the version that this program was built with.
+func (s Set) newest() (int64, error) {
+	all, err := migrations.Versions(s.files)
 	if err != nil {
-		return 0, fmt.Errorf("read the migrations: %w", err)
+		return 0, err
 	}
-	var newest int64
-	for _, name := range names {
-		version, err := goose.NumericComponent(name)
-		if err != nil {
-			return 0, fmt.Errorf("read the migrations: %w", err)
-		}
-		newest = max(newest, version)
-	}
-	return newest, nil
+	return all[len(all)-1].Number, nil
 }

@@ -4,19 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
-	"github.com/pressly/goose/v3"
 	"golang.org/x/sync/errgroup"
 
-	migrations "github.com/diehard-outbox/diehard/db"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
@@ -25,22 +24,20 @@ var _ = Describe("the schema", func() {
 		dsn    string
 		db     *sqlx.DB
 		quiet  = slog.New(slog.DiscardHandler)
-		newest int64
+		schema = postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}, Command: "api migrate"}
 	)
+
+	const newest = 1 // of each set
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = newDatabase(ctx)
 		db = open(postgres.Options{DSN: dsn})
-		files, err := fs.Glob(migrations.Postgres, "*.sql")
-		Expect(err).NotTo(HaveOccurred())
-		_, err = fmt.Sscanf(files[len(files)-1], "%d_", &newest)
-		Expect(err).NotTo(HaveOccurred())
 	})
 
 	applied := func(ctx context.Context) (versions []int64) {
 		GinkgoHelper()
 		Expect(db.SelectContext(ctx, &versions,
-			"SELECT version_id FROM diehard_db_version WHERE version_id > 0 ORDER BY id")).To(Succeed())
+			"SELECT version_id FROM diehard_outbox_version WHERE version_id > 0 ORDER BY id")).To(Succeed())
 		return versions
 	}
 
@@ -50,7 +47,7 @@ var _ = Describe("the schema", func() {
 		for range 6 {
 			own := open(postgres.Options{DSN: dsn, MaxOpenConns: 2})
 			group.Go(func() error {
-				return postgres.Migrate(ctx, own.DB, quiet, func(context.Context) error {
+				return schema.Migrate(ctx, own.DB, quiet, func(context.Context) error {
 					defer running.Add(-1)
 					if running.Add(1) > 1 {
 						return errors.New("two at once")
@@ -62,15 +59,15 @@ var _ = Describe("the schema", func() {
 		}
 		Expect(group.Wait()).To(Succeed())
 		Expect(steps.Load()).To(BeEquivalentTo(6))
-		Expect(applied(ctx)).To(HaveLen(int(newest)))
-		Expect(postgres.CheckSchema(ctx, db.DB, quiet)).To(Succeed())
+		Expect(applied(ctx)).To(HaveLen(newest))
+		Expect(schema.Check(ctx, db.DB, quiet)).To(Succeed())
 	})
 
 	It("says that another process is migrating, and stops waiting with its context", func(ctx SpecContext) {
 		holding, release := make(chan struct{}), make(chan struct{})
 		first := make(chan error, 1)
 		go func() {
-			first <- postgres.Migrate(ctx, db.DB, quiet, func(context.Context) error {
+			first <- schema.Migrate(ctx, db.DB, quiet, func(context.Context) error {
 				close(holding)
 				<-release
 				return nil
@@ -81,8 +78,8 @@ var _ = Describe("the schema", func() {
 		waiting, cancel := context.WithCancel(ctx)
 		log, lines := logs()
 		second := make(chan error, 1)
-		go func() { second <- postgres.Migrate(waiting, open(postgres.Options{DSN: dsn}).DB, log) }()
-		Eventually(lines).Should(gbytes.Say("another process is migrating"))
+		go func() { second <- schema.Migrate(waiting, open(postgres.Options{DSN: dsn}).DB, log) }()
+		Eventually(lines).Should(gbytes.Say("waiting for another process's migration"))
 		Consistently(second, "300ms").ShouldNot(Receive())
 		cancel()
 		Eventually(second).Should(Receive(MatchError(ContainSubstring("canceled"))))
@@ -93,73 +90,138 @@ var _ = Describe("the schema", func() {
 
 	It("returns the error of what follows, and gives the lock back", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
-		Expect(postgres.Migrate(ctx, db.DB, quiet, func(context.Context) error { return failure })).
+		Expect(schema.Migrate(ctx, db.DB, quiet, func(context.Context) error { return failure })).
 			To(MatchError(failure))
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-	})
-
-	It("is left as it is rather than to wait for a table that somebody holds", SpecTimeout(time.Minute), func(ctx SpecContext) {
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		provider, err := goose.NewProvider(goose.DialectPostgres, db.DB, migrations.Postgres,
-			goose.WithTableName("diehard_db_version"), goose.WithDisableGlobalRegistry(true))
-		Expect(err).NotTo(HaveOccurred())
-		for _, version := range []int64{3, 5} {
-			_, err = provider.DownTo(ctx, version-1)
-			Expect(err).NotTo(HaveOccurred())
-			holder := db.MustBeginTx(ctx, nil)
-			DeferCleanup(func() { _ = holder.Rollback() })
-			holder.MustExecContext(ctx, "LOCK TABLE outbox_events IN ACCESS SHARE MODE")
-
-			Expect(postgres.Migrate(ctx, db.DB, quiet)).To(MatchError(And(
-				ContainSubstring("another transaction holds a table"), ContainSubstring("version:%d", version))))
-			Expect(postgres.CheckSchema(ctx, db.DB, quiet)).To(
-				MatchError(&postgres.SchemaTooOldError{Have: version - 1, Need: newest}))
-
-			Expect(holder.Rollback()).To(Succeed())
-			Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		}
+		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
 	})
 
 	It("is too old before it is migrated", func(ctx SpecContext) {
-		err := postgres.CheckSchema(ctx, db.DB, quiet)
+		err := schema.Check(ctx, db.DB, quiet)
 		tooOld, ok := errors.AsType[*postgres.SchemaTooOldError](err)
 		Expect(ok).To(BeTrue(), "%v", err)
-		Expect(*tooOld).To(Equal(postgres.SchemaTooOldError{Have: 0, Need: newest}))
+		Expect(*tooOld).To(Equal(postgres.SchemaTooOldError{Tables: "outbox", Have: 0, Need: newest, Command: "api migrate"}))
 		Expect(err).To(MatchError(And(
 			ContainSubstring("needs version %d and found 0", newest), ContainSubstring("`api migrate`"))))
-		Expect(postgres.CheckReady(ctx, db.DB)).To(MatchError(err.Error()))
+		Expect(schema.CheckReady(ctx, db.DB)).To(MatchError(err.Error()))
 	})
 
 	It("is too old when a migration is missing", func(ctx SpecContext) {
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		_, err := db.ExecContext(ctx, "DELETE FROM diehard_db_version WHERE version_id = $1", newest)
+		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		_, err := db.ExecContext(ctx, "DELETE FROM diehard_users_version WHERE version_id = $1", newest)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(postgres.CheckSchema(ctx, db.DB, quiet)).To(
-			MatchError(&postgres.SchemaTooOldError{Have: newest - 1, Need: newest}))
+		Expect(schema.Check(ctx, db.DB, quiet)).To(
+			MatchError(&postgres.SchemaTooOldError{Tables: "users", Have: newest - 1, Need: newest, Command: "api migrate"}))
 	})
 
 	It("may be newer, which is logged, and is not touched then", func(ctx SpecContext) {
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		_, err := db.ExecContext(ctx, "INSERT INTO diehard_db_version (version_id, is_applied) VALUES ($1, true)", newest+7)
+		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		_, err := db.ExecContext(ctx, "INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES ($1, true)", newest+7)
 		Expect(err).NotTo(HaveOccurred())
 
 		log, lines := logs()
-		Expect(postgres.CheckSchema(ctx, db.DB, log)).To(Succeed())
-		Expect(lines).To(gbytes.Say(`level=WARN msg=".*newer.*" have=%d need=%d`, newest+7, newest))
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		Expect(applied(ctx)).To(HaveLen(int(newest) + 1))
+		Expect(schema.Check(ctx, db.DB, log)).To(Succeed())
+		Expect(lines).To(gbytes.Say(`level=WARN msg=".*newer.*" tables=outbox have=%d need=%d`, newest+7, newest))
+		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		Expect(applied(ctx)).To(HaveLen(newest + 1))
 	})
 
 	It("is ready when it can be written to", func(ctx SpecContext) {
-		Expect(postgres.Migrate(ctx, db.DB, quiet)).To(Succeed())
-		Expect(postgres.CheckReady(ctx, db.DB)).To(Succeed())
+		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		Expect(schema.CheckReady(ctx, db.DB)).To(Succeed())
 
 		standby := open(postgres.Options{DSN: dsn, Session: map[string]string{"default_transaction_read_only": "on"}})
-		Expect(postgres.CheckReady(ctx, standby.DB)).To(MatchError(ContainSubstring("takes no writes")))
+		Expect(schema.CheckReady(ctx, standby.DB)).To(MatchError(ContainSubstring("takes no writes")))
 	})
 
 	It("is not taken for old when the server does not answer", func(ctx SpecContext) {
-		err := postgres.CheckSchema(ctx, open(postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}).DB, quiet)
+		err := schema.Check(ctx, open(postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}).DB, quiet)
 		Expect(postgres.IsUnavailable(err)).To(BeTrue(), "%v", err)
 	})
+
+	Describe("beside another application's tables", func() {
+		outbox := postgres.Schema{Sets: []postgres.Set{postgres.Outbox}, Command: "relay migrate"}
+
+		It("brings the outbox alone, and leaves a table of users as it is", func(ctx SpecContext) {
+			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
+			db.MustExecContext(ctx, "INSERT INTO users VALUES ('ada')")
+			Expect(outbox.Migrate(ctx, db.DB, quiet)).To(Succeed())
+			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed())
+			var names []string
+			Expect(db.SelectContext(ctx, &names, "SELECT name FROM users")).To(Succeed())
+			Expect(names).To(Equal([]string{"ada"}))
+			Expect(schema.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("the tables for users in postgresql are too old")))
+		})
+
+		It("says what to do if a table has the name of one of ours", func(ctx SpecContext) {
+			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
+			Expect(schema.Migrate(ctx, db.DB, quiet)).To(MatchError(And(
+				ContainSubstring("another application's table"), ContainSubstring("postgres.schema"), ContainSubstring(`"users"`))))
+			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed(), "the set before it is complete")
+		})
+
+		DescribeTable("goes into a schema of its own",
+			func(ctx SpecContext, name string) {
+				db.MustExecContext(ctx, "CREATE TABLE users (name text)")
+				named := schema
+				named.Name = name
+				Expect(named.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("needs version 1 and found 0")))
+				for range 2 {
+					Expect(named.Migrate(ctx, db.DB, quiet)).To(Succeed())
+				}
+				Expect(named.CheckReady(ctx, db.DB)).To(Succeed())
+				var tables []string
+				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", name)).To(Succeed())
+				Expect(tables).To(Equal([]string{
+					"diehard_outbox_version", "diehard_users_version", "idempotency_keys",
+					"outbox_batches", "outbox_cursor", "outbox_dead_letters", "outbox_events", "outbox_history", "users",
+				}))
+				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).To(Succeed())
+				Expect(tables).To(Equal([]string{"users"}))
+
+				By("binding diehard_publish to it")
+				db.MustExecContext(ctx, "SELECT "+pq.QuoteIdentifier(name)+".diehard_publish('order_placed', '{}')")
+				var events int
+				Expect(db.GetContext(ctx, &events, "SELECT count(*) FROM "+pq.QuoteIdentifier(name)+".outbox_events")).To(Succeed())
+				Expect(events).To(Equal(1))
+			},
+			Entry("with a plain name", "diehard"),
+			Entry("with a name that needs quotes", `The "Shop"'s; DROP.Events`),
+		)
+
+		It("needs no right to create a schema that exists", func(ctx SpecContext) {
+			role := fmt.Sprintf("migrator_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+			db.MustExecContext(ctx, "CREATE ROLE "+role)
+			DeferCleanup(func(ctx SpecContext) {
+				db.MustExecContext(ctx, "DROP OWNED BY "+role)
+				db.MustExecContext(ctx, "DROP ROLE "+role)
+			})
+			db.MustExecContext(ctx, "CREATE SCHEMA events AUTHORIZATION "+role)
+			own := open(postgres.Options{DSN: dsn, Session: map[string]string{"role": role}})
+			named := outbox
+			named.Name = "events"
+			db.MustExecContext(ctx, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role)
+			Expect(named.Migrate(ctx, own.DB, quiet)).To(Succeed())
+			named.Name = "another"
+			Expect(named.Migrate(ctx, own.DB, quiet)).To(MatchError(And(
+				ContainSubstring("create the schema another"), ContainSubstring("permission denied"))))
+		})
+	})
+
+	DescribeTable("may be made by hand, from what is printed",
+		func(ctx SpecContext, name string) {
+			named := schema
+			named.Name = name
+			var printed strings.Builder
+			Expect(named.Print(&printed)).To(Succeed())
+			_, err := db.ExecContext(ctx, printed.String())
+			Expect(err).NotTo(HaveOccurred())
+			Expect(named.Check(ctx, db.DB, quiet)).To(Succeed())
+			log, lines := logs()
+			Expect(named.Migrate(ctx, db.DB, log)).To(Succeed())
+			Expect(lines.Contents()).To(BeEmpty(), "nothing was left to migrate")
+			Expect(printed.String()).NotTo(Or(ContainSubstring("goose"), ContainSubstring("DROP"), ContainSubstring("{schema")))
+		},
+		Entry("in the search_path", ""),
+		Entry("in a schema", `The "Shop"'s`),
+	)
 })

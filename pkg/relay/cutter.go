@@ -26,7 +26,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		work := true
 		var err error
 		if time.Since(lastLook) >= r.o.PollInterval {
-			if work, err = r.o.Store.Look(ctx); err == nil {
+			if work, err = r.o.Store.Poll(ctx); err == nil {
 				lastLook = time.Now()
 				if work {
 					r.work.send(r.o.Workers)

@@ -14,7 +14,7 @@ const (
 	resultSettled   = "settled"   // the first send was acknowledged
 	resultResolved  = "resolved"  // asking the sink found the batch delivered
 	resultRetried   = "retried"   // given back after an error
-	resultRetokened = "retokened" // given back under a new token
+	resultTokenRenewed = "token_renewed" // given back under a new token
 	resultSplit     = "split"     // replaced by other batches
 	resultReleased  = "released"  // let go at a stop, or lost with PostgreSQL
 )
@@ -36,10 +36,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 		}, []string{"result"}),
 		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_batches_total",
-			Help: "Attempts at batches, by result: settled, resolved, retried, retokened, split, released.",
+			Help: "Attempts at batches, by result: settled, resolved, retried, token_renewed, split, released.",
 		}, []string{"result"}),
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "diehard_relay_events_sent_total",
+			Name: "diehard_relay_events_attempted_total",
 			Help: "Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.",
 		}),
 		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -62,7 +62,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 		m.events.WithLabelValues(result)
 	}
 	for _, result := range []string{
-		resultSettled, resultResolved, resultRetried, resultRetokened, resultSplit, resultReleased,
+		resultSettled, resultResolved, resultRetried, resultTokenRenewed, resultSplit, resultReleased,
 	} {
 		m.batches.WithLabelValues(result)
 	}

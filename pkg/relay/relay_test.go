@@ -314,14 +314,14 @@ diehard_outbox_backlog_events 0
 # HELP diehard_relay_circuit_open 1 while this relay sends nothing because the sink takes no inserts.
 # TYPE diehard_relay_circuit_open gauge
 diehard_relay_circuit_open 0
-# HELP diehard_relay_events_sent_total Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.
-# TYPE diehard_relay_events_sent_total counter
-diehard_relay_events_sent_total 7
+# HELP diehard_relay_events_attempted_total Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.
+# TYPE diehard_relay_events_attempted_total counter
+diehard_relay_events_attempted_total 7
 # HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead.
 # TYPE diehard_relay_events_total counter
 diehard_relay_events_total{result="dead"} 0
 diehard_relay_events_total{result="delivered"} 7
-`), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_sent_total", "diehard_relay_events_total")).To(Succeed())
+`), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_attempted_total", "diehard_relay_events_total")).To(Succeed())
 		})
 	})
 
@@ -367,7 +367,7 @@ diehard_relay_events_total{result="delivered"} 7
 			})
 			start()
 			expectOnce(ctx, 10)
-			Expect(batches("retokened")).To(Equal(1))
+			Expect(batches("token_renewed")).To(Equal(1))
 		})
 
 		It("waits while the dead worker's send is still running at the sink", func(ctx SpecContext) {
@@ -380,7 +380,7 @@ diehard_relay_events_total{result="delivered"} 7
 				go func() {
 					sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events})
 				}()
-				Eventually(ctx, clickHouse.Running).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
+				Eventually(ctx, clickHouse.InFlight).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
 			})
 			start()
 			expectOnce(ctx, 3)
@@ -393,8 +393,8 @@ diehard_relay_events_total{result="delivered"} 7
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
 			// The failover lost the cut: the events are back in no manifest.
 			db.MustExec("DELETE FROM outbox_batches")
-			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
-			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			db.MustExec("UPDATE outbox_cursor SET low_watermark = 0, next_low_watermark = 0, high_watermark = 0")
+			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 			s = store.New(db, store.Options{FlushTimeout: time.Second})
 			start()
 			expectOnce(ctx, 10)
@@ -408,11 +408,11 @@ diehard_relay_events_total{result="delivered"} 7
 			sent := make(chan error, 1)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				go func() { sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
-				Eventually(ctx, clickHouse.Running).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
+				Eventually(ctx, clickHouse.InFlight).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
 			})
 			db.MustExec("DELETE FROM outbox_batches")
-			db.MustExec("UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
-			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			db.MustExec("UPDATE outbox_cursor SET low_watermark = 0, next_low_watermark = 0, high_watermark = 0")
+			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 			s = store.New(db, store.Options{FlushTimeout: 3 * time.Second})
 			start()
 			Eventually(ctx, sent).WithTimeout(patience).Should(Receive(Succeed()))
@@ -527,7 +527,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(delivery.StartTimestamp).To(BeTemporally("~", published, time.Minute))
 			Expect(delivery.Timestamp).To(BeTemporally("~", time.Now(), time.Minute))
 			trace := delivery.Contexts.Trace
-			Expect(traceparent(1, "01")).To(Equal("00-" + trace.TraceID + "-" + trace.ParentSpanID + "-01"))
+			Expect(traceparent(1, "01").String()).To(Equal("00-" + trace.TraceID + "-" + trace.ParentSpanID + "-01"))
 			Expect(trace.Op).To(Equal("queue.process"))
 			Expect(trace.Status).To(Equal("ok"))
 			Expect(trace.Data).To(MatchAllKeys(Keys{
@@ -697,9 +697,9 @@ diehard_relay_events_total{result="delivered"} 7
 			// too slow to take its lease within the second.
 			probes := clickHouse.checks.Load()
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
-			var sends int
-			Expect(db.Get(&sends, "SELECT coalesce(max(sends), 0) FROM outbox_batches")).To(Succeed())
-			Expect(sends).To(BeNumerically("<", 6))
+			var attempts int
+			Expect(db.Get(&attempts, "SELECT coalesce(max(attempts), 0) FROM outbox_batches")).To(Succeed())
+			Expect(attempts).To(BeNumerically("<", 6))
 
 			engines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE elsewhere TO event_log")
 			expectOnce(ctx, 10)
@@ -717,7 +717,7 @@ diehard_relay_events_total{result="delivered"} 7
 			probes := clickHouse.checks.Load()
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
 			var tried int
-			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE sends > 0")).To(Succeed())
+			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE attempts > 0")).To(Succeed())
 			Expect(tried).To(BeNumerically("<", 20), "batches that were sent, of as many as there is room for")
 
 			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
@@ -780,7 +780,7 @@ diehard_relay_events_total{result="delivered"} 7
 		s = store.New(db, store.Options{MaxRows: 3})
 		publishMany(ctx, 12)
 		running := start(func(o *relay.Options) { o.Workers = 1 })
-		Eventually(ctx, clickHouse.Running).WithArguments(ctx, anyToken(ctx, db)).WithTimeout(patience).Should(BeTrue())
+		Eventually(ctx, clickHouse.InFlight).WithArguments(ctx, anyToken(ctx, db)).WithTimeout(patience).Should(BeTrue())
 		running.stop()
 		Eventually(ctx, running.ended).WithTimeout(patience).Should(Receive(BeNil()))
 
@@ -807,7 +807,7 @@ func traceparent(n int, flags string) outbox.Traceparent {
 func anyToken(ctx context.Context, db *sqlx.DB) (token string) {
 	GinkgoHelper()
 	Eventually(ctx, func() error {
-		return db.Get(&token, "SELECT token FROM outbox_batches WHERE sends > 0 LIMIT 1")
+		return db.Get(&token, "SELECT token FROM outbox_batches WHERE attempts > 0 LIMIT 1")
 	}).WithTimeout(patience).Should(Succeed())
 	return token
 }
@@ -841,9 +841,9 @@ func (s *observedSink) Check(ctx context.Context) error {
 	return s.Sink.Check(ctx)
 }
 
-func (s *observedSink) Running(ctx context.Context, token string) (bool, error) {
+func (s *observedSink) InFlight(ctx context.Context, token string) (bool, error) {
 	s.questions.Add(1)
-	return s.Sink.Running(ctx, token)
+	return s.Sink.InFlight(ctx, token)
 }
 
 func (s *observedSink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {

@@ -117,7 +117,7 @@ func (d *delivery) report(t *traces, acknowledged time.Time) {
 		transaction.SetData("batch_id", d.lease.ID.String())
 		transaction.SetData("events", trace.events)
 		transaction.SetData("event_types", trace.types)
-		transaction.SetData("attempt", d.lease.Sends)
+		transaction.SetData("attempt", d.lease.Attempts)
 		// https://docs.sentry.io/platforms/go/tracing/instrumentation/custom-instrumentation/queues-module/
 		transaction.SetData("messaging.destination.name", "outbox_events")
 		transaction.SetData("messaging.message.receive.latency", max(0, d.start.Sub(published).Milliseconds()))

@@ -69,7 +69,7 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	ctx = transaction.Context()
 	d := &delivery{
 		Relay: r, lease: lease,
-		log:   r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Sends),
+		log:   r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Attempts),
 		start: time.Now(),
 		skew:  time.Until(lease.DatabaseTime),
 	}
@@ -106,7 +106,7 @@ func (e sinkError) Unwrap() error { return e.error }
 // run sends the batch if nobody has, and otherwise finds out what became of
 // the earlier sends first. An error that it returns has left the lease open.
 func (d *delivery) run(ctx context.Context) (result string, err error) {
-	if d.lease.Sends > 1 {
+	if d.lease.Attempts > 1 {
 		return d.resolve(ctx, nil)
 	}
 	events, err := d.insert(ctx)
@@ -126,7 +126,7 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 // the data as its cause changes the batch.
 func (d *delivery) failed(ctx context.Context, err error) (string, error) {
 	if bad, ok := errors.AsType[*sink.BadEventsError](err); ok {
-		return d.buryBad(ctx, bad)
+		return d.deadLetterBad(ctx, bad)
 	}
 	if sink.ClassOf(err) == sink.Permanent {
 		return d.resolve(ctx, err)
@@ -170,7 +170,7 @@ func (d *delivery) insert(ctx context.Context) (*delivered, error) {
 	if err != nil {
 		return nil, sinkError{err}
 	}
-	failpoint.At(failpoint.FlushSent)
+	failpoint.At(failpoint.FlushAcknowledged)
 	d.metrics.rows.Observe(float64(d.lease.Events))
 	d.circuit.succeeded(ctx)
 	d.relieved()
@@ -196,26 +196,26 @@ func (d *delivery) acknowledged(events *delivered) {
 // ended at the sink.
 var errStillRunning = errors.New("an earlier send of the batch is still running at the sink")
 
-const fenceInterval = 250 * time.Millisecond
+const inFlightPoll = 250 * time.Millisecond
 
-// fence waits until no send of the batch is running at the sink, for one
+// awaitInserts waits until no send of the batch is running at the sink, for one
 // flush's time at most. It begins with a sign of life in the lease: the server
 // ends one that is idle for much longer than a flush takes.
-func (d *delivery) fence(ctx context.Context) error {
+func (d *delivery) awaitInserts(ctx context.Context) error {
 	if err := d.lease.Verify(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
 	for {
-		running, err := d.o.Sink.Running(ctx, d.lease.Token)
+		running, err := d.o.Sink.InFlight(ctx, d.lease.Token)
 		switch {
 		case err != nil:
 			return sinkError{err}
 		case !running:
 			return nil
 		}
-		pause(ctx, fenceInterval)
+		pause(ctx, inFlightPoll)
 		if ctx.Err() != nil {
 			return sinkError{errStillRunning}
 		}
@@ -254,12 +254,12 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return "", err
 	}
 	failpoint.At(failpoint.ResolveRead)
-	if err := d.fence(ctx); err != nil {
+	if err := d.awaitInserts(ctx); err != nil {
 		return "", err
 	}
-	failpoint.At(failpoint.ResolveFenced)
+	failpoint.At(failpoint.ResolveWaited)
 	there, missing, err := d.look(ctx, records)
-	failpoint.At(failpoint.ResolveAsked)
+	failpoint.At(failpoint.ResolveChecked)
 	switch {
 	case err != nil:
 		return "", err
@@ -291,14 +291,14 @@ func (d *delivery) sendAgain(ctx context.Context, records []store.Record) (strin
 	if _, err := d.insert(ctx); err != nil {
 		return d.failed(ctx, err)
 	}
-	failpoint.At(failpoint.ResentSent)
+	failpoint.At(failpoint.ReinsertAcknowledged)
 	// An earlier send may have begun late.
-	if err := d.fence(ctx); err != nil {
+	if err := d.awaitInserts(ctx); err != nil {
 		return "", err
 	}
-	failpoint.At(failpoint.ResentFenced)
+	failpoint.At(failpoint.ReinsertWaited)
 	there, missing, err := d.look(ctx, records)
-	failpoint.At(failpoint.ResentAsked)
+	failpoint.At(failpoint.ReinsertChecked)
 	switch {
 	case err != nil:
 		return "", err
@@ -309,17 +309,17 @@ func (d *delivery) sendAgain(ctx context.Context, records []store.Record) (strin
 	}
 	// The sink knows the token, but not the rows: it died between the two.
 	d.log.WarnContext(ctx, "the sink has lost the batch behind its token: it goes again under a new one")
-	if err := d.lease.Retoken(ctx, errBurned); err != nil {
+	if err := d.lease.RenewToken(ctx, errRowsMissing); err != nil {
 		return "", err
 	}
 	d.work.send(1)
-	return resultRetokened, nil
+	return resultTokenRenewed, nil
 }
 
 // check asks whether the sink still keeps its promise. From a re-send on the
 // token alone guards against an earlier send that begins late, so a destination
 // that was changed since the relay's start is noticed here at the latest. It
-// begins with a sign of life in the lease, as fence does.
+// begins with a sign of life in the lease, as awaitInserts does.
 func (d *delivery) check(ctx context.Context) error {
 	if err := d.lease.Verify(ctx); err != nil {
 		return err
@@ -332,7 +332,7 @@ func (d *delivery) check(ctx context.Context) error {
 	return nil
 }
 
-var errBurned = errors.New("the sink acknowledged the token without the rows")
+var errRowsMissing = errors.New("the sink acknowledged the token without the rows")
 
 // found settles a batch that the sink turned out to hold.
 func (d *delivery) found(ctx context.Context, records []store.Record) (string, error) {
@@ -368,7 +368,7 @@ func among(records []store.Record, ids []int64) []store.Record {
 // that is the cause.
 func (d *delivery) split(ctx context.Context, records []store.Record, ids []int64, cause error) (string, error) {
 	if len(ids) == 1 {
-		return d.bury(ctx, records, store.Part{Dead: []store.Dead{{ID: ids[0], Cause: cause}}})
+		return d.deadLetter(ctx, records, store.Part{Dead: []store.Dead{{ID: ids[0], Cause: cause}}})
 	}
 	if err := d.lease.Split(ctx, ids, len(ids)/2, cause); err != nil {
 		return "", err
@@ -378,9 +378,9 @@ func (d *delivery) split(ctx context.Context, records []store.Record, ids []int6
 	return resultSplit, nil
 }
 
-// buryBad takes the events that the sink can never hold out of the batch. Nothing
+// deadLetterBad takes the events that the sink can never hold out of the batch. Nothing
 // of the batch has been sent, now or in earlier sends that were not resolved.
-func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (string, error) {
+func (d *delivery) deadLetterBad(ctx context.Context, bad *sink.BadEventsError) (string, error) {
 	records, err := d.lease.Keys(ctx)
 	if err != nil {
 		return "", err
@@ -397,10 +397,10 @@ func (d *delivery) buryBad(ctx context.Context, bad *sink.BadEventsError) (strin
 			part.Rest = append(part.Rest, record.ID)
 		}
 	}
-	return d.bury(ctx, records, part)
+	return d.deadLetter(ctx, records, part)
 }
 
-func (d *delivery) bury(ctx context.Context, records []store.Record, part store.Part) (string, error) {
+func (d *delivery) deadLetter(ctx context.Context, records []store.Record, part store.Part) (string, error) {
 	if err := d.lease.Shrink(ctx, part); err != nil {
 		return "", err
 	}
@@ -420,7 +420,7 @@ func (d *delivery) bury(ctx context.Context, records []store.Record, part store.
 // returns is PostgreSQL's.
 func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 	if errors.Is(err, store.ErrEventsMissing) {
-		delay := d.backoff.delay(d.lease.Sends)
+		delay := d.backoff.delay(d.lease.Attempts)
 		d.log.ErrorContext(ctx, "the batch cannot be delivered as long as events of it are missing in the outbox",
 			"err", err, "delay", delay)
 		if err := d.lease.Retry(ctx, err, delay); err != nil {
@@ -446,14 +446,14 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 			d.strained()
 		}
 		d.circuit.failed(ctx, cause)
-		if d.lease.Sends > 1 {
+		if d.lease.Attempts > 1 {
 			// It may be this batch that the sink fails over: another one is
 			// the next trial.
-			delay = d.backoff.delay(d.lease.Sends)
+			delay = d.backoff.delay(d.lease.Attempts)
 			d.log.WarnContext(ctx, "the batch has failed again", "err", cause, "delay", delay)
 		}
 	case sink.Unknown, sink.Permanent:
-		delay = d.backoff.delay(d.lease.Sends)
+		delay = d.backoff.delay(d.lease.Attempts)
 		if !errors.Is(cause, errStillRunning) {
 			d.circuit.failedUnknown(ctx, cause)
 			d.log.ErrorContext(ctx, "the batch was not delivered and is tried again", "err", cause, "delay", delay)

@@ -36,7 +36,7 @@ type Sink interface {
 
 	// Running reports whether an insert under the token is being executed
 	// anywhere in the sink.
-	Running(ctx context.Context, token string) (bool, error)
+	InFlight(ctx context.Context, token string) (bool, error)
 
 	// Present tells of each of the given events, in their order, whether the
 	// sink holds it, read consistently: a row that any earlier, finished insert

@@ -19,14 +19,14 @@ import (
 // the server's error log; a concurrent insert of the same address is waited
 // for.
 const insertSQL = `
-INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
 // Inserts in the arrays' order. Unless $6 is NULL it is for how long at most a row
 // waits for a lock; the setting is made before the first row comes.
 const insertManySQL = `
-INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
+INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz
 FROM (SELECT set_config('lock_timeout', coalesce($6::text, current_setting('lock_timeout')), true)) AS setting,
      unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
@@ -35,13 +35,13 @@ RETURNING id`
 
 const selectByIDSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
-FROM users
+FROM {schema}users
 WHERE id = $1`
 
 // Walks the primary key downwards from $1.
 const selectPageSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
-FROM users
+FROM {schema}users
 WHERE id < $1
 ORDER BY id DESC
 LIMIT $2`
@@ -49,14 +49,14 @@ LIMIT $2`
 // Finds at most one row, by users_email_key.
 const selectPageByEmailSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
-FROM users
+FROM {schema}users
 WHERE lower(email) = $3 AND id < $1
 ORDER BY id DESC
 LIMIT $2`
 
 // insert returns ErrEmailTaken where a user with the address exists.
-func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
-	result, err := tx.ExecContext(ctx, insertSQL,
+func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
+	result, err := tx.ExecContext(ctx, s.sql(insertSQL),
 		u.ID, u.Email, u.FirstName, u.LastName, u.CreatedAt, u.UpdatedAt)
 	if err != nil {
 		return err //nolint:wrapcheck // Create says what was being done
@@ -73,7 +73,7 @@ func insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 
 // insertMany is the statement that inserts those users whose addresses are free.
 // All were created at one time.
-func insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
+func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
 	n := len(users)
 	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
 	for i, u := range users {
@@ -83,7 +83,7 @@ func insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
 	if lockTimeout > 0 {
 		timeout = strconv.FormatInt(lockTimeout.Milliseconds(), 10)
 	}
-	return outbox.Insert{SQL: insertManySQL, Args: []any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}}
+	return outbox.Insert{SQL: s.sql(insertManySQL), Args: []any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}}
 }
 
 // row is a user as it is read.
@@ -108,9 +108,9 @@ func (r row) user() User {
 	}
 }
 
-func selectByID(ctx context.Context, db *sqlx.DB, id uuid.UUID) (User, error) {
+func (s *Service) selectByID(ctx context.Context, id uuid.UUID) (User, error) {
 	var r row
-	err := db.GetContext(ctx, &r, selectByIDSQL, id)
+	err := s.db.GetContext(ctx, &r, s.sql(selectByIDSQL), id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return User{}, ErrNotFound
 	}
@@ -119,13 +119,13 @@ func selectByID(ctx context.Context, db *sqlx.DB, id uuid.UUID) (User, error) {
 
 // selectPage returns up to limit users whose ids are below before, the highest
 // id first; with an email only the user with that address.
-func selectPage(ctx context.Context, db *sqlx.DB, email string, before uuid.UUID, limit int) ([]User, error) {
+func (s *Service) selectPage(ctx context.Context, email string, before uuid.UUID, limit int) ([]User, error) {
 	query, args := selectPageSQL, []any{before, limit}
 	if email != "" {
 		query, args = selectPageByEmailSQL, append(args, emailKey(email))
 	}
 	var rows []row
-	if err := db.SelectContext(ctx, &rows, query, args...); err != nil {
+	if err := s.db.SelectContext(ctx, &rows, s.sql(query), args...); err != nil {
 		return nil, err //nolint:wrapcheck // List says what was being done
 	}
 	users := make([]User, len(rows))

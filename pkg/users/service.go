@@ -12,12 +12,14 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
 // Service is the use cases around users. It is safe for concurrent use.
 type Service struct {
 	db        *sqlx.DB
 	publisher *outbox.Publisher
+	sql       func(string) string // puts the schema into a statement
 }
 
 // Options configure a Service.
@@ -26,11 +28,14 @@ type Options struct {
 	DB *sqlx.DB
 	// Publisher writes the events.
 	Publisher *outbox.Publisher
+	// Schema is the schema of the table of users. If it is empty, the table is found by
+	// the session's search_path.
+	Schema string
 }
 
 // NewService returns a Service.
 func NewService(o Options) *Service {
-	return &Service{db: o.DB, publisher: o.Publisher}
+	return &Service{db: o.DB, publisher: o.Publisher, sql: postgres.InSchema(o.Schema)}
 }
 
 // NewUser is what Create makes a user of.
@@ -61,7 +66,7 @@ func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, err
 	if err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)
 	}
-	if err := insert(ctx, tx, user); err != nil {
+	if err := s.insert(ctx, tx, user); err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)
 	}
 	failpoint.At(failpoint.PublishBefore)
@@ -116,7 +121,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 	for i, place := range valid {
 		users[i] = results[place].User
 	}
-	insert := insertMany(users, lockTimeout)
+	insert := s.insertMany(users, lockTimeout)
 	insert.RowIDs = ids
 	failpoint.At(failpoint.PublishBefore)
 	inserted, err := s.publisher.PublishInserted(ctx, q, insert, events...)
@@ -189,7 +194,7 @@ func (n NewUser) normalized() (User, error) {
 
 // Get returns the user with the id, or ErrNotFound.
 func (s *Service) Get(ctx context.Context, id uuid.UUID) (User, error) {
-	user, err := selectByID(ctx, s.db, id)
+	user, err := s.selectByID(ctx, id)
 	if err != nil {
 		return User{}, fmt.Errorf("get user: %w", err)
 	}
@@ -227,7 +232,7 @@ func (s *Service) List(ctx context.Context, p ListParams) (Page, error) {
 	}
 
 	// One more than asked for tells whether another page follows.
-	users, err := selectPage(ctx, s.db, email, before, p.Limit+1)
+	users, err := s.selectPage(ctx, email, before, p.Limit+1)
 	if err != nil {
 		return Page{}, fmt.Errorf("list users: %w", err)
 	}

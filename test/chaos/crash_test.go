@@ -54,7 +54,7 @@ var situations = []situation{
 		points: []failpoint.Point{
 			failpoint.CutLocked, failpoint.CutWritten, failpoint.CutBeforeCommit, failpoint.CutCommitted,
 			failpoint.ClaimBefore, failpoint.ClaimMarked, failpoint.ClaimLeased,
-			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushSent,
+			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushAcknowledged,
 			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
 		},
 		visits: []int{1, 2},
@@ -63,19 +63,19 @@ var situations = []situation{
 		name: "finding what committed late",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET floor = 1000, next_floor = 1000, cut_to = 1000")
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET low_watermark = 1000, next_low_watermark = 1000, high_watermark = 1000")
 			return perBatch, 0
 		},
-		points: []failpoint.Point{failpoint.SweepBeforeCommit},
+		points: []failpoint.Point{failpoint.WatermarkBeforeCommit},
 	},
 	{
 		name: "after a failover that lost the cut of what had arrived",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-			die(s, failpoint.FlushSent)
+			die(s, failpoint.FlushAcknowledged)
 			s.Postgres.MustExecContext(ctx, "DELETE FROM outbox_batches")
-			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET floor = 0, next_floor = 0, cut_to = 0")
-			s.Postgres.MustExecContext(ctx, "UPDATE outbox_origin SET timeline = '00000000'")
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET low_watermark = 0, next_low_watermark = 0, high_watermark = 0")
+			s.Postgres.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
 			return perBatch, 0
 		},
 		points: []failpoint.Point{failpoint.HistoryBeforeCommit, failpoint.HistoryCommitted},
@@ -85,9 +85,9 @@ var situations = []situation{
 		name:    "resolving a batch of which nothing arrived",
 		arrange: unsent,
 		points: []failpoint.Point{
-			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
-			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushSent,
-			failpoint.ResentSent, failpoint.ResentFenced, failpoint.ResentAsked,
+			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
+			failpoint.FlushRead, failpoint.FlushBegun, failpoint.FlushAcknowledged,
+			failpoint.ReinsertAcknowledged, failpoint.ReinsertWaited, failpoint.ReinsertChecked,
 			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
 		},
 	},
@@ -95,11 +95,11 @@ var situations = []situation{
 		name: "resolving a batch that arrived",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-			die(s, failpoint.FlushSent)
+			die(s, failpoint.FlushAcknowledged)
 			return perBatch, 0
 		},
 		points: []failpoint.Point{
-			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
+			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
 			failpoint.SettleDeleted, failpoint.SettleBeforeCommit, failpoint.SettleCommitted,
 		},
 	},
@@ -111,20 +111,20 @@ var situations = []situation{
 			return n, 0
 		},
 		points: []failpoint.Point{
-			failpoint.ResolveAsked, failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
-			failpoint.ResentSent, failpoint.SettleCommitted,
+			failpoint.ResolveChecked, failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
+			failpoint.ReinsertAcknowledged, failpoint.SettleCommitted,
 		},
 	},
 	{
 		name: "resolving a batch whose token is burned",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			n, _ := unsent(ctx, s)
-			burnToken(ctx, s)
+			loseRows(ctx, s)
 			return n, 0
 		},
 		points: []failpoint.Point{
-			failpoint.ResentSent, failpoint.ResentFenced, failpoint.ResentAsked,
-			failpoint.RetokenBeforeCommit, failpoint.RetokenCommitted,
+			failpoint.ReinsertAcknowledged, failpoint.ReinsertWaited, failpoint.ReinsertChecked,
+			failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted,
 		},
 	},
 	{
@@ -151,7 +151,7 @@ var situations = []situation{
 			return perBatch, 1
 		},
 		points: []failpoint.Point{
-			failpoint.ResolveRead, failpoint.ResolveFenced, failpoint.ResolveAsked,
+			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
 			failpoint.SplitDeleted, failpoint.SplitBeforeCommit, failpoint.SplitCommitted,
 		},
 		visits: []int{1, 3},
@@ -197,7 +197,7 @@ var _ = Describe("A relay that is killed", func() {
 	It("was killed at every step that there is", func() {
 		tried := []failpoint.Point{
 			failpoint.KeyTaken, failpoint.PublishBefore, failpoint.PublishInserted, failpoint.KeyKept, failpoint.PublishCommitted,
-			failpoint.UnburyBeforeCommit, failpoint.UnburyCommitted,
+			failpoint.RequeueBeforeCommit, failpoint.RequeueCommitted,
 		}
 		for _, in := range situations {
 			tried = append(tried, in.points...)
@@ -317,7 +317,7 @@ var _ = Describe("An API that is killed under load, 10 times", func() {
 })
 
 var _ = Describe("A retry of dead letters that is killed", func() {
-	for point, code := range map[failpoint.Point]int{failpoint.UnburyBeforeCommit: 0, failpoint.UnburyCommitted: 1} {
+	for point, code := range map[failpoint.Point]int{failpoint.RequeueBeforeCommit: 0, failpoint.RequeueCommitted: 1} {
 		It(fmt.Sprintf("loses and doubles nothing at %s, and can be repeated", point), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
@@ -350,7 +350,7 @@ func usersWithoutEvent(s *system.System) (users int) {
 // protocolsAt are those in which the step differs.
 func protocolsAt(point failpoint.Point) []string {
 	switch point {
-	case failpoint.FlushBegun, failpoint.FlushSent, failpoint.ResentSent:
+	case failpoint.FlushBegun, failpoint.FlushAcknowledged, failpoint.ReinsertAcknowledged:
 		return []string{"native", "http"}
 	default:
 		return []string{"native"}
@@ -390,9 +390,9 @@ func insertUnderToken(ctx context.Context, s *system.System, n int) {
 	engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
 }
 
-// burnToken makes ClickHouse know the token of the only batch, and have none of
+// loseRows makes ClickHouse know the token of the only batch, and have none of
 // its events.
-func burnToken(ctx context.Context, s *system.System) {
+func loseRows(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	insertUnderToken(ctx, s, 1)
 	for _, statement := range []string{

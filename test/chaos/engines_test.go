@@ -259,9 +259,9 @@ var _ = Describe("ClickHouse", func() {
 		Eventually(ctx, errorsOf).WithArguments(relay).WithTimeout(patience).Should(ContainElement(ContainSubstring(said)))
 		awaitNotReady(ctx, relay)
 		relay.Stop()
-		var sends int
-		Expect(s.Postgres.Get(&sends, "SELECT coalesce(max(sends), 0) FROM outbox_batches")).To(Succeed())
-		Expect(sends).To(BeZero(), "nothing was sent")
+		var attempts int
+		Expect(s.Postgres.Get(&attempts, "SELECT coalesce(max(attempts), 0) FROM outbox_batches")).To(Succeed())
+		Expect(attempts).To(BeZero(), "nothing was sent")
 		s.Relay(s.ClickHouse.HTTP, small...)
 		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: perBatch})
 	},

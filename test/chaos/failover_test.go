@@ -87,8 +87,8 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 		awaitMessage(ctx, relay, "failpoint reached")
 		// What the replica lacks is the mark of another claim, whose send left the
 		// token without the rows.
-		burnToken(ctx, s)
-		s.Postgres.MustExecContext(ctx, "UPDATE outbox_origin SET timeline = '00000000'")
+		loseRows(ctx, s)
+		s.Postgres.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
 		if noticed {
 			// The relay may have noticed it on its way to the stop, or be stopped
 			// with the cursor in its hand, until PostgreSQL takes it away.
@@ -96,7 +96,7 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 			Eventually(ctx, func(g Gomega) {
 				_, _ = other.Cut(ctx, 0)
 				var timeline string
-				g.Expect(s.Postgres.Get(&timeline, "SELECT timeline FROM outbox_origin")).To(Succeed())
+				g.Expect(s.Postgres.Get(&timeline, "SELECT timeline FROM outbox_history")).To(Succeed())
 				g.Expect(timeline).NotTo(Equal("00000000"))
 			}).WithTimeout(patience).Should(Succeed())
 		}

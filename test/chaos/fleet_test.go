@@ -27,8 +27,8 @@ var _ = Describe("A relay that is stopped in the middle", func() {
 		{point: failpoint.CutBeforeCommit},
 		{point: failpoint.FlushRead, holds: true},
 		{point: failpoint.FlushBegun, holds: true},
-		{point: failpoint.FlushSent, holds: true},
-		{point: failpoint.ResolveAsked, unsent: true, holds: true},
+		{point: failpoint.FlushAcknowledged, holds: true},
+		{point: failpoint.ResolveChecked, unsent: true, holds: true},
 		{point: failpoint.SettleDeleted, holds: true},
 	} {
 		It(fmt.Sprintf("does not hold up the fleet, and does no harm when it goes on, at %s", stop.point), func(ctx SpecContext) {
@@ -134,7 +134,7 @@ var _ = Describe("A fleet", func() {
 			g.Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			published += perBatch
 			var floor int
-			g.Expect(s.Postgres.Get(&floor, "SELECT floor FROM outbox_cursor")).To(Succeed())
+			g.Expect(s.Postgres.Get(&floor, "SELECT low_watermark FROM outbox_cursor")).To(Succeed())
 			g.Expect(floor).To(BeNumerically(">", perBatch))
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(late.Commit()).To(Succeed())

@@ -9,7 +9,6 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -36,7 +35,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		dsn, err := server.CreateDatabase(ctx, "diehard")
 		Expect(err).NotTo(HaveOccurred())
 		observer = engines.OpenPostgres(dsn, nil)
-		Expect(postgres.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+		Expect(engines.Schema.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		observer.MustExecContext(ctx, "CREATE EXTENSION pg_stat_statements")
 		db = engines.OpenStore(dsn, store.Session(time.Minute))
 		s = store.New(db, store.Options{MaxRows: maxRows})
@@ -82,7 +81,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 
 	look := func(ctx context.Context) {
 		GinkgoHelper()
-		_, err := s.Look(ctx)
+		_, err := s.Poll(ctx)
 		Expect(err).NotTo(HaveOccurred())
 	}
 
@@ -96,7 +95,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		for drained := 0; drained < total; {
 			// As if the trail had passed, or it would depend on the machine how much
 			// of what was drained the floor trails behind.
-			observer.MustExecContext(ctx, "UPDATE outbox_cursor SET next_floor_at = 'epoch'")
+			observer.MustExecContext(ctx, "UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 			var batches int
 			n := pages(ctx, func() { batches = cut(ctx) })
 			for range batches {

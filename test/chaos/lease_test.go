@@ -48,7 +48,7 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 		It("leaves each event once though the insert lands between another relay's question and its insert: "+protocol, func(ctx SpecContext) {
 			s := newSystem(ctx)
 			way, orphaned := orphan(ctx, s, protocol)
-			other := s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, []string{"FAILPOINT=" + string(failpoint.ResolveAsked) + "=stop"})...)
+			other := s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, []string{"FAILPOINT=" + string(failpoint.ResolveChecked) + "=stop"})...)
 			awaitMessage(ctx, other, "failpoint reached")
 			way.Release()
 			awaitArrivalOf(ctx, s, perBatch)

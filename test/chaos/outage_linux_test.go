@@ -36,9 +36,9 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 				g.Expect(proxy.Accepted()).To(BeNumerically(">=", before+n))
 			}).WithTimeout(patience).Should(Succeed())
 		}
-		sends := func() (n int) {
+		attempts := func() (n int) {
 			GinkgoHelper()
-			Expect(s.Postgres.Get(&n, "SELECT sum(sends) FROM outbox_batches")).To(Succeed())
+			Expect(s.Postgres.Get(&n, "SELECT sum(attempts) FROM outbox_batches")).To(Succeed())
 			return n
 		}
 		Eventually(ctx, complaints).WithArguments(relay).WithTimeout(patience).ShouldNot(BeZero())
@@ -53,7 +53,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 		}
 		ticks, done := cpuTicks(relay)-ticksBefore, proxy.Accepted()-probesBefore
 		Expect(complaints(relay)).To(Equal(linesBefore), "lines in the log")
-		Expect(sends()).To(BeNumerically("<=", workers), "sends: what each worker was at when the outage began")
+		Expect(attempts()).To(BeNumerically("<=", workers), "sends: what each worker was at when the outage began")
 		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second on the CPU, in %d probes", done)
 
 		proxy.Lead(hostOf(s.ClickHouse.Native))

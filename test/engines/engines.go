@@ -39,6 +39,9 @@ type shared struct {
 	Prepared string `json:"prepared"`
 }
 
+// Schema is what both programs need in PostgreSQL.
+var Schema = postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}}
+
 const template = "diehard_template"
 
 // Options say what a suite needs beside PostgreSQL.
@@ -63,7 +66,7 @@ func Start(o Options) *Engines {
 		Expect(err).NotTo(HaveOccurred())
 		db, err := postgres.Open(postgres.Options{DSN: templateDSN})
 		Expect(err).NotTo(HaveOccurred())
-		Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+		Expect(Schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		Expect(db.Close()).To(Succeed())
 		shared := shared{Postgres: e.postgres.DSN("postgres")}
 		if o.Prepare != nil {

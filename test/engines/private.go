@@ -33,7 +33,7 @@ func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.Cl
 	Expect(err).NotTo(HaveOccurred())
 	db, err := postgres.Open(postgres.Options{DSN: e.PostgresDSN})
 	Expect(err).NotTo(HaveOccurred())
-	Expect(postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+	Expect(Schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 	Expect(db.Close()).To(Succeed())
 
 	e.ClickHouse, err = devstack.StartClickHouse(ctx, c)

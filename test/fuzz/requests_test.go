@@ -58,7 +58,8 @@ func withPostgres(ctx context.Context, run func() int) (code int, err error) {
 		return 0, err
 	}
 	defer db.Close()
-	if err := postgres.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler)); err != nil {
+	schema := postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}}
+	if err := schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler)); err != nil {
 		return 0, err
 	}
 	if err := os.Setenv(dsnEnv, server.DSN("postgres")); err != nil {

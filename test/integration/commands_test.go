@@ -110,11 +110,11 @@ var _ = Describe("The command line", func() {
 			}
 		}
 
-		DescribeTable("refuses to start, and says which version it needs", func(program string) {
+		DescribeTable("refuses to start, and says which version it needs", func(program, command string) {
 			p := ended(1, program, nil, append(env(), "DIEHARD_API_AUTH=off")...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
-				MatchRegexp("schema in postgresql is too old: this binary needs version [1-9][0-9]* and found 0; `api migrate`"))))
-		}, Entry("the api", "api"), Entry("the relay", "relay"))
+				MatchRegexp("tables for outbox in postgresql are too old: this program needs version [1-9][0-9]* and found 0; `"+command+"`"))))
+		}, Entry("the api", "api", "api migrate"), Entry("the relay", "relay", "relay migrate"))
 
 		It("migrates them, side by side and again", func(ctx SpecContext) {
 			all := make([]*programs.Process, 0, 4)
@@ -145,10 +145,10 @@ var _ = Describe("The command line", func() {
 
 	It("warns of a schema that is newer, and works", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		s.Postgres.MustExec("INSERT INTO diehard_db_version (version_id, is_applied) VALUES (20991231, true)")
+		s.Postgres.MustExec("INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES (20991231, true)")
 		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		for _, p := range []*programs.Process{api, relay} {
-			Expect(p.Messages()).To(ContainElement("the schema in postgresql is newer than this binary"))
+			Expect(p.Messages()).To(ContainElement("the schema in postgresql is newer than this program"))
 		}
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		s.ExpectDelivered(ctx, 1)

@@ -159,7 +159,7 @@ var _ = Describe("Dead letters", func() {
 		db.MustExec("UPDATE outbox_dead_letters SET event_type = 'b_thing' WHERE id = 1")
 		db.MustExec("UPDATE outbox_dead_letters SET environment = 'Staging' WHERE id = 2")
 		db.MustExec("UPDATE outbox_dead_letters SET batch_id = '00000000-0000-0000-0000-00000000000c' WHERE id = 3")
-		db.MustExec("UPDATE outbox_dead_letters SET died_at = now() - interval '2 days' WHERE id = 4")
+		db.MustExec("UPDATE outbox_dead_letters SET dead_lettered_at = now() - interval '2 days' WHERE id = 4")
 		db.MustExec("UPDATE outbox_dead_letters SET error = 'too 100% large' WHERE id = 5")
 		for _, expected := range []struct {
 			args []string
@@ -252,7 +252,7 @@ var _ = Describe("Dead letters", func() {
 	It("ask for a schema that is not too old, and for PostgreSQL", func(ctx SpecContext) {
 		p := run(suite.EmptyPostgresDSN(ctx), 1, "list")
 		Expect(string(p.Err.Contents())).To(MatchRegexp(
-			"schema in postgresql is too old: this binary needs version [1-9][0-9]* and found 0; `api migrate` brings it up to date\n"))
+			"tables for outbox in postgresql are too old: this program needs version [1-9][0-9]* and found 0; `relay migrate` brings them up to date\n"))
 		p = run("postgres://diehard@127.0.0.1:1/diehard", 1, "list")
 		Expect(string(p.Err.Contents())).To(ContainSubstring("connection refused"))
 	})

@@ -133,9 +133,9 @@ var _ = Describe("Delivery", func() {
 				proxy.Hold(held, after)
 				Expect(s.Publish(ctx, system.Events(1000)...)).To(Succeed())
 				Eventually(ctx, func(g Gomega) {
-					var sends int
-					g.Expect(s.Postgres.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
-					g.Expect(sends).To(Equal(1))
+					var attempts int
+					g.Expect(s.Postgres.Get(&attempts, "SELECT attempts FROM outbox_batches")).To(Succeed())
+					g.Expect(attempts).To(Equal(1))
 					g.Expect(proxy.Held()).NotTo(BeZero())
 					if held == faults.Answers {
 						rows, _ := s.Arrived(ctx, g)

@@ -88,8 +88,8 @@ var mutants = []struct {
 	{"NEW_TOKEN_ON_RESEND", bounds{faults: 1}},
 	{"NEW_TOKEN_FOR_THE_REST", bounds{faults: 1}},
 	{"CUT_ANEW", bounds{faults: 1}},
-	{"ASK_WITHOUT_FENCE", bounds{faults: 1}},
-	{"SPLIT_WITHOUT_ASKING", bounds{faults: 1}},
+	{"CHECK_WITHOUT_WAITING", bounds{faults: 1}},
+	{"SPLIT_WITHOUT_CHECKING", bounds{faults: 1}},
 	{"SETTLE_A_RESEND", bounds{faults: 1}},
 }
 

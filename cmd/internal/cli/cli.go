@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -77,7 +78,18 @@ type Command[S Settings] struct {
 	// that have the same name; nil is none.
 	AddFlags func(*pflag.FlagSet)
 
+	// Printed is what Run would have the databases execute. It adds the flag --print,
+	// with which nothing is executed and no database is needed.
+	Printed []Printed[S]
+
 	Commands []Command[S]
+}
+
+// Printed is one database's part of what a command executes.
+type Printed[S Settings] struct {
+	// Name is the value of --print that selects it.
+	Name  string
+	Print func(w io.Writer, settings S) error
 }
 
 // Process is the program as it runs.
@@ -140,8 +152,8 @@ func (p Program[S]) command() *cobra.Command {
 	p.AddFlags(root.PersistentFlags())
 
 	// Not the command's own flags, of which one may have the name of a key.
-	load := func() (S, []string, error) {
-		return p.Load(config.LoadOptions{File: *file, Flags: root.PersistentFlags()})
+	load := func(offline bool) (S, []string, error) {
+		return p.Load(config.LoadOptions{File: *file, Flags: root.PersistentFlags(), Offline: offline})
 	}
 	for i, command := range p.Commands {
 		cmd := p.commandLine(command, load)
@@ -150,17 +162,21 @@ func (p Program[S]) command() *cobra.Command {
 		}
 		root.AddCommand(cmd)
 	}
-	root.AddCommand(p.configCommand(load), p.versionCommand())
+	root.AddCommand(p.configCommand(func() (S, []string, error) { return load(false) }), p.versionCommand())
 	return root
 }
 
-func (p Program[S]) commandLine(command Command[S], load func() (S, []string, error)) *cobra.Command {
+func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, []string, error)) *cobra.Command {
+	var print string
 	cmd := &cobra.Command{
 		Use:   strings.TrimSpace(command.Name + " " + command.Arguments),
 		Short: command.Short,
 		Long:  strings.TrimSpace(command.Short + ".\n\n" + command.Long),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			settings, unknown, err := load()
+			if print != "" {
+				return printCommand(cmd.OutOrStdout(), command, print, load)
+			}
+			settings, unknown, err := load(false)
 			if err != nil {
 				return err
 			}
@@ -173,6 +189,10 @@ func (p Program[S]) commandLine(command Command[S], load func() (S, []string, er
 	if command.AddFlags != nil {
 		command.AddFlags(cmd.Flags())
 	}
+	if len(command.Printed) > 0 {
+		cmd.Flags().StringVar(&print, "print", "", "print the SQL and execute nothing: "+strings.Join(printedNames(command), ", ")+"; without a value all of it")
+		cmd.Flags().Lookup("print").NoOptDefVal = printAll
+	}
 	if len(command.Commands) > 0 {
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 			return UsageError("%s needs a command; `%s --help` lists them", cmd.CommandPath(), cmd.CommandPath())
@@ -182,6 +202,42 @@ func (p Program[S]) commandLine(command Command[S], load func() (S, []string, er
 		cmd.AddCommand(p.commandLine(sub, load))
 	}
 	return cmd
+}
+
+// printAll is the value of --print that selects all of it.
+const printAll = "all"
+
+func printedNames[S Settings](command Command[S]) (names []string) {
+	for _, part := range command.Printed {
+		names = append(names, part.Name)
+	}
+	return names
+}
+
+// printCommand writes the parts that --print selects, each behind a comment with its
+// name if there are several.
+func printCommand[S Settings](w io.Writer, command Command[S], selected string, load func(offline bool) (S, []string, error)) error {
+	if selected != printAll && !slices.Contains(printedNames(command), selected) {
+		return UsageError("--print is %q, and has to be one of %s", selected, strings.Join(printedNames(command), ", "))
+	}
+	settings, _, err := load(true)
+	if err != nil {
+		return err
+	}
+	for i, part := range command.Printed {
+		if selected != printAll && selected != part.Name {
+			continue
+		}
+		if selected == printAll && len(command.Printed) > 1 {
+			if _, err := fmt.Fprintf(w, "%s-- For %s (alone: --print=%s).\n\n", strings.Repeat("\n", min(i, 1)), part.Name, part.Name); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		if err := part.Print(w, settings); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p Program[S]) noArguments(cmd *cobra.Command, args []string) error {

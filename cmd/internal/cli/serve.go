@@ -49,10 +49,10 @@ const (
 // as it cannot be asked it is asked again. When ctx ends it returns nil.
 // It closes asked after the first answer or failure, but not for a schema that
 // is too old.
-func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, asked chan<- struct{}) error {
+func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, schema postgres.Schema, asked chan<- struct{}) error {
 	for pause := schemaPauseMin; ; pause = min(2*pause, schemaPauseMax) {
 		first := pause == schemaPauseMin
-		err := p.checkSchema(ctx, db)
+		err := p.checkSchema(ctx, db, schema)
 		if _, ok := errors.AsType[*postgres.SchemaTooOldError](err); ok {
 			return err
 		}
@@ -76,8 +76,8 @@ func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, asked chan<- stru
 	}
 }
 
-func (p Process) checkSchema(ctx context.Context, db *sqlx.DB) error {
+func (p Process) checkSchema(ctx context.Context, db *sqlx.DB, schema postgres.Schema) error {
 	ctx, cancel := context.WithTimeout(ctx, schemaCheckTimeout)
 	defer cancel()
-	return postgres.CheckSchema(ctx, db.DB, p.Log)
+	return schema.Check(ctx, db.DB, p.Log)
 }

@@ -23,20 +23,22 @@ type Batch struct {
 	// Sends counts the sends under Token that have happened or may have,
 	// with the one that the claim allows. Only if it is 1 does an "ok" of the
 	// sink prove that the events are there.
-	Sends int `db:"sends"`
+	Attempts int `db:"attempts"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
-	SentAt       time.Time `db:"last_sent_at"`
+	AttemptedAt  time.Time `db:"last_attempt_at"`
 	DatabaseTime time.Time `db:"database_time"`
 }
 
 // Lease is one worker's hold on one batch: an open transaction with the
 // manifest's row locked in it. It ends with the first of Settle, Retry,
-// Retoken, Shrink, Split or Release, and by itself when the worker's connection
+// RenewToken, Shrink, Split or Release, and by itself when the worker's connection
 // dies. It is not safe for concurrent use.
 type Lease struct {
 	Batch
-	tx *sqlx.Tx
+
+	tx  *sqlx.Tx
+	sql func(string) string // the store's
 }
 
 // ErrLeaseLost says that the batch is no longer this worker's: its connection
@@ -51,7 +53,7 @@ var ErrLeaseLost = errors.New("the lease of the batch is lost")
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
-	err := s.db.GetContext(ctx, &batch, claimSQL, s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
+	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // to find nothing is no error
 	}
@@ -64,8 +66,8 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
 	var ours int
-	for _, statement := range []string{leaseSQL, awaitLeaseSQL} {
-		err = tx.GetContext(ctx, &ours, statement, batch.ID, batch.Token, batch.Sends, batch.SentAt)
+	for _, statement := range []string{s.sql(leaseSQL), s.sql(awaitLeaseSQL)} {
+		err = tx.GetContext(ctx, &ours, statement, batch.ID, batch.Token, batch.Attempts, batch.AttemptedAt)
 		if !errors.Is(err, sql.ErrNoRows) {
 			break
 		}
@@ -78,7 +80,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
 	failpoint.At(failpoint.ClaimLeased)
-	return &Lease{Batch: batch, tx: tx}, nil
+	return &Lease{Batch: batch, tx: tx, sql: s.sql}, nil
 }
 
 // Verify fails unless the lease still holds. It also restarts the time that
@@ -94,17 +96,17 @@ func (l *Lease) Verify(ctx context.Context) error {
 // the cause for the operator.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
 	return l.finish(ending{"give the batch back", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, retryBatchSQL, l.ID, reason(cause), delay.Seconds())
+		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds())
 		return err //nolint:wrapcheck // finish does
 	})
 }
 
-// Retoken gives the batch back under a new token. The caller has made sure
+// RenewToken gives the batch back under a new token. The caller has made sure
 // that no send under the old one is running and that none of the events are
 // at the sink.
-func (l *Lease) Retoken(ctx context.Context, cause error) error {
-	return l.finish(ending{"give the batch a new token", failpoint.RetokenBeforeCommit, failpoint.RetokenCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, retokenBatchSQL, l.ID, uuid.NewString(), reason(cause))
+func (l *Lease) RenewToken(ctx context.Context, cause error) error {
+	return l.finish(ending{"give the batch a new token", failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted}, func() error {
+		_, err := l.tx.ExecContext(ctx, l.sql(renewTokenSQL), l.ID, uuid.NewString(), reason(cause))
 		return err //nolint:wrapcheck // finish does
 	})
 }

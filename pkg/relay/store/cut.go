@@ -43,7 +43,7 @@ func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	if err != nil && !errors.Is(err, ErrHistoryChanged) {
 		if isOverlap(err) {
 			// A manifest below the hint holds some of the events, and the
-			// database refused them a second one. Look at all of them next.
+			// database refused them a second one. Poll at all of them next.
 			s.forgetBatches()
 			return Cut{More: true}, nil
 		}
@@ -71,17 +71,17 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	failpoint.At(failpoint.CutLocked)
 	batchHint := s.batchHint()
 	var waiting struct {
-		Manifests  int  `db:"manifests"`
-		Unsent     int  `db:"unsent"`
-		SameOrigin bool `db:"same_origin"`
+		Manifests   int  `db:"manifests"`
+		Unsent      int  `db:"unsent"`
+		SameHistory bool `db:"same_history"`
 	}
-	if err := tx.GetContext(ctx, &waiting, waitingSQL, batchHint); err != nil {
+	if err := tx.GetContext(ctx, &waiting, s.sql(waitingSQL), batchHint); err != nil {
 		return Cut{}, fmt.Errorf("count the manifests: %w", err)
 	}
-	if !waiting.SameOrigin {
-		return Cut{}, s.suspectEverything(ctx, tx)
+	if !waiting.SameHistory {
+		return Cut{}, s.markUnverified(ctx, tx)
 	}
-	room := min(manifestsPerCut, maxUnsent-waiting.Unsent, maxManifests-waiting.Manifests)
+	room := min(batchesPerCut, maxUnsent-waiting.Unsent, maxBatches-waiting.Manifests)
 	if room <= 0 {
 		return Cut{More: true}, nil
 	}
@@ -90,19 +90,19 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	lingered := sinceCut < 0 || sinceCut >= linger
 	takeRest := lingered && waiting.Unsent == 0
 
-	sinceFloor := seconds(cursor.SinceFloor)
-	moveFloor := sinceFloor < 0 || sinceFloor >= floorTrail
+	sinceWatermark := seconds(cursor.SinceWatermark)
+	moveWatermark := sinceWatermark < 0 || sinceWatermark >= watermarkTrail
 
 	var cut Cut
 	var left uncut
 	leftAll := false // whether left is all that waits above from
-	at, from, watermark, last := cursor.CutAt, cursor.Floor, cursor.CutTo, int64(0)
-	if !moveFloor && cursor.CutTo-cursor.Floor >= int64(s.o.MaxRows) {
+	at, from, watermark, last := cursor.CutAt, cursor.LowWatermark, cursor.HighWatermark, int64(0)
+	if !moveWatermark && cursor.HighWatermark-cursor.LowWatermark >= int64(s.o.MaxRows) {
 		// In a backlog, full batches are where the last cut has ended, and the way to
-		// them from the floor leads past everything that was cut since it was there.
-		from = cursor.CutTo
+		// them from the lowWatermark leads past everything that was cut since it was there.
+		from = cursor.HighWatermark
 	}
-	fromFloor := from == cursor.Floor
+	fromWatermark := from == cursor.LowWatermark
 	for cut.Batches < room {
 		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
 		for !batch.isFull && !leftAll {
@@ -111,8 +111,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			}
 			batch = left.batch(s.o.MaxRows, s.o.MaxBytes)
 			leftAll = len(left.ids) < s.o.MaxRows
-			if !batch.isFull && !fromFloor { // with what has committed late, below
-				from, fromFloor, leftAll = cursor.Floor, true, false
+			if !batch.isFull && !fromWatermark { // with what has committed late, below
+				from, fromWatermark, leftAll = cursor.LowWatermark, true, false
 			}
 		}
 		cut.More = batch.isFull
@@ -120,8 +120,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			break
 		}
 		ids := left.ids[:batch.events]
-		if _, err := tx.ExecContext(ctx, cutSQL, newBatchID(at), multirange(ids), batch.events, batch.bytes,
-			s.suspectSeconds()); err != nil {
+		if _, err := tx.ExecContext(ctx, s.sql(cutSQL), newBatchID(at), multirange(ids), batch.events, batch.bytes,
+			s.unverifiedSeconds()); err != nil {
 			return Cut{}, fmt.Errorf("write a manifest: %w", err)
 		}
 		failpoint.At(failpoint.CutWritten)
@@ -146,7 +146,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	} else {
 		watermark = max(watermark, last)
 	}
-	if _, err := tx.ExecContext(ctx, moveCursorSQL, cursor.Cuts, at, watermark, last, moveFloor); err != nil {
+	if _, err := tx.ExecContext(ctx, s.sql(moveCursorSQL), cursor.Cuts, at, watermark, last, moveWatermark); err != nil {
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)
 	}
 	if cut.Batches > 1 {
@@ -162,24 +162,24 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 }
 
 type cursorRow struct {
-	Cuts       int64     `db:"cuts"`
-	Floor      int64     `db:"floor"`
-	NextFloor  int64     `db:"next_floor"`
-	CutTo      int64     `db:"cut_to"`
-	SinceCut   float64   `db:"since_cut"`
-	SinceFloor float64   `db:"since_floor"`
-	CutAt      time.Time `db:"cut_at"`
-	Ignored    string    `db:"ignored"`
+	Cuts             int64     `db:"cuts"`
+	LowWatermark     int64     `db:"low_watermark"`
+	NextLowWatermark int64     `db:"next_low_watermark"`
+	HighWatermark    int64     `db:"high_watermark"`
+	SinceCut         float64   `db:"since_cut"`
+	SinceWatermark   float64   `db:"since_watermark"`
+	CutAt            time.Time `db:"cut_at"`
+	Ignored          string    `db:"ignored"`
 }
 
 // lockCursor returns nil where another process holds the cursor.
 func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error) {
 	var cursor cursorRow
 	hint := s.cutsHint()
-	err := tx.GetContext(ctx, &cursor, lockCursorSQL, hint)
+	err := tx.GetContext(ctx, &cursor, s.sql(lockCursorSQL), hint)
 	if errors.Is(err, sql.ErrNoRows) {
 		var there bool
-		if err := tx.GetContext(ctx, &there, cursorThereSQL, hint); err != nil {
+		if err := tx.GetContext(ctx, &there, s.sql(cursorThereSQL), hint); err != nil {
 			return nil, fmt.Errorf("look for the cursor: %w", err)
 		}
 		if !there { // a failover or a restore has taken it back
@@ -192,43 +192,43 @@ func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cuts, s.floor = cursor.Cuts, cursor.Floor
+	s.cuts, s.lowWatermark = cursor.Cuts, cursor.LowWatermark
 	return &cursor, nil
 }
 
-func (s *Store) suspectEverything(ctx context.Context, tx *sqlx.Tx) error {
-	if _, err := tx.ExecContext(ctx, suspectBatchesSQL, s.suspectSeconds()); err != nil {
+func (s *Store) markUnverified(ctx context.Context, tx *sqlx.Tx) error {
+	if _, err := tx.ExecContext(ctx, s.sql(unverifiedBatchesSQL), s.unverifiedSeconds()); err != nil {
 		return fmt.Errorf("record the change of history: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, suspectOriginSQL); err != nil {
+	if _, err := tx.ExecContext(ctx, s.sql(recordHistorySQL)); err != nil {
 		return fmt.Errorf("record the change of history: %w", err)
 	}
 	s.forgetBatches()
 	return ErrHistoryChanged
 }
 
-// suspectSeconds is how long an insert that was begun in a lost history may
+// unverifiedSeconds is how long an insert that was begun in a lost history may
 // still run.
-func (s *Store) suspectSeconds() float64 { return (s.o.FlushTimeout + suspectMargin).Seconds() }
+func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }
 
-// lowerFloor makes the next cut look from above floor; where another process
-// cuts right now, the next Look tries again.
-func (s *Store) lowerFloor(ctx context.Context, floor int64) error {
+// lowerWatermark makes the next cut look from above floor; where another process
+// cuts right now, the next Poll tries again.
+func (s *Store) lowerWatermark(ctx context.Context, lowWatermark int64) error {
 	tx, err := s.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("lower the floor: %w", err)
+		return fmt.Errorf("lower the lowWatermark: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
 	cursor, err := s.lockCursor(ctx, tx)
 	if err != nil || cursor == nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, lowerFloorSQL, cursor.Cuts, floor); err != nil {
-		return fmt.Errorf("lower the floor: %w", err)
+	if _, err := tx.ExecContext(ctx, s.sql(lowerWatermarkSQL), cursor.Cuts, lowWatermark); err != nil {
+		return fmt.Errorf("lower the lowWatermark: %w", err)
 	}
-	failpoint.At(failpoint.SweepBeforeCommit)
+	failpoint.At(failpoint.WatermarkBeforeCommit)
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("lower the floor: %w", err)
+		return fmt.Errorf("lower the lowWatermark: %w", err)
 	}
 	return nil
 }
@@ -251,7 +251,7 @@ type uncut struct {
 // findUncut returns the first events above the id from, at most MaxRows.
 func (s *Store) findUncut(ctx context.Context, tx *sqlx.Tx, batchHint uuid.UUID, from int64) (uncut, error) {
 	var packed []byte
-	if err := tx.GetContext(ctx, &packed, uncutSQL, batchHint, from, s.o.MaxRows); err != nil {
+	if err := tx.GetContext(ctx, &packed, s.sql(uncutSQL), batchHint, from, s.o.MaxRows); err != nil {
 		return uncut{}, fmt.Errorf("find the events that are in no batch: %w", err)
 	}
 	events, err := readUncut(packed)

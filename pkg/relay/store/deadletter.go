@@ -30,7 +30,7 @@ type DeadLetterKey struct {
 type DeadLetter struct {
 	DeadLetterKey
 
-	DiedAt time.Time `db:"died_at" json:"died_at"`
+	DiedAt time.Time `db:"dead_lettered_at" json:"dead_lettered_at"`
 	Error  string    `db:"error"   json:"error"`
 	// BatchID is the last batch that the event was in; the relay's log has it.
 	BatchID         uuid.UUID `db:"batch_id"         json:"batch_id"`
@@ -81,7 +81,7 @@ func orNull[T comparable](value T) any {
 // DeadLetters returns the first of the dead letters that the filter selects,
 // the newest first and without their contexts, and how many more there are.
 func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit int) (letters []DeadLetter, more int, err error) {
-	if err := s.db.SelectContext(ctx, &letters, listDeadLettersSQL, append(filter.values(), limit)...); err != nil {
+	if err := s.db.SelectContext(ctx, &letters, s.sql(listDeadLettersSQL), append(filter.values(), limit)...); err != nil {
 		return nil, 0, fmt.Errorf("list the dead letters: %w", err)
 	}
 	for i := range letters {
@@ -89,7 +89,7 @@ func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit 
 	}
 	if len(letters) == limit && limit > 0 {
 		filter.Before = letters[limit-1].ID
-		if err := s.db.GetContext(ctx, &more, countDeadLettersSQL, filter.values()...); err != nil {
+		if err := s.db.GetContext(ctx, &more, s.sql(countDeadLettersSQL), filter.values()...); err != nil {
 			return nil, 0, fmt.Errorf("count the dead letters: %w", err)
 		}
 	}
@@ -102,7 +102,7 @@ var ErrNoDeadLetter = errors.New("there is no such dead letter")
 // DeadLetter returns a dead letter with its context, or ErrNoDeadLetter.
 func (s *Store) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 	var letter DeadLetter
-	err := s.db.GetContext(ctx, &letter, readDeadLetterSQL, id)
+	err := s.db.GetContext(ctx, &letter, s.sql(readDeadLetterSQL), id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return DeadLetter{}, ErrNoDeadLetter
 	}
@@ -120,11 +120,11 @@ func (l *DeadLetter) inUTC() {
 }
 
 // DeadLetterIDs returns the ids of all dead letters that the filter selects,
-// the oldest first: what RetryDeadLetters and DiscardDeadLetters take, so that
+// the oldest first: what RequeueDeadLetters and DiscardDeadLetters take, so that
 // they do what was looked at before, and nothing to letters that came since.
 func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]int64, error) {
 	var ids []int64
-	if err := s.db.SelectContext(ctx, &ids, deadLetterIDsSQL, filter.values()...); err != nil {
+	if err := s.db.SelectContext(ctx, &ids, s.sql(deadLetterIDsSQL), filter.values()...); err != nil {
 		return nil, fmt.Errorf("find the dead letters: %w", err)
 	}
 	return ids, nil
@@ -133,7 +133,7 @@ func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]i
 // deadLettersAtOnce bounds a transaction: events may have several megabytes.
 const deadLettersAtOnce = 100
 
-// RetryDeadLetters puts the events of the dead letters back into the outbox, as
+// RequeueDeadLetters puts the events of the dead letters back into the outbox, as
 // they were published, where relays find them. What the sink still cannot take
 // becomes a dead letter again, with a new id.
 //
@@ -142,9 +142,9 @@ const deadLettersAtOnce = 100
 // An error ends it. Nothing of the transaction that failed was done, unless the
 // connection was lost during its commit. To repeat the call is safe after any
 // error: in one transaction an event is put back and its letter is gone.
-func (s *Store) RetryDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
+func (s *Store) RequeueDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) ([]DeadLetterKey, error) {
-		retried, err := s.retryDeadLetters(ctx, ids)
+		retried, err := s.requeueDeadLetters(ctx, ids)
 		if err != nil {
 			return nil, fmt.Errorf("retry dead letters: %w", err)
 		}
@@ -155,7 +155,7 @@ func (s *Store) RetryDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]D
 	})
 }
 
-func (s *Store) retryDeadLetters(ctx context.Context, ids []int64) ([]DeadLetterKey, error) {
+func (s *Store) requeueDeadLetters(ctx context.Context, ids []int64) ([]DeadLetterKey, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -167,20 +167,20 @@ func (s *Store) retryDeadLetters(ctx context.Context, ids []int64) ([]DeadLetter
 		FirstOld int64 `db:"first_old"`
 		LastNew  int64 `db:"last_new"`
 	}
-	if err := tx.SelectContext(ctx, &rows, retryDeadLettersSQL, pq.Array(ids)); err != nil {
+	if err := tx.SelectContext(ctx, &rows, s.sql(requeueDeadLettersSQL), pq.Array(ids)); err != nil {
 		return nil, fmt.Errorf("put the events back: %w", err)
 	}
 	if len(rows) == 0 {
 		return nil, nil
 	}
-	if err := suspectRetried(ctx, tx, rows[0].FirstOld, rows[0].LastNew); err != nil {
+	if err := s.markRequeuedUnverified(ctx, tx, rows[0].FirstOld, rows[0].LastNew); err != nil {
 		return nil, fmt.Errorf("record which of the events may have arrived: %w", err)
 	}
-	failpoint.At(failpoint.UnburyBeforeCommit)
+	failpoint.At(failpoint.RequeueBeforeCommit)
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	failpoint.At(failpoint.UnburyCommitted)
+	failpoint.At(failpoint.RequeueCommitted)
 	retried := make([]DeadLetterKey, len(rows))
 	for i, row := range rows {
 		retried[i] = row.DeadLetterKey
@@ -188,23 +188,23 @@ func (s *Store) retryDeadLetters(ctx context.Context, ids []int64) ([]DeadLetter
 	return retried, nil
 }
 
-// suspectRetried has events up to lastNew asked for at the sink before they are
+// markRequeuedUnverified has events up to lastNew asked for at the sink before they are
 // sent, if PostgreSQL's history has changed since the event firstOld: in the
 // history that is lost, the letter may have been retried and its event have
 // arrived.
-func suspectRetried(ctx context.Context, tx *sqlx.Tx, firstOld, lastNew int64) error {
-	if _, err := tx.ExecContext(ctx, lockOriginSQL); err != nil {
+func (s *Store) markRequeuedUnverified(ctx context.Context, tx *sqlx.Tx, firstOld, lastNew int64) error {
+	if _, err := tx.ExecContext(ctx, s.sql(lockHistorySQL)); err != nil {
 		return err //nolint:wrapcheck // the caller says what this was for
 	}
-	_, err := tx.ExecContext(ctx, suspectRetriedSQL, firstOld, lastNew)
+	_, err := tx.ExecContext(ctx, s.sql(unverifiedRequeuedSQL), firstOld, lastNew)
 	return err //nolint:wrapcheck // likewise
 }
 
 // DiscardDeadLetters deletes the dead letters: their events are lost. It returns
-// and fails as RetryDeadLetters does.
+// and fails as RequeueDeadLetters does.
 func (s *Store) DiscardDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) (discarded []DeadLetterKey, err error) {
-		if err := s.db.SelectContext(ctx, &discarded, discardDeadLettersSQL, pq.Array(ids)); err != nil {
+		if err := s.db.SelectContext(ctx, &discarded, s.sql(discardDeadLettersSQL), pq.Array(ids)); err != nil {
 			return nil, fmt.Errorf("discard dead letters: %w", err)
 		}
 		return discarded, nil
@@ -222,7 +222,7 @@ func (s *Store) chunks(ids []int64, change func([]int64) ([]DeadLetterKey, error
 	}
 }
 
-func (l *Lease) bury(ctx context.Context, dead []Dead) error {
+func (l *Lease) deadLetter(ctx context.Context, dead []Dead) error {
 	if len(dead) == 0 {
 		return nil
 	}
@@ -230,7 +230,7 @@ func (l *Lease) bury(ctx context.Context, dead []Dead) error {
 	for i, d := range dead {
 		ids[i], errs[i] = d.ID, reason(d.Cause)
 	}
-	if _, err := l.tx.ExecContext(ctx, buryEventsSQL, pq.Array(ids), pq.Array(errs), l.ID); err != nil {
+	if _, err := l.tx.ExecContext(ctx, l.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs), l.ID); err != nil {
 		return fmt.Errorf("write the dead letters: %w", err)
 	}
 	return l.deleteEvents(ctx, multirange(ids), len(ids))

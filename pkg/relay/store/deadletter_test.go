@@ -53,7 +53,7 @@ var _ = Describe("Dead letters", func() {
 		return lease.ID
 	}
 
-	bury := func(ctx context.Context, cause string, events ...outbox.Event) uuid.UUID {
+	deadLetter := func(ctx context.Context, cause string, events ...outbox.Event) uuid.UUID {
 		GinkgoHelper()
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), events...)
 		return buryWaiting(ctx, cause)
@@ -86,7 +86,7 @@ var _ = Describe("Dead letters", func() {
 	}
 
 	It("are listed from the newest on, page by page, with the number of those that follow", func(ctx SpecContext) {
-		bury(ctx, "why", make([]outbox.Event, 7)...)
+		deadLetter(ctx, "why", make([]outbox.Event, 7)...)
 		var seen []int64
 		var mores []int
 		for before := int64(0); ; before = seen[len(seen)-1] {
@@ -109,7 +109,7 @@ var _ = Describe("Dead letters", func() {
 			EventType: "first_thing", EventContext: outboxtest.JSON(`{"a" : 1.10, "a":2}`), Environment: "Production",
 			MetadataVersion: 3, Traceparent: outboxtest.Traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
 		})
-		batch := bury(ctx, "the year 2500", event)
+		batch := deadLetter(ctx, "the year 2500", event)
 		letter, err := s.DeadLetter(ctx, 1)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(letter.DiedAt).To(BeTemporally(">=", letter.PublishedAt))
@@ -132,11 +132,11 @@ var _ = Describe("Dead letters", func() {
 
 	It("are selected by each filter, and by all of them together", func(ctx SpecContext) {
 		one, two := uuid.New(), uuid.New()
-		first := bury(ctx, "100% wrong", outbox.Event{EventID: one, EventType: "a_thing", Environment: "Production"})
-		second := bury(ctx, "out of range", outbox.Event{EventID: two, EventType: "b_thing", Environment: "Production"},
+		first := deadLetter(ctx, "100% wrong", outbox.Event{EventID: one, EventType: "a_thing", Environment: "Production"})
+		second := deadLetter(ctx, "out of range", outbox.Event{EventID: two, EventType: "b_thing", Environment: "Production"},
 			outbox.Event{EventType: "a_thing", Environment: "Staging"})
 		var died time.Time
-		Expect(db.Get(&died, "SELECT died_at FROM outbox_dead_letters WHERE id = 2")).To(Succeed())
+		Expect(db.Get(&died, "SELECT dead_lettered_at FROM outbox_dead_letters WHERE id = 2")).To(Succeed())
 
 		for _, expected := range []struct {
 			filter store.DeadLetterFilter
@@ -178,7 +178,7 @@ var _ = Describe("Dead letters", func() {
 		buryWaiting(ctx, "why")
 		Expect(count("outbox_events")).To(BeZero())
 
-		Expect(all(s.RetryDeadLetters(ctx, []int64{1, 2}))).To(Equal([]int64{1, 2}))
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1, 2}))).To(Equal([]int64{1, 2}))
 		Expect(db.Select(&after, columns)).To(Succeed())
 		Expect(after).To(Equal(before))
 		Expect(after).To(HaveLen(2))
@@ -190,19 +190,19 @@ var _ = Describe("Dead letters", func() {
 	})
 
 	It("wake the relays up when they are retried, after the commit", func(ctx SpecContext) {
-		bury(ctx, "why", outbox.Event{})
+		deadLetter(ctx, "why", outbox.Event{})
 		wake, err := postgres.Listen(ctx, postgres.ListenOptions{
 			DSN: dsn, Channels: []string{outbox.Channel}, Log: slog.New(slog.DiscardHandler),
 		})
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive(), "it listens")
-		Expect(all(s.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
 		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive())
 	})
 
 	It("are each retried once where two do so at once", func(ctx SpecContext) {
 		const letters = 950
-		bury(ctx, "why", make([]outbox.Event, letters)...)
+		deadLetter(ctx, "why", make([]outbox.Event, letters)...)
 		everything := ids(ctx, store.DeadLetterFilter{})
 		backwards := slices.Clone(everything)
 		slices.Reverse(backwards)
@@ -212,7 +212,7 @@ var _ = Describe("Dead letters", func() {
 			group.Go(func() {
 				defer GinkgoRecover()
 				var err error
-				retried[i], err = all(s.RetryDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
+				retried[i], err = all(s.RequeueDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
 				Expect(err).NotTo(HaveOccurred())
 			})
 		}
@@ -228,17 +228,17 @@ var _ = Describe("Dead letters", func() {
 	It("are either all of a transaction's events again, or still all dead letters", func(ctx SpecContext) {
 		events := make([]outbox.Event, 250)
 		events[170].EventType = "refused"
-		bury(ctx, "why", events...)
+		deadLetter(ctx, "why", events...)
 		db.MustExec("ALTER TABLE outbox_events ADD CONSTRAINT halfway CHECK (event_type != 'refused')")
 
-		retried, err := all(s.RetryDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
+		retried, err := all(s.RequeueDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
 		Expect(err).To(MatchError(ContainSubstring("halfway")))
 		Expect(retried).To(HaveLen(100), "the transaction before")
 		Expect(count("outbox_events")).To(Equal(100))
 		Expect(count("outbox_dead_letters")).To(Equal(150))
 
 		db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT halfway")
-		Expect(all(s.RetryDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))).To(HaveLen(150))
+		Expect(all(s.RequeueDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))).To(HaveLen(150))
 		var distinct int
 		Expect(db.Get(&distinct, "SELECT count(DISTINCT event_id) FROM outbox_events")).To(Succeed())
 		Expect(distinct).To(Equal(250))
@@ -246,35 +246,35 @@ var _ = Describe("Dead letters", func() {
 	})
 
 	It("are asked for at the sink before they are sent again, if PostgreSQL's history has changed since", func(ctx SpecContext) {
-		bury(ctx, "before", outbox.Event{})
-		db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+		deadLetter(ctx, "before", outbox.Event{})
+		db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 		_, err := s.Cut(ctx, 0)
 		Expect(err).To(MatchError(store.ErrHistoryChanged))
-		bury(ctx, "after", outbox.Event{})
+		deadLetter(ctx, "after", outbox.Event{})
 
-		sends := func() (sends int) {
+		attempts := func() (attempts int) {
 			GinkgoHelper()
 			Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
-			Expect(db.Get(&sends, "SELECT sends FROM outbox_batches ORDER BY batch_id DESC LIMIT 1")).To(Succeed())
-			db.MustExec("UPDATE outbox_batches SET sends = sends + 1") // no batch waits to be sent
-			return sends
+			Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id DESC LIMIT 1")).To(Succeed())
+			db.MustExec("UPDATE outbox_batches SET attempts = attempts + 1") // no batch waits to be sent
+			return attempts
 		}
-		Expect(all(s.RetryDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
-		Expect(sends()).To(Equal(0), "it was published in this history")
-		Expect(all(s.RetryDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
-		Expect(sends()).To(Equal(1), "in the lost history it may have been retried, and have arrived")
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
+		Expect(attempts()).To(Equal(0), "it was published in this history")
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(attempts()).To(Equal(1), "in the lost history it may have been retried, and have arrived")
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{})
-		Expect(sends()).To(Equal(0), "and nothing else is held up by it")
+		Expect(attempts()).To(Equal(0), "and nothing else is held up by it")
 	})
 
 	It("are asked for at the sink where the change of history is being recorded while they are retried", func(ctx SpecContext) {
-		bury(ctx, "before", outbox.Event{})
+		deadLetter(ctx, "before", outbox.Event{})
 		relay := db.MustBegin()
 		defer func() { _ = relay.Rollback() }()
-		relay.MustExec("UPDATE outbox_origin SET suspect_to = 1")
+		relay.MustExec("UPDATE outbox_history SET unverified_to = 1")
 		retried := make(chan error, 1)
 		go func() {
-			_, err := all(s.RetryDeadLetters(ctx, []int64{1}))
+			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
 			retried <- err
 		}()
 		Eventually(ctx, func(g Gomega) {
@@ -286,13 +286,13 @@ var _ = Describe("Dead letters", func() {
 		Expect(relay.Commit()).To(Succeed())
 		Eventually(ctx, retried).WithTimeout(time.Minute).Should(Receive(BeNil()))
 		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
-		var sends int
-		Expect(db.Get(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
-		Expect(sends).To(Equal(1))
+		var attempts int
+		Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches")).To(Succeed())
+		Expect(attempts).To(Equal(1))
 	})
 
 	It("are gone when they are discarded, and nothing else is", func(ctx SpecContext) {
-		bury(ctx, "why", make([]outbox.Event, 150)...)
+		deadLetter(ctx, "why", make([]outbox.Event, 150)...)
 		everything := ids(ctx, store.DeadLetterFilter{})
 		Expect(all(s.DiscardDeadLetters(ctx, append(slices.Clone(everything[:120]), 999)))).To(Equal(everything[:120]))
 		Expect(ids(ctx, store.DeadLetterFilter{})).To(Equal(everything[120:]))
@@ -301,7 +301,7 @@ var _ = Describe("Dead letters", func() {
 	})
 
 	It("are counted up to 10,000", func(ctx SpecContext) {
-		bury(ctx, "why", outbox.Event{})
+		deadLetter(ctx, "why", outbox.Event{})
 		more := func(letters int) {
 			db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
 				environment, event_context, metadata_version, published_at, batch_id, error)

@@ -40,7 +40,7 @@ var ErrEventsMissing = errors.New("events of the batch have been deleted from th
 func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	// Prepared, since lib/pq asks for binary values only then. In a transaction no
 	// pooler parts a statement from its name.
-	statement, err := l.tx.PreparexContext(ctx, readEventsSQL)
+	statement, err := l.tx.PreparexContext(ctx, l.sql(readEventsSQL))
 	if err != nil {
 		return fmt.Errorf("read the batch: %w", err)
 	}
@@ -74,7 +74,7 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 // Keys returns the batch's events without their contexts, environments and
 // versions, in Read's order.
 func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
-	rows, err := l.tx.QueryxContext(ctx, readKeysSQL, l.EventIDs)
+	rows, err := l.tx.QueryxContext(ctx, l.sql(readKeysSQL), l.EventIDs)
 	if err != nil {
 		return nil, fmt.Errorf("read the batch's keys: %w", err)
 	}

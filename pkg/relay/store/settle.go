@@ -15,7 +15,7 @@ func (l *Lease) Settle(ctx context.Context) error {
 			return err
 		}
 		failpoint.At(failpoint.SettleDeleted)
-		return l.deleteManifest(ctx)
+		return l.deleteBatch(ctx)
 	})
 }
 
@@ -27,7 +27,7 @@ func (l *Lease) expectEvents(events, expected int) error {
 }
 
 func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error {
-	result, err := l.tx.ExecContext(ctx, deleteEventsSQL, ids)
+	result, err := l.tx.ExecContext(ctx, l.sql(deleteEventsSQL), ids)
 	if err != nil {
 		return fmt.Errorf("delete the events: %w", err)
 	}
@@ -38,8 +38,8 @@ func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error 
 	return l.expectEvents(int(deleted), events)
 }
 
-func (l *Lease) deleteManifest(ctx context.Context) error {
-	if _, err := l.tx.ExecContext(ctx, deleteBatchSQL, l.ID); err != nil {
+func (l *Lease) deleteBatch(ctx context.Context) error {
+	if _, err := l.tx.ExecContext(ctx, l.sql(deleteBatchSQL), l.ID); err != nil {
 		return fmt.Errorf("delete the manifest: %w", err)
 	}
 	return nil

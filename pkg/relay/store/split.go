@@ -40,15 +40,15 @@ func (l *Lease) Shrink(ctx context.Context, part Part) error {
 		if err := l.deleteEvents(ctx, multirange(part.Delivered), len(part.Delivered)); err != nil {
 			return err
 		}
-		if err := l.bury(ctx, part.Dead); err != nil {
+		if err := l.deadLetter(ctx, part.Dead); err != nil {
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
 		if len(part.Rest) == 0 {
-			return l.deleteManifest(ctx)
+			return l.deleteBatch(ctx)
 		}
 		var events int
-		if err := l.tx.GetContext(ctx, &events, shrinkBatchSQL, multirange(part.Rest), l.ID); err != nil {
+		if err := l.tx.GetContext(ctx, &events, l.sql(shrinkBatchSQL), multirange(part.Rest), l.ID); err != nil {
 			return fmt.Errorf("shrink the manifest: %w", err)
 		}
 		return l.expectEvents(events, len(part.Rest))
@@ -64,7 +64,7 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 		if err := l.expectEvents(len(ids), l.Events); err != nil {
 			return err
 		}
-		if err := l.deleteManifest(ctx); err != nil {
+		if err := l.deleteBatch(ctx); err != nil {
 			return err
 		}
 		failpoint.At(failpoint.SplitDeleted)
@@ -73,16 +73,16 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 		// are never many.
 		first := batchTime(l.ID).Add(time.Microsecond)
 		second := first.Add(time.Duration(2*n) * time.Microsecond)
-		if err := l.insertManifest(ctx, newBatchID(first), ids[:n], cause); err != nil {
+		if err := l.insertBatch(ctx, newBatchID(first), ids[:n], cause); err != nil {
 			return err
 		}
-		return l.insertManifest(ctx, newBatchID(second), ids[n:], cause)
+		return l.insertBatch(ctx, newBatchID(second), ids[n:], cause)
 	})
 }
 
-func (l *Lease) insertManifest(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
+func (l *Lease) insertBatch(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
 	var events int
-	if err := l.tx.GetContext(ctx, &events, insertBatchSQL, multirange(ids), id, reason(cause)); err != nil {
+	if err := l.tx.GetContext(ctx, &events, l.sql(insertBatchSQL), multirange(ids), id, reason(cause)); err != nil {
 		return fmt.Errorf("write a manifest: %w", err)
 	}
 	return l.expectEvents(events, len(ids))

@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
 // Defaults of Options.
@@ -32,22 +34,22 @@ const BatchesChannel = "diehard_outbox_batches"
 
 // Bounds that nobody needs to turn.
 const (
-	// manifestsPerCut bounds how long one cut holds the fleet's lock.
-	manifestsPerCut = 4
-	// maxUnsent and maxManifests bound the manifests that wait: an outage of
+	// batchesPerCut bounds how long one cut holds the fleet's lock.
+	batchesPerCut = 4
+	// maxUnsent and maxBatches bound the manifests that wait: an outage of
 	// the sink must not pile them up, and whatever looks for work reads them.
-	maxUnsent    = 8
-	maxManifests = 256
-	// suspectMargin is how much longer than FlushTimeout an insert of a lost
+	maxUnsent  = 8
+	maxBatches = 256
+	// unverifiedMargin is how much longer than FlushTimeout an insert of a lost
 	// history is waited for.
-	suspectMargin = 5 * time.Second
+	unverifiedMargin = 5 * time.Second
 	// leaseMargin is how much longer than a flush a lease may be idle before the
 	// server ends it: a worker that is stopped keeps its batch for so long.
 	leaseMargin = 10 * time.Second
-	// floorTrail is how long the floor stays below what was cut, for events
+	// watermarkTrail is how long the lowWatermark stays below what was cut, for events
 	// that commit later than others with a higher id. What commits later still
-	// is found by Look.
-	floorTrail = time.Second
+	// is found by Poll.
+	watermarkTrail = time.Second
 )
 
 // Options configure a Store.
@@ -59,6 +61,9 @@ type Options struct {
 	// FlushTimeout is the longest that one insert into the sink may take;
 	// DefaultFlushTimeout by default.
 	FlushTimeout time.Duration
+	// Schema is the schema of the outbox's tables. If it is empty, they are found by
+	// the session's search_path.
+	Schema string
 }
 
 func (o *Options) setDefaults() {
@@ -97,23 +102,24 @@ func Session(flushTimeout time.Duration) map[string]string {
 // Store is the relay's half of the outbox. It is safe for concurrent use by
 // any number of workers in any number of processes.
 type Store struct {
-	db *sqlx.DB
-	o  Options
+	db  *sqlx.DB
+	o   Options
+	sql func(string) string // puts the schema into a statement
 
 	claims atomic.Int64 // whose turn it is
 
 	// Hints only, each checked by the database where something hangs on it.
-	mu          sync.Mutex
-	cuts        int64     // the cursor's key when it was last seen
-	floor       int64     // the cursor's floor then
-	oldestBatch uuid.UUID // no manifest was or will be older, as Look saw it last
+	mu           sync.Mutex
+	cuts         int64     // the cursor's key when it was last seen
+	lowWatermark int64     // the cursor's lowWatermark then
+	oldestBatch  uuid.UUID // no manifest was or will be older, as Poll saw it last
 }
 
 // New returns a Store on db, whose connections have the settings of
 // Session.
 func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
-	return &Store{db: db, o: o}
+	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema)}
 }
 
 // ErrHistoryChanged is what Cut returns once when it finds that the server's
@@ -138,27 +144,27 @@ type Stats struct {
 // Stats returns the outbox's figures at a cost that does not grow with it.
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var stats Stats
-	if err := s.db.GetContext(ctx, &stats, statsSQL, s.cutsHint()); err != nil {
+	if err := s.db.GetContext(ctx, &stats, s.sql(statsSQL), s.cutsHint()); err != nil {
 		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
 	}
 	return stats, nil
 }
 
-// Look tells whether there may be work to cut or to claim. It is the poll: one
+// Poll tells whether there may be work to cut or to claim. It is the poll: one
 // statement, outside of any lock. It also finds what the hints hide: an event
-// that committed long after others with higher ids gets the floor lowered, so
+// that committed long after others with higher ids gets the lowWatermark lowered, so
 // that the next Cut takes it.
-func (s *Store) Look(ctx context.Context) (work bool, err error) {
+func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	s.mu.Lock()
-	floor, cuts := s.floor, s.cuts
+	lowWatermark, cuts := s.lowWatermark, s.cuts
 	s.mu.Unlock()
 	var seen struct {
-		Straggler   int64         `db:"straggler"`
+		LateCommit  int64         `db:"late_commit"`
 		AboveFloor  bool          `db:"above_floor"`
 		OldestBatch uuid.NullUUID `db:"oldest_batch"`
 		LastCutAt   sql.NullTime  `db:"last_cut_at"`
 	}
-	if err := s.db.GetContext(ctx, &seen, lookSQL, floor, cuts); err != nil {
+	if err := s.db.GetContext(ctx, &seen, s.sql(pollSQL), lowWatermark, cuts); err != nil {
 		return false, fmt.Errorf("look for work: %w", err)
 	}
 	oldest := seen.OldestBatch.UUID
@@ -169,12 +175,12 @@ func (s *Store) Look(ctx context.Context) (work bool, err error) {
 	s.mu.Lock()
 	s.oldestBatch = oldest
 	s.mu.Unlock()
-	if seen.Straggler > 0 {
-		if err := s.lowerFloor(ctx, seen.Straggler-1); err != nil {
+	if seen.LateCommit > 0 {
+		if err := s.lowerWatermark(ctx, seen.LateCommit-1); err != nil {
 			return false, err
 		}
 	}
-	return seen.AboveFloor || seen.OldestBatch.Valid || seen.Straggler > 0, nil
+	return seen.AboveFloor || seen.OldestBatch.Valid || seen.LateCommit > 0, nil
 }
 
 func (s *Store) cutsHint() int64 {

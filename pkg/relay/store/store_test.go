@@ -248,7 +248,7 @@ var _ = Describe("Store", func() {
 							mu.Unlock()
 							continue
 						}
-						if work, err := s.Look(ctx); done && err == nil && !work {
+						if work, err := s.Poll(ctx); done && err == nil && !work {
 							return
 						}
 						select {
@@ -274,13 +274,13 @@ var _ = Describe("Store", func() {
 			for range 3 {
 				publishMany(ctx, 1)
 				Expect(cut(ctx).Events).To(Equal(1))
-				db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
+				db.MustExec("UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 				settleAll(ctx)
 			}
 			Expect(late.Commit()).To(Succeed())
 
 			Expect(cut(ctx)).To(BeZero(), "the floor hides it")
-			Expect(s.Look(ctx)).To(BeTrue())
+			Expect(s.Poll(ctx)).To(BeTrue())
 			Expect(cut(ctx).Events).To(Equal(1))
 		})
 
@@ -307,11 +307,11 @@ var _ = Describe("Store", func() {
 
 		It("takes first in a backlog what a look has found below the floor", func(ctx SpecContext) {
 			lateInBacklog(ctx)
-			db.MustExec("UPDATE outbox_cursor SET floor = 10, next_floor = 10")
+			db.MustExec("UPDATE outbox_cursor SET low_watermark = 10, next_low_watermark = 10")
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			settleAll(ctx)
 			publishMany(ctx, 40)
-			Expect(s.Look(ctx)).To(BeTrue())
+			Expect(s.Poll(ctx)).To(BeTrue())
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[0][:2]).To(Equal([]int64{1, 82}))
 		})
@@ -325,7 +325,7 @@ var _ = Describe("Store", func() {
 
 		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
 			lateInBacklog(ctx)
-			db.MustExec("UPDATE outbox_cursor SET next_floor_at = 'epoch'")
+			db.MustExec("UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(manifests()[4][:2]).To(Equal([]int64{1, 42}))
 		})
@@ -350,7 +350,7 @@ var _ = Describe("Store", func() {
 		It("has the database refuse an event a second manifest, and recovers by itself", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(s.Look(ctx)).To(BeTrue()) // remembers the manifest as the oldest
+			Expect(s.Poll(ctx)).To(BeTrue()) // remembers the manifest as the oldest
 			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
 			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
 			Expect(sizes()).To(Equal([]int{3}))
@@ -362,18 +362,18 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 1)
 			cut(ctx)
 			publishMany(ctx, 1)
-			db.MustExec("UPDATE outbox_origin SET timeline = '00000000'")
+			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 			Expect(claim(ctx)).To(BeNil(), "nothing is claimed before")
 			_, err := s.Cut(ctx, 0)
 			Expect(err).To(MatchError(store.ErrHistoryChanged))
 			publishMany(ctx, 1)
 
-			var sends []int
+			var attempts []int
 			cut(ctx) // the second event, which was there, with the third
 			publishMany(ctx, 1)
 			cut(ctx) // the fourth, which was not
-			Expect(db.Select(&sends, "SELECT sends FROM outbox_batches ORDER BY batch_id")).To(Succeed())
-			Expect(sends).To(Equal([]int{1, 1, 0}))
+			Expect(db.Select(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+			Expect(attempts).To(Equal([]int{1, 1, 0}))
 			var waits []bool
 			Expect(db.Select(&waits, "SELECT next_attempt_at > clock_timestamp() + interval '20 s' FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(waits).To(Equal([]bool{true, true, false}), "an insert of the lost history may still run")
@@ -388,16 +388,16 @@ var _ = Describe("Store", func() {
 			Expect(first.Events).To(Equal(10))
 			Expect(second.Events).To(Equal(1))
 			Expect(claim(ctx)).To(BeNil())
-			var sends []int
-			Expect(db.Select(&sends, "SELECT sends FROM outbox_batches")).To(Succeed())
-			Expect(sends).To(Equal([]int{1, 1}))
+			var attempts []int
+			Expect(db.Select(&attempts, "SELECT attempts FROM outbox_batches")).To(Succeed())
+			Expect(attempts).To(Equal([]int{1, 1}))
 		})
 
 		It("frees the batch of a worker whose connection dies, and tells the next one", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			dead := claim(ctx)
-			Expect(dead.Sends).To(Equal(1))
+			Expect(dead.Attempts).To(Equal(1))
 			db.MustExec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE datname = current_database() AND state = 'idle in transaction'`)
 			Expect(dead.Verify(ctx)).To(MatchError(store.ErrLeaseLost))
@@ -406,7 +406,7 @@ var _ = Describe("Store", func() {
 			next := claim(ctx)
 			Expect(next.ID).To(Equal(dead.ID))
 			Expect(next.Token).To(Equal(dead.Token))
-			Expect(next.Sends).To(Equal(2))
+			Expect(next.Attempts).To(Equal(2))
 		})
 
 		It("takes turns between batches that have failed and those that have not", func(ctx SpecContext) {
@@ -565,18 +565,18 @@ var _ = Describe("Store", func() {
 			Expect(db.Get(&cause, "SELECT last_error FROM outbox_batches")).To(Succeed())
 			Expect(cause).To(Equal("no route"))
 			due()
-			Expect(claim(ctx).Sends).To(Equal(2))
+			Expect(claim(ctx).Attempts).To(Equal(2))
 		})
 
 		It("starts over under a new token", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			old := claim(ctx)
-			Expect(old.Retoken(ctx, errors.New("burned"))).To(Succeed())
+			Expect(old.RenewToken(ctx, errors.New("burned"))).To(Succeed())
 			fresh := claim(ctx)
 			Expect(fresh.ID).To(Equal(old.ID))
 			Expect(fresh.Token).NotTo(Equal(old.Token))
-			Expect(fresh.Sends).To(Equal(1))
+			Expect(fresh.Attempts).To(Equal(1))
 		})
 
 		It("shrinks the batch to what is left of it, under the same token, and keeps dead letters", func(ctx SpecContext) {
@@ -603,7 +603,7 @@ var _ = Describe("Store", func() {
 			Expect(left).To(Equal([]int64{2, 5, 6}))
 			rest := claim(ctx)
 			Expect(rest.Token).To(Equal(whole.Token))
-			Expect(rest.Sends).To(Equal(2), "the sink may know the token: nothing of it is taken for a first send")
+			Expect(rest.Attempts).To(Equal(2), "the sink may know the token: nothing of it is taken for a first send")
 			Expect(rest.Events).To(Equal(3))
 			Expect(rest.Bytes).To(Equal(whole.Bytes / 7 * 3))
 		})
@@ -621,7 +621,7 @@ var _ = Describe("Store", func() {
 			Expect(db.Select(&errs, "SELECT coalesce(last_error, '') FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(errs).To(Equal([]string{"refused", "refused", ""}))
 			var tokens int
-			Expect(db.Get(&tokens, "SELECT count(DISTINCT token) FROM outbox_batches WHERE sends = 0")).To(Succeed())
+			Expect(db.Get(&tokens, "SELECT count(DISTINCT token) FROM outbox_batches WHERE attempts = 0")).To(Succeed())
 			Expect(tokens).To(Equal(3))
 		})
 

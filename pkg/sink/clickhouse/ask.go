@@ -33,7 +33,7 @@ func (s *Sink) asking(ctx context.Context) context.Context {
 
 // Running implements sink.Sink. On a cluster it asks every replica, and one
 // that does not answer is an error: it may be running the insert.
-func (s *Sink) Running(ctx context.Context, token string) (bool, error) {
+func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 	processes := "system.processes"
 	if s.cluster != "" {
 		processes = "clusterAllReplicas(" + quoteString(s.cluster) + ", system.processes)"

@@ -78,7 +78,7 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 // checkProcesses asks what only the resolve step asks otherwise: a missing
 // right is found now and not after the first fault.
 func (s *Sink) checkProcesses(ctx context.Context) error {
-	_, err := s.Running(ctx, "diehard-check")
+	_, err := s.InFlight(ctx, "diehard-check")
 	switch {
 	case hasCode(err, accessDenied):
 		remedy := "GRANT SELECT ON system.processes TO " + quoteIdentifier(s.user)

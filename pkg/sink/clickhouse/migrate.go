@@ -1,12 +1,12 @@
 package clickhouse
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
-	"path"
+	"strings"
 	"text/template"
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
@@ -58,10 +58,7 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	}
 
 	up := func(options ...goose.ProviderOption) ([]*goose.MigrationResult, error) {
-		provider, err := goose.NewProvider(goose.DialectClickHouse, db, rendered{migrations.ClickHouse, variables{
-			Table:     quoteIdentifier(o.Table),
-			OnCluster: onCluster(o.Cluster),
-		}}, append(options, goose.WithTableName(o.Table+versionTableSuffix), goose.WithDisableGlobalRegistry(true))...)
+		provider, err := goose.NewProvider(goose.DialectClickHouse, db, migrationFiles(o), append(options, goose.WithTableName(o.Table+versionTableSuffix), goose.WithDisableGlobalRegistry(true))...)
 		if err != nil {
 			return nil, fmt.Errorf("read the migrations: %w", err)
 		}
@@ -97,49 +94,33 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	return nil
 }
 
-// variables are what the migrations leave open. Both are safe in a statement.
-type variables struct {
-	Table, OnCluster string
-}
-
-// rendered is a file tree whose SQL files are templates.
-type rendered struct {
-	fs.FS
-
-	variables variables
-}
-
-// Open implements fs.FS.
-func (r rendered) Open(name string) (fs.File, error) {
-	file, err := r.FS.Open(name)
-	if err != nil || path.Ext(name) != ".sql" {
-		return file, err //nolint:wrapcheck // a *fs.PathError, as fs.FS asks for
-	}
-	source, err := fs.ReadFile(r.FS, name)
+// PrintMigrations writes the statements that Migrate executes, for people and tools
+// that execute them by themselves. A relay and Migrate accept the table that they make.
+func PrintMigrations(w io.Writer, o Options) error {
+	versions, err := migrations.Versions(migrationFiles(o))
 	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+		return err
 	}
-	t, err := template.New(name).Option("missingkey=error").Parse(string(source))
-	if err != nil {
-		return nil, &fs.PathError{Op: "parse", Path: name, Err: err}
+	for _, version := range versions {
+		if _, err := fmt.Fprintf(w, "-- Version %d.\n\n%s\n", version.Number, version.SQL); err != nil {
+			return fmt.Errorf("print the migrations: %w", err)
+		}
 	}
-	out := &renderedFile{File: file}
-	if err := t.Execute(&out.text, r.variables); err != nil {
-		return nil, &fs.PathError{Op: "render", Path: name, Err: err}
-	}
-	return out, nil
+	return nil
 }
 
-// renderedFile is the template's file with another content.
-type renderedFile struct {
-	fs.File
-
-	text bytes.Buffer
-}
-
-// Read implements fs.File.
-func (f *renderedFile) Read(p []byte) (int, error) {
-	return f.text.Read(p) //nolint:wrapcheck // io.EOF
+// migrationFiles returns the migrations with the names of the table and of the cluster
+// in them.
+func migrationFiles(o Options) fs.FS {
+	return migrations.Render(migrations.ClickHouse, func(text string) (string, error) {
+		t, err := template.New("").Option("missingkey=error").Parse(text)
+		if err != nil {
+			return "", err //nolint:wrapcheck // Render names the file
+		}
+		var rendered strings.Builder
+		err = t.Execute(&rendered, map[string]string{"Table": quoteIdentifier(o.Table), "OnCluster": onCluster(o.Cluster)})
+		return rendered.String(), err //nolint:wrapcheck // Render names the file
+	})
 }
 
 func (s *Sink) databaseMissing() error {

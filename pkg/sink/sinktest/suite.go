@@ -202,15 +202,15 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			ginkgo.It("sees an insert while it is executed, and only then", func(ctx ginkgo.SpecContext) {
 				Expect(d.Slow(ctx, 2*time.Second)).To(Succeed())
 				slow := token()
-				Expect(s.Running(ctx, slow)).To(BeFalse())
+				Expect(s.InFlight(ctx, slow)).To(BeFalse())
 
 				done := make(chan error, 1)
 				go func() { done <- s.Insert(ctx, sink.Batch{Token: slow, Events: some(1)}) }()
 				other := open(d.Addr)
-				Eventually(ctx, other.Running, patience, polling).WithArguments(slow).Should(BeTrue())
-				Expect(other.Running(ctx, token())).To(BeFalse())
+				Eventually(ctx, other.InFlight, patience, polling).WithArguments(slow).Should(BeTrue())
+				Expect(other.InFlight(ctx, token())).To(BeFalse())
 				Eventually(ctx, done, patience, polling).Should(Receive(BeNil()))
-				Expect(other.Running(ctx, slow)).To(BeFalse())
+				Expect(other.InFlight(ctx, slow)).To(BeFalse())
 			})
 		})
 
@@ -272,7 +272,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				for _, err := range []error{
 					through.Ping(ctx),
 					through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)}),
-					second(through.Running(ctx, token())),
+					second(through.InFlight(ctx, token())),
 					second(present(ctx, through, keys(some(1)))),
 					through.Check(ctx),
 				} {
@@ -296,7 +296,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(err).To(HaveOccurred())
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
 
-				Eventually(ctx, s.Running, patience, polling).WithArguments(cut).Should(BeFalse())
+				Eventually(ctx, s.InFlight, patience, polling).WithArguments(cut).Should(BeFalse())
 				Expect(present(ctx, s, keys(events))).To(BeEmpty())
 				Expect(count(ctx)).To(BeZero())
 
@@ -321,7 +321,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Eventually(ctx, done, patience, polling).Should(Receive(&err))
 				Expect(err).To(MatchError(context.Canceled))
 
-				Eventually(ctx, s.Running, patience, polling).WithArguments(lost).Should(BeFalse())
+				Eventually(ctx, s.InFlight, patience, polling).WithArguments(lost).Should(BeFalse())
 				Expect(present(ctx, s, keys(events))).To(Equal(set(events)))
 				Expect(s.Insert(ctx, sink.Batch{Token: lost, Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(4))
@@ -337,7 +337,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				err := s.Insert(short, sink.Batch{Token: late, Events: some(10)})
 				Expect(err).To(HaveOccurred())
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
-				Eventually(ctx, s.Running, patience, polling).WithArguments(late).Should(BeFalse())
+				Eventually(ctx, s.InFlight, patience, polling).WithArguments(late).Should(BeFalse())
 			})
 
 			ginkgo.It("that has passed sends nothing", func(ctx ginkgo.SpecContext) {
