@@ -90,6 +90,7 @@ func readEvent(c echo.Context, o *object) outbox.Event {
 		EventType:       o.requiredString("event_type"),
 		EventDateTime:   o.optionalTime("event_date_time", time.Now()),
 		MetadataVersion: o.optionalInteger("metadata_version", 1),
+		Traceparent:     requestOf(c).traceparent,
 	}
 	if value := o.require("event_context"); value != nil {
 		var err error
@@ -97,6 +98,5 @@ func readEvent(c echo.Context, o *object) outbox.Event {
 			o.refuse("event_context", err.Error())
 		}
 	}
-	event.Traceparent, _ = outbox.ParseTraceparent(requestOf(c).traceparent) // valid, or empty
 	return event
 }

@@ -17,14 +17,16 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 // request is what is known about a request beside its content.
 type request struct {
 	// id names it in the answer, in logs and in problems.
 	id string
-	// traceparent is the W3C trace context that an event joins, or empty.
-	traceparent string
+	// traceparent is the trace that an event joins; it may be zero.
+	traceparent outbox.Traceparent
 	// key is the name of the API key that it came with, or empty.
 	key string
 	// problem is the slug of the problem that it was answered with, or empty.
@@ -48,7 +50,7 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := &request{
 			id:          requestID(c.Request().Header.Get(echo.HeaderXRequestID)),
-			traceparent: parseTraceparent(c.Request().Header.Values(sentry.TraceparentHeader)),
+			traceparent: traceparentOf(c.Request().Header),
 		}
 		c.Set(requestKey, r)
 		header := c.Response().Header()
@@ -60,11 +62,25 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
+// traceparentOf returns the header's traceparent. It is zero when the header is
+// missing, invalid or given more than once.
+func traceparentOf(header http.Header) outbox.Traceparent {
+	values := header.Values(sentry.TraceparentHeader)
+	if len(values) != 1 {
+		return outbox.Traceparent{}
+	}
+	parsed, err := outbox.ParseTraceparent(values[0])
+	if err != nil {
+		return outbox.Traceparent{} // the standard asks to ignore an invalid one
+	}
+	return parsed
+}
+
 // answerTraceparent tells the client which trace its request and the delivery
 // of its events are in.
-func answerTraceparent(c echo.Context, traceparent string) {
-	if traceparent != "" {
-		c.Response().Header().Set(sentry.TraceparentHeader, traceparent)
+func answerTraceparent(c echo.Context, t outbox.Traceparent) {
+	if !t.IsZero() {
+		c.Response().Header().Set(sentry.TraceparentHeader, t.String())
 	}
 }
 
@@ -82,27 +98,6 @@ func requestID(given string) string {
 		return ""
 	}
 	return id.String()
-}
-
-var traceparentPattern = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$`)
-
-// parseTraceparent returns the header's value in version 00, or an empty
-// string where it is missing or breaks the rules of W3C Trace Context, section
-// 3.2.2. Of a later version the known part is taken, as section 3.2.4 says.
-func parseTraceparent(values []string) string {
-	if len(values) != 1 {
-		return ""
-	}
-	parts := traceparentPattern.FindStringSubmatch(values[0])
-	if parts == nil {
-		return ""
-	}
-	version, trace, parent, flags, rest := parts[1], parts[2], parts[3], parts[4], parts[5]
-	if version == "ff" || version == "00" && rest != "" ||
-		strings.Trim(trace, "0") == "" || strings.Trim(parent, "0") == "" {
-		return ""
-	}
-	return "00-" + trace + "-" + parent + "-" + flags
 }
 
 // The label of routes that do not exist, and of methods that HTTP does not
@@ -160,17 +155,12 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		if r.problem != "" {
 			attrs = append(attrs, slog.String("problem", r.problem))
 		}
-		if r.traceparent != "" {
-			attrs = append(attrs, traceID(r.traceparent))
+		if !r.traceparent.IsZero() {
+			attrs = append(attrs, slog.String("trace_id", r.traceparent.TraceID()))
 		}
 		s.log.LogAttrs(c.Request().Context(), slog.LevelInfo, "request", attrs...)
 		return err
 	}
-}
-
-// traceID returns the log's attribute for a valid traceparent.
-func traceID(traceparent string) slog.Attr {
-	return slog.String("trace_id", strings.Split(traceparent, "-")[1])
 }
 
 // trace makes the request a Sentry transaction, where Sentry is on, and has
@@ -195,7 +185,9 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 			sentry.WithOpName("http.server"),
 			sentry.WithTransactionSource(sentry.SourceRoute),
 		)
-		r.traceparent = transaction.ToTraceparent()
+		if joined, err := outbox.ParseTraceparent(transaction.ToTraceparent()); err == nil {
+			r.traceparent = joined
+		}
 		answerTraceparent(c, r.traceparent)
 		c.SetRequest(c.Request().WithContext(transaction.Context()))
 
@@ -212,11 +204,11 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 
 // sentryTrace returns the traceparent in the form of Sentry's own header, the
 // sampling decision left open.
-func sentryTrace(traceparent string) string {
-	if traceparent == "" {
+func sentryTrace(t outbox.Traceparent) string {
+	if t.IsZero() {
 		return ""
 	}
-	return traceparent[len("00-") : len(traceparent)-len("-00")]
+	return t.TraceID() + "-" + t.ParentID()
 }
 
 // errRequestTimeout is the cause of a request's context that ran out of time.

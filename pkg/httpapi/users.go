@@ -12,7 +12,6 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
@@ -138,12 +137,11 @@ func (o *object) taken() error {
 
 // readUser takes a user's members out of the object.
 func readUser(c echo.Context, o *object) users.NewUser {
-	traceparent, _ := outbox.ParseTraceparent(requestOf(c).traceparent) // valid, or empty
 	return users.NewUser{
 		Email:       o.requiredString("email"),
 		FirstName:   o.optionalString("first_name"),
 		LastName:    o.optionalString("last_name"),
-		Traceparent: traceparent,
+		Traceparent: requestOf(c).traceparent,
 	}
 }
 
