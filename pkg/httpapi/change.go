@@ -13,6 +13,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/groupcommit"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
@@ -27,12 +28,12 @@ const (
 // the answer is kept in the same transaction, and a repetition gets it without
 // the work. body is what the request asks for beside its method and path.
 func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Answer, error)) error {
-	return s.changeTogether(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, errGoAlone }, work)
+	return s.changeTogether(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, groupcommit.ErrCommitAlone }, work)
 }
 
-// changeTogether is change for what may be made in one transaction with other
-// clients' changes, unless it has a key: together does so, or returns
-// errGoAlone.
+// changeTogether is change for a change that may share a transaction with other
+// clients' changes. Without an idempotency key it calls together first, and work
+// only when that returns groupcommit.ErrCommitAlone.
 func (s *Server) changeTogether(c echo.Context, body []byte, together func() (idempotency.Answer, error),
 	work func(tx *sqlx.Tx) (idempotency.Answer, error),
 ) error {
@@ -45,7 +46,7 @@ func (s *Server) changeTogether(c echo.Context, body []byte, together func() (id
 	ctx := c.Request().Context()
 	err = s.gate.through(ctx, func() (err error) {
 		if !given {
-			if answer, err = together(); !errors.Is(err, errGoAlone) {
+			if answer, err = together(); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/labstack/gommon/log"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/diehard-outbox/diehard/pkg/groupcommit"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -128,7 +129,7 @@ type Server struct {
 	byAddress   *limiter
 	byKey       *limiter
 	gate        *gate
-	creations   *groups[users.NewUser, users.Result]
+	creations   *groupcommit.Committer[users.NewUser, users.Result]
 	echo        *echo.Echo
 	addr        atomic.Value // string, once it listens
 }
@@ -148,7 +149,7 @@ func New(o Options) *Server {
 		gate:        newGate(o.MaxConcurrent, func(ctx context.Context) error { return o.DB.PingContext(ctx) }),
 		echo:        echo.New(),
 	}
-	s.creations = newGroups(s.createTogether)
+	s.creations = groupcommit.New(s.createTogether)
 	s.echo.IPExtractor = clientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
 	s.echo.HTTPErrorHandler = s.answerError

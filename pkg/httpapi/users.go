@@ -11,6 +11,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/labstack/echo/v4"
 
+	"github.com/diehard-outbox/diehard/pkg/groupcommit"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -59,7 +60,7 @@ func (s *Server) createUser(c echo.Context) error {
 	}
 	ctx := c.Request().Context()
 	return s.changeTogether(c, body.raw, func() (idempotency.Answer, error) {
-		result, err := s.creations.do(ctx, newUser)
+		result, err := s.creations.Do(ctx, newUser)
 		return answer(result.User, cmp.Or(err, result.Err))
 	}, func(tx *sqlx.Tx) (idempotency.Answer, error) {
 		return answer(s.users.Create(ctx, tx, newUser))
@@ -70,8 +71,8 @@ func (s *Server) createUser(c echo.Context) error {
 // transaction.
 func (s *Server) createTogether(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
 	err = postgres.InStatement(ctx, s.options.DB, func(q *postgres.Statement) (err error) {
-		// That one of them waits is not the others' affair.
-		results, err = s.users.CreateMany(ctx, q, newUsers, groupPatience)
+		// The users of a group do not wait for long because one of them does.
+		results, err = s.users.CreateMany(ctx, q, newUsers, groupcommit.SlotTimeout)
 		return err
 	})
 	return results, err
