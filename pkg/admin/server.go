@@ -7,18 +7,17 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/diehard-outbox/diehard/pkg/httpserver"
 )
 
 const (
@@ -64,7 +63,7 @@ type Options struct {
 type Server struct {
 	o      Options
 	checks singleflight.Group
-	addr   atomic.Value // string, once it listens
+	http   *httpserver.Server
 }
 
 // New returns a Server that does not listen yet.
@@ -77,51 +76,36 @@ func New(o Options) *Server {
 	build.Set(1)
 	o.Registry.MustRegister(build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return &Server{o: o}
+	s := &Server{o: o}
+	s.http = httpserver.New(httpserver.Options{
+		Name: "admin port",
+		Log:  o.Log,
+		HTTP: &http.Server{
+			Addr:              o.Addr,
+			Handler:           s.routes(),
+			MaxHeaderBytes:    maxHeaderBytes,
+			ReadHeaderTimeout: readHeaderTimeout,
+			ReadTimeout:       requestTimeout,
+			WriteTimeout:      requestTimeout,
+			IdleTimeout:       idleTimeout,
+		},
+		ShutdownTimeout: shutdownTimeout,
+	})
+	return s
 }
 
 // Addr returns the host:port that the server listens on, or an empty string
 // before Run listens.
-func (s *Server) Addr() string {
-	addr, _ := s.addr.Load().(string)
-	return addr
-}
+func (s *Server) Addr() string { return s.http.Addr() }
 
 // Run listens and serves until ctx is canceled; then it returns nil. It is
 // called once.
 func (s *Server) Run(ctx context.Context) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.o.Addr)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // stopped while a host name was looked up
-		}
-		return fmt.Errorf("listen for operators: %w", err)
+	err := s.http.Run(ctx)
+	if errors.Is(err, httpserver.ErrCutOff) {
+		return nil // a probe or a scrape that was cut off is repeated
 	}
-	s.addr.Store(listener.Addr().String())
-	s.o.Log.InfoContext(ctx, "admin port listens", "addr", s.Addr())
-
-	server := &http.Server{
-		Handler:           s.routes(),
-		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelWarn),
-		MaxHeaderBytes:    maxHeaderBytes,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       requestTimeout,
-		WriteTimeout:      requestTimeout,
-		IdleTimeout:       idleTimeout,
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve operators: %w", err)
-	case <-ctx.Done():
-	}
-	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	if server.Shutdown(deadline) != nil {
-		_ = server.Close() // a probe or a scrape that is cut off is asked again
-	}
-	return nil
+	return err
 }
 
 func (s *Server) routes() http.Handler {

@@ -4,12 +4,9 @@ package httpapi
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -18,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpserver"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -131,7 +129,7 @@ type Server struct {
 	gate        *gate
 	creations   *groupcommit.Committer[users.NewUser, users.Result]
 	echo        *echo.Echo
-	addr        atomic.Value // string, once it listens
+	http        *httpserver.Server
 }
 
 // New returns a Server that does not listen yet. It panics where the
@@ -167,6 +165,20 @@ func New(o Options) *Server {
 	for _, name := range []string{"page.js", "swagger-ui-bundle.js", "swagger-ui.css"} {
 		s.get("/docs/"+name, s.docsFile(name))
 	}
+	s.http = httpserver.New(httpserver.Options{
+		Name: "HTTP API",
+		Log:  o.Log,
+		HTTP: &http.Server{
+			Addr:              o.Addr,
+			Handler:           s.echo,
+			MaxHeaderBytes:    maxHeaderBytes,
+			ReadHeaderTimeout: o.ReadHeaderTimeout,
+			ReadTimeout:       o.ReadTimeout,
+			WriteTimeout:      o.WriteTimeout,
+			IdleTimeout:       o.IdleTimeout,
+		},
+		ShutdownTimeout: o.ShutdownTimeout,
+	})
 	return s
 }
 
@@ -188,53 +200,16 @@ func (s *Server) Routes() []string {
 
 // Addr returns the host:port that the server listens on, or an empty string
 // before Run listens.
-func (s *Server) Addr() string {
-	addr, _ := s.addr.Load().(string)
-	return addr
-}
+func (s *Server) Addr() string { return s.http.Addr() }
 
 // Run listens and serves until ctx is canceled. Then it accepts no more
 // connections, finishes the requests in flight within ShutdownTimeout, cuts
-// off what is left, and returns: nil where all were finished. Any other error
-// means that it could not listen or serve. It is called once.
+// off what is left, and returns: nil where all were finished,
+// httpserver.ErrCutOff otherwise. Any other error means that it could not listen
+// or serve. It is called once.
 func (s *Server) Run(ctx context.Context) error {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.options.Addr)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // stopped while a host name was looked up
-		}
-		return fmt.Errorf("listen for HTTP: %w", err)
-	}
-	s.addr.Store(listener.Addr().String())
-	s.log.InfoContext(ctx, "HTTP API listens", "addr", s.Addr())
-
-	// Requests outlive ctx, to be finished, but not Run.
-	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
-	defer cutOff()
-	server := &http.Server{
-		Handler:           s.echo,
-		BaseContext:       func(net.Listener) context.Context { return requests },
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-		MaxHeaderBytes:    maxHeaderBytes,
-		ReadHeaderTimeout: s.options.ReadHeaderTimeout,
-		ReadTimeout:       s.options.ReadTimeout,
-		WriteTimeout:      s.options.WriteTimeout,
-		IdleTimeout:       s.options.IdleTimeout,
-	}
-	go s.gate.run(requests)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve HTTP: %w", err)
-	case <-ctx.Done():
-	}
-
-	deadline, cancel := context.WithTimeout(requests, s.options.ShutdownTimeout)
-	defer cancel()
-	if err := server.Shutdown(deadline); err != nil {
-		_ = server.Close()
-		return fmt.Errorf("finish the HTTP requests in flight within %s: %w", s.options.ShutdownTimeout, err)
-	}
-	return nil
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // while there are requests
+	defer stop()
+	go s.gate.run(running)
+	return s.http.Run(ctx)
 }

@@ -18,13 +18,13 @@ import (
 var _ = Describe("The server", func() {
 	It("says in the log where it listens", func(ctx SpecContext) {
 		api := start(ctx)
-		Expect(api.log).To(gbytes.Say(`"msg":"HTTP API listens","addr":"` + api.Addr() + `"`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"msg":"HTTP API listens","addr":"` + api.Addr() + `"`))
 	})
 
 	It("does not run where the address is taken", func(ctx SpecContext) {
 		taken := start(ctx)
 		second := httpapi.New(httpapi.Options{Addr: taken.Addr(), Log: slog.New(slog.DiscardHandler)})
-		Expect(second.Run(ctx)).To(MatchError(ContainSubstring("listen for HTTP")))
+		Expect(second.Run(ctx)).To(MatchError(ContainSubstring("start the HTTP API: listen tcp")))
 	})
 
 	Describe("told to stop", func() {
