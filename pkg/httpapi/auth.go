@@ -9,6 +9,8 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
 // Key is a client's API key, by its SHA-256. A key is as secret as it is hard to
@@ -49,7 +51,7 @@ func (s *Server) authenticate(next echo.HandlerFunc) echo.HandlerFunc {
 				header += `, error="invalid_token"`
 			}
 			c.Response().Header().Set(echo.HeaderWWWAuthenticate, header)
-			return &problemError{problem: unauthorized}
+			return &problem.Error{Kind: problem.Unauthorized}
 		}
 		requestOf(c).key = name
 		s.keyRequests.WithLabelValues(name).Inc()

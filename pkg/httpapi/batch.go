@@ -3,25 +3,24 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"strconv"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/labstack/echo/v4"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
 // maxBatchItems bounds the items of one request.
 const maxBatchItems = 1000
 
 // batch is a request with several items, {"data": […]}, which share one
-// transaction. Those that break a rule are answered for one by one, and the
-// others take effect, unless the request asks for all or nothing.
+// transaction. Each invalid item gets a problem of its own, and the others take
+// effect, unless the request asks for all or nothing.
 type batch struct {
-	*object
-
+	body   *input.Object
+	items  []*input.Object
 	atomic bool
-	items  []*object
-	// problems are what is wrong with the items, or nil, by their place.
+	// problems are the items' problems, by the items' places; nil for a valid one.
 	problems []error
 }
 
@@ -30,59 +29,37 @@ type batchAnswer[T any] struct {
 	Data []T `json:"data"`
 }
 
-// itemProblem is what is wrong with one item, on the wire: a problem without
-// the request's id.
-type itemProblem struct {
-	Type   string       `json:"type"`
-	Title  string       `json:"title"`
-	Status int          `json:"status"`
-	Detail string       `json:"detail"`
-	Errors []valueError `json:"errors,omitempty"`
-}
-
-// readBatch reads the request, and takes it apart into its items.
+// readBatch reads the request, and splits it into its items.
 func (s *Server) readBatch(c echo.Context) (*batch, error) {
-	query, err := readQuery(c)
+	query, err := input.ReadQuery(c.Request())
 	if err != nil {
 		return nil, err
 	}
-	b := &batch{atomic: query.boolean("atomic")}
-	if err := query.check(nil); err != nil {
+	b := &batch{atomic: query.Boolean("atomic")}
+	if err := query.Check(nil); err != nil {
 		return nil, err
 	}
-	if b.object, err = s.readObject(c); err != nil {
+	if b.body, err = s.readObject(c); err != nil {
 		return nil, err
 	}
-	values := b.requiredArray("data", maxBatchItems)
-	if err := b.check(nil); err != nil {
+	b.items = b.body.RequiredObjects("data", maxBatchItems)
+	if err := b.body.Check(nil); err != nil {
 		return nil, err
-	}
-	for i, value := range values {
-		b.items = append(b.items, newItem(value, jsontext.Pointer("/data").AppendToken(strconv.Itoa(i))))
 	}
 	b.problems = make([]error, len(b.items))
 	return b, nil
 }
 
-// newItem takes an item apart. What is no object has no members.
-func newItem(value jsontext.Value, place jsontext.Pointer) *object {
-	o := &object{findings: findings{place: inMember(place)}}
-	if err := json.Unmarshal(value, &o.members); err != nil || o.members == nil {
-		o.members, o.wrong = nil, []valueError{bodyError(string(place), "must be an object")}
-	}
-	return o
-}
-
-// each has read take the members out of every item and say which rules they
-// break. It returns the problem with the batch as a whole: any of an item's,
-// where it is all or nothing.
-func (b *batch) each(read func(place int, item *object) []brokenRule) error {
+// each calls read for every item, which takes its members out and returns the
+// rules that they break. It returns the problem with the batch as a whole: when
+// it is all or nothing, those of the items.
+func (b *batch) each(read func(place int, item *input.Object) []input.BrokenRule) error {
 	for i, item := range b.items {
-		var broken []brokenRule
-		if item.members != nil {
+		var broken []input.BrokenRule
+		if item.IsObject() {
 			broken = read(i, item)
 		}
-		b.problems[i] = item.check(broken)
+		b.problems[i] = item.Check(broken)
 	}
 	return b.whole()
 }
@@ -92,28 +69,25 @@ func (b *batch) whole() error {
 	if !b.atomic {
 		return nil
 	}
-	var whole *problemError
+	var whole *problem.Error
 	for _, err := range b.problems {
-		if p, ok := errors.AsType[*problemError](err); ok {
+		if p, ok := errors.AsType[*problem.Error](err); ok {
 			if whole == nil {
-				whole = &problemError{problem: p.problem}
+				whole = &problem.Error{Kind: p.Kind}
 			}
-			whole.errors = append(whole.errors, p.errors...)
+			whole.Values = append(whole.Values, p.Values...)
 		}
 	}
 	if whole == nil {
 		return nil
 	}
-	whole.errors = whole.errors[:min(len(whole.errors), maxValueErrors)]
+	whole.Values = whole.Values[:min(len(whole.Values), problem.MaxValues)]
 	return whole
 }
 
-// newItemProblem returns the problem that a single request would be answered
-// with.
-func newItemProblem(err error) *itemProblem {
-	p := problemOf(context.Background(), err)
-	return &itemProblem{
-		Type: typeBase + p.problem.slug, Title: p.problem.title, Status: p.problem.status,
-		Detail: p.description(), Errors: p.errors,
-	}
+// itemProblem returns the problem that a request for the item alone would be
+// answered with. It has no request's id.
+func itemProblem(err error) *problem.Details {
+	details := problemOf(context.Background(), err).Details("")
+	return &details
 }

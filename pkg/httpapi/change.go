@@ -14,6 +14,7 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
@@ -101,7 +102,7 @@ func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bo
 		text = ""
 	}
 	if len(values) > 1 || text == "" || len(text) > idempotency.MaxKeyBytes {
-		return idempotency.Key{}, false, &problemError{problem: invalidIdempotencyKey}
+		return idempotency.Key{}, false, &problem.Error{Kind: problem.InvalidIdempotencyKey}
 	}
 	return idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}, true, nil
 }

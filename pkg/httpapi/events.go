@@ -9,6 +9,8 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
@@ -20,9 +22,9 @@ type acceptedEvent struct {
 
 // eventResult is what became of one event of several, on the wire.
 type eventResult struct {
-	Status  int          `json:"status"`
-	EventID *uuid.UUID   `json:"event_id,omitzero"`
-	Problem *itemProblem `json:"problem,omitzero"`
+	Status  int              `json:"status"`
+	EventID *uuid.UUID       `json:"event_id,omitzero"`
+	Problem *problem.Details `json:"problem,omitzero"`
 }
 
 func (s *Server) publishEvent(c echo.Context) error {
@@ -31,10 +33,10 @@ func (s *Server) publishEvent(c echo.Context) error {
 		return err
 	}
 	event := readEvent(c, body)
-	if err := body.check(eventRules(s.options.Publisher.Validate(event))); err != nil {
+	if err := body.Check(eventRules(s.options.Publisher.Validate(event))); err != nil {
 		return err
 	}
-	return s.change(c, body.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
 		if err := s.publish(c, tx, event); err != nil {
 			return idempotency.Answer{}, err
 		}
@@ -48,7 +50,7 @@ func (s *Server) publishEvents(c echo.Context) error {
 		return err
 	}
 	events := make([]outbox.Event, len(batch.items))
-	err = batch.each(func(i int, item *object) []brokenRule {
+	err = batch.each(func(i int, item *input.Object) []input.BrokenRule {
 		events[i] = readEvent(c, item)
 		return eventRules(s.options.Publisher.Validate(events[i]))
 	})
@@ -57,15 +59,15 @@ func (s *Server) publishEvents(c echo.Context) error {
 	}
 	results := make([]eventResult, len(events))
 	valid := make([]outbox.Event, 0, len(events))
-	for i, problem := range batch.problems {
-		if problem != nil {
-			results[i] = eventResult{Status: http.StatusUnprocessableEntity, Problem: newItemProblem(problem)}
+	for i, err := range batch.problems {
+		if err != nil {
+			results[i] = eventResult{Status: http.StatusUnprocessableEntity, Problem: itemProblem(err)}
 			continue
 		}
 		results[i] = eventResult{Status: http.StatusAccepted, EventID: &events[i].EventID}
 		valid = append(valid, events[i])
 	}
-	return s.change(c, batch.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
 		if err := s.publish(c, tx, valid...); err != nil {
 			return idempotency.Answer{}, err
 		}
@@ -84,19 +86,27 @@ func (s *Server) publish(c echo.Context, tx *sqlx.Tx, events ...outbox.Event) er
 
 // readEvent takes an event's members out of the object. Its context is kept byte
 // for byte.
-func readEvent(c echo.Context, o *object) outbox.Event {
+func readEvent(c echo.Context, o *input.Object) outbox.Event {
 	event := outbox.Event{
 		EventID:         uuid.Must(uuid.NewV7()), // crypto/rand does not fail since Go 1.24
-		EventType:       o.requiredString("event_type"),
-		EventDateTime:   o.optionalTime("event_date_time", time.Now()),
-		MetadataVersion: o.optionalInteger("metadata_version", 1),
+		EventType:       o.RequiredString("event_type"),
+		EventDateTime:   o.OptionalTime("event_date_time", time.Now()),
+		MetadataVersion: o.OptionalInteger("metadata_version", 1),
 		Traceparent:     requestOf(c).traceparent,
 	}
-	if value := o.require("event_context"); value != nil {
+	if value := o.Required("event_context"); value != nil {
 		var err error
 		if event.EventContext, err = outbox.ParseJSON(value); err != nil {
-			o.refuse("event_context", err.Error())
+			o.Refuse("event_context", err.Error())
 		}
 	}
 	return event
+}
+
+// eventRules returns the rules that an event breaks.
+func eventRules(broken []*outbox.ValidationError) (rules []input.BrokenRule) {
+	for _, rule := range broken {
+		rules = append(rules, input.BrokenRule{Name: rule.Field, Reason: rule.Reason})
+	}
+	return rules
 }

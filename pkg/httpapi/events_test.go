@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
@@ -70,7 +71,7 @@ var _ = Describe("The events routes", func() {
 		Expect(stored[0].EventDateTime).To(BeTemporally("<=", time.Now()))
 	},
 		Entry("an object", `{}`), Entry("a string", `"\u0000"`), Entry("a number", `-0`), Entry("null", `null`), Entry("true", `true`),
-		Entry("as deep as it may be", deep(httpapi.MaxDepth-1)),
+		Entry("as deep as it may be", deep(input.MaxDepth-1)),
 	)
 
 	It("tell everything that is wrong at once", func(ctx SpecContext) {
@@ -89,10 +90,10 @@ var _ = Describe("The events routes", func() {
 
 	DescribeTable("refuse what is nested too deeply, wherever it is", func(ctx SpecContext, body string) {
 		problem := expectProblem(publish(ctx, start(ctx), body), http.StatusBadRequest, "invalid-json")
-		Expect(fmt.Sprint(problem["errors"])).To(ContainSubstring(fmt.Sprintf("deeper than %d", httpapi.MaxDepth)))
+		Expect(fmt.Sprint(problem["errors"])).To(ContainSubstring(fmt.Sprintf("deeper than %d", input.MaxDepth)))
 	},
-		Entry("in the context", `{"event_type":"a","event_context":`+deep(httpapi.MaxDepth)+`}`),
-		Entry("in what is not known", `{"event_type":"a","event_context":1,"x":`+deep(httpapi.MaxDepth)+`}`),
+		Entry("in the context", `{"event_type":"a","event_context":`+deep(input.MaxDepth)+`}`),
+		Entry("in what is not known", `{"event_type":"a","event_context":1,"x":`+deep(input.MaxDepth)+`}`),
 		Entry("by far", `{"event_type":"a","event_context":`+deep(200_000)+`}`),
 		Entry("without an end", strings.Repeat("[", 200_000)),
 	)

@@ -14,6 +14,8 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/labstack/echo/v4"
 	"golang.org/x/time/rate"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
 const (
@@ -70,7 +72,7 @@ func (l *limiter) take(c echo.Context, client string) error {
 	header.Add(headerRateLimit, fmt.Sprintf("%q;r=%d;t=%d", l.policy, int(tokens), l.seconds(float64(l.burst)-tokens)))
 	if !allowed {
 		header.Set(echo.HeaderRetryAfter, strconv.Itoa(max(1, l.seconds(1-tokens))))
-		return &problemError{problem: rateLimited}
+		return &problem.Error{Kind: problem.RateLimited}
 	}
 	return nil
 }
@@ -169,17 +171,17 @@ func newGate(places int, ping func(context.Context) error) *gate {
 // through does the work at the database.
 func (g *gate) through(ctx context.Context, work func() error) error {
 	if g.silent.Load() {
-		return &problemError{problem: unavailable}
+		return &problem.Error{Kind: problem.Unavailable}
 	}
 	select {
 	case g.places <- struct{}{}:
 		defer func() { <-g.places }()
 	default:
-		return &problemError{problem: overloaded}
+		return &problem.Error{Kind: problem.Overloaded}
 	}
 	start := time.Now()
 	err := work()
-	if err != nil && time.Since(start) >= slow && problemOf(ctx, err).problem.status >= unavailable.status &&
+	if err != nil && time.Since(start) >= slow && problemOf(ctx, err).Kind.Status >= problem.Unavailable.Status &&
 		g.silent.CompareAndSwap(false, true) {
 		g.noted <- struct{}{} // never waits: run takes it before it makes silent false
 	}

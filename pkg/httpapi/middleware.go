@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
@@ -209,6 +210,22 @@ func sentryTrace(t outbox.Traceparent) string {
 		return ""
 	}
 	return t.TraceID() + "-" + t.ParentID()
+}
+
+// withoutQuery is for routes that have no parameters.
+func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if c.Request().URL.RawQuery != "" {
+			query, err := input.ReadQuery(c.Request())
+			if err != nil {
+				return err
+			}
+			if err := query.Check(nil); err != nil {
+				return err
+			}
+		}
+		return next(c)
+	}
 }
 
 // errRequestTimeout is the cause of a request's context that ran out of time.

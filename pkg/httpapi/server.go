@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/httpserver"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
@@ -196,6 +197,11 @@ func (s *Server) Routes() []string {
 		routes = append(routes, route.Method+" "+route.Path)
 	}
 	return routes
+}
+
+// readObject reads the request's body.
+func (s *Server) readObject(c echo.Context) (*input.Object, error) {
+	return input.ReadObject(c.Response().Writer, c.Request(), s.options.MaxBodyBytes)
 }
 
 // Addr returns the host:port that the server listens on, or an empty string

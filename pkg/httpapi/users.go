@@ -3,6 +3,7 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
@@ -38,9 +41,9 @@ type userPage struct {
 
 // userResult is what became of one user of several, on the wire.
 type userResult struct {
-	Status  int          `json:"status"`
-	User    *user        `json:"user,omitzero"`
-	Problem *itemProblem `json:"problem,omitzero"`
+	Status  int              `json:"status"`
+	User    *user            `json:"user,omitzero"`
+	Problem *problem.Details `json:"problem,omitzero"`
 }
 
 func (s *Server) createUser(c echo.Context) error {
@@ -49,7 +52,7 @@ func (s *Server) createUser(c echo.Context) error {
 		return err
 	}
 	newUser := readUser(c, body)
-	if err := body.check(userRules(newUser.Validate())); err != nil {
+	if err := body.Check(userRules(newUser.Validate())); err != nil {
 		return err
 	}
 	answer := func(created users.User, err error) (idempotency.Answer, error) {
@@ -59,7 +62,7 @@ func (s *Server) createUser(c echo.Context) error {
 		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), user(created))
 	}
 	ctx := c.Request().Context()
-	return s.changeTogether(c, body.raw, func() (idempotency.Answer, error) {
+	return s.changeTogether(c, body.Raw(), func() (idempotency.Answer, error) {
 		result, err := s.creations.Do(ctx, newUser)
 		return answer(result.User, cmp.Or(err, result.Err))
 	}, func(tx *sqlx.Tx) (idempotency.Answer, error) {
@@ -84,14 +87,14 @@ func (s *Server) createUsers(c echo.Context) error {
 		return err
 	}
 	newUsers := make([]users.NewUser, len(batch.items))
-	err = batch.each(func(i int, item *object) []brokenRule {
+	err = batch.each(func(i int, item *input.Object) []input.BrokenRule {
 		newUsers[i] = readUser(c, item)
 		return userRules(newUsers[i].Validate())
 	})
 	if err != nil {
 		return err
 	}
-	return s.change(c, batch.raw, func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
 		results, err := s.createValid(c.Request().Context(), tx, batch, newUsers)
 		if err != nil {
 			return idempotency.Answer{}, err
@@ -104,8 +107,8 @@ func (s *Server) createUsers(c echo.Context) error {
 func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUsers []users.NewUser) ([]userResult, error) {
 	var valid []users.NewUser
 	var places []int
-	for i, problem := range b.problems {
-		if problem == nil {
+	for i, err := range b.problems {
+		if err == nil {
 			valid, places = append(valid, newUsers[i]), append(places, i)
 		}
 	}
@@ -116,32 +119,32 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 	results := make([]userResult, len(newUsers))
 	for n, place := range places {
 		if created[n].Err != nil {
-			b.problems[place] = b.items[place].taken()
+			b.problems[place] = taken(b.items[place])
 			continue
 		}
 		u := user(created[n].User)
 		results[place] = userResult{Status: http.StatusCreated, User: &u}
 	}
-	for i, problem := range b.problems {
-		if problem != nil {
-			p := newItemProblem(problem)
+	for i, err := range b.problems {
+		if err != nil {
+			p := itemProblem(err)
 			results[i] = userResult{Status: p.Status, Problem: p}
 		}
 	}
 	return results, b.whole()
 }
 
-// taken is the problem with a user whose address somebody has.
-func (o *object) taken() error {
-	return &problemError{problem: emailTaken, errors: []valueError{o.place("email", "is taken")}}
+// taken returns the problem with an item whose address belongs to another user.
+func taken(item *input.Object) error {
+	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }
 
 // readUser takes a user's members out of the object.
-func readUser(c echo.Context, o *object) users.NewUser {
+func readUser(c echo.Context, o *input.Object) users.NewUser {
 	return users.NewUser{
-		Email:       o.requiredString("email"),
-		FirstName:   o.optionalString("first_name"),
-		LastName:    o.optionalString("last_name"),
+		Email:       o.RequiredString("email"),
+		FirstName:   o.OptionalString("first_name"),
+		LastName:    o.OptionalString("last_name"),
 		Traceparent: requestOf(c).traceparent,
 	}
 }
@@ -169,16 +172,16 @@ func (s *Server) getUser(c echo.Context) error {
 }
 
 func (s *Server) listUsers(c echo.Context) error {
-	query, err := readQuery(c)
+	query, err := input.ReadQuery(c.Request())
 	if err != nil {
 		return err
 	}
 	params := users.ListParams{
-		Email:  query.text("email"),
-		Limit:  query.integer("limit", defaultPageSize),
-		Cursor: query.text("cursor"),
+		Email:  query.Text("email"),
+		Limit:  query.Integer("limit", defaultPageSize),
+		Cursor: query.Text("cursor"),
 	}
-	if err := query.check(userRules(params.Validate())); err != nil {
+	if err := query.Check(userRules(params.Validate())); err != nil {
 		return err
 	}
 	var page users.Page
@@ -198,4 +201,14 @@ func (s *Server) listUsers(c echo.Context) error {
 		answer.NextCursor = &page.NextCursor
 	}
 	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, answer)
+}
+
+// userRules returns the rules of a *users.ValidationError.
+func userRules(err error) (rules []input.BrokenRule) {
+	if invalid, ok := errors.AsType[*users.ValidationError](err); ok {
+		for _, field := range invalid.Fields {
+			rules = append(rules, input.BrokenRule{Name: field.Field, Reason: field.Reason})
+		}
+	}
+	return rules
 }

@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
@@ -191,7 +192,7 @@ func FuzzPost(f *testing.F) {
 		`{"event_type":"a","event_context":{},"event_date_time":"2026-01-31T12:00:00.5+14:00","metadata_version":9223372036854775808}`,
 		`{"event_type":"a","event_context":{"a":"\u0000\u2028","b":{"a":{}}},"event_date_time":"2299-12-31T23:59:59.999999Z","metadata_version":-1}`,
 		`{"data":[{"email":"a@b.example"},1,null,[],{"email":"A@b.example"}]}`, `{"data":[{"event_type":"a","event_context":{}},{}]}`, `{"data":[]}`,
-		strings.Repeat("[", httpapi.MaxDepth+1), `{"event_type":"a","event_context":` + strings.Repeat(`{"":`, 20) + "1" + strings.Repeat("}", 21),
+		strings.Repeat("[", input.MaxDepth+1), `{"event_type":"a","event_context":` + strings.Repeat(`{"":`, 20) + "1" + strings.Repeat("}", 21),
 	}
 	for route := range posts {
 		for _, body := range bodies {

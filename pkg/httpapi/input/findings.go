@@ -1,0 +1,56 @@
+// Package input reads what clients send, strictly: bodies are I-JSON objects
+// without unknown members, queries have no unknown parameters. It reports all
+// invalid values of a request at once. docs/input.md lists what clients are told.
+package input
+
+import (
+	"iter"
+	"slices"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
+)
+
+// BrokenRule is a rule of the use cases that a value breaks.
+type BrokenRule struct {
+	// Name is the member or parameter that has the value.
+	Name string
+	// Reason completes a sentence that begins with the name.
+	Reason string
+}
+
+// findings are the invalid values of an Object or a Query.
+type findings struct {
+	invalid []problem.Value
+	refused map[string]bool // by name
+	place   func(name, detail string) problem.Value
+}
+
+// Refuse notes that the value of that name is invalid.
+func (f *findings) Refuse(name, detail string) {
+	if f.refused == nil {
+		f.refused = make(map[string]bool)
+	}
+	f.refused[name] = true
+	f.invalid = append(f.invalid, f.place(name, detail))
+}
+
+// Place returns the problem with the value of that name.
+func (f *findings) Place(name, detail string) problem.Value { return f.place(name, detail) }
+
+// check returns the findings as a problem, or nil if there are none. It adds the
+// broken rules, except those of values that are refused already, and the unknown
+// names.
+func (f *findings) check(broken []BrokenRule, unknown iter.Seq[string], isUnknown string) error {
+	for _, rule := range broken {
+		if !f.refused[rule.Name] {
+			f.Refuse(rule.Name, rule.Reason)
+		}
+	}
+	for _, name := range slices.Sorted(unknown) {
+		f.Refuse(name, isUnknown)
+	}
+	if len(f.invalid) == 0 {
+		return nil
+	}
+	return problem.Invalid(f.invalid...)
+}

@@ -1,0 +1,78 @@
+package input
+
+import (
+	"maps"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
+)
+
+// Query is the query of a request's URL. Its methods take parameters out of it,
+// and note the invalid ones for Check.
+type Query struct {
+	findings
+
+	values url.Values
+}
+
+// ReadQuery reads the request's query. The error is a *problem.Error.
+func ReadQuery(r *http.Request) (*Query, error) {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The query is not percent-encoded as it has to be"}
+	}
+	place := func(name, detail string) problem.Value {
+		// A percent-encoded name may have bytes that JSON cannot represent.
+		return problem.InQuery(strings.ToValidUTF8(name, "\uFFFD"), detail)
+	}
+	return &Query{findings: findings{place: place}, values: values}, nil
+}
+
+// Text takes a text; it is empty if the parameter is missing.
+func (q *Query) Text(name string) string {
+	values := q.values[name]
+	delete(q.values, name)
+	switch len(values) {
+	case 0:
+		return ""
+	case 1:
+		return values[0]
+	default:
+		q.Refuse(name, "must not be given more than once")
+		return ""
+	}
+}
+
+// Integer takes a whole number; it is fallback if the parameter is missing or
+// empty.
+func (q *Query) Integer(name string, fallback int) int {
+	text := q.Text(name)
+	if text == "" {
+		return fallback
+	}
+	value, err := strconv.Atoi(text)
+	if err != nil {
+		q.Refuse(name, "must be a whole number")
+		return fallback
+	}
+	return value
+}
+
+// Boolean takes true or false; it is false if the parameter is missing or empty.
+func (q *Query) Boolean(name string) bool {
+	text := q.Text(name)
+	if text != "" && text != "true" && text != "false" {
+		q.Refuse(name, "must be true or false")
+	}
+	return text == "true"
+}
+
+// Check returns the problem with the query, or nil: parameters that were
+// refused, rules that their values break, and parameters that nobody took. A
+// misspelt filter must not select everything.
+func (q *Query) Check(broken []BrokenRule) error {
+	return q.check(broken, maps.Keys(q.values), "is not a known parameter")
+}
