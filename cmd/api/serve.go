@@ -17,6 +17,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/admin"
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
@@ -115,10 +116,10 @@ func ballast() []byte {
 	return make([]byte, 16<<20)
 }
 
-func keysOf(c *config.API) []httpapi.Key {
-	keys := make([]httpapi.Key, len(c.API.Keys))
+func keysOf(c *config.API) []admission.Key {
+	keys := make([]admission.Key, len(c.API.Keys))
 	for i, key := range c.API.Keys {
-		keys[i] = httpapi.Key(key)
+		keys[i] = admission.Key(key)
 	}
 	return keys
 }

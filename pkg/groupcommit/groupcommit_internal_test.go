@@ -23,7 +23,7 @@ func TestGroupCommit(t *testing.T) {
 
 // deadline is a context whose deadline passes when the spec says so.
 type deadline struct {
-	context.Context //nolint:containedctx // it is one
+	context.Context
 
 	passed chan struct{}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/onsi/gomega/gbytes"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 )
 
 // withKeys has a server ask for keys, which are named like themselves without
@@ -19,7 +20,7 @@ func withKeys(keys ...string) func(*httpapi.Options) {
 	return func(o *httpapi.Options) {
 		o.AuthOff = false
 		for _, key := range keys {
-			o.Keys = append(o.Keys, httpapi.Key{Name: strings.TrimPrefix(key, "secret-"), Digest: sha256.Sum256([]byte(key))})
+			o.Keys = append(o.Keys, admission.Key{Name: strings.TrimPrefix(key, "secret-"), Digest: sha256.Sum256([]byte(key))})
 		}
 	}
 }

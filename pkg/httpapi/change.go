@@ -45,7 +45,7 @@ func (s *Server) changeTogether(c echo.Context, body []byte, together func() (id
 	var answer idempotency.Answer
 	replayed := false
 	ctx := c.Request().Context()
-	err = s.gate.through(ctx, func() (err error) {
+	err = s.shedder.Do(ctx, func() (err error) {
 		if !given {
 			if answer, err = together(); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err

@@ -94,6 +94,12 @@ func problemOf(ctx context.Context, err error) *problem.Error {
 	return &problem.Error{Kind: problem.InternalError}
 }
 
+// isOutage reports whether a request with the error is answered as one that the
+// database did not serve.
+func isOutage(ctx context.Context, err error) bool {
+	return problemOf(ctx, err).Kind.Status >= http.StatusServiceUnavailable
+}
+
 // logFault logs an error that is the server's own. An ERROR record with ctx is
 // also what is reported to Sentry.
 func (s *Server) logFault(c echo.Context, message string, err error) {

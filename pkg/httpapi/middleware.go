@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
@@ -28,8 +29,6 @@ type request struct {
 	id string
 	// traceparent is the trace that an event joins; it may be zero.
 	traceparent outbox.Traceparent
-	// key is the name of the API key that it came with, or empty.
-	key string
 	// problem is the slug of the problem that it was answered with, or empty.
 	problem string
 }
@@ -150,8 +149,8 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			slog.Duration("duration", duration),
 			slog.String("request_id", r.id),
 		}
-		if r.key != "" {
-			attrs = append(attrs, slog.String("key", r.key))
+		if key := admission.KeyName(c); key != "" {
+			attrs = append(attrs, slog.String("key", key))
 		}
 		if r.problem != "" {
 			attrs = append(attrs, slog.String("problem", r.problem))
@@ -210,6 +209,17 @@ func sentryTrace(t outbox.Traceparent) string {
 		return ""
 	}
 	return t.TraceID() + "-" + t.ParentID()
+}
+
+// underV1 reports whether the path is below /v1, where requests need a key and
+// count against the rates, whether a route exists or not.
+func underV1(c echo.Context) bool {
+	for _, path := range []string{c.Request().URL.Path, c.Path()} {
+		if path == "/v1" || strings.HasPrefix(path, "/v1/") {
+			return true
+		}
+	}
+	return false
 }
 
 // withoutQuery is for routes that have no parameters.

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/httpserver"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
@@ -60,7 +61,7 @@ type Options struct {
 
 	// Keys are those that clients may use for /v1. Without any, and with AuthOff
 	// false, nobody may.
-	Keys []Key
+	Keys []admission.Key
 	// AuthOff serves everybody.
 	AuthOff bool
 
@@ -72,7 +73,7 @@ type Options struct {
 	// address.
 	TrustedProxies []netip.Prefix
 	// MaxConcurrent bounds the requests that work with the database at once, or
-	// wait for one of its connections; more are turned away.
+	// wait for one of its connections; more are shed.
 	MaxConcurrent int
 
 	// MaxBodyBytes bounds a request's body.
@@ -120,17 +121,14 @@ func setDefault[T comparable](option *T, value T) {
 
 // Server serves the API.
 type Server struct {
-	options     Options
-	users       *users.Service
-	log         *slog.Logger
-	requests    *prometheus.HistogramVec
-	keyRequests *prometheus.CounterVec
-	byAddress   *limiter
-	byKey       *limiter
-	gate        *gate
-	creations   *groupcommit.Committer[users.NewUser, users.Result]
-	echo        *echo.Echo
-	http        *httpserver.Server
+	options   Options
+	users     *users.Service
+	log       *slog.Logger
+	requests  *prometheus.HistogramVec
+	shedder   *admission.Shedder
+	creations *groupcommit.Committer[users.NewUser, users.Result]
+	echo      *echo.Echo
+	http      *httpserver.Server
 }
 
 // New returns a Server that does not listen yet. It panics where the
@@ -138,22 +136,30 @@ type Server struct {
 func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
-		options:     o,
-		users:       o.Users,
-		log:         o.Log,
-		requests:    newRequestHistogram(o.Registerer),
-		keyRequests: newKeyCounter(o.Registerer, o.Keys),
-		byAddress:   newLimiter("address", o.RatePerAddress),
-		byKey:       newLimiter("key", o.RatePerKey),
-		gate:        newGate(o.MaxConcurrent, func(ctx context.Context) error { return o.DB.PingContext(ctx) }),
-		echo:        echo.New(),
+		options:  o,
+		users:    o.Users,
+		log:      o.Log,
+		requests: newRequestHistogram(o.Registerer),
+		shedder: admission.NewShedder(admission.ShedderOptions{
+			MaxConcurrent: o.MaxConcurrent,
+			Ping:          func(ctx context.Context) error { return o.DB.PingContext(ctx) },
+			IsOutage:      isOutage,
+		}),
+		echo: echo.New(),
 	}
 	s.creations = groupcommit.New(s.createTogether)
-	s.echo.IPExtractor = clientAddress(o.TrustedProxies)
+	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
 	s.echo.HTTPErrorHandler = s.answerError
-	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics,
-		s.limitAddress, s.authenticate, s.limitKey)
+	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
+	s.echo.Use(admission.New(admission.Options{
+		Covers:         underV1,
+		Keys:           o.Keys,
+		AuthOff:        o.AuthOff,
+		RatePerKey:     o.RatePerKey,
+		RatePerAddress: o.RatePerAddress,
+		Registerer:     o.Registerer,
+	})...)
 
 	s.echo.POST("/v1/users", s.createUser, withoutQuery)
 	s.get("/v1/users", s.listUsers)
@@ -216,6 +222,6 @@ func (s *Server) Addr() string { return s.http.Addr() }
 func (s *Server) Run(ctx context.Context) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // while there are requests
 	defer stop()
-	go s.gate.run(running)
+	go s.shedder.Run(running)
 	return s.http.Run(ctx)
 }

@@ -38,7 +38,7 @@ var _ = Describe("A server", func() {
 		arrived, release := arrived, release
 		return httpserver.New(httpserver.Options{
 			Name: "test server", Log: slog.New(slog.NewTextHandler(io.MultiWriter(log, GinkgoWriter), nil)),
-			HTTP: &http.Server{Addr: addr, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			HTTP: &http.Server{Addr: addr, ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				arrived <- r.Context()
 				select {
 				case <-release:

@@ -1,4 +1,4 @@
-package httpapi
+package admission
 
 import (
 	"crypto/sha256"
@@ -13,23 +13,12 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// Key is a client's API key, by its SHA-256. A key is as secret as it is hard to
-// guess: the digest is no protection for a short one.
+// Key is a client's API key, by its SHA-256. The digest does not protect a short
+// key: a key is as secret as it is hard to guess.
 type Key struct {
 	// Name stands for the key in logs and metrics.
 	Name   string
 	Digest [sha256.Size]byte
-}
-
-// underV1 is what needs a key and counts against limits: all that is under /v1,
-// whether a route exists or not.
-func underV1(c echo.Context) bool {
-	for _, path := range []string{c.Request().URL.Path, c.Path()} {
-		if path == "/v1" || strings.HasPrefix(path, "/v1/") {
-			return true
-		}
-	}
-	return false
 }
 
 const (
@@ -37,14 +26,20 @@ const (
 	challenge    = bearerScheme + ` realm="diehard"`
 )
 
-// authenticate asks for one of the keys, unless authentication is off.
-func (s *Server) authenticate(next echo.HandlerFunc) echo.HandlerFunc {
+// authentication refuses requests without one of the keys.
+type authentication struct {
+	o        Options
+	requests *prometheus.CounterVec
+}
+
+// check is its middleware.
+func (a *authentication) check(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		if s.options.AuthOff || !underV1(c) {
+		if a.o.AuthOff || !a.o.Covers(c) {
 			return next(c)
 		}
 		key, given := bearerToken(c.Request().Header)
-		name, known := s.nameOf(key)
+		name, known := a.nameOf(key)
 		if !given || !known {
 			header := challenge
 			if given { // RFC 6750, section 3.1
@@ -53,13 +48,22 @@ func (s *Server) authenticate(next echo.HandlerFunc) echo.HandlerFunc {
 			c.Response().Header().Set(echo.HeaderWWWAuthenticate, header)
 			return &problem.Error{Kind: problem.Unauthorized}
 		}
-		requestOf(c).key = name
-		s.keyRequests.WithLabelValues(name).Inc()
+		c.Set(keyNameKey, name)
+		a.requests.WithLabelValues(name).Inc()
 		return next(c)
 	}
 }
 
-// bearerToken returns the request's key, where it has one.
+const keyNameKey = "diehard.admission.key"
+
+// KeyName returns the name of the API key that the request came with. It is empty
+// before the middleware has accepted a key.
+func KeyName(c echo.Context) string {
+	name, _ := c.Get(keyNameKey).(string)
+	return name
+}
+
+// bearerToken returns the request's key, if it has one.
 func bearerToken(header http.Header) (key string, given bool) {
 	values := header.Values(echo.HeaderAuthorization)
 	if len(values) != 1 {
@@ -70,19 +74,19 @@ func bearerToken(header http.Header) (key string, given bool) {
 	return key, strings.EqualFold(scheme, bearerScheme) && key != ""
 }
 
-// nameOf looks a key up. Neither a key that is nearly right nor its place among
-// the others can be told by the time that it takes.
-func (s *Server) nameOf(key string) (name string, known bool) {
+// nameOf looks a key up. The time that it takes depends neither on how much of the
+// key is right nor on its place among the keys.
+func (a *authentication) nameOf(key string) (name string, known bool) {
 	digest := sha256.Sum256([]byte(key))
 	found := -1
-	for i := range s.options.Keys {
-		equal := subtle.ConstantTimeCompare(digest[:], s.options.Keys[i].Digest[:])
+	for i := range a.o.Keys {
+		equal := subtle.ConstantTimeCompare(digest[:], a.o.Keys[i].Digest[:])
 		found = subtle.ConstantTimeSelect(equal, i, found)
 	}
 	if found < 0 {
 		return "", false
 	}
-	return s.options.Keys[found].Name, true
+	return a.o.Keys[found].Name, true
 }
 
 func newKeyCounter(registerer prometheus.Registerer, keys []Key) *prometheus.CounterVec {
