@@ -20,9 +20,6 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// defaultPageSize is the limit of a list that names none.
-const defaultPageSize = 20
-
 // user is a user on the wire.
 type user struct {
 	ID        uuid.UUID `json:"id"`
@@ -31,6 +28,18 @@ type user struct {
 	LastName  string    `json:"last_name"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
+}
+
+// wireUser returns the user on the wire.
+func wireUser(u users.User) user {
+	return user{
+		ID:        u.ID,
+		Email:     u.Email.String(),
+		FirstName: u.FirstName.String(),
+		LastName:  u.LastName.String(),
+		CreatedAt: u.CreatedAt,
+		UpdatedAt: u.UpdatedAt,
+	}
 }
 
 // userPage is a page of users on the wire.
@@ -51,15 +60,15 @@ func (s *Server) createUser(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	newUser := readUser(c, body)
-	if err := body.Check(userRules(newUser.Validate())); err != nil {
+	newUser, broken := readUser(c, body)
+	if err := body.Check(broken); err != nil {
 		return err
 	}
 	answer := func(created users.User, err error) (idempotency.Answer, error) {
 		if err != nil {
 			return idempotency.Answer{}, err
 		}
-		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), user(created))
+		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
 	}
 	ctx := c.Request().Context()
 	return s.changeTogether(c, body.Raw(), func() (idempotency.Answer, error) {
@@ -87,9 +96,9 @@ func (s *Server) createUsers(c echo.Context) error {
 		return err
 	}
 	newUsers := make([]users.NewUser, len(batch.items))
-	err = batch.each(func(i int, item *input.Object) []input.BrokenRule {
-		newUsers[i] = readUser(c, item)
-		return userRules(newUsers[i].Validate())
+	err = batch.each(func(i int, item *input.Object) (broken []input.BrokenRule) {
+		newUsers[i], broken = readUser(c, item)
+		return broken
 	})
 	if err != nil {
 		return err
@@ -122,7 +131,7 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 			b.problems[place] = taken(b.items[place])
 			continue
 		}
-		u := user(created[n].User)
+		u := wireUser(created[n].User)
 		results[place] = userResult{Status: http.StatusCreated, User: &u}
 	}
 	for i, err := range b.problems {
@@ -139,14 +148,12 @@ func taken(item *input.Object) error {
 	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }
 
-// readUser takes a user's members out of the object.
-func readUser(c echo.Context, o *input.Object) users.NewUser {
-	return users.NewUser{
-		Email:       o.RequiredString("email"),
-		FirstName:   o.OptionalString("first_name"),
-		LastName:    o.OptionalString("last_name"),
-		Traceparent: requestOf(c).traceparent,
-	}
+// readUser takes a user's members out of the object, and returns the rules that
+// they break.
+func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRule) {
+	newUser, err := users.ParseNewUser(o.RequiredString("email"), o.OptionalString("first_name"), o.OptionalString("last_name"))
+	newUser.Traceparent = requestOf(c).traceparent
+	return newUser, userRules(err)
 }
 
 func (s *Server) getUser(c echo.Context) error {
@@ -168,7 +175,7 @@ func (s *Server) getUser(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, user(found))
+	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, wireUser(found))
 }
 
 func (s *Server) listUsers(c echo.Context) error {
@@ -176,12 +183,8 @@ func (s *Server) listUsers(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	params := users.ListParams{
-		Email:  query.Text("email"),
-		Limit:  query.Integer("limit", defaultPageSize),
-		Cursor: query.Text("cursor"),
-	}
-	if err := query.Check(userRules(params.Validate())); err != nil {
+	params, err := users.ParseListParams(query.Text("email"), query.Integer("limit", users.DefaultLimit), query.Text("cursor"))
+	if err := query.Check(userRules(err)); err != nil {
 		return err
 	}
 	var page users.Page
@@ -195,7 +198,7 @@ func (s *Server) listUsers(c echo.Context) error {
 	}
 	answer := userPage{Data: make([]user, len(page.Users))}
 	for i, u := range page.Users {
-		answer.Data[i] = user(u)
+		answer.Data[i] = wireUser(u)
 	}
 	if page.NextCursor != "" {
 		answer.NextCursor = &page.NextCursor

@@ -2,11 +2,10 @@ package users
 
 import "testing"
 
-func BenchmarkValidate(b *testing.B) {
-	n := NewUser{Email: "Ada.Lovelace@example.com", FirstName: "Ada", LastName: "Lovelace"}
+func BenchmarkParseNewUser(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := n.Validate(); err != nil {
+		if _, err := ParseNewUser("Ada.Lovelace@example.com", "Ada", "Lovelace"); err != nil {
 			b.Fatal(err)
 		}
 	}

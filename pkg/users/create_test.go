@@ -26,18 +26,15 @@ const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 var _ = Describe("Creating a user", func() {
 	It("stores the user and puts one user_created event with exactly its data into the outbox", func(ctx SpecContext) {
-		created, err := newService(db).Create(ctx, users.NewUser{
-			Email:       "  Ada.Lovelace@Example.COM\n",
-			FirstName:   " Ada ",
-			LastName:    "Lovelace & <Söhne>",
-			Traceparent: outboxtest.Traceparent(traceparent),
-		})
+		ada := newUser("  Ada.Lovelace@Example.COM\n", " Ada ", "Lovelace & <Söhne>")
+		ada.Traceparent = outboxtest.Traceparent(traceparent)
+		created, err := newService(db).Create(ctx, ada)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(created).To(gstruct.MatchAllFields(gstruct.Fields{
 			"ID":        WithTransform(uuid.UUID.Version, Equal(uuid.Version(7))),
-			"Email":     Equal("Ada.Lovelace@example.com"),
-			"FirstName": Equal("Ada"),
-			"LastName":  Equal("Lovelace & <Söhne>"),
+			"Email":     HaveField("String()", "Ada.Lovelace@example.com"),
+			"FirstName": HaveField("String()", "Ada"),
+			"LastName":  HaveField("String()", "Lovelace & <Söhne>"),
 			"CreatedAt": SatisfyAll(BeTemporally("~", time.Now(), time.Minute), HaveField("Location()", time.UTC)),
 			"UpdatedAt": Equal(created.CreatedAt),
 		}))
@@ -68,16 +65,16 @@ var _ = Describe("Creating a user", func() {
 
 	It("returns what is read later, to the microsecond", func(ctx SpecContext) {
 		service := newService(db)
-		created, err := service.Create(ctx, users.NewUser{Email: "ada@example.com", FirstName: "Ada"})
+		created, err := service.Create(ctx, newUser("ada@example.com", "Ada", ""))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(service.Get(ctx, created.ID)).To(Equal(created))
-		page, err := service.List(ctx, users.ListParams{Limit: 1})
+		page, err := service.List(ctx, listParams("", 1, ""))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(page.Users).To(ConsistOf(created))
 	})
 
 	It("leaves names that were not given empty in the event", func(ctx SpecContext) {
-		created, err := newService(db).Create(ctx, users.NewUser{Email: "ada@example.com"})
+		created, err := newService(db).Create(ctx, addressed("ada@example.com"))
 		Expect(err).NotTo(HaveOccurred())
 		var payload string
 		Expect(db.GetContext(ctx, &payload, "SELECT event_context FROM outbox_events")).To(Succeed())
@@ -85,11 +82,17 @@ var _ = Describe("Creating a user", func() {
 			`{"user_id":"%s","email":"ada@example.com","first_name":"","last_name":""}`, created.ID)))
 	})
 
+	It("is refused by the database without an address", func(ctx SpecContext) {
+		_, err := newService(db).Create(ctx, users.NewUser{})
+		Expect(err).To(MatchError(ContainSubstring("users_email_is_short")))
+		Expect(countUsers(ctx) + countEvents(ctx)).To(BeZero())
+	})
+
 	It("refuses an address that is taken in another case, and publishes nothing", func(ctx SpecContext) {
 		service := newService(db)
-		_, err := service.Create(ctx, users.NewUser{Email: "ada@example.com"})
+		_, err := service.Create(ctx, addressed("ada@example.com"))
 		Expect(err).NotTo(HaveOccurred())
-		_, err = service.Create(ctx, users.NewUser{Email: "ADA@Example.Com"})
+		_, err = service.Create(ctx, addressed("ADA@Example.Com"))
 		Expect(err).To(MatchError(users.ErrEmailTaken))
 		Expect(countUsers(ctx)).To(Equal(1))
 		Expect(countEvents(ctx)).To(Equal(1))
@@ -105,7 +108,7 @@ var _ = Describe("Creating a user", func() {
 				if i%2 == 1 {
 					email = strings.ToUpper(email)
 				}
-				_, err := service.Create(ctx, users.NewUser{Email: email})
+				_, err := service.Create(ctx, addressed(email))
 				results <- err
 			})
 		}
@@ -131,13 +134,13 @@ var _ = Describe("Creating a user", func() {
 
 	It("gives up on an address that another transaction holds for longer than it may wait", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		other := db.MustBegin()
-		_, err := newService(db).Service.Create(ctx, other, users.NewUser{Email: "ada@example.com"})
+		_, err := newService(db).Service.Create(ctx, other, addressed("ada@example.com"))
 		Expect(err).NotTo(HaveOccurred())
 		s := newService(db)
 		create := func(emails ...string) (results []users.Result, err error) {
 			news := make([]users.NewUser, len(emails))
 			for i, email := range emails {
-				news[i].Email = email
+				news[i] = addressed(email)
 			}
 			err = postgres.InStatement(ctx, db, func(q *postgres.Statement) (err error) {
 				results, err = s.Service.CreateMany(ctx, q, news, time.Millisecond)
@@ -153,13 +156,13 @@ var _ = Describe("Creating a user", func() {
 
 		Expect(other.Commit()).To(Succeed())
 		Expect(create("Ada@example.com", "bob@example.com")).To(HaveExactElements(
-			HaveField("Err", MatchError(users.ErrEmailTaken)), HaveField("User.Email", "bob@example.com")))
+			HaveField("Err", MatchError(users.ErrEmailTaken)), HaveField("User.Email.String()", "bob@example.com")))
 		Expect(countEvents(ctx)).To(Equal(2))
 	})
 
 	Describe("keeps user and event together", func() {
 		It("when the event cannot be published", func(ctx SpecContext) {
-			_, err := newServiceWith(db, outbox.PublisherOptions{MaxEventBytes: 1}).Create(ctx, users.NewUser{Email: "ada@example.com"})
+			_, err := newServiceWith(db, outbox.PublisherOptions{MaxEventBytes: 1}).Create(ctx, addressed("ada@example.com"))
 			var invalid *outbox.ValidationError
 			Expect(errors.As(err, &invalid)).To(BeTrue())
 			Expect(countUsers(ctx)).To(BeZero())
@@ -176,7 +179,7 @@ var _ = Describe("Creating a user", func() {
 				_, err := db.ExecContext(ctx, "DROP FUNCTION refuse CASCADE")
 				Expect(err).NotTo(HaveOccurred())
 			})
-			_, err = newService(db).Create(ctx, users.NewUser{Email: "ada@example.com"})
+			_, err = newService(db).Create(ctx, addressed("ada@example.com"))
 			Expect(err).To(MatchError(ContainSubstring("refused")))
 			Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
 			Expect(countUsers(ctx)).To(BeZero())
@@ -196,7 +199,7 @@ var _ = Describe("Creating a user", func() {
 			waiting, giveUp := context.WithCancel(ctx)
 			result := make(chan error, 1)
 			go func() {
-				_, err := newService(db).Create(waiting, users.NewUser{Email: "ada@example.com"})
+				_, err := newService(db).Create(waiting, addressed("ada@example.com"))
 				result <- err
 			}()
 			Eventually(ctx, func() int {
@@ -211,7 +214,7 @@ var _ = Describe("Creating a user", func() {
 		DescribeTable("and does not claim to know, when the connection is lost at the commit",
 			func(ctx SpecContext, forward bool, want int) {
 				proxied := engines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
-				_, err := newService(proxied).Create(ctx, users.NewUser{Email: "ada@example.com"})
+				_, err := newService(proxied).Create(ctx, addressed("ada@example.com"))
 				Expect(err).To(MatchError(postgres.ErrOutcomeUnknown))
 				Eventually(ctx, countUsers).WithArguments(ctx).Should(Equal(want))
 				Expect(countEvents(ctx)).To(Equal(want))

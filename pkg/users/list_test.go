@@ -22,7 +22,7 @@ var _ = Describe("Finding users", func() {
 
 	create := func(ctx context.Context, email string) users.User {
 		GinkgoHelper()
-		created, err := service.Create(ctx, users.NewUser{Email: email})
+		created, err := service.Create(ctx, addressed(email))
 		Expect(err).NotTo(HaveOccurred())
 		return created
 	}
@@ -33,7 +33,7 @@ var _ = Describe("Finding users", func() {
 	})
 
 	It("lists nobody where there is nobody", func(ctx SpecContext) {
-		Expect(service.List(ctx, users.ListParams{Limit: 10})).To(Equal(users.Page{Users: []users.User{}}))
+		Expect(service.List(ctx, listParams("", 10, ""))).To(Equal(users.Page{Users: []users.User{}}))
 	})
 
 	It("shows every user once, the newest first, while others are created between the pages", func(ctx SpecContext) {
@@ -49,7 +49,7 @@ var _ = Describe("Finding users", func() {
 			cursor string
 		)
 		for {
-			page, err := service.List(ctx, users.ListParams{Limit: 10, Cursor: cursor})
+			page, err := service.List(ctx, listParams("", 10, cursor))
 			Expect(err).NotTo(HaveOccurred())
 			sizes = append(sizes, len(page.Users))
 			for _, user := range page.Users {
@@ -68,36 +68,45 @@ var _ = Describe("Finding users", func() {
 	It("gives no cursor after a last page that is full", func(ctx SpecContext) {
 		create(ctx, "a@example.com")
 		create(ctx, "b@example.com")
-		page, err := service.List(ctx, users.ListParams{Limit: 2})
+		page, err := service.List(ctx, listParams("", 2, ""))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(page.Users).To(HaveLen(2))
 		Expect(page.NextCursor).To(BeEmpty())
 	})
 
+	It("lists the first page of all users when the parameters are zero", func(ctx SpecContext) {
+		for i := range users.DefaultLimit + 1 {
+			create(ctx, fmt.Sprintf("user%d@example.com", i))
+		}
+		page, err := service.List(ctx, users.ListParams{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(page.Users).To(HaveLen(users.DefaultLimit))
+		Expect(page.NextCursor).NotTo(BeEmpty())
+	})
+
 	It("finds the user of an address in whatever case", func(ctx SpecContext) {
 		ada := create(ctx, "Ada@example.com")
 		create(ctx, "b@example.com")
-		Expect(service.List(ctx, users.ListParams{Limit: 10, Email: "aDA@eXample.com"})).
+		Expect(service.List(ctx, listParams("aDA@eXample.com", 10, ""))).
 			To(Equal(users.Page{Users: []users.User{ada}}))
-		Expect(service.List(ctx, users.ListParams{Limit: 10, Email: "c@example.com"})).
+		Expect(service.List(ctx, listParams("c@example.com", 10, ""))).
 			To(Equal(users.Page{Users: []users.User{}}))
 	})
 
 	DescribeTable("refuses",
-		func(ctx SpecContext, params users.ListParams, field string) {
-			_, err := service.List(ctx, params)
+		func(email string, limit int, cursor, field string) {
+			params, err := users.ParseListParams(email, limit, cursor)
 			Expect(brokenFields(err)).To(Equal([]string{field}))
+			Expect(params).To(Equal(users.ListParams{}))
 		},
-		Entry("a limit of 0", users.ListParams{}, "limit"),
-		Entry("a negative limit", users.ListParams{Limit: -1}, "limit"),
-		Entry("a limit above the highest", users.ListParams{Limit: users.MaxLimit + 1}, "limit"),
-		Entry("an address that is none", users.ListParams{Limit: 1, Email: "ada\x00"}, "email"),
-		Entry("a cursor that is none", users.ListParams{Limit: 1, Cursor: "next"}, "cursor"),
-		Entry("a cursor of another length", users.ListParams{Limit: 1, Cursor: "AQ"}, "cursor"),
-		Entry("a cursor of another version", users.ListParams{
-			Limit:  1,
-			Cursor: base64.RawURLEncoding.EncodeToString(append([]byte{2}, make([]byte, 16)...)),
-		}, "cursor"),
-		Entry("a cursor with a line break", users.ListParams{Limit: 1, Cursor: "AQAAAAAAAAAAAAAAAAAAAA\nA"}, "cursor"),
+		Entry("a limit of 0", "", 0, "", "limit"),
+		Entry("a negative limit", "", -1, "", "limit"),
+		Entry("a limit above the highest", "", users.MaxLimit+1, "", "limit"),
+		Entry("an address that is none", "ada\x00", 1, "", "email"),
+		Entry("a cursor that is none", "", 1, "next", "cursor"),
+		Entry("a cursor of another length", "", 1, "AQ", "cursor"),
+		Entry("a cursor of another version", "", 1,
+			base64.RawURLEncoding.EncodeToString(append([]byte{2}, make([]byte, 16)...)), "cursor"),
+		Entry("a cursor with a line break", "", 1, "AQAAAAAAAAAAAAAAAAAAAA\nA", "cursor"),
 	)
 })

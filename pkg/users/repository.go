@@ -57,7 +57,7 @@ LIMIT $2`
 // insert returns ErrEmailTaken where a user with the address exists.
 func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 	result, err := tx.ExecContext(ctx, s.sql(insertSQL),
-		u.ID, u.Email, u.FirstName, u.LastName, u.CreatedAt, u.UpdatedAt)
+		u.ID, u.Email.String(), u.FirstName.String(), u.LastName.String(), u.CreatedAt, u.UpdatedAt)
 	if err != nil {
 		return err //nolint:wrapcheck // Create says what was being done
 	}
@@ -77,7 +77,7 @@ func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Ins
 	n := len(users)
 	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
 	for i, u := range users {
-		ids[i], emails[i], firstNames[i], lastNames[i] = u.ID.String(), u.Email, u.FirstName, u.LastName
+		ids[i], emails[i], firstNames[i], lastNames[i] = u.ID.String(), u.Email.String(), u.FirstName.String(), u.LastName.String()
 	}
 	var timeout any
 	if lockTimeout > 0 {
@@ -96,13 +96,14 @@ type row struct {
 	UpdatedAt time.Time `db:"updated_at"`
 }
 
-// user puts the times, which come in the session's zone, into UTC.
+// user returns the user. What is stored was valid when it was created. The times
+// come in the session's zone and are put into UTC.
 func (r row) user() User {
 	return User{
 		ID:        r.ID,
-		Email:     r.Email,
-		FirstName: r.FirstName,
-		LastName:  r.LastName,
+		Email:     Email{address: r.Email},
+		FirstName: Name{text: r.FirstName},
+		LastName:  Name{text: r.LastName},
 		CreatedAt: r.CreatedAt.UTC(),
 		UpdatedAt: r.UpdatedAt.UTC(),
 	}
@@ -119,10 +120,10 @@ func (s *Service) selectByID(ctx context.Context, id uuid.UUID) (User, error) {
 
 // selectPage returns up to limit users whose ids are below before, the highest
 // id first; with an email only the user with that address.
-func (s *Service) selectPage(ctx context.Context, email string, before uuid.UUID, limit int) ([]User, error) {
+func (s *Service) selectPage(ctx context.Context, email Email, before uuid.UUID, limit int) ([]User, error) {
 	query, args := selectPageSQL, []any{before, limit}
-	if email != "" {
-		query, args = selectPageByEmailSQL, append(args, emailKey(email))
+	if !email.IsZero() {
+		query, args = selectPageByEmailSQL, append(args, email.key())
 	}
 	var rows []row
 	if err := s.db.SelectContext(ctx, &rows, s.sql(query), args...); err != nil {

@@ -38,30 +38,43 @@ func NewService(o Options) *Service {
 	return &Service{db: o.DB, publisher: o.Publisher, sql: postgres.InSchema(o.Schema)}
 }
 
-// NewUser is what Create makes a user of.
+// NewUser is a user to be created.
 type NewUser struct {
-	// Email is required: a bare ASCII address of at most MaxEmailBytes.
-	// Surrounding space is dropped.
-	Email string
-	// FirstName and LastName may be empty. Each is valid UTF-8 without control
-	// characters, of at most MaxNameLength. Surrounding space is dropped.
-	FirstName, LastName string
+	// Email is required.
+	Email Email
+	// FirstName and LastName may be empty.
+	FirstName, LastName Name
 	// Traceparent is the trace context of the request, if there is one. The event's
 	// delivery joins that trace.
 	Traceparent outbox.Traceparent
 }
 
+// ParseNewUser returns the user with these values, or a *ValidationError with every
+// rule that they break.
+func ParseNewUser(email, firstName, lastName string) (NewUser, error) {
+	var (
+		v   validation
+		n   NewUser
+		err error
+	)
+	n.Email, err = ParseEmail(email)
+	v.check("email", err)
+	n.FirstName, err = ParseName(firstName)
+	v.check("first_name", err)
+	n.LastName, err = ParseName(lastName)
+	v.check("last_name", err)
+	if err := v.err(); err != nil {
+		return NewUser{}, err
+	}
+	return n, nil
+}
+
 // Create stores the user and publishes user_created in tx: both are there once
 // tx commits, or neither.
 //
-// It returns a *ValidationError with every rule that is broken, or
-// ErrEmailTaken; then tx can go on. After any other error it must be rolled
-// back.
+// After ErrEmailTaken tx can go on. After any other error it must be rolled back.
 func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, error) {
-	user, err := n.make(time.Now())
-	if err != nil {
-		return User{}, err
-	}
+	user := n.make(time.Now())
 	event, err := user.created(n.Traceparent)
 	if err != nil {
 		return User{}, fmt.Errorf("create user: %w", err)
@@ -77,8 +90,8 @@ func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, err
 	return user, nil
 }
 
-// Result is what became of one of several users: it was created, or an error
-// says why not, a *ValidationError or ErrEmailTaken.
+// Result is what became of one of several users: it was created, or Err is
+// ErrEmailTaken.
 type Result struct {
 	User User
 	Err  error
@@ -91,37 +104,23 @@ type Result struct {
 // another transaction with one of the addresses that takes longer. After an error
 // a transaction must be rolled back.
 func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, lockTimeout time.Duration) ([]Result, error) {
-	results := make([]Result, len(news))
+	if len(news) == 0 {
+		return nil, nil
+	}
 	now := time.Now()
-	valid := make([]int, 0, len(news)) // places among news
+	users, events, ids := make([]User, len(news)), make([]outbox.Event, len(news)), make([]uuid.UUID, len(news))
 	for i, n := range news {
-		results[i].User, results[i].Err = n.make(now)
-		if results[i].Err == nil {
-			valid = append(valid, i)
-		}
-	}
-	if len(valid) == 0 {
-		return results, nil
-	}
-	events, ids := make([]outbox.Event, len(valid)), make([]uuid.UUID, len(valid))
-	for i, place := range valid {
-		user := results[place].User
-		event, err := user.created(news[place].Traceparent)
+		users[i] = n.make(now)
+		event, err := users[i].created(n.Traceparent)
 		if err != nil {
 			return nil, fmt.Errorf("create users: %w", err)
 		}
-		events[i], ids[i] = event, user.ID
+		events[i], ids[i] = event, users[i].ID
 	}
 	// All take their locks in one order, so that two calls with the same
 	// addresses do not wait for each other.
-	slices.SortStableFunc(valid, func(a, b int) int {
-		return cmp.Compare(emailKey(results[a].User.Email), emailKey(results[b].User.Email))
-	})
-	users := make([]User, len(valid))
-	for i, place := range valid {
-		users[i] = results[place].User
-	}
-	insert := s.insertMany(users, lockTimeout)
+	inOrder := slices.SortedStableFunc(slices.Values(users), func(a, b User) int { return cmp.Compare(a.Email.key(), b.Email.key()) })
+	insert := s.insertMany(inOrder, lockTimeout)
 	insert.RowIDs = ids
 	failpoint.At(failpoint.PublishBefore)
 	inserted, err := s.publisher.PublishInserted(ctx, q, insert, events...)
@@ -133,26 +132,28 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 	for _, id := range inserted {
 		created[id] = true
 	}
-	for _, place := range valid {
-		if !created[results[place].User.ID] {
-			results[place] = Result{Err: ErrEmailTaken}
+	results := make([]Result, len(users))
+	for i, user := range users {
+		if created[user.ID] {
+			results[i].User = user
+		} else {
+			results[i].Err = ErrEmailTaken
 		}
 	}
 	return results, nil
 }
 
 // make returns the user that is created at that time.
-func (n NewUser) make(at time.Time) (User, error) {
-	user, err := n.normalized()
-	if err != nil {
-		return User{}, err
+func (n NewUser) make(at time.Time) User {
+	created := at.UTC().Truncate(time.Microsecond)
+	return User{
+		ID:        uuid.Must(uuid.NewV7()), // crypto/rand does not fail since Go 1.24
+		Email:     n.Email,
+		FirstName: n.FirstName,
+		LastName:  n.LastName,
+		CreatedAt: created,
+		UpdatedAt: created,
 	}
-	if user.ID, err = uuid.NewV7(); err != nil {
-		return User{}, fmt.Errorf("make a user id: %w", err)
-	}
-	user.CreatedAt = at.UTC().Truncate(time.Microsecond)
-	user.UpdatedAt = user.CreatedAt
-	return user, nil
 }
 
 // created returns the event of the user's creation.
@@ -160,36 +161,13 @@ func (u User) created(traceparent outbox.Traceparent) (outbox.Event, error) {
 	return outbox.NewEvent(
 		UserCreated{
 			UserID:    u.ID.String(),
-			Email:     u.Email,
-			FirstName: u.FirstName,
-			LastName:  u.LastName,
+			Email:     u.Email.String(),
+			FirstName: u.FirstName.String(),
+			LastName:  u.LastName.String(),
 		},
 		outbox.WithTime(u.CreatedAt),
 		outbox.WithTraceparent(traceparent),
 	)
-}
-
-// Validate returns a *ValidationError with every rule that is broken, or nil:
-// what Create returns for them without looking further.
-func (n NewUser) Validate() error {
-	_, err := n.normalized()
-	return err
-}
-
-// normalized returns the user without what only a new one gets: id and times.
-func (n NewUser) normalized() (User, error) {
-	var (
-		v    validation
-		user User
-		err  error
-	)
-	user.Email, err = normalizeEmail(n.Email)
-	v.check("email", err)
-	user.FirstName, err = normalizeName(n.FirstName)
-	v.check("first_name", err)
-	user.LastName, err = normalizeName(n.LastName)
-	v.check("last_name", err)
-	return user, v.err()
 }
 
 // Get returns the user with the id, or ErrNotFound.
@@ -201,66 +179,67 @@ func (s *Service) Get(ctx context.Context, id uuid.UUID) (User, error) {
 	return user, nil
 }
 
-// MaxLimit bounds ListParams.Limit.
-const MaxLimit = 100
+const (
+	// MaxLimit bounds the users of a page.
+	MaxLimit = 100
+	// DefaultLimit is the most users of a page when ListParams are zero.
+	DefaultLimit = 20
+)
 
-// ListParams say which users to list.
+// ListParams say which users to list. Every value is valid; the zero value is the
+// first page of all users.
 type ListParams struct {
-	// Email, where given, is the address of the only user to list, in
-	// whatever case.
-	Email string
-	// Limit is the most users in a page, from 1 to MaxLimit.
-	Limit int
-	// Cursor is the NextCursor of the page before; empty for the first page.
-	Cursor string
+	email  Email
+	limit  int       // 0 in the zero value only
+	before uuid.UUID // the page's ids are below it
+}
+
+// ParseListParams returns the parameters of a list, or a *ValidationError with every
+// rule that they break. An email selects the user with that address, in whatever
+// case; empty selects all. limit is the most users in a page, from 1 to MaxLimit.
+// cursor is the NextCursor of the page before; empty is the first page.
+func ParseListParams(email string, limit int, cursor string) (ListParams, error) {
+	var (
+		v   validation
+		p   = ListParams{limit: limit}
+		err error
+	)
+	if email != "" {
+		p.email, err = ParseEmail(email)
+		v.check("email", err)
+	}
+	if limit < 1 || limit > MaxLimit {
+		v.check("limit", fmt.Errorf("must be from 1 to %d", MaxLimit))
+	}
+	p.before, err = parseCursor(cursor)
+	v.check("cursor", err)
+	if err := v.err(); err != nil {
+		return ListParams{}, err
+	}
+	return p, nil
 }
 
 // Page is a part of a list.
 type Page struct {
 	Users []User
-	// NextCursor gets the page after this one; empty where this is the last.
+	// NextCursor gets the page after this one; it is empty if this is the last one.
 	NextCursor string
 }
 
 // List returns users, the newest first. Following the cursors shows every user
 // that existed when the first page was read exactly once, whatever is created
-// meanwhile. It returns a *ValidationError with every rule that is broken.
+// meanwhile.
 func (s *Service) List(ctx context.Context, p ListParams) (Page, error) {
-	email, before, err := p.parse()
-	if err != nil {
-		return Page{}, err
+	if p.limit == 0 {
+		p.limit, p.before = DefaultLimit, uuid.Max
 	}
-
 	// One more than asked for tells whether another page follows.
-	users, err := s.selectPage(ctx, email, before, p.Limit+1)
+	users, err := s.selectPage(ctx, p.email, p.before, p.limit+1)
 	if err != nil {
 		return Page{}, fmt.Errorf("list users: %w", err)
 	}
-	if len(users) <= p.Limit {
+	if len(users) <= p.limit {
 		return Page{Users: users}, nil
 	}
-	return Page{Users: users[:p.Limit], NextCursor: formatCursor(users[p.Limit-1].ID)}, nil
-}
-
-// Validate returns a *ValidationError with every rule that is broken, or nil:
-// what List returns for them without looking further.
-func (p ListParams) Validate() error {
-	_, _, err := p.parse()
-	return err
-}
-
-// parse returns the address to look for, or an empty string, and the id that
-// the page's ids are below.
-func (p ListParams) parse() (email string, before uuid.UUID, err error) {
-	var v validation
-	if p.Email != "" {
-		email, err = normalizeEmail(p.Email)
-		v.check("email", err)
-	}
-	if p.Limit < 1 || p.Limit > MaxLimit {
-		v.check("limit", fmt.Errorf("must be from 1 to %d", MaxLimit))
-	}
-	before, err = parseCursor(p.Cursor)
-	v.check("cursor", err)
-	return email, before, v.err()
+	return Page{Users: users[:p.limit], NextCursor: formatCursor(users[p.limit-1].ID)}, nil
 }

@@ -58,12 +58,26 @@ func (s service) Create(ctx context.Context, n users.NewUser) (created users.Use
 	return created, err
 }
 
-func (s service) CreateMany(ctx context.Context, news ...users.NewUser) (results []users.Result, err error) {
-	err = postgres.InTx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
-		results, err = s.Service.CreateMany(ctx, tx, news, 0)
-		return err
-	})
-	return results, err
+// newUser returns a user with these values.
+func newUser(email, firstName, lastName string) users.NewUser {
+	GinkgoHelper()
+	n, err := users.ParseNewUser(email, firstName, lastName)
+	Expect(err).NotTo(HaveOccurred())
+	return n
+}
+
+// addressed returns a user with an address and no name.
+func addressed(email string) users.NewUser {
+	GinkgoHelper()
+	return newUser(email, "", "")
+}
+
+// listParams returns the parameters of a list.
+func listParams(email string, limit int, cursor string) users.ListParams {
+	GinkgoHelper()
+	params, err := users.ParseListParams(email, limit, cursor)
+	Expect(err).NotTo(HaveOccurred())
+	return params
 }
 
 // count returns what a query that counts returns.

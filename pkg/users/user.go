@@ -16,10 +16,9 @@ type User struct {
 	ID uuid.UUID
 	// Email is unique whatever the case of its letters. Its local part stands
 	// as it was given, its domain in lower case.
-	Email string
-	// FirstName and LastName are in Unicode's normal form C, and empty where
-	// none was given.
-	FirstName, LastName string
+	Email Email
+	// FirstName and LastName are empty if none was given.
+	FirstName, LastName Name
 	// CreatedAt and UpdatedAt are in UTC and have PostgreSQL's precision of
 	// microseconds: what Create returns is what is read later.
 	CreatedAt, UpdatedAt time.Time
