@@ -20,38 +20,38 @@ const (
 	CutBeforeCommit Point = "cut-before-commit"
 	CutCommitted    Point = "cut-committed"
 
-	WatermarkBeforeCommit   Point = "watermark-before-commit"   // the floor is lowered
-	HistoryBeforeCommit Point = "history-before-commit" // everything is suspect
-	HistoryCommitted    Point = "history-committed"
+	WatermarkBeforeCommit Point = "watermark-before-commit" // the floor is lowered
+	HistoryBeforeCommit   Point = "history-before-commit"   // everything is suspect
+	HistoryCommitted      Point = "history-committed"
 
 	ClaimBefore Point = "claim-before"
 	ClaimMarked Point = "claim-marked" // committed: the batch counts as sent
 	ClaimLeased Point = "claim-leased"
 
-	FlushRead  Point = "flush-read"  // the events, into memory; the deadline runs
-	FlushBegun Point = "flush-begun" // the sink knows the statement, and no rows
-	FlushAcknowledged  Point = "flush-acknowledged"  // and acknowledged
+	FlushRead         Point = "flush-read"         // the events, into memory; the deadline runs
+	FlushBegun        Point = "flush-begun"        // the sink knows the statement, and no rows
+	FlushAcknowledged Point = "flush-acknowledged" // and acknowledged
 
-	ResolveRead   Point = "resolve-read"   // the events' keys
-	ResolveWaited Point = "resolve-waited" // no earlier send runs
-	ResolveChecked  Point = "resolve-checked"
-	ReinsertAcknowledged    Point = "reinsert-acknowledged" // under the same token, and acknowledged
-	ReinsertWaited  Point = "reinsert-waited"
-	ReinsertChecked   Point = "reinsert-checked"
+	ResolveRead          Point = "resolve-read"   // the events' keys
+	ResolveWaited        Point = "resolve-waited" // no earlier send runs
+	ResolveChecked       Point = "resolve-checked"
+	ReinsertAcknowledged Point = "reinsert-acknowledged" // under the same token, and acknowledged
+	ReinsertWaited       Point = "reinsert-waited"
+	ReinsertChecked      Point = "reinsert-checked"
 
-	SettleDeleted       Point = "settle-deleted" // the events, in the transaction
-	SettleBeforeCommit  Point = "settle-before-commit"
-	SettleCommitted     Point = "settle-committed"
-	RetryBeforeCommit   Point = "retry-before-commit"
-	RetryCommitted      Point = "retry-committed"
+	SettleDeleted          Point = "settle-deleted" // the events, in the transaction
+	SettleBeforeCommit     Point = "settle-before-commit"
+	SettleCommitted        Point = "settle-committed"
+	RetryBeforeCommit      Point = "retry-before-commit"
+	RetryCommitted         Point = "retry-committed"
 	RenewTokenBeforeCommit Point = "renew-token-before-commit"
 	RenewTokenCommitted    Point = "renew-token-committed"
-	ShrinkDeleted       Point = "shrink-deleted" // some of the events, in the transaction
-	ShrinkBeforeCommit  Point = "shrink-before-commit"
-	ShrinkCommitted     Point = "shrink-committed"
-	SplitDeleted        Point = "split-deleted" // the manifest, in the transaction
-	SplitBeforeCommit   Point = "split-before-commit"
-	SplitCommitted      Point = "split-committed"
+	ShrinkDeleted          Point = "shrink-deleted" // some of the events, in the transaction
+	ShrinkBeforeCommit     Point = "shrink-before-commit"
+	ShrinkCommitted        Point = "shrink-committed"
+	SplitDeleted           Point = "split-deleted" // the manifest, in the transaction
+	SplitBeforeCommit      Point = "split-before-commit"
+	SplitCommitted         Point = "split-committed"
 
 	RequeueBeforeCommit Point = "requeue-before-commit" // dead letters are events again
 	RequeueCommitted    Point = "requeue-committed"     // and whoever asked for it knows nothing of it yet

@@ -58,8 +58,9 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return fmt.Errorf("start the %s: %w", s.o.Name, err)
 	}
-	s.addr.Store(listener.Addr().String())
-	s.o.Log.InfoContext(ctx, s.o.Name+" listens", "addr", s.Addr()) //nolint:sloglint // a constant of each server
+	addr := listener.Addr().String()
+	s.o.Log.InfoContext(ctx, s.o.Name+" listens", "addr", addr) //nolint:sloglint // a constant of each server
+	s.addr.Store(addr)                                          // after the log has named it
 
 	// The contexts of requests outlive ctx, so that they can be finished, but they
 	// do not outlive Run.

@@ -11,12 +11,12 @@ import (
 
 // The values of the label result of diehard_relay_batches_total.
 const (
-	resultSettled   = "settled"   // the first send was acknowledged
-	resultResolved  = "resolved"  // asking the sink found the batch delivered
-	resultRetried   = "retried"   // given back after an error
+	resultSettled      = "settled"       // the first send was acknowledged
+	resultResolved     = "resolved"      // asking the sink found the batch delivered
+	resultRetried      = "retried"       // given back after an error
 	resultTokenRenewed = "token_renewed" // given back under a new token
-	resultSplit     = "split"     // replaced by other batches
-	resultReleased  = "released"  // let go at a stop, or lost with PostgreSQL
+	resultSplit        = "split"         // replaced by other batches
+	resultReleased     = "released"      // let go at a stop, or lost with PostgreSQL
 )
 
 type metrics struct {
