@@ -62,7 +62,7 @@ var _ = Describe("PostgreSQL", func() {
 			st.users.awaitFailure(ctx)
 			awaitNotReady(ctx, st.relay)
 			awaitNotReady(ctx, st.api)
-			Expect(st.relay.Messages()).To(ContainElement("the outbox cannot be worked on"))
+			awaitMessage(ctx, st.relay, "the outbox cannot be worked on")
 			Expect(st.own.Postgres.Start(ctx)).To(Succeed())
 			awaitReady(ctx, st.relay)
 			st.users.awaitMore(ctx, perBatch)
@@ -139,9 +139,8 @@ var _ = Describe("ClickHouse", func() {
 	broken := func(ctx context.Context, st *stage) {
 		GinkgoHelper()
 		awaitNotReady(ctx, st.relay)
-		Eventually(ctx, func() (float64, error) { return st.relay.Metric("diehard_relay_circuit_open") }).
-			WithTimeout(patience).Should(Equal(1.0))
-		Expect(st.relay.Messages()).To(ContainElement("the sink takes no inserts: events wait in the outbox"))
+		st.relay.AwaitMetric("diehard_relay_circuit_open", 1)
+		awaitMessage(ctx, st.relay, "the sink takes no inserts: events wait in the outbox")
 		_, before := st.users.counts()
 		st.users.awaitMore(ctx, perBatch)
 		_, after := st.users.counts()
@@ -213,7 +212,7 @@ var _ = Describe("ClickHouse", func() {
 		Expect(s.Publish(ctx, events...)).To(Succeed())
 		relay := s.Relay(s.ClickHouse.Native)
 		expectOnce(ctx, s, outcome{Fault: "101 months in one batch", Done: "ClickHouse", Events: len(events)})
-		Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
+		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 	})
 
 	// What a profile changes while a relay runs, the server refuses with an error

@@ -19,7 +19,7 @@ var _ = Describe("Where nothing fails, a relay", func() {
 		checks := len(gateway.Statements())
 		Expect(s.Publish(ctx, system.Events(batches*perBatch)...)).To(Succeed())
 		expectOnce(ctx, s, outcome{Fault: "none", Done: "1 relay", Events: batches * perBatch})
-		Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(BeNumerically("==", batches))
+		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, batches)
 
 		inserts := 0
 		for _, statement := range gateway.Statements()[checks:] {

@@ -163,8 +163,7 @@ var _ = Describe("A batch that another claim has locked when its claimer leases 
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(other.Rollback()).To(Succeed())
 		expectOnce(ctx, s, outcome{Fault: "none", Done: "another claim in a claim's way", Events: perBatch})
-		Eventually(ctx, func() (float64, error) { return relay.Metric(`diehard_relay_batches_total{result="settled"}`) }).
-			WithTimeout(patience).Should(Equal(1.0))
+		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 	})
 })
 

@@ -148,9 +148,10 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 			users.awaitMore(ctx, perBatch)
 			users.expectEach(ctx, s, outcome{Fault: commit.fault, Done: "between API and PostgreSQL"})
 			created, _ := users.counts()
-			var existing int
-			Expect(s.Postgres.Get(&existing, "SELECT count(*) FROM users")).To(Succeed())
-			Expect(existing).To(BeNumerically(">", created), "no user was created whose client does not know")
+			Eventually(ctx, func() (existing int, err error) {
+				err = s.Postgres.Get(&existing, "SELECT count(*) FROM users")
+				return existing, err
+			}).WithTimeout(patience).Should(BeNumerically(">", created), "no user was created whose client does not know")
 		})
 
 		It("each request that is repeated with its key is answered with its one user though "+commit.fault, func(ctx SpecContext) {

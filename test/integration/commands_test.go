@@ -95,7 +95,7 @@ var _ = Describe("The command line", func() {
 	It("warns of a variable that is misspelled", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		api := s.API("DIEHARD_HTTP_ADRR=:80")
-		Expect(api.Messages()).To(ContainElement("an environment variable looks like configuration and is none"))
+		Eventually(api.Messages, patience).Should(ContainElement("an environment variable looks like configuration and is none"))
 	})
 
 	Describe("with databases that are not migrated", func() {
@@ -148,7 +148,7 @@ var _ = Describe("The command line", func() {
 		s.Postgres.MustExec("INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES (20991231, true)")
 		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		for _, p := range []*programs.Process{api, relay} {
-			Expect(p.Messages()).To(ContainElement("the schema in postgresql is newer than this program"))
+			Eventually(p.Messages, patience).Should(ContainElement("the schema in postgresql is newer than this program"))
 		}
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		s.ExpectDelivered(ctx, 1)

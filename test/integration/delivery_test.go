@@ -67,7 +67,7 @@ var _ = Describe("Delivery", func() {
 			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT arraySort(groupArray(toYYYYMM(event_date_time))) FROM event_log", &months)).To(Succeed())
 			Expect(months).To(Equal([]uint32{202601, 202601, 202602}))
-			Expect(relay.Metric(`diehard_relay_batches_total{result="settled"}`)).To(Equal(1.0))
+			relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 		})
 
 		It("carries a payload of 5 MB byte for byte", func(ctx SpecContext) {
@@ -173,17 +173,20 @@ var _ = Describe("Delivery", func() {
 			system.Create(ctx, api, system.NewUser{Email: "during@example.com"})
 			Eventually(relay.Ready, patience).Should(Equal(http.StatusServiceUnavailable))
 			Expect(relay.Metric("diehard_relay_circuit_open")).To(Equal(1.0))
-			var failures []map[string]any
-			for _, record := range relay.Log() {
-				if record["level"] == "ERROR" {
-					failures = append(failures, record)
+			var failure map[string]any
+			Eventually(func() map[string]any {
+				for _, record := range relay.Log() {
+					if record["level"] == "ERROR" {
+						failure = record
+						break
+					}
 				}
-			}
-			Expect(failures).NotTo(BeEmpty())
-			Expect(failures[0]["err"]).To(ContainSubstring("refused"))
+				return failure
+			}, patience).ShouldNot(BeEmpty())
+			Expect(failure["err"]).To(ContainSubstring("refused"))
 			Eventually(sentry.Errors, patience).ShouldNot(BeEmpty())
 			report := sentry.Errors()[0]
-			Expect(report.Message).To(Equal(failures[0]["msg"]))
+			Expect(report.Message).To(Equal(failure["msg"]))
 			Expect(report.Environment).To(Equal("Test"))
 			Expect(report.Release).To(Equal("diehard@dev"))
 			Expect(report.Exception).To(ContainElement(HaveField("Value", ContainSubstring("refused"))))

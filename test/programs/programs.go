@@ -121,7 +121,8 @@ func (p *Process) Kill() {
 	Eventually(p.Session, Patience).Should(gexec.Exit())
 }
 
-// Log returns the records of the log so far.
+// Log returns the records of the log that have arrived so far. What a program has
+// logged before it answers may arrive after the answer.
 func (p *Process) Log() []map[string]any {
 	GinkgoHelper()
 	var records []map[string]any
@@ -137,7 +138,7 @@ func (p *Process) Log() []map[string]any {
 	return records
 }
 
-// Messages returns the log's messages so far.
+// Messages returns the log's messages, as Log returns its records.
 func (p *Process) Messages() []string {
 	GinkgoHelper()
 	var messages []string
@@ -205,4 +206,11 @@ func (p *Process) Metric(sample string) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("/metrics has no %s", sample)
+}
+
+// AwaitMetric waits until the sample of /metrics has the value. A relay counts a
+// batch after the commit that takes it out of the outbox.
+func (p *Process) AwaitMetric(sample string, value float64) {
+	GinkgoHelper()
+	Eventually(p.Metric, Patience).WithArguments(sample).Should(Equal(value), sample)
 }

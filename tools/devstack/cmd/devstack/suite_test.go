@@ -79,7 +79,7 @@ func ready(session *gexec.Session, dir string) stack.State {
 		if code := session.ExitCode(); code != -1 {
 			StopTrying("devstack has ended").Attach("exit code", code).Now()
 		}
-		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Diehard is up."))
+		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Ctrl-C stops everything.")) // the panel's last line
 	}).Should(Succeed())
 	state, err := stack.ReadState(dir)
 	Expect(err).NotTo(HaveOccurred())
