@@ -20,7 +20,7 @@ type Proxy struct {
 
 	mu       sync.Mutex
 	target   string
-	listener net.Listener
+	listener net.Listener // nil while the proxy is down
 	links    map[*link]struct{}
 	accepted int
 	cut      int // bytes that a connection may send before it breaks; 0 is no limit
@@ -51,7 +51,7 @@ const (
 // StartProxy starts a proxy to target, host:port, which ends with the spec.
 func StartProxy(target string) *Proxy {
 	ginkgo.GinkgoHelper()
-	p := &Proxy{addr: "127.0.0.1:0", target: target, links: map[*link]struct{}{}}
+	p := &Proxy{addr: reserveAddr(), target: target, links: map[*link]struct{}{}}
 	p.Up()
 	ginkgo.DeferCleanup(func() {
 		p.Down()
@@ -90,7 +90,10 @@ func (p *Proxy) Up() {
 func (p *Proxy) Down() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_ = p.listener.Close()
+	if p.listener != nil {
+		_ = p.listener.Close()
+		p.listener = nil
+	}
 	for l := range p.links {
 		l.breakOff()
 	}
@@ -239,13 +242,26 @@ func (p *Proxy) accept(listener net.Listener) {
 			continue
 		}
 		l := &link{proxy: p, client: client, server: server}
-		p.mu.Lock()
-		p.links[l] = struct{}{}
-		l.vanished = p.vanish
-		p.mu.Unlock()
+		if !p.add(l, listener) {
+			l.breakOff()
+			return
+		}
 		go l.pass(Requests, server, client)
 		go l.pass(Answers, client, server)
 	}
+}
+
+// add adds a connection that the listener has accepted, unless the proxy went down
+// meanwhile.
+func (p *Proxy) add(l *link, listener net.Listener) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != listener {
+		return false
+	}
+	p.links[l] = struct{}{}
+	l.vanished = p.vanish
+	return true
 }
 
 // link is one connection through the proxy.
