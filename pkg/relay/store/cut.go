@@ -91,7 +91,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	takeRest := lingered && waiting.Unsent == 0
 
 	sinceWatermark := seconds(cursor.SinceWatermark)
-	moveWatermark := sinceWatermark < 0 || sinceWatermark >= watermarkTrail
+	moveWatermark := sinceWatermark < 0 || sinceWatermark >= s.watermarkTrail
 
 	var cut Cut
 	var left uncut

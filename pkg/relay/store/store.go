@@ -108,6 +108,8 @@ type Store struct {
 
 	claims atomic.Int64 // whose turn it is
 
+	watermarkTrail time.Duration // the constant; specs change it
+
 	// Hints only, each checked by the database where something hangs on it.
 	mu           sync.Mutex
 	cuts         int64     // the cursor's key when it was last seen
@@ -119,7 +121,7 @@ type Store struct {
 // Session.
 func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
-	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema)}
+	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema), watermarkTrail: watermarkTrail}
 }
 
 // ErrHistoryChanged is what Cut returns once when it finds that the server's
