@@ -65,7 +65,7 @@ var _ = Describe("Listen", func() {
 		Expect(own.Kill()).To(Succeed())
 		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
 		Expect(own.Start(ctx)).To(Succeed())
-		Eventually(received["work"], "30s").Should(Receive())
+		Eventually(received["work"]).Should(Receive())
 		Eventually(lines).Should(gbytes.Say("again"))
 		Expect(strings.Count(string(lines.Contents()), "\n")).To(Equal(2))
 
@@ -83,7 +83,7 @@ var _ = Describe("Listen", func() {
 		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN("postgres"), Channels: []string{"work"}, Log: log})
 		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
 		Expect(own.Start(ctx)).To(Succeed())
-		Eventually(received["work"], "30s").Should(Receive())
+		Eventually(received["work"]).Should(Receive())
 	})
 
 	It("closes its connection when it is told to stop, without a word", func(ctx SpecContext) {
