@@ -96,6 +96,16 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, addr := range []*string{&c.ready.HTTPAddr, &c.ready.NativeAddr} {
+		if !reservesPorts || *addr != address(0) {
+			continue // the server finds one itself
+		}
+		port, err := c.reserve(ctx)
+		if err != nil {
+			return err
+		}
+		*addr = address(port)
+	}
 	args := []string{
 		"clickhouse", "--library", library, "--data-dir", c.dataDir,
 		"--http-addr", c.ready.HTTPAddr, "--native-addr", c.ready.NativeAddr,

@@ -8,9 +8,7 @@ package devstack
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,21 +72,6 @@ func build() (string, error) {
 		return "", fmt.Errorf("build the devstack program (or set %s): %w\n%s", ProgramEnv, err, strings.TrimSpace(string(out)))
 	}
 	return path, nil
-}
-
-// freePort asks the system for a port that nobody uses at this moment. Somebody
-// may take it before it is used, so that the user has to try again.
-func freePort(ctx context.Context) (int, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp4", net.JoinHostPort(loopback, "0"))
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	address, ok := listener.Addr().(*net.TCPAddr)
-	if !ok {
-		return 0, errors.New("find a free port: not a TCP address")
-	}
-	return address.Port, listener.Close() //nolint:wrapcheck // does not fail
 }
 
 // portTries is how often another free port is tried when somebody was faster.

@@ -106,7 +106,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	chosen := p.port != 0
 	for try := 1; ; try++ {
 		if !chosen {
-			port, err := freePort(ctx)
+			port, err := p.reserve(ctx)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ type server struct {
 	dataDir    string                 // where the data are
 	supervisor *supervisor.Supervisor // nil before the first start and once stopped
 	log        tail.Buffer            // since the last start
+	releases   []func()               // of its ports
 
 	mu      sync.Mutex // for a moment only, so that a start or a stop can be cut short
 	current *supervisor.Process
@@ -89,6 +91,17 @@ func (s *server) prepare(name string) (first bool, err error) {
 	return true, nil
 }
 
+// reserve returns a free port, which stays the server's until it is stopped, also
+// while it is down. The caller holds life.
+func (s *server) reserve(ctx context.Context) (port int, err error) {
+	port, release, err := reservePort(ctx)
+	if err != nil {
+		return 0, err
+	}
+	s.releases = append(s.releases, release)
+	return port, nil
+}
+
 // run starts the process. The caller holds life.
 func (s *server) run(c supervisor.Command, stdout io.Writer) error {
 	var log io.Writer = &s.log
@@ -140,4 +153,8 @@ func (s *server) stop(signals ...syscall.Signal) {
 	}
 	s.supervisor.Close()
 	s.supervisor = nil
+	for _, release := range s.releases {
+		release()
+	}
+	s.releases = nil
 }

@@ -1,0 +1,36 @@
+package devstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// reservesPorts says that what reservePort returns is nobody else's.
+const reservesPorts = true
+
+// reservePort returns a port that the system gives to nobody else until release is
+// called: a socket has it, and does not listen. A server that sets SO_REUSEADDR,
+// as both engines do, can listen there, and again after it was killed.
+func reservePort(context.Context) (port int, release func(), err error) {
+	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, fmt.Errorf("reserve a port: %w", err)
+	}
+	release = func() { _ = syscall.Close(socket) }
+	if err := errors.Join(
+		syscall.SetsockoptInt(socket, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1),
+		syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+	); err != nil {
+		release()
+		return 0, nil, fmt.Errorf("reserve a port: %w", err)
+	}
+	bound, err := syscall.Getsockname(socket)
+	address, ok := bound.(*syscall.SockaddrInet4)
+	if err != nil || !ok {
+		release()
+		return 0, nil, fmt.Errorf("reserve a port: not an IPv4 address: %w", err)
+	}
+	return address.Port, release, nil
+}

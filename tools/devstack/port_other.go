@@ -1,0 +1,28 @@
+//go:build !linux
+
+package devstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+)
+
+// reservesPorts says that what reservePort returns is nobody else's.
+const reservesPorts = false
+
+// reservePort returns a port that nobody uses at this moment. Only Linux can
+// reserve one: somebody may take it before it is used, and while the server that
+// uses it is down.
+func reservePort(ctx context.Context) (port int, release func(), err error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(loopback, "0"))
+	if err != nil {
+		return 0, nil, fmt.Errorf("find a free port: %w", err)
+	}
+	address, ok := listener.Addr().(*net.TCPAddr)
+	if !ok {
+		return 0, nil, errors.New("find a free port: not a TCP address")
+	}
+	return address.Port, func() {}, listener.Close()
+}
