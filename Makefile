@@ -1,6 +1,8 @@
 # `make` lists what there is to do.
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The last release's tag with what came after it, or the commit before there is
+# one. A nested module has tags of its own, such as tools/devstack/v0.1.0.
+VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := bin/tools/golangci-lint
 SPIN := bin/tools/spin
 TEST_REPORT := test-report.json
@@ -109,6 +111,11 @@ docs/update: need-npm ## fetch the files of the API's page again (their version 
 build: need-go ## build bin/api, bin/relay and bin/devstack
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' \
 		-o bin/ ./cmd/api ./cmd/relay ./tools/devstack/cmd/devstack
+
+.PHONY: images
+images: ## build the images diehard-api and diehard-relay with Docker
+	docker build --build-arg VERSION='$(VERSION)' --file Dockerfile.api --tag 'diehard-api:$(VERSION)' .
+	docker build --build-arg VERSION='$(VERSION)' --file Dockerfile.relay --tag 'diehard-relay:$(VERSION)' .
 
 .PHONY: migrate
 migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CLICKHOUSE_DSN name

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -37,7 +38,8 @@ type Settings interface {
 // and version.
 type Program[S Settings] struct {
 	Name, Short string
-	// Version is the build's.
+	// Version is the one that the linker set. Without one, Main takes the
+	// version of the module that the go command recorded.
 	Version string
 
 	// AddFlags adds a flag for each key of the configuration, and Load reads
@@ -103,6 +105,9 @@ type Process struct {
 
 // Main runs the command line of the process and returns its exit code.
 func (p Program[S]) Main() int {
+	info, _ := debug.ReadBuildInfo()
+	p.Version = version(p.Version, info)
+
 	// The first signal asks the program to stop, the second ends it.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -1,0 +1,110 @@
+package integration_test
+
+import (
+	"archive/zip"
+	"context"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/programs"
+)
+
+const (
+	root       = "../.."
+	modulePath = "github.com/diehard-outbox/diehard"
+	version    = "v0.9.1"
+)
+
+var _ = Describe("The version of a program", func() {
+	// says returns what the program of the folder says of itself.
+	says := func(dir, program string) map[string]string {
+		GinkgoHelper()
+		p := programs.Run(dir, program, []string{"version", "--json"})
+		p.Ended()
+		var answer map[string]string
+		Expect(json.Unmarshal(p.Out.Contents(), &answer)).To(Succeed())
+		return answer
+	}
+	run := func(ctx context.Context, env []string, name string, args ...string) {
+		GinkgoHelper()
+		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the programs that these specs name
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), env...)
+		output, err := cmd.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred(), "%s", output)
+	}
+
+	It("is the tag that go install was asked for", func(ctx SpecContext) {
+		dir := GinkgoT().TempDir()
+		served := filepath.Join(dir, "proxy", filepath.FromSlash(modulePath), "@v")
+		Expect(os.MkdirAll(served, 0o750)).To(Succeed())
+		goMod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+		Expect(err).NotTo(HaveOccurred())
+		for name, content := range map[string]string{
+			"list": version, version + ".info": `{"Version":"` + version + `"}`, version + ".mod": string(goMod),
+		} {
+			Expect(os.WriteFile(filepath.Join(served, name), []byte(content), 0o600)).To(Succeed())
+		}
+		writeModule(filepath.Join(served, version+".zip"))
+
+		output, err := exec.CommandContext(ctx, "go", "env", "GOMODCACHE", "GOPROXY").Output()
+		Expect(err).NotTo(HaveOccurred())
+		cache, proxy, found := strings.Cut(strings.TrimSpace(string(output)), "\n")
+		Expect(found).To(BeTrue())
+		// A module cache of its own, which is filled from the other one: this version
+		// exists for this spec only.
+		run(ctx, []string{
+			"GOPROXY=file://" + filepath.Join(dir, "proxy") + ",file://" + filepath.Join(cache, "cache", "download") + "," + proxy,
+			"GOSUMDB=off", "GOMODCACHE=" + filepath.Join(dir, "modules"), "GOBIN=" + dir, "CGO_ENABLED=0",
+			// As make build, so that most packages have been compiled before.
+			"GOFLAGS=-trimpath -modcacherw",
+		}, "go", "install", modulePath+"/cmd/relay@"+version)
+		Expect(says(dir, "relay")).To(And(HaveKeyWithValue("name", "relay"), HaveKeyWithValue("version", version)))
+	})
+
+	DescribeTable("is the one that an image is built with", func(ctx SpecContext, program string) {
+		dir := GinkgoT().TempDir()
+		dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile."+program))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(dockerfile)).To(ContainSubstring("ARG VERSION="))
+		build := regexp.MustCompile(`(?m)CGO_ENABLED=0 go build (?:.*\\\n)*.*$`).FindString(string(dockerfile))
+		Expect(build).To(ContainSubstring("-o /out/"+program), "the Dockerfile's go build")
+		run(ctx, []string{"VERSION=" + version}, "sh", "-c", strings.ReplaceAll(build, "/out/", dir+"/"))
+		Expect(says(dir, program)).To(HaveKeyWithValue("version", version))
+	}, Entry("of the api", "api"), Entry("of the relay", "relay"))
+})
+
+// writeModule writes the programs' sources as a module proxy serves them.
+func writeModule(path string) {
+	GinkgoHelper()
+	file, err := os.Create(path)
+	Expect(err).NotTo(HaveOccurred())
+	defer file.Close()
+	archive, sources := zip.NewWriter(file), os.DirFS(root)
+	for _, part := range []string{"go.mod", "go.sum", "cmd", "pkg", "db"} {
+		Expect(fs.WalkDir(sources, part, func(name string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || strings.HasSuffix(name, "_test.go") {
+				return err
+			}
+			content, err := fs.ReadFile(sources, name)
+			if err != nil {
+				return err
+			}
+			member, err := archive.Create(modulePath + "@" + version + "/" + name)
+			if err != nil {
+				return err
+			}
+			_, err = member.Write(content)
+			return err
+		})).To(Succeed())
+	}
+	Expect(archive.Close()).To(Succeed())
+}
