@@ -11,6 +11,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
+	"github.com/diehard-outbox/diehard/tools/devstack/progress"
 )
 
 // unpackedBytes is how large the packages are on disk. npm does not say, and
@@ -37,17 +38,22 @@ func expectedBytes(packages map[string]lockPkg) int64 {
 type download struct {
 	bars *mpb.Progress
 	bar  *mpb.Bar
+	stop func() // of the lines that are written without a terminal
 	done chan bool
 	gone chan struct{}
 }
 
-// watchDownload shows a progress bar on a terminal, and one line elsewhere.
+// watchDownload shows a progress bar on a terminal, and elsewhere a line at the
+// start and one a minute.
 func watchDownload(out io.Writer, dir string, expected int64) *download {
-	d := &download{done: make(chan bool, 1), gone: make(chan struct{})}
+	d := &download{stop: func() {}, done: make(chan bool, 1), gone: make(chan struct{})}
 	const what = "fetching PostgreSQL and the ClickHouse engine"
 	if !terminal.Is(out) {
 		if out != nil {
 			_, _ = fmt.Fprintf(out, "%s, %s, once\n", what, size(expected))
+			d.stop = progress.EveryMinute(out, func() string {
+				return fmt.Sprintf("%s: %d MB of %s", what, folderBytes(dir)/1_000_000, size(expected))
+			})
 		}
 		close(d.gone)
 		return d
@@ -97,8 +103,9 @@ func (d *download) watch(dir string, expected int64) {
 	}
 }
 
-// finish ends the bar; it is full only if all went well.
+// finish ends the bar, which is full only if all went well, or the lines.
 func (d *download) finish(ok bool) {
+	d.stop()
 	d.done <- ok
 	<-d.gone
 }
