@@ -80,6 +80,10 @@ bench: build/bench ## measure Diehard against what the databases take (BENCH=rel
 bench/docs: build/bench ## measure everything, and write it into docs/benchmarks.md
 	$(RUN_BENCH) --docs docs/benchmarks.md
 
+.PHONY: bench/chart
+bench/chart: need-go ## draw the tables and the chart of docs/benchmarks.md again, from docs/benchmarks.json
+	CGO_ENABLED=0 go run -buildvcs=false ./bench --redraw docs/benchmarks.md
+
 # So that they cannot rot: the figures mean nothing.
 .PHONY: bench/try
 bench/try: build/bench ## run every benchmark once and shortly
@@ -126,6 +130,7 @@ clean: ## remove what was built, and the data of `make run`
 	rm -rf bin .devstack
 
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
+	@echo 'building the linter, a few minutes, once'
 	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
 
 $(SPIN):

@@ -93,7 +93,7 @@ func benchAPI(ctx context.Context, b *bench) (err error) {
 		for _, s := range []*series{requests, transactions, cpu} {
 			s.show(b.out)
 		}
-		b.figure(fmt.Sprintf("api_vs_pgbench_cte_c%d", clients), ratios(requests, transactions))
+		b.compare(fmt.Sprintf("api_vs_pgbench_cte_c%d", clients), requests, transactions)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -31,6 +32,9 @@ type bench struct {
 	figures   []figure
 	engines   *engines
 	databases int
+
+	part  string                 // the part that runs, and its number
+	stage atomic.Pointer[string] // what the run is doing
 }
 
 type engines struct {
@@ -40,7 +44,17 @@ type engines struct {
 
 var quietLog = slog.New(slog.DiscardHandler)
 
-func newBench(o options, out io.Writer) *bench { return &bench{options: o, out: out} }
+func newBench(o options, out io.Writer) *bench {
+	b := &bench{options: o, out: out}
+	b.at("starting")
+	return b
+}
+
+// at sets what the run says of itself every minute, until the next call.
+func (b *bench) at(stage string) {
+	stage = b.part + stage
+	b.stage.Store(&stage)
+}
 
 // close stops the engines.
 func (b *bench) close() error {
@@ -61,8 +75,9 @@ func (b *bench) during(d time.Duration) time.Duration {
 // inRounds runs the cases one after the other, as many times as the run has
 // rounds.
 func (b *bench) inRounds(ctx context.Context, cases ...func(ctx context.Context) error) error {
-	for range b.rounds {
-		for _, run := range cases {
+	for round := range b.rounds {
+		for i, run := range cases {
+			b.at(fmt.Sprintf("round %d of %d, case %d of %d", round+1, b.rounds, i+1, len(cases)))
 			if err := run(ctx); err != nil {
 				return err
 			}
@@ -300,7 +315,7 @@ func (b *bench) results(ctx context.Context) (results, error) {
 		Machine: machine{CPU: cpuModel(), Cores: runtime.NumCPU(), OS: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()},
 	}
 	for _, s := range b.measured {
-		r.Measured = append(r.Measured, *s)
+		r.Measured = append(r.Measured, s.summary())
 	}
 	e, err := b.start(ctx)
 	if err != nil {

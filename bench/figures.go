@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -16,13 +17,27 @@ type results struct {
 	Rounds   int       `json:"rounds"`
 	Scale    float64   `json:"scale"`
 	Figures  []figure  `json:"figures"`
-	Measured []series  `json:"measured"`
+	Measured []summary `json:"measured"`
+}
+
+// summary is what is kept of a series.
+type summary struct {
+	Name    string  `json:"name"`
+	Unit    string  `json:"unit"`
+	Median  float64 `json:"median"`
+	Lowest  float64 `json:"lowest"`
+	Highest float64 `json:"highest"`
+	// Values has a value for each round.
+	Values []float64 `json:"values,omitempty"`
 }
 
 // figure is one number that a run ends with.
 type figure struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
+	// Of and Against name the two series of a ratio.
+	Of      string `json:"of,omitempty"`
+	Against string `json:"against,omitempty"`
 }
 
 // text has three significant digits.
@@ -38,14 +53,21 @@ func significant(value float64) string {
 
 // series are the values of one measure, one for each round.
 type series struct {
-	Name   string    `json:"name"`
-	Unit   string    `json:"unit"`
-	Values []float64 `json:"values"`
+	Name   string
+	Unit   string
+	Values []float64
 }
 
 func (s *series) add(value float64) { s.Values = append(s.Values, value) }
 
 func (s *series) median() float64 { return median(s.Values) }
+
+func (s *series) summary() summary {
+	return summary{
+		Name: strings.TrimSpace(s.Name), Unit: s.Unit, Values: s.Values,
+		Median: s.median(), Lowest: slices.Min(s.Values), Highest: slices.Max(s.Values),
+	}
+}
 
 // show prints the median, and the lowest and the highest value around it.
 func (s *series) show(out io.Writer) {
@@ -84,6 +106,11 @@ func (b *bench) newSeries(name, unit string) *series {
 // figure adds one of the numbers that the run ends with.
 func (b *bench) figure(name string, value float64) {
 	b.figures = append(b.figures, figure{Name: name, Value: value})
+}
+
+// compare adds the ratio of two series.
+func (b *bench) compare(name string, of, against *series) {
+	b.figures = append(b.figures, figure{Name: name, Value: ratios(of, against), Of: of.Name, Against: against.Name})
 }
 
 // ratios are the values over the references of the same rounds: what disturbs

@@ -27,9 +27,9 @@ func benchGrowth(ctx context.Context, b *bench) error {
 		ofClaims bool
 		figure   string
 	}{
-		{"a cut, 5 million events", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
-		{"a cut, 1 million events, beside an old transaction", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
-		{"a claim, 10,000 small cuts, beside an old transaction", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
+		{"a cut of 5 million events", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
+		{"a cut beside an old transaction", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
+		{"a claim beside an old transaction", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
 	} {
 		first, last := b.newSeries(c.about+": first tenth", "ms"), b.newSeries(c.about+": last tenth", "ms")
 		err := b.inRounds(ctx, func(ctx context.Context) error {
@@ -51,7 +51,7 @@ func benchGrowth(ctx context.Context, b *bench) error {
 		}
 		first.show(b.out)
 		last.show(b.out)
-		b.figure(c.figure, ratios(last, first))
+		b.compare(c.figure, last, first)
 	}
 	return nil
 }
@@ -172,14 +172,15 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	warmUp := b.scaled(warmUpEvents, 4*blockRows)
 	type size struct {
 		relays      int
+		about       string
 		rate, batch *series
 	}
-	sizes := []size{{relays: 1}, {relays: 8}}
+	sizes := []size{{relays: 1, about: "1 relay"}, {relays: 8, about: "8 relays"}}
 	var cases []func(context.Context) error
 	for i := range sizes {
 		s := &sizes[i]
-		s.rate = b.newSeries(fmt.Sprintf("drained by %d relays", s.relays), "events/s")
-		s.batch = b.newSeries(fmt.Sprintf("a batch of %d relays", s.relays), "events")
+		s.rate = b.newSeries("drained by "+s.about, "events/s")
+		s.batch = b.newSeries("a batch of "+s.about, "events")
 		cases = append(cases, d.emptied(func(ctx context.Context) (err error) {
 			f, err := d.startFleet(ctx, s.relays)
 			if err != nil {
@@ -205,25 +206,25 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 		s.rate.show(b.out)
 		s.batch.show(b.out)
 	}
-	b.figure("replicas_8_vs_1", ratios(sizes[1].rate, sizes[0].rate))
-	b.figure("batch_rows_8_vs_1", ratios(sizes[1].batch, sizes[0].batch))
+	b.compare("replicas_8_vs_1", sizes[1].rate, sizes[0].rate)
+	b.compare("batch_rows_8_vs_1", sizes[1].batch, sizes[0].batch)
 	return nil
 }
 
 // benchSize publishes while a relay drains, and compares what the outbox takes on
 // the disk, with autovacuum as it is by default.
 func benchSize(ctx context.Context, b *bench) error {
-	var sizes [2]float64
+	var sizes [2]*series
 	for i, n := range []int{million, 10 * million} {
-		s := b.newSeries(fmt.Sprintf("the outbox on the disk after %d million events", n/million), "MB")
-		var err error
-		if sizes[i], err = b.size(ctx, b.scaled(n, 2*blockRows)); err != nil {
+		sizes[i] = b.newSeries(fmt.Sprintf("the outbox on the disk after %d million events", n/million), "MB")
+		size, err := b.size(ctx, b.scaled(n, 2*blockRows))
+		if err != nil {
 			return err
 		}
-		s.add(sizes[i])
-		s.show(b.out)
+		sizes[i].add(size)
+		sizes[i].show(b.out)
 	}
-	b.figure("outbox_size_10m_vs_1m", sizes[1]/sizes[0])
+	b.compare("outbox_size_10m_vs_1m", sizes[1], sizes[0])
 	return nil
 }
 
@@ -241,6 +242,7 @@ func (b *bench) size(ctx context.Context, n int) (megabytes float64, err error) 
 	// At the relay's own speed: never more than a few batches wait.
 	const ahead = 4 * blockRows
 	for published := 0; published < n; published += blockRows {
+		b.at(fmt.Sprintf("published %d of %d events", published, n))
 		if err := d.publishNow(ctx, min(blockRows, n-published)); err != nil {
 			return 0, err
 		}

@@ -261,7 +261,7 @@ func benchOutage(ctx context.Context, b *bench) (err error) {
 	}
 	alive.show(b.out)
 	dead.show(b.out)
-	b.figure("api_p99_outage_ratio", ratios(dead, alive))
+	b.compare("api_p99_outage_ratio", dead, alive)
 	return nil
 }
 

@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/diehard-outbox/diehard/tools/devstack/progress"
 )
 
 // part is a group of cases that is run by its name.
@@ -48,6 +50,7 @@ type options struct {
 	scale    float64
 	json     bool
 	docs     string
+	redraw   string
 	programs string
 	peers    string
 }
@@ -65,7 +68,8 @@ func parse(args []string) (o options, err error) {
 	flags.IntVar(&o.rounds, "rounds", 5, "how often each case is run")
 	flags.Float64Var(&o.scale, "scale", 1, "a factor for numbers of events and for times; below 1 it is a trial, and the figures mean nothing")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON")
-	flags.StringVar(&o.docs, "docs", "", "write the table and the chart into this page too")
+	flags.StringVar(&o.docs, "docs", "", "keep the results beside this page too, and write its tables and its chart from them")
+	flags.StringVar(&o.redraw, "redraw", "", "measure nothing, and write this page's tables and its chart from the results beside it")
 	flags.StringVar(&o.programs, "programs", "bin", "the folder of the programs api and relay")
 	flags.StringVar(&o.peers, "peers", "bin/peers", "the program of bench/peers")
 	if err := flags.Parse(args); err != nil {
@@ -102,16 +106,22 @@ func main() {
 }
 
 func run(ctx context.Context, o options) (err error) {
+	if o.redraw != "" {
+		return drawPage(o.redraw)
+	}
 	var out io.Writer = os.Stdout
 	if o.json {
 		out = os.Stderr
 	}
 	b := newBench(o, out)
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, p := range parts {
-		if len(o.parts) > 0 && !slices.Contains(o.parts, p.name) {
-			continue
-		}
+	defer progress.EveryMinute(out, func() string { return "bench: " + *b.stage.Load() })()
+	chosen := slices.DeleteFunc(slices.Clone(parts), func(p part) bool {
+		return len(o.parts) > 0 && !slices.Contains(o.parts, p.name)
+	})
+	for i, p := range chosen {
+		b.part = fmt.Sprintf("%s (part %d of %d): ", p.name, i+1, len(chosen))
+		b.at("starting")
 		fmt.Fprintf(out, "\n%s: %s\n", p.name, p.about)
 		if err := p.run(ctx, b); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)

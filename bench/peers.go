@@ -57,7 +57,7 @@ func benchPeers(ctx context.Context, b *bench) (err error) {
 	relayed.show(b.out)
 	for i, name := range []string{"relay_vs_watermill", "relay_vs_river"} {
 		rates[i].show(b.out)
-		b.figure(name, ratios(relayed, rates[i]))
+		b.compare(name, relayed, rates[i])
 	}
 	return nil
 }

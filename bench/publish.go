@@ -87,7 +87,7 @@ func benchPublish(ctx context.Context, b *bench) (err error) {
 	}
 	published.show(b.out)
 	inserted.show(b.out)
-	b.figure("publish_overhead", ratios(published, inserted))
+	b.compare("publish_overhead", published, inserted)
 	return nil
 }
 
@@ -140,7 +140,7 @@ func benchBatch(ctx context.Context, b *bench) (err error) {
 	}
 	requested.show(b.out)
 	copied.show(b.out)
-	b.figure("batch_vs_copy", ratios(requested, copied))
+	b.compare("batch_vs_copy", requested, copied)
 	return nil
 }
 

@@ -67,7 +67,7 @@ func benchRelay(ctx context.Context, b *bench) (err error) {
 		s.show(b.out)
 	}
 	b.figure("relay_events_per_s", relayed.median())
-	b.figure("relay_vs_pipe", ratios(relayed, piped))
+	b.compare("relay_vs_pipe", relayed, piped)
 	b.figure("relay_cpu_us", cpu[0].median())
 	b.figure("postgres_cpu_us", cpu[1].median())
 	b.figure("clickhouse_cpu_us", cpu[2].median())
