@@ -10,6 +10,8 @@ import (
 
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/needs"
 )
 
 // Disk is a server's disk that can fail. The server has to run with Env.
@@ -21,19 +23,17 @@ type Disk struct {
 //go:embed disk/disk.c
 var diskSource string
 
-// NewDisk returns a disk that works, for as long as the spec runs.
+// NewDisk returns a disk that works, for as long as the spec runs. The spec is
+// left out if there is no C compiler.
 func NewDisk() *Disk {
 	ginkgo.GinkgoHelper()
+	compiler := needs.Compiler()
 	dir, err := os.MkdirTemp("", "diehard-disk-*")
 	Expect(err).NotTo(HaveOccurred())
 	ginkgo.DeferCleanup(os.RemoveAll, dir)
 	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may be another user's
 	source, library := filepath.Join(dir, "disk.c"), filepath.Join(dir, "disk.so")
 	Expect(os.WriteFile(source, []byte(diskSource), 0o600)).To(Succeed())
-	compiler := os.Getenv("CC")
-	if compiler == "" {
-		compiler = "cc"
-	}
 	output, err := exec.Command(compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl").CombinedOutput() //nolint:gosec,noctx // our own source; a moment
 	Expect(err).NotTo(HaveOccurred(), "%s", output)
 	control := filepath.Join(dir, "fault")

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +15,9 @@ import (
 	"github.com/chromedp/chromedp"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/needs"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 // visit is what a browser does at a page.
@@ -30,9 +31,9 @@ type visit struct {
 
 // browse opens a browser, without the sandbox, which it cannot have as root or in
 // a container.
-func browse(ctx context.Context) *visit {
+func browse(ctx context.Context, path string) *visit {
 	GinkgoHelper()
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.ExecPath(chromium()),
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.ExecPath(path),
 		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // where it leaves what it does not clear away
 	allocator, stop := chromedp.NewExecAllocator(ctx, options...)
 	DeferCleanup(stop)
@@ -41,18 +42,6 @@ func browse(ctx context.Context) *visit {
 	v.Context, closeTab = chromedp.NewContext(allocator, chromedp.WithListener(v.note))
 	DeferCleanup(closeTab)
 	return v
-}
-
-// chromium is the browser's path.
-func chromium() string {
-	GinkgoHelper()
-	for _, name := range []string{os.Getenv("DIEHARD_CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	Fail("Chromium is missing: install it from your package manager (Debian: apt install chromium), or name it in DIEHARD_CHROMIUM")
-	return ""
 }
 
 func (v *visit) note(event any) {
@@ -110,8 +99,18 @@ func summaries(ctx context.Context, api string) (all []string) {
 }
 
 var _ = Describe("The page of the API, in a browser", func() {
-	It("shows every operation, asks no other host, and complains of nothing", SpecTimeout(2*time.Minute), func(ctx SpecContext) {
-		api, v := newSystem(ctx).API(), browse(ctx)
+	var chromium string
+
+	BeforeEach(func(ctx SpecContext) { // without a timeout: it may be a download
+		var err error
+		if chromium, err = devstack.Chromium(ctx); err != nil {
+			Expect(ctx.Err()).NotTo(HaveOccurred())
+			needs.LeaveOut(err.Error())
+		}
+	})
+
+	It("shows every operation, asks no other host, and complains of nothing", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
+		api, v := newSystem(ctx).API(), browse(ctx, chromium)
 		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),
 			chromedp.Click(chromedp.CSS("#operations-Users-createUser button.opblock-summary-control")),
 			chromedp.WaitVisible(chromedp.CSS("#operations-Users-createUser .responses-wrapper")),
@@ -129,9 +128,9 @@ var _ = Describe("The page of the API, in a browser", func() {
 		Expect(problems).To(BeEmpty())
 	})
 
-	It("sends a request from there", SpecTimeout(2*time.Minute), func(ctx SpecContext) {
+	It("sends a request from there", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		s := newSystem(ctx)
-		api, v := s.API(), browse(ctx)
+		api, v := s.API(), browse(ctx, chromium)
 		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),
 			chromedp.Click(chromedp.CSS("#operations-Users-createUser button.opblock-summary-control")),
 			chromedp.Click(chromedp.CSS("#operations-Users-createUser .try-out__btn")),

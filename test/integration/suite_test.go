@@ -19,7 +19,7 @@ func TestIntegration(t *testing.T) {
 	RunSpecs(t, "integration")
 }
 
-var suite = engines.Start(engines.Options{ClickHouse: true, Prepare: programs.Build("-race")})
+var suite = engines.Start(engines.Options{ClickHouse: true, Prepare: programs.Build(programs.Race())})
 
 // patience is how long a spec waits for what must happen.
 const patience = system.Patience

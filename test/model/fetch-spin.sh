@@ -1,7 +1,10 @@
 #!/bin/sh
-# Puts the model checker Spin at the path $1: the one that is installed, or that
-# of Debian's package, which is unpacked and not installed.
+# Puts the model checker Spin at the path $1, unless it is there already: the one
+# that is installed, or that of Debian's package, which is unpacked and not
+# installed.
 set -eu
+[ ! -x "$1" ] || exit 0
+mkdir -p "$(dirname "$1")"
 if command -v spin >/dev/null; then
     ln -sf "$(command -v spin)" "$1"
     exit

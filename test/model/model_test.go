@@ -10,10 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/test/needs"
 )
 
 func TestModel(t *testing.T) {
@@ -32,9 +35,34 @@ func (b bounds) String() string {
 	return fmt.Sprintf("faults %d, failovers %d, poison %d", b.faults, b.failovers, b.poison)
 }
 
+// spin is the path of the checker.
+const spin = "../../bin/tools/spin"
+
+// noSpin says why there is no checker, if there is none.
+var noSpin string
+
+var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
+	output, err := exec.CommandContext(ctx, "./fetch-spin.sh", spin).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	Expect(ctx.Err()).NotTo(HaveOccurred())
+	_, _ = GinkgoWriter.Write(output)
+	lines := strings.Split(strings.TrimSpace(string(output)), "\n")
+	return []byte(lines[len(lines)-1])
+}, func(reason []byte) {
+	noSpin = string(reason)
+})
+
 // check returns what the checker says of the model with these definitions.
 func check(ctx context.Context, b bounds, definitions ...string) string {
 	GinkgoHelper()
+	if noSpin != "" {
+		needs.LeaveOut(noSpin)
+	}
+	compiler := needs.Compiler()
+	checker, err := filepath.Abs(spin)
+	Expect(err).NotTo(HaveOccurred())
 	dir := GinkgoT().TempDir()
 	source := filepath.Join(dir, "delivery.pml")
 	Expect(os.WriteFile(source, []byte(model), 0o600)).To(Succeed())
@@ -51,28 +79,11 @@ func check(ctx context.Context, b bounds, definitions ...string) string {
 		Expect(err).NotTo(HaveOccurred(), "%s %v: %s", program, args, output)
 		return string(output)
 	}
-	run(spin(), append(args, "-a", source)...)
+	run(checker, append(args, "-a", source)...)
 	// SAFETY leaves out cycles, of which there are none to look for; the model ends.
 	// Not optimised: that takes longer than it saves.
-	run(compiler(), "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=4096", "-o", "pan", "pan.c")
+	run(compiler, "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=4096", "-o", "pan", "pan.c")
 	return run(filepath.Join(dir, "pan"), "-m100000")
-}
-
-func spin() string {
-	GinkgoHelper()
-	if path := os.Getenv("DIEHARD_SPIN"); path != "" {
-		return path
-	}
-	path, err := exec.LookPath("spin")
-	Expect(err).NotTo(HaveOccurred(), "the model checker Spin is missing: `make test` fetches it")
-	return path
-}
-
-func compiler() string {
-	if path := os.Getenv("CC"); path != "" {
-		return path
-	}
-	return "cc"
 }
 
 // mutants each lack one safeguard of the protocol.

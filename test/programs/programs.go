@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,14 @@ import (
 // Patience is how long a program may take to start or to end.
 const Patience = time.Minute
 
+// Race is the flag of go build that gives a program the race detector, if the
+// suite has it.
+func Race() string {
+	info, ok := debug.ReadBuildInfo()
+	race := ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+	return fmt.Sprint("-race=", race)
+}
+
 // Build returns a function that builds api and relay, with flags of go build,
 // into a temporary folder that goes with the suite, and returns the folder.
 func Build(flags ...string) func(ctx context.Context) string {
@@ -37,7 +46,6 @@ func Build(flags ...string) func(ctx context.Context) string {
 		args := append([]string{"build", "-buildvcs=false", "-o", dir}, flags...)
 		cmd := exec.CommandContext(ctx, "go", append(args, //nolint:gosec // a folder and flags of ours
 			"github.com/diehard-outbox/diehard/cmd/api", "github.com/diehard-outbox/diehard/cmd/relay")...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=1") // the race detector needs it
 		output, err := cmd.CombinedOutput()
 		Expect(err).NotTo(HaveOccurred(), "%s", output)
 		return dir

@@ -5,6 +5,9 @@
 // A suite that failed although none of its specs did (it was empty, or it ran
 // out of time) counts as one failure. So does a run that failed for a reason
 // that the report does not show, such as a package that does not compile.
+//
+// With -left-out it prints nothing but the reasons for which specs were skipped,
+// one a line, and does not judge the run.
 package main
 
 import (
@@ -13,21 +16,29 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/onsi/ginkgo/v2/types"
 )
 
 func main() {
 	exitCode := flag.Int("exit-code", 0, "exit `code` of the test run that wrote the report")
+	leftOut := flag.Bool("left-out", false, "print why specs were skipped, and nothing else")
 	flag.Parse()
 
 	if flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: testsummary [-exit-code code] report.json")
+		fmt.Fprintln(os.Stderr, "usage: testsummary [-exit-code code | -left-out] report.json")
 		os.Exit(2)
 	}
 
 	reports, err := read(flag.Arg(0))
+	if *leftOut {
+		printLeftOut(reports) // without a report the run has said why
+		return
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "testsummary:", err)
 	}
@@ -41,6 +52,22 @@ func main() {
 
 	if passed == 0 || failed > 0 {
 		os.Exit(1)
+	}
+}
+
+func printLeftOut(reports []types.Report) {
+	specs := map[string]int{}
+	for i := range reports {
+		for j := range reports[i].SpecReports {
+			spec := &reports[i].SpecReports[j]
+			// Specs that were not chosen are skipped too, without a message.
+			if spec.State == types.SpecStateSkipped && spec.Failure.Message != "" {
+				specs[strings.Join(strings.Fields(spec.Failure.Message), " ")]++
+			}
+		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(specs)) {
+		fmt.Fprintf(os.Stdout, "left out %d of the specs: %s\n", specs[reason], reason)
 	}
 }
 

@@ -28,7 +28,7 @@ func TestDevstack(t *testing.T) {
 var bin string
 
 var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
-	return []byte(programs.Build("-race")(ctx))
+	return []byte(programs.Build(programs.Race())(ctx))
 }, func(dir []byte) {
 	bin = string(dir)
 })

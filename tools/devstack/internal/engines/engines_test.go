@@ -1,14 +1,18 @@
 package engines_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/andybalholm/brotli"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -30,6 +34,7 @@ for package in $(sed -n 's|.*"node_modules/\(@[^"]*\)".*|\1|p' package-lock.json
 	echo engine > "node_modules/$package/libchdb.so"
 	echo library > "node_modules/$package/native/lib/libpq.so.5.18"
 	echo '[{"source": "native/lib/libpq.so.5.18", "target": "native/lib/libpq.so.5"}]' > "node_modules/$package/native/pg-symlinks.json"
+	[ -z "$NPM_CHROMIUM" ] || cp -r "$NPM_CHROMIUM" "node_modules/$package/bin"
 done
 `
 
@@ -117,7 +122,7 @@ var _ = Describe("Fetch", Serial, func() {
 			Expect(err).NotTo(HaveOccurred())
 			Expect(os.ReadFile(library(again))).To(BeEquivalentTo("engine\n"))
 			Expect(timesCalled()).To(Equal(2))
-			Expect(said.String()).To(ContainSubstring("are damaged"))
+			Expect(said.String()).To(ContainSubstring("the cache is damaged"))
 		},
 		Entry("a file that is missing", func(path string) { Expect(os.Remove(path)).To(Succeed()) }, false),
 		Entry("a file that is shorter", func(path string) { Expect(os.Truncate(path, 3)).To(Succeed()) }, false),
@@ -133,7 +138,7 @@ var _ = Describe("Fetch", Serial, func() {
 	It("leaves nothing in place when npm fails, and shows what it said", func(ctx SpecContext) {
 		GinkgoT().Setenv("NPM_FAILS", "1")
 		_, err := fetch(ctx, false)
-		Expect(err).To(MatchError(And(ContainSubstring("fetch the database engines: npm ci"), ContainSubstring("EINTEGRITY"))))
+		Expect(err).To(MatchError(And(ContainSubstring("fetch PostgreSQL and the ClickHouse engine: npm ci"), ContainSubstring("EINTEGRITY"))))
 		left, err := filepath.Glob(filepath.Join(cache, "engines", "*"))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(left).To(ConsistOf(HaveSuffix(".lock")))
@@ -150,6 +155,165 @@ var _ = Describe("Fetch", Serial, func() {
 		Expect(err.Error()).NotTo(ContainSubstring("\n"))
 	})
 })
+
+var _ = Describe("Chromium", Serial, func() {
+	var bin, cache, calls, archives string
+
+	BeforeEach(func() {
+		if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+			Skip("no Chromium is pinned for this platform")
+		}
+		dir := GinkgoT().TempDir()
+		cache, calls, archives = filepath.Join(dir, "a cache"), filepath.Join(dir, "calls"), filepath.Join(dir, "archives")
+		bin = filepath.Join(dir, "bin")
+		for _, path := range []string{bin, archives} {
+			Expect(os.Mkdir(path, 0o750)).To(Succeed())
+		}
+		Expect(os.WriteFile(filepath.Join(bin, "npm"), []byte(npm), 0o700)).To(Succeed()) //nolint:gosec // a program
+		for _, tool := range []string{"cp", "dirname", "mkdir", "sed"} {                  // and no browser
+			path, err := exec.LookPath(tool)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(os.Symlink(path, filepath.Join(bin, tool))).To(Succeed())
+		}
+		GinkgoT().Setenv("PATH", bin)
+		GinkgoT().Setenv("NPM_CALLS", calls)
+		GinkgoT().Setenv("NPM_CHROMIUM", archives)
+		GinkgoT().Setenv("DIEHARD_CHROMIUM", "")
+
+		// The browser says what it was started with.
+		pack(filepath.Join(archives, "chromium.br"), []byte("#!/bin/sh\necho \"$LD_LIBRARY_PATH $FONTCONFIG_PATH $*\"\n"))
+		pack(filepath.Join(archives, "al2023.tar.br"), archive(&tar.Header{Name: "lib/libnss3.so", Typeflag: tar.TypeReg, Mode: 0o755}))
+		pack(filepath.Join(archives, "fonts.tar.br"), archive(
+			&tar.Header{Name: "fonts.conf", Typeflag: tar.TypeReg, Mode: 0o644},
+			&tar.Header{Name: "fonts/", Typeflag: tar.TypeDir, Mode: 0o755},
+			&tar.Header{Name: "fonts/Open_Sans/OpenSans-Bold.ttf", Typeflag: tar.TypeReg, Mode: 0o644},
+		))
+		pack(filepath.Join(archives, "swiftshader.tar.br"), archive(&tar.Header{Name: "libEGL.so", Typeflag: tar.TypeReg, Mode: 0o755}))
+	})
+
+	fetch := func(ctx context.Context) (string, error) {
+		return engines.Chromium(ctx, engines.Options{CacheDir: cache})
+	}
+
+	It("unpacks a browser that starts on its own libraries and fonts", func(ctx SpecContext) {
+		path, err := fetch(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		dir := filepath.Dir(path)
+		output, err := exec.CommandContext(ctx, path, "--headless", "two words").CombinedOutput() //nolint:gosec // made above
+		Expect(err).NotTo(HaveOccurred(), "%s", output)
+		Expect(string(output)).To(Equal(dir + "/al2023/lib " + dir + " --headless two words\n"))
+		for _, file := range []string{"al2023/lib/libnss3.so", "fonts/Open_Sans/OpenSans-Bold.ttf", "libEGL.so"} {
+			Expect(filepath.Join(dir, file)).To(BeARegularFile())
+		}
+		fonts, err := os.ReadFile(filepath.Join(dir, "fonts.conf"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(fonts)).To(ContainSubstring(`<dir prefix="relative">fonts</dir>`))
+
+		By("removing the archives")
+		Expect(filepath.Glob(filepath.Join(dir, "*.br"))).To(BeEmpty())
+
+		By("downloading once")
+		Expect(fetch(ctx)).To(Equal(path))
+		Expect(os.ReadFile(calls)).To(BeEquivalentTo("called\n"))
+	})
+
+	It("fetches again what is damaged", func(ctx SpecContext) {
+		path, err := fetch(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(os.Truncate(filepath.Join(filepath.Dir(path), "chromium"), 3)).To(Succeed())
+		Expect(fetch(ctx)).To(Equal(path))
+		Expect(exec.CommandContext(ctx, path).Run()).To(Succeed()) //nolint:gosec // made above
+	})
+
+	It("is fetched apart from the database engines", func(ctx SpecContext) {
+		_, err := engines.Fetch(ctx, engines.Options{CacheDir: cache})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(filepath.Join(cache, "chromium")).NotTo(BeADirectory())
+		_, err = fetch(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		content, err := os.ReadFile(calls)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(strings.Count(string(content), "called")).To(Equal(2))
+	})
+
+	install := func(name string) string {
+		GinkgoHelper()
+		path := filepath.Join(bin, name)
+		Expect(os.WriteFile(path, nil, 0o700)).To(Succeed()) //nolint:gosec // a program
+		return path
+	}
+
+	It("is an installed one", func(ctx SpecContext) {
+		chrome := install("google-chrome-stable")
+		Expect(fetch(ctx)).To(Equal(chrome))
+		browser := install("chromium")
+		Expect(fetch(ctx)).To(Equal(browser))
+		Expect(calls).NotTo(BeAnExistingFile())
+	})
+
+	It("is the one that DIEHARD_CHROMIUM names", func(ctx SpecContext) {
+		install("chromium")
+		own := install("my-browser")
+		GinkgoT().Setenv("DIEHARD_CHROMIUM", own)
+		Expect(fetch(ctx)).To(Equal(own))
+
+		By("failing if that is missing")
+		Expect(os.Remove(own)).To(Succeed())
+		_, err := fetch(ctx)
+		Expect(err).To(MatchError(And(HavePrefix("DIEHARD_CHROMIUM: "), ContainSubstring(own))))
+	})
+
+	DescribeTable("leaves nothing in place when an archive is bad",
+		func(ctx SpecContext, name string, content func() []byte, reason string) {
+			pack(filepath.Join(archives, name), content())
+			_, err := fetch(ctx)
+			Expect(err).To(MatchError(And(ContainSubstring("fetch Chromium: complete @sparticuz/chromium: unpack "+name), ContainSubstring(reason))))
+			Expect(filepath.Glob(filepath.Join(cache, "chromium", "*"))).To(ConsistOf(HaveSuffix(".lock")))
+			Expect(filepath.Join(filepath.Dir(cache), "outside")).NotTo(BeAnExistingFile())
+		},
+		Entry("a path outside the folder", "fonts.tar.br",
+			func() []byte {
+				return archive(&tar.Header{Name: "../../../../../../../outside", Typeflag: tar.TypeReg, Mode: 0o644})
+			}, "escapes"),
+		Entry("a link", "fonts.tar.br",
+			func() []byte { return archive(&tar.Header{Name: "fonts", Typeflag: tar.TypeSymlink, Linkname: "/"}) },
+			"fonts is neither a file nor a folder"),
+		Entry("an end too early", "al2023.tar.br",
+			func() []byte {
+				return archive(&tar.Header{Name: "lib/libnss3.so", Typeflag: tar.TypeReg, Mode: 0o755})[:100]
+			}, "unexpected EOF"),
+	)
+})
+
+// archive returns a tar archive of files with a byte each.
+func archive(headers ...*tar.Header) []byte {
+	GinkgoHelper()
+	var content bytes.Buffer
+	writer := tar.NewWriter(&content)
+	for _, header := range headers {
+		if header.Typeflag == tar.TypeReg {
+			header.Size = 1
+		}
+		Expect(writer.WriteHeader(header)).To(Succeed())
+		if header.Size > 0 {
+			_, err := writer.Write([]byte("x"))
+			Expect(err).NotTo(HaveOccurred())
+		}
+	}
+	Expect(writer.Close()).To(Succeed())
+	return content.Bytes()
+}
+
+// pack writes a file with content that is compressed.
+func pack(path string, content []byte) {
+	GinkgoHelper()
+	var packed bytes.Buffer
+	writer := brotli.NewWriter(&packed)
+	_, err := writer.Write(content)
+	Expect(err).NotTo(HaveOccurred())
+	Expect(writer.Close()).To(Succeed())
+	Expect(os.WriteFile(path, packed.Bytes(), 0o600)).To(Succeed())
+}
 
 var _ = Describe("The lock file", func() {
 	It("pins by hash, and names no address to download from", func() {

@@ -17,24 +17,24 @@ import (
 
 var errNoNPM = errors.New("npm is missing: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)")
 
-// install downloads into a staging folder beside e.dir and puts it in place in
+// install downloads into a staging folder beside in.dir and puts it in place in
 // one step. The caller holds the lock.
-func install(ctx context.Context, e *Engines, progress io.Writer) error {
+func (g group) install(ctx context.Context, in installed, progress io.Writer) error {
 	npm, err := exec.LookPath("npm")
 	if err != nil {
 		return errNoNPM
 	}
 	// What an installation that was killed has left. Nobody else is at it.
-	leftovers, err := filepath.Glob(e.dir + ".new-*")
+	leftovers, err := filepath.Glob(in.dir + ".new-*")
 	if err != nil {
 		return err //nolint:wrapcheck // a bad pattern, which it is not
 	}
-	for _, dir := range append(leftovers, e.dir) {
+	for _, dir := range append(leftovers, in.dir) {
 		if err := os.RemoveAll(dir); err != nil {
 			return err //nolint:wrapcheck // names the folder already
 		}
 	}
-	staging, err := os.MkdirTemp(filepath.Dir(e.dir), filepath.Base(e.dir)+".new-")
+	staging, err := os.MkdirTemp(filepath.Dir(in.dir), filepath.Base(in.dir)+".new-")
 	if err != nil {
 		return err //nolint:wrapcheck // names the folder already
 	}
@@ -43,25 +43,32 @@ func install(ctx context.Context, e *Engines, progress io.Writer) error {
 		return err //nolint:wrapcheck // names the folder already
 	}
 
-	if err := writePackageFiles(staging, e.packages); err != nil {
+	if err := writePackageFiles(staging, in.packages); err != nil {
 		return err
 	}
-	watched := watchDownload(progress, staging, expectedBytes(e.packages))
-	err = runNPM(ctx, npm, staging)
+	watched := watchDownload(progress, g.name, staging, expectedBytes(in.packages))
+	err = g.download(ctx, npm, staging, in.packages)
 	watched.finish(err == nil)
 	if err != nil {
 		return err
 	}
-	for name := range e.packages {
-		dir := filepath.Join(staging, filepath.FromSlash(modules+name))
-		if err := restoreSymlinks(dir); err != nil {
-			return fmt.Errorf("restore the links of %s: %w", name, err)
-		}
-	}
 	if err := writeManifest(staging); err != nil {
 		return fmt.Errorf("record what was installed: %w", err)
 	}
-	return os.Rename(staging, e.dir) //nolint:wrapcheck // names both already
+	return os.Rename(staging, in.dir) //nolint:wrapcheck // names both already
+}
+
+// download fills the staging folder.
+func (g group) download(ctx context.Context, npm, staging string, packages map[string]lockPkg) error {
+	if err := runNPM(ctx, npm, staging); err != nil {
+		return err
+	}
+	for name := range packages {
+		if err := g.complete(filepath.Join(staging, filepath.FromSlash(modules+name))); err != nil {
+			return fmt.Errorf("complete %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // writePackageFiles writes the part of the pinned files that is for this
@@ -95,7 +102,7 @@ func runNPM(ctx context.Context, npm, dir string) error {
 	var out bytes.Buffer
 	p := thisPlatform()
 	cmd := exec.CommandContext(ctx, npm, "ci", //nolint:gosec // the npm of the PATH
-		"--ignore-scripts", // and restoreSymlinks does what theirs would
+		"--ignore-scripts", // and group.complete does what theirs would
 		"--omit-lockfile-registry-resolved",
 		"--os="+p.os, "--cpu="+p.cpu, // Node.js may be built for another: x64 under Rosetta
 		"--no-audit", "--no-fund", "--no-update-notifier", "--no-progress", "--loglevel=error")

