@@ -9,9 +9,9 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
 )
 
 var _ = Describe("A rate limit", func() {
@@ -114,7 +114,7 @@ var _ = Describe("An API that has more to do than it can", func() {
 
 	It("does not have its callers wait for a PostgreSQL that keeps silent, once it has noticed", func(ctx SpecContext) {
 		proxy, dsn := faults.StartProxyTo(suite.LastingPostgresDSN(ctx))
-		silentDB := engines.OpenPostgres(dsn, nil)
+		silentDB := testengines.OpenPostgres(dsn, nil)
 		api := start(ctx, onDatabase(silentDB), func(o *httpapi.Options) { o.RequestTimeout = 1500 * time.Millisecond })
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
 		proxy.Vanish()

@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
-	"github.com/diehard-outbox/diehard/test/sentrytest"
 )
 
 const (

@@ -18,12 +18,12 @@ import (
 	"github.com/onsi/gomega/gbytes"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/diehard-outbox/diehard/pkg/users"
-	"github.com/diehard-outbox/diehard/test/engines"
 )
 
 func TestHTTPAPI(t *testing.T) {
@@ -33,13 +33,13 @@ func TestHTTPAPI(t *testing.T) {
 	RunSpecs(t, "httpapi")
 }
 
-var suite = engines.Start(engines.Options{})
+var suite = testengines.Start(testengines.Options{Postgres: true})
 
 // db is the database, empty for each spec.
 var db *sqlx.DB
 
 var _ = BeforeEach(func(ctx SpecContext) {
-	db = engines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
+	db = testengines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 })
 
 // onDatabase has a server work on that database.

@@ -8,7 +8,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 func TestIdempotency(t *testing.T) {
@@ -18,13 +18,13 @@ func TestIdempotency(t *testing.T) {
 	RunSpecs(t, "idempotency")
 }
 
-var suite = engines.Start(engines.Options{})
+var suite = testengines.Start(testengines.Options{Postgres: true})
 
 // db is the database, empty for each spec.
 var db *sqlx.DB
 
 var _ = BeforeEach(func(ctx SpecContext) {
-	db = engines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
+	db = testengines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 	db.MustExecContext(ctx, "CREATE TABLE IF NOT EXISTS effects (note text)")
 	DeferCleanup(func(ctx SpecContext) { db.MustExecContext(ctx, "DROP TABLE effects") })
 })

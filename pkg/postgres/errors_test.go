@@ -14,8 +14,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 var _ = Describe("IsUnavailable", func() {
@@ -98,11 +98,9 @@ var _ = Describe("IsUnavailable", func() {
 	)
 
 	It("sees a server die in a statement", func(ctx SpecContext) {
-		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		DeferCleanup(own.Stop)
-		db := open(postgres.Options{DSN: own.DSN("postgres")})
-		watcher := open(postgres.Options{DSN: own.DSN("postgres")})
+		own := testengines.StartPostgres(ctx, nil)
+		db := open(postgres.Options{DSN: own.DSN()})
+		watcher := open(postgres.Options{DSN: own.DSN()})
 
 		failed := make(chan error, 1)
 		go func() {
@@ -113,7 +111,7 @@ var _ = Describe("IsUnavailable", func() {
 			err = watcher.GetContext(ctx, &sleeping, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep')")
 			return sleeping, err
 		}).Should(BeTrue())
-		Expect(own.Kill()).To(Succeed())
+		own.Kill()
 		var err2 error
 		Eventually(failed).Should(Receive(&err2))
 		Expect(postgres.IsUnavailable(err2)).To(BeTrue(), "%v", err2)

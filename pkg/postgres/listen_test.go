@@ -8,8 +8,8 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 var _ = Describe("Listen", func() {
@@ -54,35 +54,31 @@ var _ = Describe("Listen", func() {
 	})
 
 	It("outlives the server, says so once, and tells to look when it is back", func(ctx SpecContext) {
-		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		DeferCleanup(own.Stop)
+		own := testengines.StartPostgres(ctx, nil)
 		log, lines := logs()
-		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN("postgres"), Channels: []string{"work"}, Log: log})
+		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN(), Channels: []string{"work"}, Log: log})
 		Eventually(received["work"]).Should(Receive())
 		Expect(lines.Contents()).To(BeEmpty())
 
-		Expect(own.Kill()).To(Succeed())
+		own.Kill()
 		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
-		Expect(own.Start(ctx)).To(Succeed())
+		own.Start(ctx)
 		Eventually(received["work"]).Should(Receive())
 		Eventually(lines).Should(gbytes.Say("again"))
 		Expect(strings.Count(string(lines.Contents()), "\n")).To(Equal(2))
 
-		_, err = open(postgres.Options{DSN: own.DSN("postgres")}).ExecContext(ctx, "NOTIFY work")
+		_, err := open(postgres.Options{DSN: own.DSN()}).ExecContext(ctx, "NOTIFY work")
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(received["work"]).Should(Receive())
 	})
 
 	It("waits for a server that is not there yet", func(ctx SpecContext) {
-		own, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-		Expect(err).NotTo(HaveOccurred())
-		DeferCleanup(own.Stop)
-		Expect(own.Kill()).To(Succeed())
+		own := testengines.StartPostgres(ctx, nil)
+		own.Kill()
 		log, lines := logs()
-		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN("postgres"), Channels: []string{"work"}, Log: log})
+		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN(), Channels: []string{"work"}, Log: log})
 		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
-		Expect(own.Start(ctx)).To(Succeed())
+		own.Start(ctx)
 		Eventually(received["work"]).Should(Receive())
 	})
 

@@ -15,8 +15,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
-	"github.com/diehard-outbox/diehard/test/faults"
 )
 
 var _ = Describe("InStatement", func() {

@@ -2,9 +2,7 @@ package postgres_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net/url"
 	"testing"
 	"time"
 
@@ -13,8 +11,8 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 func TestPostgres(t *testing.T) {
@@ -23,39 +21,17 @@ func TestPostgres(t *testing.T) {
 	RunSpecs(t, "postgres")
 }
 
-var (
-	server *devstack.Postgres // in the first process only
-	root   string             // the DSN of a database that nobody changes
-)
+var suite = testengines.Start(testengines.Options{Postgres: true})
 
-var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
-	var err error
-	server, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{})
-	Expect(err).NotTo(HaveOccurred())
-	return []byte(server.DSN("postgres"))
-}, func(dsn []byte) {
-	root = string(dsn)
-})
+// root is the DSN of a database that no spec changes.
+var root string
 
-var _ = SynchronizedAfterSuite(func() {}, func() {
-	if server != nil {
-		Expect(server.Stop()).To(Succeed())
-	}
-})
-
-var databases int
+var _ = BeforeEach(func() { root = suite.ServerPostgresDSN() })
 
 // newDatabase creates a database for the spec and returns its DSN.
 func newDatabase(ctx context.Context) string {
 	GinkgoHelper()
-	databases++
-	name := fmt.Sprintf("spec_%d_%d", GinkgoParallelProcess(), databases)
-	_, err := open(postgres.Options{DSN: root}).ExecContext(ctx, "CREATE DATABASE "+name)
-	Expect(err).NotTo(HaveOccurred())
-	address, err := url.Parse(root)
-	Expect(err).NotTo(HaveOccurred())
-	address.Path = name
-	return address.String()
+	return suite.EmptyPostgresDSN(ctx)
 }
 
 // open opens a pool until the spec's end.

@@ -29,8 +29,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/sentrytest"
+	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
 )
 
 // patience is how long a spec waits for what must happen.
@@ -41,7 +41,7 @@ var _ = Describe("Relay", func() {
 		dsn        string
 		db         *sqlx.DB
 		s          *store.Store
-		target     engines.ClickHouseDSNs
+		target     testengines.ClickHouseDSNs
 		clickHouse *observedSink
 		publisher  *outbox.Publisher
 		registry   *prometheus.Registry
@@ -51,7 +51,7 @@ var _ = Describe("Relay", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		db = engines.OpenStore(dsn, store.Session(30*time.Second))
+		db = testengines.OpenStore(dsn, store.Session(30*time.Second))
 		s = store.New(db, store.Options{})
 		target = suite.ClickHouseDSNs(ctx)
 		clickHouse = openSink(target.Native)
@@ -137,7 +137,7 @@ var _ = Describe("Relay", func() {
 			Eventually(ctx, running.Idle).WithTimeout(patience).Should(BeTrue())
 		}
 		var rows, distinct int
-		Expect(engines.Scan(ctx, target.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log WHERE event_type != 'burned'", &rows, &distinct)).To(Succeed())
+		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log WHERE event_type != 'burned'", &rows, &distinct)).To(Succeed())
 		Expect(rows).To(Equal(n))
 		Expect(distinct).To(Equal(n))
 	}
@@ -204,7 +204,7 @@ var _ = Describe("Relay", func() {
 				happened                                 time.Time
 				version                                  uint64
 			)
-			Expect(engines.Scan(ctx, target.Native, `SELECT toString(event_id), event_type, event_date_time, environment,
+			Expect(testengines.Scan(ctx, target.Native, `SELECT toString(event_id), event_type, event_date_time, environment,
 				event_context, metadata_version FROM event_log`,
 				&id, &eventType, &happened, &environment, &eventContext, &version)).To(Succeed())
 			Expect(id).To(Equal(event.EventID.String()))
@@ -379,7 +379,7 @@ diehard_relay_events_total{result="delivered"} 7
 		It("waits while the dead worker's send is still running at the sink", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// The insert takes as long as its view sleeps.
-			engines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
+			testengines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 				SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(1))`)
 			sent, token := make(chan error, 1), ""
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
@@ -412,7 +412,7 @@ diehard_relay_events_total{result="delivered"} 7
 		It("waits for what is still running from another history, under a token that is lost", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// It sleeps before anything is in place.
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
 			sent := make(chan error, 1)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				go func() { sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
@@ -440,7 +440,7 @@ diehard_relay_events_total{result="delivered"} 7
 				g.Expect(db.Get(&cause, "SELECT last_error FROM outbox_batches")).To(Succeed())
 				g.Expect(cause).To(ContainSubstring("9 of its 10 are there"))
 				var rows int
-				g.Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+				g.Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
 				g.Expect(rows).To(Equal(5))
 			}).WithTimeout(patience).Should(Succeed())
 			Expect(log).To(gbytes.Say("level=ERROR .*events of it are missing"))
@@ -460,7 +460,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("splits a batch down to the events that break a constraint of the table", func(ctx SpecContext) {
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			publishMany(ctx, 30)
 			publish(ctx, outbox.Event{EventType: "poison"})
 			publishMany(ctx, 30)
@@ -647,7 +647,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("names the traces of a batch that is split, and of the event that was the cause", func(ctx SpecContext) {
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			bad, good := traceparent(1, "01"), traceparent(2, "01")
 			publish(ctx, outbox.Event{EventType: "poison", Traceparent: bad}, outbox.Event{Traceparent: good}, outbox.Event{Traceparent: good})
 			start()
@@ -669,7 +669,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 	It("isolates many events that are refused with bounded work, and does not stall the others meanwhile", func(ctx SpecContext) {
 		const total, bad = 120, 60
-		engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+		testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 		published := make([]outbox.Event, total)
 		for i := range published {
 			if i%2 == 0 {
@@ -703,7 +703,7 @@ diehard_relay_events_total{result="delivered"} 7
 			publishMany(ctx, 5)
 			expectOnce(ctx, 5)
 
-			engines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE event_log TO elsewhere")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE event_log TO elsewhere")
 			publishMany(ctx, 5)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
 			// Many probes later only those claims count that were under way when the
@@ -715,7 +715,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(db.Get(&attempts, "SELECT coalesce(max(attempts), 0) FROM outbox_batches")).To(Succeed())
 			Expect(attempts).To(BeNumerically("<", 6))
 
-			engines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE elsewhere TO event_log")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE elsewhere TO event_log")
 			expectOnce(ctx, 10)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 			Expect(strings.Count(string(log.Contents()), "the sink takes no inserts")).To(BeNumerically("<=", 2))
@@ -724,7 +724,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("waits, too, while one batch after the other fails for reasons that it does not know", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
 			publishMany(ctx, 100)
 			running := start()
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
@@ -734,13 +734,13 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE attempts > 0")).To(Succeed())
 			Expect(tried).To(BeNumerically("<", 10+clickHouse.checks.Load()), "batches that were sent: a few, and one after each probe")
 
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
 			expectOnce(ctx, 100)
 			Expect(deadLetters()).To(BeEmpty())
 		})
 
 		It("refuses to start on a table that cannot keep the promise", func(ctx SpecContext) {
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 			var err error
 			Eventually(ctx, start().ended).WithTimeout(patience).Should(Receive(&err))
 			misconfigured, ok := errors.AsType[*sink.MisconfiguredError](err)
@@ -759,7 +759,7 @@ diehard_relay_events_total{result="delivered"} 7
 		expectOnce(ctx, 5)
 		publishMany(ctx, 5)
 		claimAndDie(ctx, func(*store.Lease, *sink.Events) {
-			engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 		})
 		Eventually(ctx, func() error {
 			select {
@@ -769,15 +769,15 @@ diehard_relay_events_total{result="delivered"} 7
 			return running.Ready(ctx)
 		}).WithTimeout(patience).Should(MatchError(ContainSubstring("non_replicated_deduplication_window")))
 		var rows int
-		Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
 		Expect(rows).To(Equal(5))
-		engines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 10000")
+		testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 10000")
 		expectOnce(ctx, 10)
 	})
 
 	It("outlives PostgreSQL's connections", func(ctx SpecContext) {
 		// On connections of its own: the spec goes on with the one that is left.
-		s = store.New(engines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})
+		s = store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})
 		running := start()
 		publishMany(ctx, 5)
 		expectOnce(ctx, 5)
@@ -801,7 +801,7 @@ diehard_relay_events_total{result="delivered"} 7
 		Eventually(ctx, running.ended).WithTimeout(patience).Should(Receive(BeNil()))
 
 		var rows, left int
-		Expect(engines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
+		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
 		Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
 		Expect(rows).To(Equal(3))
 		Expect(left).To(Equal(9), "what was sent was settled, and nothing else was sent")

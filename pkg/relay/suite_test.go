@@ -6,7 +6,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 func TestRelay(t *testing.T) {
@@ -14,4 +14,4 @@ func TestRelay(t *testing.T) {
 	RunSpecs(t, "relay")
 }
 
-var suite = engines.Start(engines.Options{ClickHouse: true})
+var suite = testengines.Start(testengines.Options{Postgres: true, ClickHouse: true})

@@ -16,7 +16,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
-	"github.com/diehard-outbox/diehard/test/sentrytest"
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
 )
 
 func TestTelemetry(t *testing.T) {

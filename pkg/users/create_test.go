@@ -19,7 +19,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -213,7 +213,7 @@ var _ = Describe("Creating a user", func() {
 
 		DescribeTable("and does not claim to know, when the connection is lost at the commit",
 			func(ctx SpecContext, forward bool, want int) {
-				proxied := engines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
+				proxied := testengines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
 				_, err := newService(proxied).Create(ctx, addressed("ada@example.com"))
 				Expect(err).To(MatchError(postgres.ErrOutcomeUnknown))
 				Eventually(ctx, countUsers).WithArguments(ctx).Should(Equal(want))

@@ -12,7 +12,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/users"
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 func TestUsers(t *testing.T) {
@@ -22,7 +22,7 @@ func TestUsers(t *testing.T) {
 	RunSpecs(t, "users")
 }
 
-var suite = engines.Start(engines.Options{})
+var suite = testengines.Start(testengines.Options{Postgres: true})
 
 // The database, empty for each spec.
 var (
@@ -32,7 +32,7 @@ var (
 
 var _ = BeforeEach(func(ctx SpecContext) {
 	dsn = suite.LastingPostgresDSN(ctx)
-	db = engines.OpenPostgres(dsn, nil)
+	db = testengines.OpenPostgres(dsn, nil)
 })
 
 // service is the use cases, each in a transaction of its own.

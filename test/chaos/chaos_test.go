@@ -14,8 +14,8 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -35,7 +35,7 @@ const (
 // chaos is a system to which everything happens.
 type chaos struct {
 	*system.System
-	own                        *engines.Private
+	own                        *system.Private
 	random                     *rand.Rand
 	postgres, native, http     *faults.Proxy
 	throughPostgres            string
@@ -98,7 +98,7 @@ var _ = Describe("Chaos", Serial, func() {
 func newChaos(ctx context.Context) *chaos {
 	GinkgoHelper()
 	c := &chaos{
-		own:      engines.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{}),
+		own:      system.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{}),
 		random:   rand.New(rand.NewPCG(uint64(GinkgoRandomSeed()), 0)), //nolint:gosec // repeats with the seed
 		happened: map[string]int{},
 	}
@@ -121,7 +121,7 @@ func newChaos(ctx context.Context) *chaos {
 
 func (c *chaos) query(ctx context.Context, statement string) {
 	GinkgoHelper()
-	engines.Query(ctx, "clickhouse", c.ClickHouse.HTTP, statement)
+	testengines.Query(ctx, "clickhouse", c.ClickHouse.HTTP, statement)
 }
 
 func (c *chaos) startAPI() {

@@ -11,9 +11,9 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -130,20 +130,20 @@ var situations = []situation{
 	{
 		name: "with inserts that fail after their rows are there",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(true) FROM event_log")
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			return perBatch, 0
 		},
 		heal: func(ctx context.Context, s *system.System) {
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "DROP VIEW throws")
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "DROP VIEW throws")
 		},
 		points: []failpoint.Point{failpoint.RetryBeforeCommit, failpoint.RetryCommitted},
 	},
 	{
 		name: "with an event that ClickHouse refuses",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			published := system.Events(perBatch)
 			published[perBatch/2].EventType = "poison"
@@ -320,12 +320,12 @@ var _ = Describe("A retry of dead letters that is killed", func() {
 	for point, code := range map[failpoint.Point]int{failpoint.RequeueBeforeCommit: 0, failpoint.RequeueCommitted: 1} {
 		It(fmt.Sprintf("loses and doubles nothing at %s, and can be repeated", point), func(ctx SpecContext) {
 			s := newSystem(ctx)
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			Expect(s.Publish(ctx, system.Event(), system.Event(outbox.WithType("poison")))).To(Succeed())
 			s.Relay(s.ClickHouse.Native, small...)
 			s.AwaitEmpty(ctx)
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
 
 			retry := func(env ...string) *programs.Process {
 				return programs.Run(suite.Prepared(), "relay", []string{"dead-letters", "retry", "1", "--yes"}, append(env,
@@ -387,7 +387,7 @@ func insertUnderToken(ctx context.Context, s *system.System, n int) {
 		statement += values + " "
 	}
 	Expect(rows.Err()).NotTo(HaveOccurred())
-	engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+	testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
 }
 
 // loseRows makes ClickHouse know the token of the only batch, and have none of
@@ -400,6 +400,6 @@ func loseRows(ctx context.Context, s *system.System) {
 		"ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 1",
 		"SYSTEM STOP MERGES event_log",
 	} {
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
 	}
 }

@@ -9,8 +9,7 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/test/faultydisk"
 	"github.com/diehard-outbox/diehard/test/system"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
@@ -18,20 +17,20 @@ import (
 var _ = Describe("On a disk that fails", func() {
 	Context("ClickHouse's", func() {
 		var (
-			disk *faults.Disk
-			own  *engines.Private
+			disk *faultydisk.Disk
+			own  *system.Private
 			s    *system.System
 		)
 
 		BeforeEach(func(ctx SpecContext) {
-			disk = faults.NewDisk()
-			own = engines.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{Env: disk.Env})
+			disk = faultydisk.NewDisk()
+			own = system.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{Env: disk.Env})
 			s = system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 		})
 
 		It("each event arrives once though the server dies between its deduplication log and the rows", func(ctx SpecContext) {
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
-			disk.Kill(faults.Rename, "tmp_insert")
+			disk.Kill(faultydisk.Rename, "tmp_insert")
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			Eventually(ctx, own.ClickHouse.Done()).WithTimeout(patience).Should(BeClosed())
 			disk.Mend()
@@ -44,14 +43,14 @@ var _ = Describe("On a disk that fails", func() {
 
 		It("each event arrives once though the rows cannot be put in place", func(ctx SpecContext) {
 			relay := s.Relay(s.ClickHouse.HTTP, slices.Concat(small, brisk)...)
-			disk.Fail(faults.Rename, "tmp_insert", syscall.EIO)
+			disk.Fail(faultydisk.Rename, "tmp_insert", syscall.EIO)
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			awaitMessage(ctx, relay, "the batch was not delivered and is tried again", "the sink takes no inserts: events wait in the outbox")
 			disk.Mend()
 			expectOnce(ctx, s, outcome{Fault: "input/output error at the part's rename", Done: "ClickHouse", Events: perBatch})
 		})
 
-		DescribeTable("each event arrives once though", func(ctx SpecContext, fault string, call faults.Call, errno syscall.Errno) {
+		DescribeTable("each event arrives once though", func(ctx SpecContext, fault string, call faultydisk.Call, errno syscall.Errno) {
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
 			stop := produce(ctx, s)
 			awaitArrival(ctx, s, perBatch)
@@ -63,21 +62,21 @@ var _ = Describe("On a disk that fails", func() {
 		},
 			// The embedded engine acknowledges what it could not write, which a server
 			// does not; so the disk is full before an insert begins.
-			Entry("the disk is full", "disk full", faults.Space, syscall.ENOSPC),
-			Entry("the disk is read-only", "read-only filesystem", faults.Create, syscall.EROFS),
+			Entry("the disk is full", "disk full", faultydisk.Space, syscall.ENOSPC),
+			Entry("the disk is read-only", "read-only filesystem", faultydisk.Create, syscall.EROFS),
 		)
 	})
 
 	Context("PostgreSQL's", func() {
 		DescribeTable("each event arrives once, and each user has its event, though", func(ctx SpecContext, fault, files string) {
-			disk := faults.NewDisk()
-			own := engines.StartPrivate(ctx, devstack.PostgresOptions{Env: disk.Env}, devstack.ClickHouseOptions{})
+			disk := faultydisk.NewDisk()
+			own := system.StartPrivate(ctx, devstack.PostgresOptions{Env: disk.Env}, devstack.ClickHouseOptions{})
 			s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 			api := s.API()
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
 			users := createUsers(ctx, api, rate.Inf)
 			awaitArrival(ctx, s, perBatch)
-			disk.Fail(faults.Write, files, syscall.ENOSPC)
+			disk.Fail(faultydisk.Write, files, syscall.ENOSPC)
 			users.awaitFailure(ctx)
 			disk.Mend()
 			// A server that cannot write its log ends, and does not always get up.

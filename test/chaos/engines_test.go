@@ -12,9 +12,9 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -23,14 +23,14 @@ import (
 // stage is a system on engines of its own, with users created all the while.
 type stage struct {
 	*system.System
-	own        *engines.Private
+	own        *system.Private
 	api, relay *programs.Process
 	users      *clients
 }
 
 func newStage(ctx context.Context, p devstack.PostgresOptions) *stage {
 	GinkgoHelper()
-	own := engines.StartPrivate(ctx, p, devstack.ClickHouseOptions{})
+	own := system.StartPrivate(ctx, p, devstack.ClickHouseOptions{})
 	st := &stage{own: own, System: system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)}
 	st.api = st.API()
 	st.relay = st.Relay(st.ClickHouse.Native, slices.Concat(small, brisk)...)
@@ -42,7 +42,7 @@ func newStage(ctx context.Context, p devstack.PostgresOptions) *stage {
 // sql runs a statement on ClickHouse.
 func (st *stage) sql(ctx context.Context, statement string) {
 	GinkgoHelper()
-	engines.Query(ctx, "clickhouse", st.ClickHouse.HTTP, statement)
+	testengines.Query(ctx, "clickhouse", st.ClickHouse.HTTP, statement)
 }
 
 // proceed expects that everything works again by itself.
@@ -102,7 +102,7 @@ var _ = Describe("PostgreSQL", func() {
 
 	It("has no connection left", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{Settings: map[string]string{"max_connections": "60"}})
-		hog := engines.OpenPostgres(st.PostgresDSN, nil)
+		hog := testengines.OpenPostgres(st.PostgresDSN, nil)
 		hog.SetMaxOpenConns(1000)
 		var hogged []*sql.Conn
 		one := func() error {
@@ -187,8 +187,8 @@ var _ = Describe("ClickHouse", func() {
 	It("puts one of two partitions in place, and then fails", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		// The view sees one block for each partition; the second's throws.
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, `CREATE TABLE seen (month UInt32) ENGINE = MergeTree ORDER BY month`)
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, `CREATE TABLE seen (month UInt32) ENGINE = MergeTree ORDER BY month`)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 			"ALTER TABLE event_log ADD CONSTRAINT february CHECK toYYYYMM(event_date_time) != 202602 OR sleepEachRow(0) = 0")
 		var both []outbox.Event
 		for month := range 2 {

@@ -15,10 +15,10 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
 	"github.com/diehard-outbox/diehard/test/system"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
@@ -26,11 +26,11 @@ import (
 var _ = Describe("A failover of PostgreSQL", func() {
 	It("to a replica that lacks the last commits loses and doubles nothing that the replica has", func(ctx SpecContext) {
 		settings := map[string]string{"wal_keep_size": "256MB"}
-		own := engines.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
+		own := system.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
 		s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 		replication, replicationDSN := faults.StartProxyTo(own.PostgresDSN)
 		standby := startStandby(ctx, own, replicationDSN, settings)
-		replica := engines.OpenPostgres(standby.DSN("diehard"), nil)
+		replica := testengines.OpenPostgres(standby.DSN("diehard"), nil)
 
 		clientsProxy, through := faults.StartProxyTo(own.PostgresDSN)
 		env := slices.Concat(small, brisk, []string{"DIEHARD_POSTGRES_DSN=" + through})
@@ -110,7 +110,7 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 
 // startStandby starts a server that replicates the primary, which the DSN leads
 // to, from a copy of its data.
-func startStandby(ctx context.Context, own *engines.Private, primaryDSN string, settings map[string]string) *devstack.Postgres {
+func startStandby(ctx context.Context, own *system.Private, primaryDSN string, settings map[string]string) *devstack.Postgres {
 	GinkgoHelper()
 	dir, err := os.MkdirTemp("", "diehard-standby-*")
 	Expect(err).NotTo(HaveOccurred())
@@ -118,7 +118,7 @@ func startStandby(ctx context.Context, own *engines.Private, primaryDSN string, 
 	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may be another user's
 	copied := filepath.Join(dir, "data")
 
-	session, err := engines.OpenPostgres(own.PostgresDSN, nil).Connx(ctx)
+	session, err := testengines.OpenPostgres(own.PostgresDSN, nil).Connx(ctx)
 	Expect(err).NotTo(HaveOccurred())
 	defer session.Close()
 	_, err = session.ExecContext(ctx, "SELECT pg_backup_start('standby', true)")

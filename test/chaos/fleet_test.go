@@ -11,8 +11,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -171,7 +171,7 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 	for _, arrived := range []int{0, 7, perBatch} {
 		It(fmt.Sprintf("is asked for, and only the rest is sent, where %d of its %d events had arrived", arrived, perBatch), func(ctx SpecContext) {
 			s := newSystem(ctx)
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 			unsent(ctx, s)
 			if arrived > 0 {
 				insertUnderToken(ctx, s, arrived)
@@ -179,7 +179,7 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 			pushOut(ctx, s)
 			s.Relay(s.ClickHouse.Native, small...)
 			s.AwaitEmpty(ctx)
-			engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
 			expectOnce(ctx, s, outcome{Fault: "past the deduplication window", Done: fmt.Sprintf("%d of %d had arrived", arrived, perBatch), Events: perBatch})
 		})
 	}
@@ -188,7 +188,7 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 var _ = Describe("A relay that is stopped before it sends, for longer than the window remembers", func() {
 	DescribeTable("sends nothing when it goes on", func(ctx SpecContext, point failpoint.Point, protocol string) {
 		s := newSystem(ctx)
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		env := slices.Concat(small, brisk)
 		stopped := s.LaunchRelay(s.ClickHouseDSN(protocol), append(env, fmt.Sprintf("FAILPOINT=%s=stop", point))...)
@@ -199,7 +199,7 @@ var _ = Describe("A relay that is stopped before it sends, for longer than the w
 		stopped.Signal(syscall.SIGCONT)
 		awaitReady(ctx, stopped)
 		stopped.Stop() // what it had begun has ended
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
 		expectOnce(ctx, s, outcome{Fault: "relay stopped past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
 	},
 		Entry("over the native protocol", failpoint.FlushRead, "native"),
@@ -214,7 +214,7 @@ var _ = Describe("A relay that is stopped before it sends, for longer than the w
 func pushOut(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	for n := range 4 {
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, fmt.Sprintf(`INSERT INTO event_log SETTINGS insert_deduplication_token = 'other-%d', async_insert = 0
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, fmt.Sprintf(`INSERT INTO event_log SETTINGS insert_deduplication_token = 'other-%d', async_insert = 0
 			VALUES (generateUUIDv4(), 'other', '2000-01-01 00:00:00', 'Test', '{}', 1)`, n))
 	}
 }
@@ -222,7 +222,7 @@ func pushOut(ctx context.Context, s *system.System) {
 // parts is how many inserts there were, as long as nothing merges.
 func parts(ctx context.Context, s *system.System) (n int) {
 	GinkgoHelper()
-	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM system.parts "+
+	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM system.parts "+
 		"WHERE database = currentDatabase() AND table = 'event_log' AND active", &n)).To(Succeed())
 	return n
 }

@@ -9,8 +9,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
@@ -34,10 +34,10 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		DeferCleanup(server.Stop)
 		dsn, err := server.CreateDatabase(ctx, "diehard")
 		Expect(err).NotTo(HaveOccurred())
-		observer = engines.OpenPostgres(dsn, nil)
-		Expect(engines.Schema.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+		observer = testengines.OpenPostgres(dsn, nil)
+		Expect(testengines.Schema.Migrate(ctx, observer.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 		observer.MustExecContext(ctx, "CREATE EXTENSION pg_stat_statements")
-		db = engines.OpenStore(dsn, store.Session(time.Minute))
+		db = testengines.OpenStore(dsn, store.Session(time.Minute))
 		s = store.New(db, store.Options{MaxRows: maxRows})
 
 		old, err := observer.BeginTxx(ctx, nil)

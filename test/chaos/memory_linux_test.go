@@ -12,7 +12,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -80,7 +80,7 @@ func publishLarge(ctx context.Context, s *system.System, size int) map[string]st
 func sumsOf(ctx context.Context, s *system.System) map[string]string {
 	GinkgoHelper()
 	var arrived []string
-	Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 		"SELECT groupArray(concat(toString(event_id), ' ', lower(hex(SHA256(event_context))))) FROM event_log", &arrived)).To(Succeed())
 	sums := make(map[string]string, len(arrived))
 	for _, line := range arrived {

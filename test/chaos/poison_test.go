@@ -8,8 +8,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -18,7 +18,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		s = newSystem(ctx)
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 	})
 
 	It("do not keep the 99,999 others of their batch from arriving, for a few sends of each", func(ctx SpecContext) {
@@ -36,7 +36,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 		Expect(letter.EventType).To(Equal("poison"))
 		Expect(letter.Error).To(ContainSubstring("no_poison"))
 		var rows int
-		Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_id = '"+letter.EventID+"'", &rows)).To(Succeed())
+		Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_id = '"+letter.EventID+"'", &rows)).To(Succeed())
 		Expect(rows).To(BeZero())
 
 		// The whole, and of each half the one that is refused again: 1 + 1 + 1/2 + 1/4 + …
@@ -61,7 +61,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 		Expect(s.Publish(ctx, events...)).To(Succeed())
 		Eventually(ctx, func(g Gomega) {
 			var there int
-			g.Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_type = 'young'", &there)).To(Succeed())
+			g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_type = 'young'", &there)).To(Succeed())
 			g.Expect(there).To(Equal(young))
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(dead(Default)).To(BeNumerically("<", bad), "all of the refused ones came first")

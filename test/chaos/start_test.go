@@ -7,15 +7,15 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
 var _ = Describe("A table that cannot keep the promise", func() {
 	spoil := func(ctx context.Context, s *system.System) {
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 	}
 
 	DescribeTable("keeps a relay from starting until somebody runs the statement that its log names, over", func(ctx SpecContext, protocol string) {
@@ -28,7 +28,7 @@ var _ = Describe("A table that cannot keep the promise", func() {
 		Expect(rows).To(BeZero())
 		remedy := remedies(refused)
 		Expect(remedy).To(HaveLen(1))
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, remedy[0])
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, remedy[0])
 		s.Relay(s.ClickHouseDSN(protocol), small...)
 		expectOnce(ctx, s, outcome{Fault: "table without a deduplication window", Done: "a relay starts, over " + protocol, Events: perBatch})
 	}, Entry(nil, "native"), Entry(nil, "http"))
@@ -49,7 +49,7 @@ var _ = Describe("A table that cannot keep the promise", func() {
 		awaitNotReady(ctx, relay)
 		rows, _ := s.Arrived(ctx, Default)
 		Expect(rows).To(Equal(perBatch))
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, remedies(relay)[0])
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, remedies(relay)[0])
 		awaitReady(ctx, relay)
 		expectOnce(ctx, s, outcome{Fault: "table loses its deduplication window", Done: "a relay runs", Events: 2 * perBatch})
 	})

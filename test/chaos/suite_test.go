@@ -16,7 +16,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -26,7 +26,7 @@ func TestChaos(t *testing.T) {
 	RunSpecs(t, "chaos")
 }
 
-var suite = engines.Start(engines.Options{ClickHouse: true, Prepare: programs.Build("-tags=failpoints")})
+var suite = testengines.Start(testengines.Options{Postgres: true, ClickHouse: true, Prepare: programs.Build("-tags=failpoints")})
 
 // patience is how long a spec waits for what must happen.
 const patience = system.Patience
@@ -59,7 +59,7 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	_, _, dead := s.Left(Default)
 	rows, distinct := s.Arrived(ctx, Default)
 	var merged int
-	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT countIf(min_block_number != max_block_number) FROM system.parts "+
+	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT countIf(min_block_number != max_block_number) FROM system.parts "+
 		"WHERE database = currentDatabase() AND table = 'event_log' AND active", &merged)).To(Succeed())
 	Expect(merged).To(BeZero(), "a merge may have hidden an event that was there twice")
 	expected := o.Events - o.Dead

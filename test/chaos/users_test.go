@@ -13,7 +13,7 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -167,7 +167,7 @@ func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	o.Events = len(existing)
 	expectOnce(ctx, s, o)
 	var delivered []string
-	Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT groupUniqArray(JSONExtractString(event_context, 'user_id')) FROM event_log",
+	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT groupUniqArray(JSONExtractString(event_context, 'user_id')) FROM event_log",
 		&delivered)).To(Succeed())
 	Expect(delivered).To(HaveLen(len(existing)))
 	for _, id := range delivered {

@@ -8,8 +8,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -44,7 +44,7 @@ var _ = Describe("In another application's database", func() {
 
 	It("works beside its users, with the relay's tables alone", func(ctx SpecContext) {
 		programs.Run(suite.Prepared(), "relay", []string{"migrate"}, env...).Ended()
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
 		programs.Serve(suite.Prepared(), "relay", env...).AwaitReady()
 		Expect(s.Publish(ctx, system.Events(3)...)).To(Succeed())
 		s.ExpectDelivered(ctx, 3)
@@ -55,7 +55,7 @@ var _ = Describe("In another application's database", func() {
 		for _, program := range []string{"relay", "api"} {
 			programs.Run(suite.Prepared(), program, []string{"migrate"}, env...).Ended()
 		}
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
 		relay := programs.Serve(suite.Prepared(), "relay", env...)
 		relay.AwaitReady()
 		api := programs.Serve(suite.Prepared(), "api", env...)
@@ -98,17 +98,17 @@ var _ = Describe("In another application's database", func() {
 			sql := string(printed.Out.Contents())
 			switch {
 			case part == "clickhouse":
-				engines.Query(ctx, part, dsn, sql)
+				testengines.Query(ctx, part, dsn, sql)
 			case err == nil: // as a DBA would
 				cmd := exec.CommandContext(ctx, psql, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", dsn) //nolint:gosec // the machine's own
 				cmd.Stdin = strings.NewReader(sql)
 				output, err := cmd.CombinedOutput()
 				Expect(err).NotTo(HaveOccurred(), "%s", output)
 			default:
-				engines.Query(ctx, part, dsn, sql)
+				testengines.Query(ctx, part, dsn, sql)
 			}
 		}
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
 		env = append(env, "DIEHARD_POSTGRES_SCHEMA="+schema)
 		relay := programs.Serve(suite.Prepared(), "relay", env...)
 		relay.AwaitReady()

@@ -11,8 +11,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -131,7 +131,7 @@ var _ = Describe("The command line", func() {
 			api.AwaitReady()
 			system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 			Eventually(ctx, func(ctx context.Context) (rows int, err error) {
-				err = engines.Scan(ctx, clickHouseDSN, "SELECT count() FROM event_log", &rows)
+				err = testengines.Scan(ctx, clickHouseDSN, "SELECT count() FROM event_log", &rows)
 				return rows, err
 			}).WithTimeout(patience).Should(Equal(1))
 		})

@@ -8,7 +8,7 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 )
 
@@ -31,7 +31,7 @@ var _ = Describe("Dead letters on a terminal", func() {
 
 	left := func() (letters int) {
 		GinkgoHelper()
-		Expect(engines.OpenPostgres(dsn, nil).Get(&letters, "SELECT count(*) FROM outbox_dead_letters")).To(Succeed())
+		Expect(testengines.OpenPostgres(dsn, nil).Get(&letters, "SELECT count(*) FROM outbox_dead_letters")).To(Succeed())
 		return letters
 	}
 

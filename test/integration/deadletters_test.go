@@ -9,8 +9,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -23,7 +23,7 @@ func deadLetterEnv(dsn string) []string {
 // buryBySQL makes n dead letters; their ids begin with 1.
 func buryBySQL(ctx context.Context, dsn string, n int) {
 	GinkgoHelper()
-	engines.Query(ctx, "postgres", dsn, fmt.Sprintf(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type,
+	testengines.Query(ctx, "postgres", dsn, fmt.Sprintf(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type,
 		event_date_time, environment, event_context, metadata_version, published_at, batch_id, error)
 		SELECT n, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'thing_happened', now(), 'Production',
 		'{"secret": "payload"}', 1, now(), '00000000-0000-0000-0000-00000000000b', E'wrong\n in \x1b[31mmany ways'
@@ -66,7 +66,7 @@ var _ = Describe("Dead letters", func() {
 
 	It("come from what ClickHouse refuses, can be looked at, and arrive once after the cause is mended", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 			"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 		const payload = `{"n" : 1.10, "name":"<Ada>" }`
 		poison, err := outbox.NewEvent(json.RawMessage(payload), outbox.WithType("poison"))
@@ -107,7 +107,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(id(again[0])).NotTo(Equal(id(listed[1])), "it has died again")
 
 		By("retry")
-		engines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
 		Expect(lines(run(s.PostgresDSN, 0, "retry", id(again[0]), "--yes"))).To(Equal([]string{
 			"retried " + id(again[0]) + "  poison  " + poison.EventID.String(),
 			"1 dead letter retried",
@@ -115,7 +115,7 @@ var _ = Describe("Dead letters", func() {
 		s.AwaitEmpty(ctx)
 		var rows uint64
 		var context string
-		Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), any(event_context) FROM event_log WHERE event_id = '"+
+		Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), any(event_context) FROM event_log WHERE event_id = '"+
 			poison.EventID.String()+"'", &rows, &context)).To(Succeed())
 		Expect(rows).To(Equal(uint64(1)))
 		Expect(context).To(Equal(payload))
@@ -155,7 +155,7 @@ var _ = Describe("Dead letters", func() {
 	It("are selected by filters", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
 		buryBySQL(ctx, dsn, 5)
-		db := engines.OpenPostgres(dsn, nil)
+		db := testengines.OpenPostgres(dsn, nil)
 		db.MustExec("UPDATE outbox_dead_letters SET event_type = 'b_thing' WHERE id = 1")
 		db.MustExec("UPDATE outbox_dead_letters SET environment = 'Staging' WHERE id = 2")
 		db.MustExec("UPDATE outbox_dead_letters SET batch_id = '00000000-0000-0000-0000-00000000000c' WHERE id = 3")
@@ -236,7 +236,7 @@ var _ = Describe("Dead letters", func() {
 	It("say how far they got when something fails in between, and go on from there", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
 		buryBySQL(ctx, dsn, 250)
-		db := engines.OpenPostgres(dsn, nil)
+		db := testengines.OpenPostgres(dsn, nil)
 		db.MustExec(`ALTER TABLE outbox_events ADD CONSTRAINT halfway
 			CHECK (event_id != '00000000-0000-0000-0000-000000000170')`)
 		p := run(dsn, 1, "retry", "--all", "--yes")

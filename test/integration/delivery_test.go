@@ -15,11 +15,11 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
-	"github.com/diehard-outbox/diehard/test/engines"
-	"github.com/diehard-outbox/diehard/test/faults"
-	"github.com/diehard-outbox/diehard/test/sentrytest"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -42,7 +42,7 @@ var _ = Describe("Delivery", func() {
 			var eventType, environment, eventContext string
 			var happened time.Time
 			var version uint64
-			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+			Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT event_type, event_date_time, environment, event_context, metadata_version FROM event_log",
 				&eventType, &happened, &environment, &eventContext, &version)).To(Succeed())
 			Expect(eventType).To(Equal("user_created"))
@@ -64,7 +64,7 @@ var _ = Describe("Delivery", func() {
 			relay := s.Relay(s.ClickHouseDSN(protocol))
 			s.ExpectDelivered(ctx, 3)
 			var months []uint32
-			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+			Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT arraySort(groupArray(toYYYYMM(event_date_time))) FROM event_log", &months)).To(Succeed())
 			Expect(months).To(Equal([]uint32{202601, 202601, 202602}))
 			relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
@@ -79,7 +79,7 @@ var _ = Describe("Delivery", func() {
 			s.ExpectDelivered(ctx, 3)
 			var length uint64
 			var sum string
-			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+			Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT length(event_context), lower(hex(SHA256(event_context))) FROM event_log WHERE event_type = 'report_made'",
 				&length, &sum)).To(Succeed())
 			Expect(length).To(Equal(uint64(len(payload))))

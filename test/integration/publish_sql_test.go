@@ -6,7 +6,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -28,7 +28,7 @@ var _ = Describe("Publishing by SQL", func() {
 			var id, eventType, environment, delivered string
 			var happened time.Time
 			var version uint64
-			Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+			Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 				"SELECT toString(event_id), event_type, event_date_time, environment, event_context, metadata_version FROM event_log",
 				&id, &eventType, &happened, &environment, &delivered, &version)).To(Succeed())
 			Expect(id).To(Equal("0199f2a1-6f0b-7c3e-8a51-2d1f0c9b7e64"))

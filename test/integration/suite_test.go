@@ -9,7 +9,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )
@@ -19,7 +19,7 @@ func TestIntegration(t *testing.T) {
 	RunSpecs(t, "integration")
 }
 
-var suite = engines.Start(engines.Options{ClickHouse: true, Prepare: programs.Build(programs.Race())})
+var suite = testengines.Start(testengines.Options{Postgres: true, ClickHouse: true, Prepare: programs.Build(programs.Race())})
 
 // patience is how long a spec waits for what must happen.
 const patience = system.Patience

@@ -10,7 +10,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -98,7 +98,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(users).To(Equal(addresses))
 		s.ExpectDelivered(ctx, addresses)
 		var distinct int
-		Expect(engines.Scan(ctx, s.ClickHouse.HTTP,
+		Expect(testengines.Scan(ctx, s.ClickHouse.HTTP,
 			"SELECT uniqExact(JSONExtractString(event_context, 'user_id')) FROM event_log", &distinct)).To(Succeed())
 		Expect(distinct).To(Equal(addresses))
 		api.Stop()

@@ -16,7 +16,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/needs"
+	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
 func TestModel(t *testing.T) {

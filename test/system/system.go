@@ -16,8 +16,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/test/engines"
 	"github.com/diehard-outbox/diehard/test/programs"
 )
 
@@ -28,18 +28,18 @@ const Patience = 2 * time.Minute
 type System struct {
 	PostgresDSN string
 	Postgres    *sqlx.DB
-	ClickHouse  engines.ClickHouseDSNs
+	ClickHouse  testengines.ClickHouseDSNs
 	programs    string // the folder
 	publisher   *outbox.Publisher
 }
 
 // New returns a System of these databases, on which the programs of the folder
 // run.
-func New(dir, postgresDSN string, clickHouse engines.ClickHouseDSNs) *System {
+func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System {
 	GinkgoHelper()
 	return &System{
 		PostgresDSN: postgresDSN,
-		Postgres:    engines.OpenPostgres(postgresDSN, nil),
+		Postgres:    testengines.OpenPostgres(postgresDSN, nil),
 		ClickHouse:  clickHouse,
 		programs:    dir,
 		publisher:   outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"}),
@@ -137,13 +137,13 @@ func (s *System) Left(g Gomega) (events, batches, dead int) {
 // Arrived counts the rows in ClickHouse, and the distinct events among them.
 // Merges are stopped: what arrived twice is there twice.
 func (s *System) Arrived(ctx context.Context, g Gomega) (rows, distinct int) {
-	g.Expect(engines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log", &rows, &distinct)).To(Succeed())
+	g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log", &rows, &distinct)).To(Succeed())
 	return rows, distinct
 }
 
 // Inserts counts the inserts that ClickHouse is executing.
 func (s *System) Inserts(ctx context.Context) (running int, err error) {
-	err = engines.Scan(ctx, s.ClickHouse.HTTP,
+	err = testengines.Scan(ctx, s.ClickHouse.HTTP,
 		"SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%' AND current_database = currentDatabase()", &running)
 	return running, err
 }

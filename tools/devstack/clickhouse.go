@@ -42,14 +42,14 @@ type ClickHouse struct {
 	ready   ClickHouseReady
 }
 
-// ClickHouseReady is what `devstack clickhouse` prints, as a line of JSON, once
+// ClickHouseReady is what `devstack clickhouse-engine` prints, as a line of JSON, once
 // it answers.
 type ClickHouseReady struct {
 	HTTPAddr   string `json:"http_addr"`
 	NativeAddr string `json:"native_addr"`
 }
 
-// ClickHousePasswordEnv tells `devstack clickhouse` the password, which would
+// ClickHousePasswordEnv tells the devstack program the password, which would
 // show in the list of processes as an argument.
 const ClickHousePasswordEnv = "DIEHARD_DEVSTACK_CLICKHOUSE_PASSWORD"
 
@@ -107,7 +107,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 		*addr = address(port)
 	}
 	args := []string{
-		"clickhouse", "--library", library, "--data-dir", c.dataDir,
+		"clickhouse-engine", "--library", library, "--data-dir", c.dataDir,
 		"--http-addr", c.ready.HTTPAddr, "--native-addr", c.ready.NativeAddr,
 	}
 	if c.options.User != "" {

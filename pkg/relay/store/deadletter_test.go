@@ -20,7 +20,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 var _ = Describe("Dead letters", func() {
@@ -32,7 +32,7 @@ var _ = Describe("Dead letters", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		db = engines.OpenPostgres(dsn, store.Session(30*time.Second))
+		db = testengines.OpenPostgres(dsn, store.Session(30*time.Second))
 		s = store.New(db, store.Options{MaxRows: 1000})
 	})
 

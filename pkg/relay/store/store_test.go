@@ -18,7 +18,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 // anyBytes is a claim's bound where the spec is not about it.
@@ -462,7 +462,7 @@ var _ = Describe("Store", func() {
 		It("reads in the order of the ids also where no index leads to the events", func(ctx SpecContext) {
 			session := store.Session(time.Minute)
 			session["enable_indexscan"], session["enable_bitmapscan"] = "off", "on"
-			db = engines.OpenStore(suite.PostgresDSN(ctx), session)
+			db = testengines.OpenStore(suite.PostgresDSN(ctx), session)
 			s = store.New(db, store.Options{})
 			db.MustExec(`INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE
 				SELECT id, 'thing_happened', to_json(id) FROM generate_series(100, 1, -1) AS id`)
@@ -479,7 +479,7 @@ var _ = Describe("Store", func() {
 		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
 			session := store.Session(time.Minute)
 			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
-			db = engines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler
+			db = testengines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler
 			s = store.New(db, store.Options{})
 			publish(ctx, db, publisher, outbox.Event{EventContext: outboxtest.JSON(`"\\\u00e9"`)}, outbox.Event{})
 			cut(ctx)

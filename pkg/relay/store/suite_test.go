@@ -10,7 +10,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/test/engines"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 func TestStore(t *testing.T) {
@@ -18,9 +18,9 @@ func TestStore(t *testing.T) {
 	RunSpecs(t, "store")
 }
 
-var suite = engines.Start(engines.Options{})
+var suite = testengines.Start(testengines.Options{Postgres: true})
 
 func newDatabase(ctx context.Context) *sqlx.DB {
 	GinkgoHelper()
-	return engines.OpenStore(suite.PostgresDSN(ctx), store.Session(30*time.Second))
+	return testengines.OpenStore(suite.PostgresDSN(ctx), store.Session(30*time.Second))
 }

@@ -2,7 +2,6 @@ package clickhouse_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -15,10 +14,10 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/pkg/sink/sinktest"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 func TestClickHouse(t *testing.T) {
@@ -26,33 +25,16 @@ func TestClickHouse(t *testing.T) {
 	RunSpecs(t, "sink/clickhouse")
 }
 
-// servers are the DSNs of one server's default database, by protocol.
-var servers map[string]string
+var suite = testengines.Start(testengines.Options{ClickHouse: true})
 
-var _ = func() bool {
-	var server *devstack.ClickHouse
-	SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
-		var err error
-		server, err = devstack.StartClickHouse(ctx, devstack.ClickHouseOptions{User: "diehard", Password: "s3cret"})
-		Expect(err).NotTo(HaveOccurred())
-		encoded, err := json.Marshal(map[string]string{
-			"native":               server.NativeDSN("default") + "?compress=lz4",
-			"http":                 server.HTTPDSN("default") + "?compress=lz4",
-			"native, uncompressed": server.NativeDSN("default"),
-			"http, uncompressed":   server.HTTPDSN("default"),
-		})
-		Expect(err).NotTo(HaveOccurred())
-		return encoded
-	}, func(encoded []byte) {
-		Expect(json.Unmarshal(encoded, &servers)).To(Succeed())
-	})
-	SynchronizedAfterSuite(func() {}, func() {
-		if server != nil {
-			Expect(server.Stop()).To(Succeed())
-		}
-	})
-	return true
-}()
+// servers are the DSNs of one server's default database, by protocol.
+func servers(protocol string) string {
+	native, http := suite.ServerClickHouseDSNs()
+	compress := func(dsn string) string { return with(dsn, parameter("compress", "lz4")) }
+	return map[string]string{
+		"native": compress(native), "http": compress(http), "native, uncompressed": native, "http, uncompressed": http,
+	}[protocol]
+}
 
 var protocols = []string{"native", "http", "native, uncompressed", "http, uncompressed"}
 
@@ -67,9 +49,9 @@ type database struct {
 func newDatabase(ctx context.Context, protocol string) *database {
 	GinkgoHelper()
 	db := &database{name: fmt.Sprintf("spec_%d_%d", GinkgoParallelProcess(), databases.Add(1))}
-	db.dsn = with(servers[protocol], func(u *url.URL) { u.Path = "/" + db.name })
+	db.dsn = with(servers(protocol), func(u *url.URL) { u.Path = "/" + db.name })
 
-	options, err := chgo.ParseDSN(servers["native"])
+	options, err := chgo.ParseDSN(servers("native"))
 	Expect(err).NotTo(HaveOccurred())
 	server, err := chgo.Open(options)
 	Expect(err).NotTo(HaveOccurred())

@@ -1,4 +1,4 @@
-package faults
+package faultydisk
 
 import (
 	_ "embed"
@@ -11,7 +11,7 @@ import (
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/test/needs"
+	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
 // Disk is a server's disk that can fail. The server has to run with Env.

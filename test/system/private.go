@@ -1,4 +1,4 @@
-package engines
+package system
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/tools/devstack"
@@ -17,7 +18,7 @@ type Private struct {
 	Postgres       *devstack.Postgres
 	ClickHouse     *devstack.ClickHouse
 	PostgresDSN    string
-	ClickHouseDSNs ClickHouseDSNs
+	ClickHouseDSNs testengines.ClickHouseDSNs
 }
 
 // StartPrivate starts engines with a migrated database each, for as long as the
@@ -33,16 +34,16 @@ func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.Cl
 	Expect(err).NotTo(HaveOccurred())
 	db, err := postgres.Open(postgres.Options{DSN: e.PostgresDSN})
 	Expect(err).NotTo(HaveOccurred())
-	Expect(Schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+	Expect(testengines.Schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 	Expect(db.Close()).To(Succeed())
 
 	e.ClickHouse, err = devstack.StartClickHouse(ctx, c)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() { Expect(e.ClickHouse.Stop()).To(Succeed()) })
-	e.ClickHouseDSNs = ClickHouseDSNs{Native: e.ClickHouse.NativeDSN("default"), HTTP: e.ClickHouse.HTTPDSN("default")}
+	e.ClickHouseDSNs = testengines.ClickHouseDSNs{Native: e.ClickHouse.NativeDSN("default"), HTTP: e.ClickHouse.HTTPDSN("default")}
 	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: e.ClickHouseDSNs.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
 	// Merges would hide an event that is there twice. Unlike SYSTEM STOP MERGES
 	// this outlives the server.
-	Query(ctx, "clickhouse", e.ClickHouseDSNs.HTTP, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
+	testengines.Query(ctx, "clickhouse", e.ClickHouseDSNs.HTTP, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
 	return e
 }

@@ -1,0 +1,79 @@
+package testengines
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/needs"
+)
+
+// Postgres is a PostgreSQL server of one spec's own, which may be killed.
+type Postgres struct{ *process }
+
+// StartPostgres starts a server for as long as the spec runs. The spec is left out if
+// a server was named for the suites: that one must not be killed, and the machine may
+// have no other.
+func StartPostgres(ctx context.Context, settings map[string]string) *Postgres {
+	GinkgoHelper()
+	if os.Getenv(PostgresEnv) != "" {
+		needs.LeaveOut(PostgresEnv + " names a server, and the spec needs one that it may kill")
+	}
+	// The engine may run as another user than this process.
+	dir, err := os.MkdirTemp("", "diehard-postgres-*")
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(os.RemoveAll, dir)
+	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the data are in a folder below it
+	p := &Postgres{newPostgres(settings, "--data-dir", filepath.Join(dir, "data"))}
+	p.Start(ctx)
+	DeferCleanup(p.Stop)
+	return p
+}
+
+func newPostgres(settings map[string]string, args ...string) *process {
+	p := &process{args: append([]string{"postgres"}, args...)}
+	for name, value := range settings {
+		p.args = append(p.args, "--setting", name+"="+value)
+	}
+	return p
+}
+
+// DSN returns the address of the server's database postgres. It is the same after
+// another Start.
+func (p *Postgres) DSN() string { return p.addresses["dsn"] }
+
+// Start starts the server again after Kill or Stop, on the same data and port.
+func (p *Postgres) Start(ctx context.Context) {
+	GinkgoHelper()
+	if p.addresses != nil {
+		p.args = append(p.args[:len(p.args):len(p.args)], "--port", portOf(p.DSN()))
+	}
+	Expect(p.start(ctx)).To(Succeed())
+}
+
+// Kill ends the server as in a crash.
+func (p *Postgres) Kill() {
+	GinkgoHelper()
+	Expect(p.end(syscall.SIGQUIT)).To(Succeed())
+}
+
+// Stop stops the server cleanly.
+func (p *Postgres) Stop() {
+	GinkgoHelper()
+	Expect(p.end(syscall.SIGTERM)).To(Succeed())
+}
+
+// ExamplePostgres starts a server for a testable example, which runs outside of the
+// suite's nodes, and returns its DSN. It panics if that fails.
+func ExamplePostgres(ctx context.Context) (dsn string, stop func()) {
+	p := newPostgres(nil)
+	if err := p.start(ctx); err != nil {
+		panic(fmt.Sprintf("start PostgreSQL: %v", err))
+	}
+	return p.addresses["dsn"], func() { _ = p.end(syscall.SIGTERM) }
+}

@@ -1,0 +1,142 @@
+package testengines
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// ProgramEnv names the devstack program, which runs the engines. `make test` sets it.
+// If it is not set, the program is built.
+const ProgramEnv = "DIEHARD_DEVSTACK_BIN"
+
+// program returns the path of the devstack program. It is in a module of its own, so
+// that the product's module needs neither the engines nor what fetches them.
+var program = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv(ProgramEnv); path != "" {
+		return path, nil
+	}
+	root, err := repository()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(root, "bin", "devstack")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/devstack") //nolint:gosec,noctx // our own program; seconds
+	build.Dir = filepath.Join(root, "tools", "devstack")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	if output, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the devstack program (or set %s): %w\n%s", ProgramEnv, err, output)
+	}
+	return path, nil
+})
+
+// repository returns the folder of the repository, which the working directory is in.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err //nolint:wrapcheck // says what it did
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "tools", "devstack", "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("find tools/devstack in the folders above: set " + ProgramEnv)
+		}
+		dir = parent
+	}
+}
+
+// process is a server that the devstack program runs. The server ends with this
+// process, however it ends: it watches a pipe.
+type process struct {
+	args, env []string
+
+	cmd       *exec.Cmd
+	hold      io.Closer // the pipe
+	log       tail
+	addresses map[string]string
+}
+
+// start runs the program and waits until the server answers.
+func (p *process) start(ctx context.Context) error {
+	path, err := program()
+	if err != nil {
+		return err
+	}
+	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; it ends with us
+	p.cmd.Env = append(os.Environ(), p.env...)
+	p.cmd.Stderr = &p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C goes to us, and we tell it
+	hold, err := p.cmd.StdinPipe()
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what this was for
+	}
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return err //nolint:wrapcheck // the caller says what this was for
+	}
+	if err := p.cmd.Start(); err != nil {
+		return err //nolint:wrapcheck // names the program
+	}
+	p.hold = hold
+	stop := context.AfterFunc(ctx, func() { _ = hold.Close() })
+	defer stop()
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	if err != nil {
+		_ = p.cmd.Wait()
+		return fmt.Errorf("devstack %s has ended: %s", p.args[0], p.log.String())
+	}
+	return json.Unmarshal(line, &p.addresses) //nolint:wrapcheck // the caller says what this was for
+}
+
+// end sends the signal and waits for the program's end.
+func (p *process) end(signal os.Signal) error {
+	if p.cmd == nil || p.cmd.ProcessState != nil {
+		return nil
+	}
+	_ = p.cmd.Process.Signal(signal) // it may have ended
+	err := p.cmd.Wait()
+	_ = p.hold.Close()
+	if err != nil {
+		return fmt.Errorf("devstack %s: %w: %s", p.args[0], err, p.log.String())
+	}
+	return nil
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// Write implements io.Writer.
+func (t *tail) Write(text []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	const most = 4 << 10
+	t.text = append(t.text, text...)
+	if len(t.text) > most {
+		t.text = bytes.Clone(t.text[len(t.text)-most:])
+	}
+	return len(text), nil
+}
+
+// String returns what is kept.
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.text))
+}
