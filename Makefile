@@ -151,4 +151,4 @@ HAS_CC = $(shell command -v "$$(go env CC | cut -d' ' -f1)")
 
 .PHONY: want-cc
 want-cc: need-go
-	@[ -n '$(HAS_CC)' ] || { echo 'left out the race detector: a C compiler is missing: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; [ -z "$$DIEHARD_TEST_REQUIRE_ALL" ]; }
+	@[ -n '$(HAS_CC)' ] || { echo 'no race detector: a C compiler is missing: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; [ -z "$$DIEHARD_TEST_REQUIRE_ALL" ]; }

@@ -231,6 +231,7 @@ var _ = Describe("Chromium", Serial, func() {
 		Expect(filepath.Join(cache, "chromium")).NotTo(BeADirectory())
 		_, err = fetch(ctx)
 		Expect(err).NotTo(HaveOccurred())
+		Expect(filepath.Glob(filepath.Join(cache, "chromium", "*", "node_modules", "*"))).To(ConsistOf(HaveSuffix("@sparticuz")))
 		content, err := os.ReadFile(calls)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(strings.Count(string(content), "called")).To(Equal(2))
