@@ -3,8 +3,13 @@
 # The last release's tag with what came after it, or the commit before there is
 # one. A nested module has tags of its own, such as tools/devstack/v0.1.0.
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
-GOLANGCI_LINT := bin/tools/golangci-lint
+GOLANGCI_LINT := $(CURDIR)/bin/tools/golangci-lint
 TEST_REPORT := test-report.json
+
+# The modules, the product's first. Each is built as others would build it: no
+# workspace unifies their versions.
+MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod tools/devstack/go.mod))
+export GOWORK := off
 
 # What `make test` runs, and further flags for Ginkgo.
 PKG ?= ./...
@@ -13,9 +18,9 @@ ARGS ?=
 # How long `make test/chaos` goes on.
 DURATION ?= 10m
 
-# What `make test/fuzz` tries on each of the targets of these packages.
+# What `make test/fuzz` tries on each of the targets in these folders.
 FUZZ ?= 2000x
-FUZZ_PKG := ./test/fuzz ./pkg/users
+FUZZ_DIRS := test/fuzz pkg/users
 
 .DEFAULT_GOAL := help
 
@@ -50,10 +55,10 @@ test: need-npm want-cc build ## run every suite with the race detector (PKG=./pk
 # time, as in 10m, or a number of inputs.
 .PHONY: test/fuzz
 test/fuzz: need-npm build ## send the API and its parsers what a fuzzer thinks of (FUZZ=2000x: how much for each)
-	@for package in $(FUZZ_PKG); do \
-		listed=$$(go test -list '^Fuzz' $$package) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$package: $$listed"; exit 1; }; \
+	@for dir in $(FUZZ_DIRS); do \
+		listed=$$(go -C $$dir test -list '^Fuzz' .) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$dir: $$listed"; exit 1; }; \
 		for target in $$targets; do \
-			DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZ)' $$package || exit; \
+			DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go -C $$dir test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZ)' . || exit; \
 		done; \
 	done
 
@@ -70,7 +75,7 @@ test/outcomes: need-npm build ## break everything, and write what came of it int
 
 # The parts of the benchmarks to run; ARGS has flags for them.
 BENCH ?=
-BENCH_PKG := ./pkg/outbox ./pkg/users ./pkg/sink/clickhouse
+BENCH_PKG := ./pkg/outbox ./pkg/relay/store ./pkg/users ./pkg/sink/clickhouse
 RUN_BENCH = DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' bin/bench
 
 .PHONY: bench
@@ -83,7 +88,7 @@ bench/docs: build/bench ## measure everything, and write it into docs/benchmarks
 
 .PHONY: bench/chart
 bench/chart: need-go ## draw the tables and the chart of docs/benchmarks.md again, from docs/benchmarks.json
-	CGO_ENABLED=0 go run -buildvcs=false ./bench --redraw docs/benchmarks.md
+	CGO_ENABLED=0 go -C bench run -buildvcs=false . --redraw ../docs/benchmarks.md
 
 # So that they cannot rot: the figures mean nothing.
 .PHONY: bench/try
@@ -93,18 +98,18 @@ bench/try: build/bench ## run every benchmark once and shortly
 
 .PHONY: build/bench
 build/bench: need-npm build
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o bin/bench ./bench
-	cd bench/peers && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/peers' .
+	CGO_ENABLED=0 go -C bench build -trimpath -buildvcs=false -o '$(CURDIR)/bin/' . ./peers
 
 # golangci-lint brings go vet, and gofumpt and gci as formatters.
 .PHONY: lint
 lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and gofumpt), go.mod
-	go mod tidy -diff
-	$(GOLANGCI_LINT) run
+	@for module in $(MODULES); do \
+		echo "lint $$module" && go -C $$module mod tidy -diff && (cd $$module && $(GOLANGCI_LINT) run --config='$(CURDIR)/.golangci.yaml' ./...) || failed=1; \
+	done; [ -z "$$failed" ]
 
 .PHONY: fmt
 fmt: need-go $(GOLANGCI_LINT) ## format the code
-	$(GOLANGCI_LINT) fmt
+	@for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) fmt --config='$(CURDIR)/.golangci.yaml' ./...) || exit; done
 
 .PHONY: docs/update
 docs/update: need-npm ## fetch the files of the API's page again (their version stands in pkg/httpapi/docs/update.sh)
@@ -115,7 +120,8 @@ docs/update: need-npm ## fetch the files of the API's page again (their version 
 .PHONY: build
 build: need-go ## build bin/api, bin/relay and bin/devstack
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' \
-		-o bin/ ./cmd/api ./cmd/relay ./tools/devstack/cmd/devstack
+		-o bin/ ./cmd/api ./cmd/relay
+	CGO_ENABLED=0 go -C tools/devstack build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o '$(CURDIR)/bin/' ./cmd/devstack
 
 .PHONY: images
 images: ## build the images diehard-api and diehard-relay with Docker

@@ -27,7 +27,7 @@ var program = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv(ProgramEnv); path != "" {
 		return path, nil
 	}
-	root, err := repository()
+	root, err := Repository()
 	if err != nil {
 		return "", err
 	}
@@ -41,8 +41,8 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// repository returns the folder of the repository, which the working directory is in.
-func repository() (string, error) {
+// Repository returns the folder of the repository, which the working directory is in.
+func Repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err //nolint:wrapcheck // says what it did

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gexec"
@@ -44,8 +45,10 @@ func Build(flags ...string) func(ctx context.Context) string {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(os.RemoveAll, dir)
 		args := append([]string{"build", "-buildvcs=false", "-o", dir}, flags...)
-		cmd := exec.CommandContext(ctx, "go", append(args, //nolint:gosec // a folder and flags of ours
-			"github.com/diehard-outbox/diehard/cmd/api", "github.com/diehard-outbox/diehard/cmd/relay")...)
+		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/api", "./cmd/relay")...) //nolint:gosec // a folder and flags of ours
+		// In the product's module: with the versions that are shipped.
+		cmd.Dir, err = testengines.Repository()
+		Expect(err).NotTo(HaveOccurred())
 		output, err := cmd.CombinedOutput()
 		Expect(err).NotTo(HaveOccurred(), "%s", output)
 		return dir

@@ -1,8 +1,12 @@
-package main_test
+// Package devstack_test drives `devstack up` and `devstack demo`, with the built api and
+// relay.
+package devstack_test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,13 +19,12 @@ import (
 
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/tools/devstack"
-	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
 )
 
 func TestDevstack(t *testing.T) {
 	RegisterFailHandler(Fail)
 	SetDefaultEventuallyTimeout(time.Minute)
-	RunSpecs(t, "cmd/devstack")
+	RunSpecs(t, "devstack up")
 }
 
 // bin is the folder of api and relay.
@@ -72,8 +75,21 @@ func flags(dir string) []string {
 	}
 }
 
+// state is what a stack writes into its folder.
+type state struct {
+	APIURL            string `json:"api_url"`
+	APIAdminURL       string `json:"api_admin_url"`
+	RelayAdminURL     string `json:"relay_admin_url"`
+	PostgresDSN       string `json:"postgres_dsn"`
+	ClickHouseHTTPDSN string `json:"clickhouse_http_dsn"`
+	APIPID            int    `json:"api_pid"`
+	RelayPID          int    `json:"relay_pid"`
+	PostgresPID       int    `json:"postgres_pid"`
+	ClickHousePID     int    `json:"clickhouse_pid"`
+}
+
 // ready waits until the stack is up and returns where its parts are.
-func ready(session *gexec.Session, dir string) stack.State {
+func ready(session *gexec.Session, dir string) state {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		if code := session.ExitCode(); code != -1 {
@@ -81,13 +97,15 @@ func ready(session *gexec.Session, dir string) stack.State {
 		}
 		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Ctrl-C stops everything.")) // the panel's last line
 	}).Should(Succeed())
-	state, err := stack.ReadState(dir)
+	content, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	Expect(err).NotTo(HaveOccurred())
+	var state state
+	Expect(json.Unmarshal(content, &state)).To(Succeed())
 	return state
 }
 
 // living returns the stack's processes that live.
-func living(state stack.State) (names []string) {
+func living(state state) (names []string) {
 	for name, pid := range map[string]int{
 		"api": state.APIPID, "relay": state.RelayPID, "PostgreSQL": state.PostgresPID, "ClickHouse": state.ClickHousePID,
 	} {

@@ -40,7 +40,7 @@ type contract struct {
 // HTTP itself brings is not declared for each answer. Whether a client has a key
 // is not asked here.
 var theContract = sync.OnceValue(func() *contract {
-	text, err := os.ReadFile("openapi.json")
+	text, err := os.ReadFile("../../pkg/httpapi/openapi.json")
 	Expect(err).NotTo(HaveOccurred())
 	document, err := libopenapi.NewDocument(text)
 	Expect(err).NotTo(HaveOccurred())
@@ -205,7 +205,7 @@ var _ = Describe("The OpenAPI document", func() {
 		served := start(ctx).get(ctx, "/openapi.json")
 		Expect(served.status).To(Equal(http.StatusOK))
 		Expect(served.header.Get("Content-Type")).To(Equal("application/json"))
-		text, err := os.ReadFile("openapi.json")
+		text, err := os.ReadFile("../../pkg/httpapi/openapi.json")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(served.body).To(Equal(string(text)))
 		valid, errs := theContract().validator.ValidateDocument()
@@ -233,7 +233,7 @@ var _ = Describe("The OpenAPI document", func() {
 	})
 
 	It("has the problems that the server has, and docs/errors.md explains them", func() {
-		documented := slugs("openapi.json", `errors\.md#([a-z-]+)"`)
+		documented := slugs("../../pkg/httpapi/openapi.json", `errors\.md#([a-z-]+)"`)
 		known := slugs("problem/kinds.go", `Slug: "([a-z-]+)"`)
 		known = slices.DeleteFunc(known, func(slug string) bool { return slug == "client-gone" }) // is sent to nobody
 		Expect(documented).To(Equal(known))

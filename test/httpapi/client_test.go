@@ -11,7 +11,7 @@ import (
 
 var _ = Describe("A generated client", func() {
 	It("creates a user and publishes events, in the types of the document", func(ctx SpecContext) {
-		contract, err := filepath.Abs("openapi.json")
+		contract, err := filepath.Abs("../../pkg/httpapi/openapi.json")
 		Expect(err).NotTo(HaveOccurred())
 		dir := GinkgoT().TempDir()
 		Expect(os.CopyFS(dir, os.DirFS("../../tools/client"))).To(Succeed())
