@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"net/http"
+	"strconv"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -23,6 +24,20 @@ var _ = Describe("The page of the OpenAPI document", func() {
 		Entry("as browsers ask", "br, gzip;q=0.8", "gzip"),
 		Entry("where nothing is asked for", "identity", ""),
 		Entry("where it is refused", "gzip;q=0", ""),
+	)
+
+	DescribeTable("answers HEAD with the length of GET", func(ctx SpecContext, accepted string) {
+		api := start(ctx)
+		const path = "/docs/swagger-ui.css"
+		get := api.get(ctx, path, "Accept-Encoding: "+accepted)
+		head := api.do(ctx, http.MethodHead, path, nil, "Accept-Encoding: "+accepted)
+		Expect(head.status).To(Equal(http.StatusOK))
+		Expect(head.body).To(BeEmpty())
+		Expect(head.header.Get("Content-Length")).To(Equal(strconv.Itoa(len(get.body))))
+		Expect(head.header.Get("Content-Encoding")).To(Equal(get.header.Get("Content-Encoding")))
+	},
+		Entry("when it is compressed", "gzip"),
+		Entry("when it is plain", "identity"),
 	)
 
 	It("forbids the browser all other hosts", func(ctx SpecContext) {
