@@ -183,12 +183,15 @@ var _ = Describe("The command line", func() {
 		s.ExpectDelivered(ctx, 1)
 	})
 
-	It("has an API collect its garbage seldom, unless its memory has a limit", func(ctx SpecContext) {
-		s := newSystem(ctx)
-		const heap = "go_memstats_heap_inuse_bytes"
-		Expect(s.API().Metric(heap)).To(BeNumerically(">", 16<<20))
-		Expect(s.API("GOMEMLIMIT=64MiB").Metric(heap)).To(BeNumerically("<", 16<<20))
-	})
+	DescribeTable("collects the API's garbage", func(ctx SpecContext, variable string, percent, limit int) {
+		api := newSystem(ctx).API(variable)
+		Expect(api.Metric("go_gc_gogc_percent")).To(BeNumerically("==", percent))
+		Expect(api.Metric("go_gc_gomemlimit_bytes")).To(BeNumerically("==", limit))
+	},
+		Entry("seldom, and more often above 512 MiB", "GOGC=", 400, 512<<20),
+		Entry("as often as GOGC says", "GOGC=50", 50, 512<<20),
+		Entry("more often above GOMEMLIMIT", "GOMEMLIMIT=64MiB", 400, 64<<20),
+	)
 
 	It("ends at once where its port is taken", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
