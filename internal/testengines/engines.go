@@ -117,7 +117,7 @@ func (e *Engines) startPostgres(ctx context.Context) {
 
 func (e *Engines) startClickHouse(ctx context.Context) {
 	GinkgoHelper()
-	for _, dsn := range strings.Fields(os.Getenv(ClickHouseEnv)) {
+	for dsn := range strings.FieldsSeq(os.Getenv(ClickHouseEnv)) {
 		if strings.HasPrefix(dsn, "http") {
 			e.shared.HTTP = dsn
 		} else {

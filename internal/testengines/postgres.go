@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -51,7 +52,7 @@ func (p *Postgres) DSN() string { return p.addresses["dsn"] }
 func (p *Postgres) Start(ctx context.Context) {
 	GinkgoHelper()
 	if p.addresses != nil {
-		p.args = append(p.args[:len(p.args):len(p.args)], "--port", portOf(p.DSN()))
+		p.args = append(slices.Clip(p.args), "--port", portOf(p.DSN()))
 	}
 	Expect(p.start(ctx)).To(Succeed())
 }

@@ -32,7 +32,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(root, "bin", "devstack")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/devstack") //nolint:gosec,noctx // our own program; seconds
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/devstack") //nolint:gosec // our own program; seconds
 	build.Dir = filepath.Join(root, "tools", "devstack")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if output, err := build.CombinedOutput(); err != nil {
@@ -45,7 +45,7 @@ var program = sync.OnceValues(func() (string, error) {
 func Repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
-		return "", err //nolint:wrapcheck // says what it did
+		return "", err
 	}
 	for {
 		if _, err := os.Stat(filepath.Join(dir, "tools", "devstack", "go.mod")); err == nil {
@@ -82,14 +82,14 @@ func (p *process) start(ctx context.Context) error {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C goes to us, and we tell it
 	hold, err := p.cmd.StdinPipe()
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what this was for
+		return err
 	}
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
-		return err //nolint:wrapcheck // the caller says what this was for
+		return err
 	}
 	if err := p.cmd.Start(); err != nil {
-		return err //nolint:wrapcheck // names the program
+		return err
 	}
 	p.hold = hold
 	stop := context.AfterFunc(ctx, func() { _ = hold.Close() })
@@ -99,7 +99,7 @@ func (p *process) start(ctx context.Context) error {
 		_ = p.cmd.Wait()
 		return fmt.Errorf("devstack %s has ended: %s", p.args[0], p.log.String())
 	}
-	return json.Unmarshal(line, &p.addresses) //nolint:wrapcheck // the caller says what this was for
+	return json.Unmarshal(line, &p.addresses)
 }
 
 // end sends the signal and waits for the program's end.

@@ -157,7 +157,7 @@ func implementation[I any](payload any) (found I, ok bool) {
 		if value.IsNil() {
 			value = reflect.New(value.Type().Elem())
 		}
-		found, ok = value.Interface().(I)
+		found, ok = reflect.TypeAssert[I](value)
 		return found, ok
 	}
 	if found, ok = payload.(I); ok {
@@ -168,7 +168,7 @@ func implementation[I any](payload any) (found I, ok bool) {
 	}
 	pointer := reflect.New(value.Type())
 	pointer.Elem().Set(value)
-	found, ok = pointer.Interface().(I)
+	found, ok = reflect.TypeAssert[I](pointer)
 	return found, ok
 }
 

@@ -72,5 +72,5 @@ func notify(ctx context.Context, db Execer) error {
 	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
 	defer cancel()
 	_, err := db.ExecContext(ctx, "SELECT pg_notify($1, '')", Channel)
-	return err //nolint:wrapcheck // Run logs what was being done
+	return err
 }

@@ -53,7 +53,7 @@ func (t Traceparent) ParentID() string { return t.field(traceIDEnd+1, parentIDEn
 // Sampled reports whether the publisher says that the trace is recorded.
 func (t Traceparent) Sampled() bool {
 	flags := t.flags()
-	return flags != "" && strings.Contains("13579bdf", flags[1:]) // the lowest bit
+	return flags != "" && strings.Trim(flags[1:], "13579bdf") == "" // the lowest bit is set
 }
 
 func (t Traceparent) flags() string { return t.field(parentIDEnd+1, flagsEnd) }

@@ -55,6 +55,6 @@ func PgxPool[Tag any](pool PgxExecer[Tag]) Execer { return execFunc(pool) }
 func execFunc[Tag any](pgx PgxExecer[Tag]) ExecFunc {
 	return func(ctx context.Context, query string, args ...any) error {
 		_, err := pgx.Exec(ctx, query, args...)
-		return err //nolint:wrapcheck // Publish says what was being done
+		return err
 	}
 }

@@ -22,6 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/pkg/relay"
@@ -29,8 +31,6 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/internal/sentrytest"
 )
 
 // patience is how long a spec waits for what must happen.

@@ -15,8 +15,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/diehard-outbox/diehard/internal/sentrytest"
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
 )
 
 func TestTelemetry(t *testing.T) {

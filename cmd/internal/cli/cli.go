@@ -172,14 +172,14 @@ func (p Program[S]) command() *cobra.Command {
 }
 
 func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, []string, error)) *cobra.Command {
-	var print string
+	var selected string
 	cmd := &cobra.Command{
 		Use:   strings.TrimSpace(command.Name + " " + command.Arguments),
 		Short: command.Short,
 		Long:  strings.TrimSpace(command.Short + ".\n\n" + command.Long),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if print != "" {
-				return printCommand(cmd.OutOrStdout(), command, print, load)
+			if selected != "" {
+				return printCommand(cmd.OutOrStdout(), command, selected, load)
 			}
 			settings, unknown, err := load(false)
 			if err != nil {
@@ -195,7 +195,7 @@ func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, 
 		command.AddFlags(cmd.Flags())
 	}
 	if len(command.Printed) > 0 {
-		cmd.Flags().StringVar(&print, "print", "", "print the SQL and execute nothing: "+strings.Join(printedNames(command), ", ")+"; without a value all of it")
+		cmd.Flags().StringVar(&selected, "print", "", "print the SQL and execute nothing: "+strings.Join(printedNames(command), ", ")+"; without a value all of it")
 		cmd.Flags().Lookup("print").NoOptDefVal = printAll
 	}
 	if len(command.Commands) > 0 {

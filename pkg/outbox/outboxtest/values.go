@@ -1,3 +1,4 @@
+// Package outboxtest helps an application to test what it publishes.
 package outboxtest
 
 import (

@@ -31,7 +31,7 @@ type DeadLetter struct {
 	DeadLetterKey
 
 	DiedAt time.Time `db:"dead_lettered_at" json:"dead_lettered_at"`
-	Error  string    `db:"error"   json:"error"`
+	Error  string    `db:"error"            json:"error"`
 	// BatchID is the last batch that the event was in; the relay's log has it.
 	BatchID         uuid.UUID `db:"batch_id"         json:"batch_id"`
 	OutboxEventID   int64     `db:"outbox_event_id"  json:"outbox_event_id"`

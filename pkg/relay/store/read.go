@@ -191,8 +191,8 @@ func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 		if traceparents.skipID(record.ID) {
 			record.Traceparent = string(traceparents.next())
 		}
-		context := contexts.next()
-		record.EventContext, kept = kept[:len(context)], kept[len(kept)-len(contexts.rest):]
+		text := contexts.next()
+		record.EventContext, kept = kept[:len(text)], kept[len(kept)-len(contexts.rest):]
 		d.records = append(d.records, record)
 	}
 	if !kinds.areRead() || !traceparents.areRead() || !contexts.areRead() {

@@ -9,8 +9,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
 func TestStore(t *testing.T) {

@@ -31,7 +31,7 @@ func (s *Sink) asking(ctx context.Context) context.Context {
 	return chgo.Context(ctx, chgo.WithSettings(askSettings))
 }
 
-// Running implements sink.Sink. On a cluster it asks every replica, and one
+// InFlight implements sink.Sink. On a cluster it asks every replica, and one
 // that does not answer is an error: it may be running the insert.
 func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 	processes := "system.processes"

@@ -119,7 +119,7 @@ func migrationFiles(o Options) fs.FS {
 		}
 		var rendered strings.Builder
 		err = t.Execute(&rendered, map[string]string{"Table": quoteIdentifier(o.Table), "OnCluster": onCluster(o.Cluster)})
-		return rendered.String(), err //nolint:wrapcheck // Render names the file
+		return rendered.String(), err
 	})
 }
 

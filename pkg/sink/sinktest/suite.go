@@ -14,8 +14,8 @@ import (
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
 // Destination is a sink's destination for one spec: new, empty, and not shared.
