@@ -8,9 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/jmoiron/sqlx"
 )
 
 const insertEvent = `INSERT INTO outbox_events

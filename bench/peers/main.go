@@ -35,7 +35,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "peers:", err)
 		os.Exit(1) //nolint:gocritic // the process ends
 	}
-	fmt.Println(took.Seconds())
+	fmt.Println(took.Seconds()) //nolint:forbidigo // what the benchmark reads
 }
 
 func run(ctx context.Context, args []string) (time.Duration, error) {
@@ -99,7 +99,7 @@ func (c *countdown) wait(ctx context.Context) error {
 	case <-c.done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return ctx.Err() //nolint:wrapcheck // the caller's own
 	}
 }
 
@@ -215,7 +215,7 @@ func drainWatermill(ctx context.Context, dsn string, n int) (time.Duration, erro
 		case message := <-messages:
 			message.Ack()
 		case <-ctx.Done():
-			return 0, ctx.Err()
+			return 0, ctx.Err() //nolint:wrapcheck // the caller's own
 		}
 	}
 	return time.Since(start), nil

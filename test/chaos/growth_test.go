@@ -5,13 +5,12 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/jmoiron/sqlx"
-	. "github.com/onsi/ginkgo/v2"
-	. "github.com/onsi/gomega"
-
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/tools/devstack"
+	"github.com/jmoiron/sqlx"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
 )
 
 // An old transaction keeps PostgreSQL from removing what was deleted since.

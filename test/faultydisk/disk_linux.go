@@ -1,3 +1,4 @@
+// Package faultydisk makes the disk below a server fail.
 package faultydisk
 
 import (
@@ -8,10 +9,9 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/diehard-outbox/diehard/internal/needs"
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-
-	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
 // Disk is a server's disk that can fail. The server has to run with Env.

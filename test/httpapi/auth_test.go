@@ -6,12 +6,11 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
-
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
-	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 )
 
 // withKeys has a server ask for keys, which are named like themselves without

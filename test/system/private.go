@@ -4,13 +4,12 @@ import (
 	"context"
 	"log/slog"
 
-	. "github.com/onsi/ginkgo/v2"
-	. "github.com/onsi/gomega"
-
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 	"github.com/diehard-outbox/diehard/tools/devstack"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
 )
 
 // Private are one spec's own engines, to be broken.
