@@ -26,6 +26,7 @@ type conn struct {
 	abandon   func()          // closes what the connection was dialed as
 	release   func()          // ends the watch of the user's context; nil is none
 	keepsAll  bool            // Options.KeepStatements
+	keepsEach bool            // set by keepStatements, until the connection is returned
 	kept      kept
 }
 
@@ -117,6 +118,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 // user gives it back.
 func (c *conn) IsValid() bool {
 	c.unwatch()
+	c.keepsEach = false
 	return c.abandoned.Err() == nil && c.pqConn.IsValid()
 }
 

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -11,9 +12,17 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// keptKey marks the context of a query whose statement is worth to be kept
-// prepared. Its text is one of a program's few constants.
-type keptKey struct{}
+// keepStatements makes the connection keep the statements that it runs prepared
+// until it is returned to its pool. Their texts are a program's few constants. A
+// connection of another driver is left as it is.
+func keepStatements(connection *sql.Conn) error {
+	return connection.Raw(func(driverConn any) error { //nolint:wrapcheck // a driver's own
+		if c, ok := driverConn.(*conn); ok {
+			c.keepsEach = true
+		}
+		return nil
+	})
+}
 
 // kept are the statements that a connection has prepared and keeps, by their
 // texts: of a small statement with many clauses, parsing and planning are most of
@@ -35,9 +44,9 @@ type keptStatement interface {
 	driver.StmtQueryContext
 }
 
-// keeps reports whether the statement of the context is to be kept prepared.
+// keeps reports whether to keep a statement prepared.
 func (c *conn) keeps(ctx context.Context, hasParameters bool) (bool, error) {
-	if ctx.Value(keptKey{}) == nil && (!c.keepsAll || !hasParameters) {
+	if !c.keepsEach && (!c.keepsAll || !hasParameters) {
 		return false, nil
 	}
 	return c.ownsSession(ctx)

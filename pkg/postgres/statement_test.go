@@ -118,6 +118,13 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(3))
 	})
 
+	It("keeps no other statement of its connection prepared", func(ctx SpecContext) {
+		Expect(run(ctx, insert, 1)).To(Succeed())
+		_, err := db.ExecContext(ctx, "DELETE FROM things WHERE id = $1", 1)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(prepared(ctx, db)).To(Equal([]string{insert}))
+	})
+
 	It("prepares anew what has other columns by now", func(ctx SpecContext) {
 		const all = "SELECT * FROM things WHERE id > $1"
 		Expect(run(ctx, all, 0)).To(Succeed())

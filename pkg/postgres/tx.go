@@ -56,6 +56,9 @@ func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) 
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer conn.Close()
+	if err := keepStatements(conn.Conn); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
 	s := &Statement{conn: conn}
 	if err := fn(s); err != nil {
 		if s.sent && mayHaveRun(err) {
@@ -76,7 +79,7 @@ type Statement struct {
 // the connection keeps it prepared, unless it leads to a pooler.
 func (s *Statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.sent = true
-	return s.conn.QueryContext(context.WithValue(ctx, keptKey{}, true), query, args...) //nolint:wrapcheck // a driver's own
+	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // a driver's own
 }
 
 // mayHaveRun reports whether a statement that returned err may have run to its
