@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres/internal/pqdriver"
 )
 
 const (
@@ -41,18 +43,23 @@ type ListenOptions struct {
 // for as long as it takes, whenever that one is lost. The only error is a DSN
 // that cannot be used.
 func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
-	dsn, err := withDefaults(o.DSN, o.ApplicationName)
-	if err != nil {
-		return nil, err
-	}
 	l := &listening{log: o.Log, wake: map[string]chan struct{}{}}
 	receive := map[string]<-chan struct{}{}
 	for _, channel := range o.Channels {
 		wake := make(chan struct{}, 1)
 		l.wake[channel], receive[channel] = wake, wake
 	}
-	l.pq = pq.NewDialListener(dialer{abort: ctx}, dsn, minReconnect, maxReconnect,
-		func(event pq.ListenerEventType, err error) { l.connectionChanged(ctx, event, err) })
+	var err error
+	l.pq, err = pqdriver.NewListener(ctx, pqdriver.ListenerOptions{
+		DSN:             o.DSN,
+		ApplicationName: o.ApplicationName,
+		MinReconnect:    minReconnect,
+		MaxReconnect:    maxReconnect,
+		Event:           func(event pq.ListenerEventType, err error) { l.connectionChanged(ctx, event, err) },
+	})
+	if err != nil {
+		return nil, err
+	}
 	go l.subscribe(ctx)
 	go l.run(ctx)
 	return receive, nil

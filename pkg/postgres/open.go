@@ -1,9 +1,7 @@
 package postgres
 
 import (
-	"context"
 	"database/sql"
-	"database/sql/driver"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +10,8 @@ import (
 
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres/internal/pqdriver"
 )
 
 // Defaults of Options.
@@ -20,8 +20,13 @@ const (
 	DefaultMaxOpenConns = 20
 	// DefaultConnectTimeout bounds the making of a connection: dialing, TLS and
 	// authentication.
-	DefaultConnectTimeout = 10 * time.Second
+	DefaultConnectTimeout = pqdriver.DefaultConnectTimeout
 )
+
+// DeadAfter is about how long it takes to notice that a server has gone
+// without closing its connections, whether an answer or a sent byte's
+// acknowledgement is waited for. The kernel's own default is two hours.
+const DeadAfter = pqdriver.DeadAfter
 
 const (
 	// maxIdleTime gives back what a peak has opened.
@@ -65,20 +70,21 @@ type Options struct {
 // the context of a statement or a transaction ends and the server does not
 // answer, the connection is given up a second later.
 func Open(o Options) (*sqlx.DB, error) {
-	dsn, err := withDefaults(o.DSN, o.ApplicationName)
+	connector, err := pqdriver.NewConnector(pqdriver.Options{
+		DSN:             o.DSN,
+		ApplicationName: o.ApplicationName,
+		Setup:           setStatements(o.Session),
+		KeepStatements:  o.KeepStatements,
+	})
 	if err != nil {
 		return nil, err
-	}
-	base, err := pq.NewConnector(dsn)
-	if err != nil {
-		return nil, dsnError(err)
 	}
 
 	maxOpen := o.MaxOpenConns
 	if maxOpen <= 0 {
 		maxOpen = DefaultMaxOpenConns
 	}
-	pool := sql.OpenDB(&connector{base: base, setup: setStatements(o.Session), keepsAll: o.KeepStatements})
+	pool := sql.OpenDB(connector)
 	pool.SetMaxOpenConns(maxOpen)
 	pool.SetMaxIdleConns(maxOpen)
 	pool.SetConnMaxIdleTime(maxIdleTime)
@@ -86,66 +92,9 @@ func Open(o Options) (*sqlx.DB, error) {
 	return sqlx.NewDb(pool, "postgres"), nil
 }
 
-// connector gives each connection the settings of its session.
-type connector struct {
-	base     *pq.Connector
-	setup    string
-	keepsAll bool
-}
-
-// Connect implements driver.Connector.
-func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	abandoned, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	// Nothing of the making outlasts ctx; lib/pq heeds it while dialing only.
-	made := context.AfterFunc(ctx, abandon)
-	conn, err := c.connect(ctx, abandoned, abandon)
-	if inTime := made(); err == nil && !inTime {
-		_ = conn.Close()
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		abandon()
-		return nil, fmt.Errorf("connect to postgresql: %w", err)
-	}
-	return conn, nil
-}
-
-func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*conn, error) {
-	base := *c.base
-	var dialed *abortableConn // the last, where the DSN allows two ways
-	base.Dialer(dialer{abort: abandoned, dialed: func(conn *abortableConn) { dialed = conn }})
-	made, err := base.Connect(ctx)
-	if err != nil {
-		if dialed != nil && dialed.unwritten != nil {
-			err = unwrappingError{error: err, cause: dialed.unwritten}
-		}
-		return nil, err
-	}
-	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon, keepsAll: c.keepsAll} //nolint:forcetypeassert // what lib/pq's connections are
-	if c.setup == "" {
-		return conn, nil
-	}
-	// lib/pq sends a statement without parameters as a simple query, which may
-	// hold several.
-	if _, err := conn.pqConn.ExecContext(ctx, c.setup, nil); err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("set up the session: %w", err)
-	}
-	return conn, nil
-}
-
-// unwrappingError says what lib/pq says, of all hosts, and unwraps to the cause
-// too, which lib/pq's does not where a write has failed.
-type unwrappingError struct {
-	error
-
-	cause error
-}
-
-func (e unwrappingError) Unwrap() []error { return []error{e.error, e.cause} }
-
-// Driver implements driver.Connector.
-func (c *connector) Driver() driver.Driver { return c.base.Driver() }
+// CheckDSN returns an error if a pool cannot be opened with the DSN. Its text
+// holds no part of the DSN that could be a secret.
+func CheckDSN(dsn string) error { return pqdriver.CheckDSN(dsn) }
 
 func setStatements(settings map[string]string) string {
 	var statements strings.Builder

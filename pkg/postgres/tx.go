@@ -9,6 +9,8 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
+
+	"github.com/diehard-outbox/diehard/pkg/postgres/internal/pqdriver"
 )
 
 // ErrOutcomeUnknown says that the connection was lost while a transaction was
@@ -56,7 +58,7 @@ func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) 
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer conn.Close()
-	if err := keepStatements(conn.Conn); err != nil {
+	if err := pqdriver.KeepStatements(conn.Conn); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	s := &Statement{conn: conn}

@@ -1,4 +1,4 @@
-package postgres
+package pqdriver
 
 import (
 	"context"
@@ -12,10 +12,10 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// keepStatements makes the connection keep the statements that it runs prepared
+// KeepStatements makes the connection keep the statements that it runs prepared
 // until it is returned to its pool. Their texts are a program's few constants. A
 // connection of another driver is left as it is.
-func keepStatements(connection *sql.Conn) error {
+func KeepStatements(connection *sql.Conn) error {
 	return connection.Raw(func(driverConn any) error { //nolint:wrapcheck // a driver's own
 		if c, ok := driverConn.(*conn); ok {
 			c.keepsEach = true

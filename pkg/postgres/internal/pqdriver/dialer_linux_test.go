@@ -1,4 +1,4 @@
-package postgres_test
+package pqdriver_test
 
 import (
 	"net"
@@ -7,7 +7,7 @@ import (
 	. "github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
 
-	"github.com/diehard-outbox/diehard/pkg/postgres"
+	"github.com/diehard-outbox/diehard/pkg/postgres/internal/pqdriver"
 )
 
 var _ = Describe("the dialer", func() {
@@ -15,7 +15,7 @@ var _ = Describe("the dialer", func() {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		defer listener.Close()
-		conn, err := postgres.Dial(ctx, "tcp", listener.Addr().String())
+		conn, err := pqdriver.Dial(ctx, "tcp", listener.Addr().String())
 		Expect(err).NotTo(HaveOccurred())
 		defer conn.Close()
 
@@ -32,7 +32,7 @@ var _ = Describe("the dialer", func() {
 		Expect(option(unix.SOL_SOCKET, unix.SO_KEEPALIVE)).To(Equal(1))
 		idle, interval, count := option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE),
 			option(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL), option(unix.IPPROTO_TCP, unix.TCP_KEEPCNT)
-		Expect(idle + interval*count).To(BeNumerically("==", postgres.DeadAfter.Seconds()))
-		Expect(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)).To(BeNumerically("==", postgres.DeadAfter.Milliseconds()))
+		Expect(idle + interval*count).To(BeNumerically("==", pqdriver.DeadAfter.Seconds()))
+		Expect(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)).To(BeNumerically("==", pqdriver.DeadAfter.Milliseconds()))
 	})
 })

@@ -1,4 +1,4 @@
-package postgres
+package pqdriver
 
 import (
 	"context"
@@ -26,7 +26,7 @@ type conn struct {
 	abandon   func()          // closes what the connection was dialed as
 	release   func()          // ends the watch of the user's context; nil is none
 	keepsAll  bool            // Options.KeepStatements
-	keepsEach bool            // set by keepStatements, until the connection is returned
+	keepsEach bool            // set by KeepStatements, until the connection is returned
 	kept      kept
 }
 

@@ -1,4 +1,0 @@
-package postgres
-
-// Dial is what every connection is dialed with.
-var Dial = dialer{}.DialContext
