@@ -71,14 +71,20 @@ func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*co
 	base := *c.base
 	var dialed *abortableConn // the last, where the DSN allows two ways
 	base.Dialer(dialer{abort: abandoned, dialed: func(conn *abortableConn) { dialed = conn }})
-	made, err := base.Connect(ctx)
+	connected, err := base.Connect(ctx)
 	if err != nil {
 		if dialed != nil && dialed.unwritten != nil {
 			err = unwrappingError{error: err, cause: dialed.unwritten}
 		}
 		return nil, err
 	}
-	conn := &conn{pqConn: made.(pqConn), dialed: dialed.Conn, abandoned: abandoned, abandon: abandon, keepsAll: c.keepsAll} //nolint:forcetypeassert // what lib/pq's connections are
+	made := connected.(pqConn) //nolint:forcetypeassert // what lib/pq's connections are
+	conn := &conn{
+		pqConn:     made,
+		socket:     dialed.Conn,
+		watchdog:   watchdog{socket: abandoned, abandon: abandon},
+		statements: statements{conn: made, keepsAll: c.keepsAll},
+	}
 	if c.setup == "" {
 		return conn, nil
 	}

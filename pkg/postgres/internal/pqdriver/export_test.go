@@ -5,7 +5,7 @@ import "database/sql/driver"
 // Dial is what every connection is dialed with.
 var Dial = dialer{}.DialContext
 
-// BackendPID returns the process id that a connection of this package was told.
+// BackendPID returns the process id that the server sent to a connection of this package.
 func BackendPID(c driver.Conn) (int64, bool) {
-	return toldPID(c.(*conn).pqConn)
+	return backendPID(c.(*conn).pqConn)
 }

@@ -10,10 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// speaks reports whether there is something to read from an idle connection: its
-// end, or what the server says before it ends it. Else it has nothing to say. It
-// takes nothing out, and does not wait.
-func speaks(conn net.Conn) bool {
+// hasInput reports whether an idle connection has something to read: its end, or the
+// error that the server sends before it ends the connection. It reads nothing and does
+// not wait.
+//
+// lib/pq finds out only when it sends a statement. The statement's outcome is then
+// unknown, and database/sql may send it twice: https://github.com/lib/pq/issues/939.
+func hasInput(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
 		return false

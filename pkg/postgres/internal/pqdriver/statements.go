@@ -1,0 +1,151 @@
+package pqdriver
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+)
+
+// KeepStatements makes the connection keep the statements that it runs prepared
+// until it is returned to its pool. Their texts are a program's few constants. A
+// connection of another driver is left as it is.
+func KeepStatements(connection *sql.Conn) error {
+	return connection.Raw(func(driverConn any) error { //nolint:wrapcheck // a driver's own
+		if c, ok := driverConn.(*conn); ok {
+			c.statements.keepsEach = true
+		}
+		return nil
+	})
+}
+
+// statements are those that a connection keeps prepared. lib/pq has no such cache:
+// the server parses and plans a statement with parameters each time that it runs
+// (https://github.com/lib/pq/blob/v1.12.3/conn.go#L887), which is most of the cost of
+// a small statement with many clauses.
+//
+// The server's session has the statements under names that lib/pq counts ("1", "2",
+// …: https://github.com/lib/pq/blob/v1.12.3/conn.go#L577). In a session that a pooler
+// shares, a name may be another client's statement, so nothing is kept there.
+type statements struct {
+	conn      pqConn
+	keepsAll  bool // Options.KeepStatements
+	keepsEach bool // KeepStatements, until the connection is returned
+	prepared  map[string]pqStatement
+	// known is whether ownSession is known.
+	known, ownSession bool
+}
+
+// pqStatement is what lib/pq's statements implement.
+type pqStatement interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// keeps reports whether to keep a statement prepared.
+func (s *statements) keeps(ctx context.Context, hasParameters bool) (bool, error) {
+	if !s.keepsEach && (!s.keepsAll || !hasParameters) {
+		return false, nil
+	}
+	return s.ownsSession(ctx)
+}
+
+// runKept runs a statement and keeps it prepared. The statement takes effect at most
+// once: it runs again only if the server has refused it.
+func runKept[T any](ctx context.Context, s *statements, query string, run func(pqStatement) (T, error)) (result T, err error) {
+	if s.prepared[query] == nil {
+		if err := s.prepare(ctx, query); err != nil {
+			return result, err
+		}
+	}
+	result, err = run(s.prepared[query])
+	if !isStale(err) {
+		return result, err
+	}
+	_ = s.prepared[query].Close() // of no use any more
+	if again := s.prepare(ctx, query); again != nil {
+		// The transaction has failed. The next one prepares the statement.
+		return result, fmt.Errorf("%w; prepare it again: %w", err, again)
+	}
+	return run(s.prepared[query])
+}
+
+func (s *statements) prepare(ctx context.Context, query string) error {
+	delete(s.prepared, query)
+	prepared, err := s.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return err //nolint:wrapcheck // a driver's own
+	}
+	if s.prepared == nil {
+		s.prepared = make(map[string]pqStatement)
+	}
+	s.prepared[query] = prepared.(pqStatement) //nolint:forcetypeassert // what they are
+	return nil
+}
+
+// isStale reports whether the server refuses to run a prepared statement because its
+// columns have changed (https://github.com/lib/pq/issues/1151) or it no longer exists.
+func isStale(err error) bool {
+	refused, ok := errors.AsType[*pq.Error](err)
+	return ok && (refused.Code == pqerror.FeatureNotSupported || refused.Code == pqerror.InvalidSQLStatementName)
+}
+
+// ownsSession reports whether the connection has its session to itself. A pooler that
+// shares sessions sends its clients a random process id, because clients only need it
+// to cancel a statement: https://github.com/pgbouncer/pgbouncer/pull/945.
+func (s *statements) ownsSession(ctx context.Context) (bool, error) {
+	if s.known {
+		return s.ownSession, nil
+	}
+	rows, err := s.conn.QueryContext(ctx, "SELECT pg_backend_pid()", nil)
+	if err != nil {
+		return false, err //nolint:wrapcheck // a driver's own
+	}
+	defer rows.Close()
+	pid := make([]driver.Value, 1)
+	if err := rows.Next(pid); err != nil {
+		return false, fmt.Errorf("ask for the session's process: %w", err)
+	}
+	sent, ok := backendPID(s.conn)
+	s.known, s.ownSession = true, ok && pid[0] == sent
+	return s.ownSession, nil
+}
+
+// preparedOnce is a statement that the caller prepares and closes, and that the
+// connection keeps.
+type preparedOnce struct {
+	conn  *conn
+	query string
+}
+
+var (
+	_ driver.StmtExecContext  = preparedOnce{}
+	_ driver.StmtQueryContext = preparedOnce{}
+)
+
+// Close implements driver.Stmt.
+func (preparedOnce) Close() error { return nil }
+
+// NumInput implements driver.Stmt: the server counts.
+func (preparedOnce) NumInput() int { return -1 }
+
+// Exec implements driver.Stmt.
+func (preparedOnce) Exec([]driver.Value) (driver.Result, error) { return nil, errors.ErrUnsupported }
+
+// Query implements driver.Stmt.
+func (preparedOnce) Query([]driver.Value) (driver.Rows, error) { return nil, errors.ErrUnsupported }
+
+// ExecContext implements driver.StmtExecContext.
+func (s preparedOnce) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.ExecContext(ctx, s.query, args)
+}
+
+// QueryContext implements driver.StmtQueryContext.
+func (s preparedOnce) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.conn.QueryContext(ctx, s.query, args)
+}
