@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -43,19 +45,19 @@ func NewConnector(o Options) (driver.Connector, error) {
 	return &connector{base: base, setup: o.Setup, keepsAll: o.KeepStatements}, nil
 }
 
-// connector gives each connection the settings of its session.
+// connector is lib/pq's connector with the workarounds of this package.
 type connector struct {
 	base     *pq.Connector
 	setup    string
 	keepsAll bool
 }
 
-// Connect implements driver.Connector.
+// Connect implements driver.Connector. It ends with ctx. lib/pq ignores ctx after it
+// has dialed: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	abandoned, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	// Nothing of the making outlasts ctx; lib/pq heeds it while dialing only.
+	socket, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	made := context.AfterFunc(ctx, abandon)
-	conn, err := c.connect(ctx, abandoned, abandon)
+	conn, err := c.connect(ctx, watchdog{socket: socket, abandon: abandon})
 	if inTime := made(); err == nil && !inTime {
 		_ = conn.Close()
 		err = context.Cause(ctx)
@@ -67,45 +69,36 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-func (c *connector) connect(ctx, abandoned context.Context, abandon func()) (*conn, error) {
+func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
+	// The DSN may name several hosts. Later on lib/pq dials to cancel a statement.
+	var last atomic.Pointer[writeRecorder]
 	base := *c.base
-	var dialed *abortableConn // the last, where the DSN allows two ways
-	base.Dialer(dialer{abort: abandoned, dialed: func(conn *abortableConn) { dialed = conn }})
+	base.Dialer(dialer{abort: w.socket, dialed: func(socket net.Conn) net.Conn {
+		recorder := &writeRecorder{Conn: socket}
+		last.Store(recorder)
+		return recorder
+	}})
 	connected, err := base.Connect(ctx)
 	if err != nil {
-		if dialed != nil && dialed.unwritten != nil {
-			err = unwrappingError{error: err, cause: dialed.unwritten}
-		}
-		return nil, err
+		return nil, last.Load().explain(err)
 	}
 	made := connected.(pqConn) //nolint:forcetypeassert // what lib/pq's connections are
 	conn := &conn{
 		pqConn:     made,
-		socket:     dialed.Conn,
-		watchdog:   watchdog{socket: abandoned, abandon: abandon},
+		socket:     last.Load().Conn,
+		watchdog:   w,
 		statements: statements{conn: made, keepsAll: c.keepsAll},
 	}
 	if c.setup == "" {
 		return conn, nil
 	}
-	// lib/pq sends a statement without parameters as a simple query, which may
-	// hold several.
-	if _, err := conn.pqConn.ExecContext(ctx, c.setup, nil); err != nil {
+	// A statement without parameters is a simple query, which may hold several.
+	if _, err := made.ExecContext(ctx, c.setup, nil); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("set up the session: %w", err)
 	}
 	return conn, nil
 }
-
-// unwrappingError says what lib/pq says, of all hosts, and unwraps to the cause
-// too, which lib/pq's does not where a write has failed.
-type unwrappingError struct {
-	error
-
-	cause error
-}
-
-func (e unwrappingError) Unwrap() []error { return []error{e.error, e.cause} }
 
 // Driver implements driver.Connector.
 func (c *connector) Driver() driver.Driver { return c.base.Driver() }

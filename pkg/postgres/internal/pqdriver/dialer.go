@@ -6,18 +6,17 @@ import (
 	"time"
 )
 
-// DeadAfter is about how long it takes to notice that a server has gone
-// without closing its connections, whether an answer or a sent byte's
-// acknowledgement is waited for. The kernel's own default is two hours.
-const DeadAfter = 15 * time.Second
-
-// dialer is pq's Dialer and DialerContext.
+// dialer dials for lib/pq, and closes what it has dialed when a context ends. lib/pq
+// itself waits for the server without a limit: in the middle of a statement (see
+// watchdog), in the handshake (see connector.Connect) and as a listener, which takes no
+// context (https://github.com/lib/pq/issues/1409). It implements pq.Dialer and
+// pq.DialerContext.
 type dialer struct {
-	// abort, where given, closes the connections when it is canceled, whatever
-	// is being waited for on them.
-	abort context.Context //nolint:containedctx // pq.Listener takes a dialer and no context
-	// dialed, where given, gets each connection that is made and that abort closes.
-	dialed func(*abortableConn)
+	// abort closes the sockets when it ends.
+	abort context.Context //nolint:containedctx // lib/pq passes none
+	// dialed, if it is not nil, is called with each socket and returns what lib/pq
+	// uses instead.
+	dialed func(socket net.Conn) net.Conn
 }
 
 // Dial implements pq.Dialer.
@@ -34,45 +33,24 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 
 // DialContext implements pq.DialerContext.
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if d.abort != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(d.abort, cancel)() //nolint:contextcheck // either context ends the dialing
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.abort, cancel)()
+	socket, err := keptAlive.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // lib/pq says what it was doing
 	}
-	dialer := net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable:   true,
-			Idle:     DeadAfter / 3,
-			Interval: DeadAfter / 3,
-			Count:    2,
-		},
-		Control: setUserTimeout,
-	}
-	conn, err := dialer.DialContext(ctx, network, address)
-	if err != nil || d.abort == nil {
-		return conn, err //nolint:wrapcheck // lib/pq says what it was doing
-	}
-	abortable := &abortableConn{Conn: conn, keep: context.AfterFunc(d.abort, func() { _ = conn.Close() })} //nolint:contextcheck // outlives the dialing
+	conn := socket
 	if d.dialed != nil {
-		d.dialed(abortable)
+		conn = d.dialed(socket)
 	}
-	return abortable, nil
+	return &abortableConn{Conn: conn, keep: context.AfterFunc(d.abort, func() { _ = socket.Close() })}, nil
 }
 
 type abortableConn struct {
 	net.Conn
 
 	keep func() bool
-	// unwritten is the error of the last write, or nil.
-	unwritten error
-}
-
-// Write implements net.Conn.
-func (c *abortableConn) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.unwritten = err
-	return n, err //nolint:wrapcheck // a net.Conn's own
 }
 
 // Close implements net.Conn.

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUserTimeout bounds how long sent data may stay unacknowledged: keepalives
-// are sent on an idle connection only.
+// setUserTimeout bounds how long sent data may stay unacknowledged. The kernel sends
+// keepalives only if nothing is unacknowledged.
 func setUserTimeout(network, _ string, conn syscall.RawConn) error {
 	if !strings.HasPrefix(network, "tcp") {
 		return nil

@@ -4,5 +4,5 @@ package pqdriver
 
 import "syscall"
 
-// setUserTimeout does nothing where TCP has no such option.
+// setUserTimeout does nothing on systems without TCP_USER_TIMEOUT.
 func setUserTimeout(_, _ string, _ syscall.RawConn) error { return nil }

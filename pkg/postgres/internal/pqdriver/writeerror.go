@@ -1,0 +1,38 @@
+package pqdriver
+
+import "net"
+
+// writeRecorder keeps the error of the last write. An error of lib/pq's does not unwrap
+// to it if the write has failed while connecting:
+// https://github.com/lib/pq/issues/1396.
+type writeRecorder struct {
+	net.Conn
+
+	err error
+}
+
+// Write implements net.Conn.
+func (r *writeRecorder) Write(b []byte) (int, error) {
+	n, err := r.Conn.Write(b)
+	r.err = err
+	return n, err //nolint:wrapcheck // a net.Conn's own
+}
+
+// explain makes err unwrap to the error of the last write, if that has failed. r is
+// nil if nothing was dialed.
+func (r *writeRecorder) explain(err error) error {
+	if r == nil || r.err == nil {
+		return err
+	}
+	return writeError{error: err, cause: r.err}
+}
+
+// writeError has the text of lib/pq's error, which names all hosts.
+type writeError struct {
+	error
+
+	cause error
+}
+
+// Unwrap returns both errors.
+func (e writeError) Unwrap() []error { return []error{e.error, e.cause} }
