@@ -16,12 +16,12 @@ var _ = Describe("A server that falls silent", func() {
 	const statement = "SELECT 1"
 
 	var (
-		proxy *faults.Proxy
-		db    *sqlx.DB
+		proxy   *faults.Proxy
+		through string // the DSN that leads through it
+		db      *sqlx.DB
 	)
 
 	BeforeEach(func(ctx SpecContext) {
-		var through string
 		proxy, through = faults.StartProxyTo(root)
 		db = open(postgres.Options{DSN: through, MaxOpenConns: 1})
 		Expect(db.PingContext(ctx)).To(Succeed())
@@ -87,7 +87,8 @@ var _ = Describe("A server that falls silent", func() {
 	})
 
 	It("is not waited for in the making of a connection beyond its context", func(ctx SpecContext) {
-		proxy.Reset()
+		Expect(db.Close()).To(Succeed())
+		db = open(postgres.Options{DSN: through + "&connect_timeout=3600", MaxOpenConns: 1})
 		proxy.Vanish()
 		expectGivenUp(ctx, db.PingContext)
 	})
