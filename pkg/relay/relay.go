@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -164,88 +163,4 @@ func (r *Relay) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
 	defer cancel()
 	return r.o.Sink.Check(ctx)
-}
-
-// maxLinger bounds the linger under back-pressure.
-const maxLinger = 30 * time.Second
-
-// linger is the configured one, doubled for each time in a row that the sink
-// asked for fewer inserts.
-func (r *Relay) linger() time.Duration {
-	linger := r.o.Linger
-	for range r.strain.Load() {
-		linger = max(2*linger, time.Second)
-	}
-	return min(linger, max(maxLinger, r.o.Linger))
-}
-
-const maxStrain = 8
-
-func (r *Relay) strained() {
-	if strain := r.strain.Load(); strain < maxStrain {
-		r.strain.CompareAndSwap(strain, strain+1)
-	}
-}
-
-func (r *Relay) relieved() {
-	if strain := r.strain.Load(); strain > 0 {
-		r.strain.CompareAndSwap(strain, strain-1)
-	}
-}
-
-// signal wakes as many of its waiters as it was sent times; what nobody waits
-// for is kept up to its capacity.
-type signal chan struct{}
-
-func (s signal) send(times int) {
-	for range times {
-		select {
-		case s <- struct{}{}:
-		default:
-			return
-		}
-	}
-}
-
-// postgresState remembers whether PostgreSQL answers, so that an outage is one
-// line in the log.
-type postgresState struct {
-	mu       sync.Mutex
-	failures int
-	cause    error
-}
-
-func (p *postgresState) err() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.cause
-}
-
-// failed returns how many failures there have been in a row.
-func (p *postgresState) failed(ctx context.Context, log *slog.Logger, err error) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cause == nil {
-		log.ErrorContext(ctx, "the outbox cannot be worked on", "err", err)
-	}
-	p.cause = err
-	p.failures++
-	return p.failures
-}
-
-func (p *postgresState) succeeded(ctx context.Context, log *slog.Logger) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cause != nil {
-		log.InfoContext(ctx, "the outbox can be worked on again")
-	}
-	p.cause, p.failures = nil, 0
-}
-
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }

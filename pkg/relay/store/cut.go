@@ -196,43 +196,6 @@ func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error)
 	return &cursor, nil
 }
 
-func (s *Store) markUnverified(ctx context.Context, tx *sqlx.Tx) error {
-	if _, err := tx.ExecContext(ctx, s.sql(unverifiedBatchesSQL), s.unverifiedSeconds()); err != nil {
-		return fmt.Errorf("record the change of history: %w", err)
-	}
-	if _, err := tx.ExecContext(ctx, s.sql(recordHistorySQL)); err != nil {
-		return fmt.Errorf("record the change of history: %w", err)
-	}
-	s.forgetBatches()
-	return ErrHistoryChanged
-}
-
-// unverifiedSeconds is how long an insert that was begun in a lost history may
-// still run.
-func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }
-
-// lowerWatermark makes the next cut look from above floor; where another process
-// cuts right now, the next Poll tries again.
-func (s *Store) lowerWatermark(ctx context.Context, lowWatermark int64) error {
-	tx, err := s.begin(ctx)
-	if err != nil {
-		return fmt.Errorf("lower the lowWatermark: %w", err)
-	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
-	cursor, err := s.lockCursor(ctx, tx)
-	if err != nil || cursor == nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, s.sql(lowerWatermarkSQL), cursor.Cuts, lowWatermark); err != nil {
-		return fmt.Errorf("lower the lowWatermark: %w", err)
-	}
-	failpoint.At(failpoint.WatermarkBeforeCommit)
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("lower the lowWatermark: %w", err)
-	}
-	return nil
-}
-
 func isOverlap(err error) bool {
 	pqErr, ok := errors.AsType[*pq.Error](err)
 	return ok && pqErr.Code.Name() == "exclusion_violation"

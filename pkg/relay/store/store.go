@@ -3,10 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -124,13 +121,6 @@ func New(db *sqlx.DB, o Options) *Store {
 	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema), watermarkTrail: watermarkTrail}
 }
 
-// ErrHistoryChanged is what Cut returns once when it finds that the server's
-// identity or timeline is not the one that the batches were written under:
-// after a failover or a restore. It has arranged for everything that was there
-// to be asked for at the sink before it is sent.
-var ErrHistoryChanged = errors.New("postgresql's history has changed (a failover or a restore): " +
-	"what waits is looked up at the sink before it is sent")
-
 // Stats are the outbox's figures.
 type Stats struct {
 	// BacklogEvents is exact up to 10,000 events that are in no batch yet, and
@@ -150,39 +140,6 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
 	}
 	return stats, nil
-}
-
-// Poll tells whether there may be work to cut or to claim. It is the poll: one
-// statement, outside of any lock. It also finds what the hints hide: an event
-// that committed long after others with higher ids gets the lowWatermark lowered, so
-// that the next Cut takes it.
-func (s *Store) Poll(ctx context.Context) (work bool, err error) {
-	s.mu.Lock()
-	lowWatermark, cuts := s.lowWatermark, s.cuts
-	s.mu.Unlock()
-	var seen struct {
-		LateCommit  int64         `db:"late_commit"`
-		AboveFloor  bool          `db:"above_floor"`
-		OldestBatch uuid.NullUUID `db:"oldest_batch"`
-		LastCutAt   sql.NullTime  `db:"last_cut_at"`
-	}
-	if err := s.db.GetContext(ctx, &seen, s.sql(pollSQL), lowWatermark, cuts); err != nil {
-		return false, fmt.Errorf("look for work: %w", err)
-	}
-	oldest := seen.OldestBatch.UUID
-	if !seen.OldestBatch.Valid && seen.LastCutAt.Valid {
-		// Whatever is cut from now on is younger, also where a cut is under way.
-		oldest = firstBatchID(seen.LastCutAt.Time)
-	}
-	s.mu.Lock()
-	s.oldestBatch = oldest
-	s.mu.Unlock()
-	if seen.LateCommit > 0 {
-		if err := s.lowerWatermark(ctx, seen.LateCommit-1); err != nil {
-			return false, err
-		}
-	}
-	return seen.AboveFloor || seen.OldestBatch.Valid || seen.LateCommit > 0, nil
 }
 
 func (s *Store) cutsHint() int64 {
@@ -217,50 +174,4 @@ func (s *Store) begin(ctx context.Context) (*sqlx.Tx, error) {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
 	return tx, nil
-}
-
-// newBatchID returns a UUID v7 of the database's time t, to the microsecond.
-// Cuts pass times that only rise, so batches are ordered by their ids.
-func newBatchID(t time.Time) uuid.UUID {
-	id := firstBatchID(t)
-	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
-	return id
-}
-
-// firstBatchID returns the lowest of the ids that newBatchID makes of t.
-func firstBatchID(t time.Time) uuid.UUID {
-	var id uuid.UUID
-	micros := t.UnixMicro()
-	fraction := micros % 1000 * 4096 / 1000
-	binary.BigEndian.PutUint64(id[:8], uint64(micros/1000)<<16|0x7000|uint64(fraction))
-	return id
-}
-
-// batchTime returns the time that newBatchID made the id of.
-func batchTime(id uuid.UUID) time.Time {
-	head := binary.BigEndian.Uint64(id[:8])
-	millis, fraction := int64(head>>16), int64(head&0xfff)
-	return time.UnixMicro(millis*1000 + (fraction*1000+4095)/4096)
-}
-
-// multirange returns the ids, which ascend, as PostgreSQL writes an
-// int8multirange.
-func multirange(ids []int64) string {
-	text := []byte{'{'}
-	for i := 0; i < len(ids); {
-		last := i
-		for last+1 < len(ids) && ids[last+1] == ids[last]+1 {
-			last++
-		}
-		if i > 0 {
-			text = append(text, ',')
-		}
-		text = append(text, '[')
-		text = strconv.AppendInt(text, ids[i], 10)
-		text = append(text, ',')
-		text = strconv.AppendInt(text, ids[last]+1, 10)
-		text = append(text, ')')
-		i = last + 1
-	}
-	return string(append(text, '}'))
 }

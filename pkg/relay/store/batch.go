@@ -1,0 +1,72 @@
+package store
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Batch is a manifest: which events one insert carries, and under which token.
+type Batch struct {
+	ID     uuid.UUID `db:"batch_id"`
+	Events int       `db:"event_count"`
+	Bytes  int64     `db:"byte_count"`
+	Token  string    `db:"token"`
+	// Sends counts the sends under Token that have happened or may have,
+	// with the one that the claim allows. Only if it is 1 does an "ok" of the
+	// sink prove that the events are there.
+	Attempts int `db:"attempts"`
+
+	EventIDs     string    `db:"event_ids"` // an int8multirange
+	AttemptedAt  time.Time `db:"last_attempt_at"`
+	DatabaseTime time.Time `db:"database_time"`
+}
+
+// newBatchID returns a UUID v7 of the database's time t, to the microsecond.
+// Cuts pass times that only rise, so batches are ordered by their ids.
+func newBatchID(t time.Time) uuid.UUID {
+	id := firstBatchID(t)
+	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
+	return id
+}
+
+// firstBatchID returns the lowest of the ids that newBatchID makes of t.
+func firstBatchID(t time.Time) uuid.UUID {
+	var id uuid.UUID
+	micros := t.UnixMicro()
+	fraction := micros % 1000 * 4096 / 1000
+	binary.BigEndian.PutUint64(id[:8], uint64(micros/1000)<<16|0x7000|uint64(fraction))
+	return id
+}
+
+// batchTime returns the time that newBatchID made the id of.
+func batchTime(id uuid.UUID) time.Time {
+	head := binary.BigEndian.Uint64(id[:8])
+	millis, fraction := int64(head>>16), int64(head&0xfff)
+	return time.UnixMicro(millis*1000 + (fraction*1000+4095)/4096)
+}
+
+// multirange returns the ids, which ascend, as PostgreSQL writes an
+// int8multirange.
+func multirange(ids []int64) string {
+	text := []byte{'{'}
+	for i := 0; i < len(ids); {
+		last := i
+		for last+1 < len(ids) && ids[last+1] == ids[last]+1 {
+			last++
+		}
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = append(text, '[')
+		text = strconv.AppendInt(text, ids[i], 10)
+		text = append(text, ',')
+		text = strconv.AppendInt(text, ids[last]+1, 10)
+		text = append(text, ')')
+		i = last + 1
+	}
+	return string(append(text, '}'))
+}
