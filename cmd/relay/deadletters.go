@@ -107,7 +107,7 @@ func writeTable(w io.Writer, letters []store.DeadLetter) error {
 	}
 	rows := []string{"ID\tDIED AT\tEVENT TYPE\tEVENT ID\tERROR"}
 	for _, letter := range letters {
-		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s", letter.ID, letter.DiedAt.Format(time.RFC3339),
+		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s", letter.ID, letter.DeadLetteredAt.Format(time.RFC3339),
 			letter.EventType, letter.EventID, shorten(printable(letter.Error))))
 	}
 	return writeRows(w, rows)
@@ -160,7 +160,7 @@ func showDeadLetter() cli.Command[*config.Relay] {
 func writeLetter(w io.Writer, letter store.DeadLetter) error {
 	err := writeRows(w, []string{
 		fmt.Sprint("id\t", letter.ID),
-		"dead_lettered_at\t" + letter.DiedAt.Format(time.RFC3339Nano),
+		"dead_lettered_at\t" + letter.DeadLetteredAt.Format(time.RFC3339Nano),
 		"error\t" + printable(letter.Error),
 		"batch_id\t" + letter.BatchID.String(),
 		fmt.Sprint("outbox_event_id\t", letter.OutboxEventID),

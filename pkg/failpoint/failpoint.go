@@ -1,9 +1,8 @@
-// Package failpoint names the steps of delivery at which a test ends or stops a
-// program. Only the build tag failpoints makes them more than a name: without
-// it At does nothing, and the compiler leaves nothing of it.
+// Package failpoint names the steps of delivery at which a test kills or suspends a
+// program. Without the build tag failpoints, At does nothing, and the compiler removes it.
 package failpoint
 
-// Point is a step: the program has just done what the name says, unless it says
+// Point is a step: the program has just done what the name says, unless the name says
 // before.
 type Point string
 
@@ -13,27 +12,27 @@ const (
 	PublishBefore    Point = "publish-before"    // nothing of the event is written
 	PublishInserted  Point = "publish-inserted"  // in the caller's transaction
 	KeyKept          Point = "key-kept"          // with the answer, in the same
-	PublishCommitted Point = "publish-committed" // and the caller knows nothing of it yet
+	PublishCommitted Point = "publish-committed" // and the caller does not know it yet
 
 	CutLocked       Point = "cut-locked"
-	CutWritten      Point = "cut-written" // a manifest, in the transaction
+	CutWritten      Point = "cut-written" // a batch, in the transaction
 	CutBeforeCommit Point = "cut-before-commit"
 	CutCommitted    Point = "cut-committed"
 
-	WatermarkBeforeCommit Point = "watermark-before-commit" // the floor is lowered
-	HistoryBeforeCommit   Point = "history-before-commit"   // everything is suspect
+	WatermarkBeforeCommit Point = "watermark-before-commit" // the low watermark is lowered
+	HistoryBeforeCommit   Point = "history-before-commit"   // all events are unverified
 	HistoryCommitted      Point = "history-committed"
 
 	ClaimBefore Point = "claim-before"
-	ClaimMarked Point = "claim-marked" // committed: the batch counts as sent
+	ClaimMarked Point = "claim-marked" // committed: the attempt is counted
 	ClaimLeased Point = "claim-leased"
 
-	FlushRead         Point = "flush-read"         // the events, into memory; the deadline runs
+	FlushRead         Point = "flush-read"         // the events, into memory. The deadline runs
 	FlushBegun        Point = "flush-begun"        // the sink knows the statement, and no rows
 	FlushAcknowledged Point = "flush-acknowledged" // and acknowledged
 
 	ResolveRead          Point = "resolve-read"   // the events' keys
-	ResolveWaited        Point = "resolve-waited" // no earlier send runs
+	ResolveWaited        Point = "resolve-waited" // no earlier insert is in flight
 	ResolveChecked       Point = "resolve-checked"
 	ReinsertAcknowledged Point = "reinsert-acknowledged" // under the same token, and acknowledged
 	ReinsertWaited       Point = "reinsert-waited"
@@ -49,15 +48,15 @@ const (
 	ShrinkDeleted          Point = "shrink-deleted" // some of the events, in the transaction
 	ShrinkBeforeCommit     Point = "shrink-before-commit"
 	ShrinkCommitted        Point = "shrink-committed"
-	SplitDeleted           Point = "split-deleted" // the manifest, in the transaction
+	SplitDeleted           Point = "split-deleted" // the batch, in the transaction
 	SplitBeforeCommit      Point = "split-before-commit"
 	SplitCommitted         Point = "split-committed"
 
 	RequeueBeforeCommit Point = "requeue-before-commit" // dead letters are events again
-	RequeueCommitted    Point = "requeue-committed"     // and whoever asked for it knows nothing of it yet
+	RequeueCommitted    Point = "requeue-committed"     // and the operator does not know it yet
 )
 
-// All are all of them.
+// All lists every failpoint.
 var All = []Point{
 	KeyTaken, PublishBefore, PublishInserted, KeyKept, PublishCommitted,
 	CutLocked, CutWritten, CutBeforeCommit, CutCommitted,

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// backoff grows from base to limit, doubling, and spreads each delay over its
-// upper half, so that what failed together does not come back together.
+// backoff doubles a delay from base up to limit. It adds jitter over the delay's
+// upper half, so that relays that failed together do not retry together.
 type backoff struct {
 	base, limit time.Duration
 }
 
-// delay returns the pause after the n-th failure in a row, n from 1.
+// delay returns the pause after n consecutive failures, n from 1.
 func (b backoff) delay(n int) time.Duration {
 	d := b.base
 	for ; n > 1 && d < b.limit; n-- {

@@ -5,23 +5,22 @@ import (
 	"sync"
 )
 
-// budget bounds the bytes of the batches that a process holds at once, however
-// many workers it has. A batch that is larger than the whole budget goes when
-// nothing else is held.
+// budget bounds the bytes of all batches that the process holds. A batch that is
+// larger than the whole budget is claimed when no other is held.
 type budget struct {
 	limit int64
 
-	claiming sync.Mutex // one claim at a time knows what is free
+	claiming sync.Mutex // held by a claim, so that what is free stays free
 
 	mu   sync.Mutex
 	held int64
 }
 
-// unlimited is what a claim may take while nothing is held.
+// unlimited is the bound of a claim while no batch is held.
 const unlimited = int64(1) << 62
 
-// take runs claim with the bytes that it may take and records what it took.
-// Zero bytes mean that it took nothing.
+// take calls claim with the bytes that it may take, and records how many it took.
+// Zero bytes mean that it claimed no batch.
 func (b *budget) take(ctx context.Context, claim func(ctx context.Context, maxBytes int64) (int64, error)) error {
 	b.claiming.Lock()
 	defer b.claiming.Unlock()
@@ -41,7 +40,7 @@ func (b *budget) take(ctx context.Context, claim func(ctx context.Context, maxBy
 	return err
 }
 
-// give returns what a batch took.
+// give returns the bytes of a batch.
 func (b *budget) give(bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -10,11 +10,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// circuit keeps the workers from a sink that does not take inserts, whatever
-// the batch. While it is open nobody claims or cuts, so that an outage burns no
-// batch's sends and holds no transaction open. After a pause one worker probes
-// the sink and then, as the trial, sends one batch: only an insert that
-// succeeds forgets the failures before.
+// circuit is the circuit breaker of the sink. While it is open, nobody claims or
+// cuts, so that an outage uses no attempts and holds no transaction open. After a
+// pause one worker probes the sink and then delivers one batch as the trial. Only a
+// successful insert resets the failures.
 type circuit struct {
 	probe   func(context.Context) error
 	backoff backoff
@@ -23,11 +22,11 @@ type circuit struct {
 	mu       sync.Mutex
 	state    circuitState
 	failures int
-	unknown  int       // errors in a row of which nobody knows whose they are
-	until    time.Time // when open: the earliest probe
+	unknown  int       // consecutive errors that the batch or the sink may cause
+	until    time.Time // if open: the earliest probe
 	cause    error
-	checked  bool          // the probe has succeeded before
-	changed  chan struct{} // closed at each change of state
+	checked  bool          // a probe has succeeded
+	changed  chan struct{} // closed when the state changes
 }
 
 type circuitState int
@@ -35,8 +34,8 @@ type circuitState int
 const (
 	circuitClosed circuitState = iota
 	circuitOpen
-	circuitProbing // one worker asks the sink
-	circuitTrial   // one worker sends a batch
+	circuitProbing // one worker probes the sink
+	circuitTrial   // one worker delivers a batch
 )
 
 // newCircuit returns a circuit that is open and due for its first probe.
@@ -49,9 +48,9 @@ func newCircuit(probe func(context.Context) error, backoff backoff, log *slog.Lo
 
 var errNotChecked = errors.New("the sink has not been checked yet")
 
-// admit waits until the caller may claim a batch. It fails only with ctx's
-// error, and with a *sink.MisconfiguredError where the first probe finds the
-// sink unfit. Whoever was admitted reports succeeded, failed or idle.
+// admit waits until the caller may claim a batch. It returns ctx's error, or a
+// *sink.MisconfiguredError if the first probe finds one. The admitted caller reports
+// succeeded, failed or idle.
 func (c *circuit) admit(ctx context.Context) error {
 	for {
 		c.mu.Lock()
@@ -70,7 +69,7 @@ func (c *circuit) admit(ctx context.Context) error {
 				continue
 			}
 		case circuitProbing, circuitTrial:
-			pause = time.Hour // another worker's change ends it
+			pause = time.Hour // the other worker's change of state ends it
 		}
 		c.mu.Unlock()
 		select {
@@ -82,12 +81,12 @@ func (c *circuit) admit(ctx context.Context) error {
 	}
 }
 
-// try probes the sink, and makes the caller the trial where it answers.
+// try probes the sink. If the probe succeeds, the caller's batch is the trial.
 func (c *circuit) try(ctx context.Context) (admitted bool, err error) {
 	err = c.probe(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	misconfigured, unfit := errors.AsType[*sink.MisconfiguredError](err)
+	misconfigured, isMisconfigured := errors.AsType[*sink.MisconfiguredError](err)
 	switch {
 	case err == nil:
 		c.checked = true
@@ -96,7 +95,7 @@ func (c *circuit) try(ctx context.Context) (admitted bool, err error) {
 	case ctx.Err() != nil:
 		c.set(circuitOpen)
 		return false, ctx.Err() //nolint:wrapcheck // the caller's own
-	case unfit && !c.checked:
+	case isMisconfigured && !c.checked:
 		c.set(circuitOpen)
 		return false, misconfigured
 	default:
@@ -113,8 +112,8 @@ func (c *circuit) succeeded(ctx context.Context) {
 	c.close(ctx)
 }
 
-// idle reports that the caller found nothing to send, or that what happened
-// says nothing about the sink's state.
+// idle reports that the caller found no batch, or that its attempt does not show
+// the sink's state.
 func (c *circuit) idle(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,12 +122,11 @@ func (c *circuit) idle(ctx context.Context) {
 	}
 }
 
-// maxUnknown is how many errors in a row that say nothing of the sink's state
-// do say that it takes no inserts.
+// maxUnknown is how many consecutive unknown errors open the circuit breaker.
 const maxUnknown = 5
 
-// failedUnknown reports an error that may be the batch's or the sink's: if one
-// batch after the other has them, it is the sink's.
+// failedUnknown reports an error that the batch or the sink may cause. If batch after
+// batch has one, the sink is the cause.
 func (c *circuit) failedUnknown(ctx context.Context, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,7 +136,7 @@ func (c *circuit) failedUnknown(ctx context.Context, err error) {
 	}
 }
 
-// failed reports an error that is the sink's state.
+// failed reports an error that is a state of the sink.
 func (c *circuit) failed(ctx context.Context, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,12 +144,11 @@ func (c *circuit) failed(ctx context.Context, err error) {
 }
 
 func (c *circuit) open(ctx context.Context, err error) {
-	// One line for an outage, and one more when its cause turns out to be
-	// something that the operator has to mend.
-	_, unfit := errors.AsType[*sink.MisconfiguredError](err)
-	_, wasUnfit := errors.AsType[*sink.MisconfiguredError](c.cause)
-	if c.cause == nil || errors.Is(c.cause, errNotChecked) || unfit && !wasUnfit {
-		c.log.ErrorContext(ctx, "the sink takes no inserts: events wait in the outbox", "err", err)
+	// An outage is logged once, and once more if the operator has to act.
+	_, misconfigured := errors.AsType[*sink.MisconfiguredError](err)
+	_, wasMisconfigured := errors.AsType[*sink.MisconfiguredError](c.cause)
+	if c.cause == nil || errors.Is(c.cause, errNotChecked) || misconfigured && !wasMisconfigured {
+		c.log.ErrorContext(ctx, "circuit breaker open", "err", err)
 	}
 	c.failures++
 	c.until = time.Now().Add(c.backoff.delay(c.failures))
@@ -164,13 +161,13 @@ func (c *circuit) close(ctx context.Context) {
 		return
 	}
 	if !errors.Is(c.cause, errNotChecked) {
-		c.log.InfoContext(ctx, "the sink takes inserts again")
+		c.log.InfoContext(ctx, "circuit breaker closed")
 	}
 	c.cause = nil
 	c.set(circuitClosed)
 }
 
-// set changes the state and wakes whoever waits for that.
+// set changes the state and wakes all waiters.
 func (c *circuit) set(state circuitState) {
 	c.state = state
 	close(c.changed)
@@ -194,7 +191,7 @@ func (c *circuit) awaitClosed(ctx context.Context) error {
 	}
 }
 
-// err returns why the circuit is not closed, or nil.
+// err returns nil if the circuit is closed, and otherwise the reason.
 func (c *circuit) err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,14 +6,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// deliverUntil claims batches and delivers them until ctx ends; what it has
-// claimed by then it goes on with until sending ends.
-func (r *Relay) deliverUntil(ctx, sending context.Context) error {
+// deliverUntil claims batches and delivers them until ctx ends. It then finishes
+// the batch that it has claimed, unless delivering ends.
+func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 	for {
 		if err := r.circuit.admit(ctx); err != nil {
 			return err
 		}
-		lease, err := r.claim(sending)
+		lease, err := r.claim(delivering)
 		switch {
 		case err != nil:
 			failures := r.postgres.failed(ctx, r.log, err)
@@ -27,13 +27,13 @@ func (r *Relay) deliverUntil(ctx, sending context.Context) error {
 			}
 		default:
 			r.busy.Add(1)
-			r.room.send(1)
-			r.work.send(1) // where one batch was, there may be more
-			r.deliver(sending, lease)
+			r.capacity.send(1)
+			r.work.send(1) // there may be more batches
+			r.deliver(delivering, lease)
 			r.budget.give(lease.Bytes)
 			r.busy.Add(-1)
-			r.room.send(1)
-			r.work.send(1) // there is memory again
+			r.capacity.send(1)
+			r.work.send(1) // the next batch fits into memory again
 		}
 		r.circuit.idle(ctx)
 	}

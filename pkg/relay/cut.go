@@ -9,35 +9,35 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// minCutInterval is the least time between two looks for a full batch while
+// minCutInterval is the least time between two attempts to find a full batch while
 // the linger runs or a batch waits.
 const minCutInterval = 250 * time.Millisecond
 
-// cutUntil cuts batches until ctx ends. Most of the time it waits: for a
-// wake-up, for the rest of the linger, for room, or for the poll.
+// cutUntil cuts batches until ctx ends. Between two cuts it waits for a wake-up, the
+// rest of the linger, capacity, or the next poll.
 func (r *Relay) cutUntil(ctx context.Context) error {
-	lastLook := time.Time{}
+	lastPoll := time.Time{}
 	for {
 		if err := r.circuit.awaitClosed(ctx); err != nil {
 			return err
 		}
-		// The poll also finds what the store's hints hide, so it is due even
-		// if wake-ups keep coming.
+		// The poll also finds what the store's hints hide, so wake-ups do not put it
+		// off.
 		work := true
 		var err error
-		if time.Since(lastLook) >= r.o.PollInterval {
+		if time.Since(lastPoll) >= r.o.PollInterval {
 			if work, err = r.o.Store.Poll(ctx); err == nil {
-				lastLook = time.Now()
+				lastPoll = time.Now()
 				if work {
 					r.work.send(r.o.Workers)
 				}
 			}
 		}
 		select {
-		case <-r.room: // what follows sees it
+		case <-r.capacity: // this cut uses it
 		default:
 		}
-		linger := r.pace()
+		linger := r.linger()
 		var cut store.Cut
 		if work && err == nil {
 			cut, err = r.o.Store.Cut(ctx, linger)
@@ -46,7 +46,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return ctx.Err() //nolint:wrapcheck // the end that was asked for
 		case errors.Is(err, store.ErrHistoryChanged):
-			r.log.ErrorContext(ctx, "batches will be resolved before they are sent", "err", err)
+			r.log.ErrorContext(ctx, "resolving all batches", "err", err)
 			continue
 		case err != nil:
 			failures := r.postgres.failed(ctx, r.log, err)
@@ -60,48 +60,29 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 				continue
 			}
 		}
-		r.awaitCut(ctx, cut, linger > r.linger(), time.Until(lastLook.Add(r.o.PollInterval)))
+		r.awaitNextCut(ctx, cut, linger > r.minLinger(), time.Until(lastPoll.Add(r.o.PollInterval)))
 	}
 }
 
-// fullOnly is a linger that never passes.
-const fullOnly = time.Duration(math.MaxInt64)
-
-// pace is the linger of the next cut, longer while batches are sent. Where no worker
-// is free, what does not fill a batch would only wait in one, and what comes later in
-// another. And inserts that overlap mostly slow each other down: while a batch is under
-// way, the next is put off for as long as the last one took that was settled at once,
-// so that one which hangs holds nothing up for longer.
-func (r *Relay) pace() time.Duration {
-	switch busy := int(r.busy.Load()); busy {
-	case 0:
-		return r.linger()
-	case r.o.Workers:
-		return fullOnly
-	default:
-		return max(r.linger(), time.Duration(r.took.Load()))
-	}
-}
-
-// awaitCut waits until it makes sense to try again after cut. paced says that a
-// worker which becomes free is a reason to.
-func (r *Relay) awaitCut(ctx context.Context, cut store.Cut, paced bool, untilPoll time.Duration) {
-	var room, wake <-chan struct{}
-	if paced {
-		room = r.room
+// awaitNextCut waits until another cut may find events. extended says that busy
+// workers have extended the linger, so that a worker that becomes free ends the wait.
+func (r *Relay) awaitNextCut(ctx context.Context, cut store.Cut, extended bool, untilPoll time.Duration) {
+	var capacity, wake <-chan struct{}
+	if extended {
+		capacity = r.capacity
 	}
 	wait := untilPoll
 	switch {
-	case cut.More: // batches wait, perhaps of another relay, whose workers are busy
+	case cut.More: // batches wait; another relay with busy workers may have cut them
 		r.work.send(1)
-		room = r.room
-		if cut.Wait > 0 { // who claims them makes room here or there
+		capacity = r.capacity
+		if cut.Wait > 0 { // any relay may claim them
 			wait = min(wait, max(cut.Wait, minCutInterval))
 		}
-	case cut.Wait > minCutInterval: // a full batch need not wait for the linger
+	case cut.Wait > minCutInterval: // a full batch does not wait for the linger
 		select {
 		case <-ctx.Done():
-		case <-room:
+		case <-capacity:
 			return
 		case <-time.After(minCutInterval):
 		}
@@ -113,8 +94,27 @@ func (r *Relay) awaitCut(ctx context.Context, cut store.Cut, paced bool, untilPo
 	}
 	select {
 	case <-ctx.Done():
-	case <-room:
+	case <-capacity:
 	case <-wake:
 	case <-time.After(max(0, wait)):
+	}
+}
+
+// fullOnly is a linger that never passes.
+const fullOnly = time.Duration(math.MaxInt64)
+
+// linger returns the linger of the next cut. Busy workers extend it. With all workers
+// busy, a partial batch would only queue, and later events would go into another.
+// With some workers busy, inserts that overlap slow each other down: the cut waits
+// for the duration of the last batch that was settled at its first attempt. An
+// insert that hangs delays it no longer than that.
+func (r *Relay) linger() time.Duration {
+	switch busy := int(r.busy.Load()); busy {
+	case 0:
+		return r.minLinger()
+	case r.o.Workers:
+		return fullOnly
+	default:
+		return max(r.minLinger(), time.Duration(r.took.Load()))
 	}
 }

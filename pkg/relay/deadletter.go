@@ -7,9 +7,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// deadLetterBad takes the events that the sink can never hold out of the batch. Nothing
-// of the batch has been sent, now or in earlier sends that were not resolved.
-func (d *delivery) deadLetterBad(ctx context.Context, bad *sink.BadEventsError) (string, error) {
+// deadLetterBadEvents takes the events that the sink can never store out of the
+// batch. The batch is absent from the sink: this attempt has sent nothing, and
+// earlier attempts were resolved.
+func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsError) (string, error) {
 	records, err := d.lease.Keys(ctx)
 	if err != nil {
 		return "", err
@@ -18,28 +19,30 @@ func (d *delivery) deadLetterBad(ctx context.Context, bad *sink.BadEventsError) 
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	var part store.Part
+	var outcome store.Outcome
 	for i, record := range records {
 		if cause, isBad := causes[i]; isBad {
-			part.Dead = append(part.Dead, store.Dead{ID: record.ID, Cause: cause})
+			outcome.Refused = append(outcome.Refused, store.Refused{ID: record.ID, Cause: cause})
 		} else {
-			part.Rest = append(part.Rest, record.ID)
+			outcome.Remaining = append(outcome.Remaining, record.ID)
 		}
 	}
-	return d.deadLetter(ctx, records, part)
+	return d.deadLetter(ctx, records, outcome)
 }
 
-func (d *delivery) deadLetter(ctx context.Context, records []store.Record, part store.Part) (string, error) {
-	if err := d.lease.Shrink(ctx, part); err != nil {
+// deadLetter makes dead letters of the refused events. The remaining events stay
+// in the batch.
+func (d *delivery) deadLetter(ctx context.Context, records []store.Record, outcome store.Outcome) (string, error) {
+	if err := d.lease.Shrink(ctx, outcome); err != nil {
 		return "", err
 	}
-	d.metrics.events.WithLabelValues("dead").Add(float64(len(part.Dead)))
-	dead := make([]int64, len(part.Dead))
-	for i := range part.Dead {
-		dead[i] = part.Dead[i].ID
+	d.metrics.events.WithLabelValues(resultDeadLettered).Add(float64(len(outcome.Refused)))
+	ids := make([]int64, len(outcome.Refused))
+	for i := range outcome.Refused {
+		ids[i] = outcome.Refused[i].ID
 	}
-	d.logOf(among(records, dead)).ErrorContext(ctx, "events were refused for their data and are dead letters now",
-		"dead", len(dead), "err", part.Dead[0].Cause)
+	d.logWithTraces(among(records, ids)).ErrorContext(ctx, "events dead-lettered",
+		"dead_lettered", len(ids), "err", outcome.Refused[0].Cause)
 	d.work.send(1)
 	return resultSplit, nil
 }

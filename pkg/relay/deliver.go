@@ -12,11 +12,11 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// deliver brings the batch as far as it gets and ends its lease.
+// deliver makes one attempt at the batch and ends its lease.
 func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	defer lease.Release()
-	// A hub of its own: a hub keeps the transaction that was last begun on it, and
-	// batches are delivered side by side.
+	// Each attempt has its own hub: a hub keeps the transaction that was last
+	// started on it, and the workers deliver at the same time.
 	ctx = sentry.SetHubOnContext(ctx, sentry.CurrentHub().Clone())
 	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
 	defer transaction.Finish()
@@ -31,16 +31,16 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	transaction.Status = sentry.SpanStatusOK
 	if err != nil {
 		transaction.Status = sentry.SpanStatusInternalError
-		result, err = d.giveBack(ctx, err)
+		result, err = d.retry(ctx, err)
 	}
-	if err != nil { // PostgreSQL's: the lease is lost, and the next claimer resolves the batch
+	if err != nil { // PostgreSQL failed: the lease is lost, and the next claim resolves the batch
 		result = resultReleased
 		if ctx.Err() == nil {
 			r.postgres.failed(ctx, r.log, err)
 		}
 	}
 	r.metrics.batches.WithLabelValues(result).Inc()
-	d.log.DebugContext(ctx, "the batch was worked on", "result", result, "duration", time.Since(d.start))
+	d.log.DebugContext(ctx, "batch attempt ended", "result", result, "duration", time.Since(d.start))
 }
 
 // delivery is one attempt at one batch.
@@ -49,26 +49,26 @@ type delivery struct {
 	lease *store.Lease
 	log   *slog.Logger
 	start time.Time
-	skew  time.Duration // the database's clock ahead of ours
+	skew  time.Duration // the database's clock minus ours
 }
 
-// sinkError marks what the sink returned, as against the outbox.
+// sinkError marks an error of the sink. Other errors are the outbox's.
 type sinkError struct{ error }
 
 func (e sinkError) Unwrap() error { return e.error }
 
-// run sends the batch if nobody has, and otherwise finds out what became of
-// the earlier sends first. An error that it returns has left the lease open.
+// run flushes the batch if this is its first attempt, and otherwise resolves the
+// earlier attempts. If it returns an error, the lease is still open.
 func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if d.lease.Attempts > 1 {
 		return d.resolve(ctx, nil)
 	}
-	events, err := d.insert(ctx)
+	events, err := d.flush(ctx)
 	if err != nil {
-		return d.failed(ctx, err)
+		return d.insertFailed(ctx, err)
 	}
-	// The first send under its token, acknowledged: the one "ok" that is a
-	// proof.
+	// Only the acknowledgement of a token's first insert proves that the events
+	// are present.
 	if err := d.settle(ctx, events); err != nil {
 		return "", err
 	}
@@ -76,11 +76,11 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	return resultSettled, nil
 }
 
-// failed decides what follows an insert that failed: only an error that has
-// the data as its cause changes the batch.
-func (d *delivery) failed(ctx context.Context, err error) (string, error) {
+// insertFailed decides what follows a failed insert. Only an error that the data
+// caused changes the batch.
+func (d *delivery) insertFailed(ctx context.Context, err error) (string, error) {
 	if bad, ok := errors.AsType[*sink.BadEventsError](err); ok {
-		return d.deadLetterBad(ctx, bad)
+		return d.deadLetterBadEvents(ctx, bad)
 	}
 	if sink.ClassOf(err) == sink.Permanent {
 		return d.resolve(ctx, err)
@@ -88,14 +88,13 @@ func (d *delivery) failed(ctx context.Context, err error) (string, error) {
 	return "", err
 }
 
-// giveBack ends a delivery that failed. What is the sink's state opens the
-// circuit; what may be the batch's own puts the batch off. An error that it
-// returns is PostgreSQL's.
-func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
+// retry ends a failed attempt. An error that is a state of the sink opens the
+// circuit breaker. An error that may be caused by the batch delays its next attempt.
+// retry returns only PostgreSQL's errors.
+func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 	if errors.Is(err, store.ErrEventsMissing) {
 		delay := d.backoff.delay(d.lease.Attempts)
-		d.log.ErrorContext(ctx, "the batch cannot be delivered as long as events of it are missing in the outbox",
-			"err", err, "delay", delay)
+		d.log.ErrorContext(ctx, "events missing from outbox", "err", err, "delay", delay)
 		if err := d.lease.Retry(ctx, err, delay); err != nil {
 			return "", err
 		}
@@ -105,31 +104,30 @@ func (d *delivery) giveBack(ctx context.Context, err error) (string, error) {
 	if !fromSink {
 		return "", err
 	}
-	if ctx.Err() != nil { // the stop's deadline ended the send
+	if ctx.Err() != nil { // the shutdown timeout has ended the insert
 		return "", err
 	}
 	cause, delay := failure.error, time.Duration(0)
 	class := sink.ClassOf(cause)
-	if _, unfit := errors.AsType[*sink.MisconfiguredError](cause); unfit {
+	if _, misconfigured := errors.AsType[*sink.MisconfiguredError](cause); misconfigured {
 		class = sink.Unavailable
 	}
 	switch class {
 	case sink.Unavailable, sink.Overloaded:
 		if class == sink.Overloaded {
-			d.strained()
+			d.raiseBackpressure()
 		}
 		d.circuit.failed(ctx, cause)
 		if d.lease.Attempts > 1 {
-			// It may be this batch that the sink fails over: another one is
-			// the next trial.
+			// This batch may be the cause. The next trial takes another one.
 			delay = d.backoff.delay(d.lease.Attempts)
-			d.log.WarnContext(ctx, "the batch has failed again", "err", cause, "delay", delay)
+			d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay)
 		}
 	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Attempts)
-		if !errors.Is(cause, errStillRunning) {
+		if !errors.Is(cause, errInsertInFlight) {
 			d.circuit.failedUnknown(ctx, cause)
-			d.log.ErrorContext(ctx, "the batch was not delivered and is tried again", "err", cause, "delay", delay)
+			d.log.ErrorContext(ctx, "batch failed", "err", cause, "delay", delay)
 		}
 		time.AfterFunc(delay, func() { d.work.send(1) })
 	}

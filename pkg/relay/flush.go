@@ -10,11 +10,11 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// insert reads the batch's events and sends them.
-func (d *delivery) insert(ctx context.Context) (*delivered, error) {
+// flush reads the batch's events and inserts them.
+func (d *delivery) flush(ctx context.Context) (*delivered, error) {
 	events := &sink.Events{}
 	events.Grow(d.lease.Events)
-	sent := newDelivered(d.lease.Events)
+	inserted := newDelivered(d.lease.Events)
 	err := d.lease.Read(ctx, func(record store.Record) error {
 		events.EventID = append(events.EventID, record.EventID)
 		events.EventType = append(events.EventType, record.EventType)
@@ -22,26 +22,26 @@ func (d *delivery) insert(ctx context.Context) (*delivered, error) {
 		events.Environment = append(events.Environment, record.Environment)
 		events.EventContext = append(events.EventContext, record.EventContext)
 		events.MetadataVersion = append(events.MetadataVersion, uint64(record.MetadataVersion)) //nolint:gosec // never negative
-		sent.add(&record)
+		inserted.add(&record)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	// The deadline counts from before the lease was last seen to hold: whoever is
-	// stopped from here on, and goes on when another has delivered the batch and
-	// the sink has forgotten its token, sends nothing.
+	// The deadline counts from before the lease is verified. A process that is
+	// suspended here must not insert late: meanwhile another may deliver the batch
+	// and the sink forget its token.
 	start := time.Now()
 	if err := d.lease.Verify(ctx); err != nil {
 		return nil, err
 	}
-	flush, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
+	insertCtx, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
 	defer cancel()
 	failpoint.At(failpoint.FlushRead)
-	err = d.o.Sink.Insert(flush, sink.Batch{Token: d.lease.Token, Events: events})
+	err = d.o.Sink.Insert(insertCtx, sink.Batch{Token: d.lease.Token, Events: events})
 	if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
 		d.metrics.flush.Observe(time.Since(start).Seconds())
-		d.metrics.sent.Add(float64(d.lease.Events))
+		d.metrics.attempted.Add(float64(d.lease.Events))
 	}
 	if err != nil {
 		return nil, sinkError{err}
@@ -49,6 +49,6 @@ func (d *delivery) insert(ctx context.Context) (*delivered, error) {
 	failpoint.At(failpoint.FlushAcknowledged)
 	d.metrics.rows.Observe(float64(d.lease.Events))
 	d.circuit.succeeded(ctx)
-	d.relieved()
-	return sent, nil
+	d.lowerBackpressure()
+	return inserted, nil
 }

@@ -11,54 +11,60 @@ import (
 
 // The values of the label result of diehard_relay_batches_total.
 const (
-	resultSettled      = "settled"       // the first send was acknowledged
-	resultResolved     = "resolved"      // asking the sink found the batch delivered
-	resultRetried      = "retried"       // given back after an error
-	resultTokenRenewed = "token_renewed" // given back under a new token
-	resultSplit        = "split"         // replaced by other batches
-	resultReleased     = "released"      // let go at a stop, or lost with PostgreSQL
+	resultSettled      = "settled"       // the first insert was acknowledged
+	resultResolved     = "resolved"      // a presence check found all events
+	resultRetried      = "retried"       // returned after an error
+	resultTokenRenewed = "token_renewed" // returned under a new token
+	resultSplit        = "split"         // divided, or reduced to a part of its events
+	resultReleased     = "released"      // released by a shutdown, or lost with PostgreSQL
+)
+
+// The values of the label result of diehard_relay_events_total.
+const (
+	resultDelivered    = "delivered"
+	resultDeadLettered = "dead_lettered"
 )
 
 type metrics struct {
-	events   *prometheus.CounterVec
-	batches  *prometheus.CounterVec
-	sent     prometheus.Counter
-	rows     prometheus.Histogram
-	flush    prometheus.Histogram
-	delivery prometheus.Histogram
+	events    *prometheus.CounterVec
+	batches   *prometheus.CounterVec
+	attempted prometheus.Counter
+	rows      prometheus.Histogram
+	flush     prometheus.Histogram
+	delivery  prometheus.Histogram
 }
 
 func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_events_total",
-			Help: "Events that left the outbox, by result: delivered, dead.",
+			Help: "Events that left the outbox, by result: delivered, dead_lettered.",
 		}, []string{"result"}),
 		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_batches_total",
-			Help: "Attempts at batches, by result: settled, resolved, retried, token_renewed, split, released.",
+			Help: "Attempts to deliver a batch, by result: settled, resolved, retried, token_renewed, split, released.",
 		}, []string{"result"}),
-		sent: prometheus.NewCounter(prometheus.CounterOpts{
+		attempted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "diehard_relay_events_attempted_total",
-			Help: "Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.",
+			Help: "Events in inserts, failed ones included. More than the delivered events: the cost of faults and refused events.",
 		}),
 		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_batch_rows",
-			Help:    "Events in each batch that was sent.",
+			Help:    "Events in each acknowledged insert.",
 			Buckets: prometheus.ExponentialBuckets(1, 4, 11),
 		}),
 		flush: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_flush_seconds",
-			Help:    "Time of each insert into the sink, whatever its outcome.",
+			Help:    "Time of each insert into the sink, failed ones included.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
 		}),
 		delivery: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_delivery_seconds",
-			Help:    "Time of each event from its publishing to the sink's acknowledgement.",
+			Help:    "Time from the publishing of each event to its acknowledgement by the sink.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 20),
 		}),
 	}
-	for _, result := range []string{"delivered", "dead"} {
+	for _, result := range []string{resultDelivered, resultDeadLettered} {
 		m.events.WithLabelValues(result)
 	}
 	for _, result := range []string{
@@ -66,10 +72,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 	} {
 		m.batches.WithLabelValues(result)
 	}
-	registry.MustRegister(m.events, m.batches, m.sent, m.rows, m.flush, m.delivery,
+	registry.MustRegister(m.events, m.batches, m.attempted, m.rows, m.flush, m.delivery,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "diehard_relay_circuit_open",
-			Help: "1 while this relay sends nothing because the sink takes no inserts.",
+			Help: "1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.",
 		}, func() float64 {
 			if circuitOpen() {
 				return 1
@@ -79,18 +85,18 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 	return m
 }
 
-// observe records the delivery of events that were published at these times,
-// in microseconds since 1970.
+// observe records the delivery of events that were published at these times, in
+// microseconds since 1970.
 func (m *metrics) observe(published []int64, acknowledged time.Time) {
 	now := acknowledged.UnixMicro()
 	for _, at := range published {
 		m.delivery.Observe(float64(max(0, now-at)) / 1e6)
 	}
-	m.events.WithLabelValues("delivered").Add(float64(len(published)))
+	m.events.WithLabelValues(resultDelivered).Add(float64(len(published)))
 }
 
-// outboxCollector reads the outbox's figures when it is scraped: at a cost
-// that does not grow with the outbox, and at most statsTimeout long.
+// outboxCollector reads the outbox's figures at each scrape, within statsTimeout. The
+// cost does not grow with the outbox.
 type outboxCollector struct {
 	store                             *store.Store
 	backlog, age, batches, deadLetter *prometheus.Desc
@@ -102,13 +108,13 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 	return &outboxCollector{
 		store: s,
 		backlog: prometheus.NewDesc("diehard_outbox_backlog_events",
-			"Events in the outbox; an estimate where more than 10,000 are in no batch yet.", nil, nil),
+			"Events in the outbox. An estimate if more than 10,000 are not in a batch yet.", nil, nil),
 		age: prometheus.NewDesc("diehard_outbox_oldest_event_age_seconds",
 			"Age of the oldest event in the outbox, 0 if it is empty.", nil, nil),
 		batches: prometheus.NewDesc("diehard_outbox_batches",
-			"Batches that wait or are being sent, of the whole fleet.", nil, nil),
+			"Batches of the whole fleet that wait or are being delivered.", nil, nil),
 		deadLetter: prometheus.NewDesc("diehard_relay_dead_letters",
-			"Events that the sink could not take, kept for the operator; 10,000 stands for as many or more.", nil, nil),
+			"Events that the sink refused, kept for the operator. 10,000 means 10,000 or more.", nil, nil),
 	}
 }
 
@@ -119,8 +125,8 @@ func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. Without PostgreSQL there are no
-// figures: old ones would mislead.
+// Collect implements prometheus.Collector. Without PostgreSQL it returns no figures,
+// because old ones would mislead.
 func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), statsTimeout)
 	defer cancel()

@@ -6,26 +6,26 @@ import (
 	"sync"
 )
 
-// postgresState remembers whether PostgreSQL answers, so that an outage is one
-// line in the log.
+// postgresState is whether PostgreSQL answers. It logs an outage once.
 type postgresState struct {
 	mu       sync.Mutex
 	failures int
 	cause    error
 }
 
+// err returns the error of the outage, or nil.
 func (p *postgresState) err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.cause
 }
 
-// failed returns how many failures there have been in a row.
+// failed returns the number of consecutive failures.
 func (p *postgresState) failed(ctx context.Context, log *slog.Logger, err error) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cause == nil {
-		log.ErrorContext(ctx, "the outbox cannot be worked on", "err", err)
+		log.ErrorContext(ctx, "outbox unavailable", "err", err)
 	}
 	p.cause = err
 	p.failures++
@@ -36,7 +36,7 @@ func (p *postgresState) succeeded(ctx context.Context, log *slog.Logger) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cause != nil {
-		log.InfoContext(ctx, "the outbox can be worked on again")
+		log.InfoContext(ctx, "outbox available again")
 	}
 	p.cause, p.failures = nil, 0
 }

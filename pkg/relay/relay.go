@@ -1,6 +1,6 @@
-// Package relay carries batches of events from the outbox to a sink: it cuts
-// what waits into batches, claims them, sends each and settles it. It knows
-// the sink by its contract only.
+// Package relay delivers events from the outbox to a sink: it cuts waiting events
+// into batches, claims a batch, inserts it and settles it. It knows the sink by the
+// interface only.
 package relay
 
 import (
@@ -29,36 +29,35 @@ const (
 	DefaultBackoffMax      = 30 * time.Second
 )
 
-// Options configure a Relay. Store, Sink, Log and Registry are required; a
-// duration or number that is zero takes its default.
+// Options configure a Relay. Store, Sink, Log and Registry are required. A duration
+// or number that is zero takes its default.
 type Options struct {
 	Store *store.Store
 	Sink  sink.Sink
-	// Published tells that events were published and BatchesCut that another
-	// relay has cut batches, before the next poll finds them. Both may be nil.
+	// Published wakes the relay when events were published, and BatchesCut when
+	// another relay has cut batches. Without them, the next poll finds both. Both may
+	// be nil.
 	Published, BatchesCut <-chan struct{}
 	Log                   *slog.Logger
-	// Registry takes the relay's and the outbox's metrics.
+	// Registry receives the metrics of the relay and of the outbox.
 	Registry prometheus.Registerer
 
-	// Workers is how many batches are sent at once, as far as MaxBytes allows.
+	// Workers is how many batches are delivered at the same time, if MaxBytes allows.
 	Workers int
-	// MaxBytes bounds the events that the process holds in memory at once,
-	// over all of its workers; store.DefaultMaxBytes by default. Where two of the
-	// Store's batches do not fit, one waits until the other is settled.
+	// MaxBytes bounds the events that the process holds in memory, over all workers.
+	// The default is store.DefaultMaxBytes. If two of the Store's batches do not fit,
+	// one waits until the other is settled.
 	MaxBytes int64
-	// Linger is the least time between two cuts of the fleet that do not fill
-	// a batch.
+	// Linger is the least time between two cuts of partial batches in the fleet.
 	Linger time.Duration
-	// PollInterval is how long an idle relay goes without looking for work
-	// when nothing wakes it.
+	// PollInterval is the time between two polls for work.
 	PollInterval time.Duration
-	// FlushTimeout bounds one insert, at the sink too.
+	// FlushTimeout bounds one insert, also its execution by the sink.
 	FlushTimeout time.Duration
-	// ShutdownTimeout is what Run gives the batches that are being sent when
-	// its context ends; then they are released.
+	// ShutdownTimeout is how long Run waits for deliveries when its context ends.
+	// Then it releases their batches.
 	ShutdownTimeout time.Duration
-	// BackoffMin and BackoffMax bound the pauses after failures in a row.
+	// BackoffMin and BackoffMax bound the pauses after consecutive failures.
 	BackoffMin, BackoffMax time.Duration
 }
 
@@ -86,7 +85,7 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Relay is one process's share of the fleet.
+// Relay is one process of the fleet.
 type Relay struct {
 	o       Options
 	log     *slog.Logger
@@ -95,25 +94,25 @@ type Relay struct {
 	budget  *budget
 	backoff backoff
 
-	work signal       // batches may be claimed
-	room signal       // a batch was claimed, or a worker is free: there may be room for more
-	busy atomic.Int32 // workers that have a batch
-	took atomic.Int64 // the nanoseconds of the last batch that was sent once and settled
+	work     signal       // batches may be claimed
+	capacity signal       // a batch was claimed, or a worker is free: more batches may be cut
+	busy     atomic.Int32 // workers that deliver a batch
+	took     atomic.Int64 // nanoseconds of the last batch that was settled at its first attempt
 
-	strain   atomic.Int32 // doublings of the linger under the sink's back-pressure
-	postgres postgresState
+	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
+	postgres     postgresState
 }
 
 // New returns a Relay and registers its metrics.
 func New(o Options) *Relay {
 	o.setDefaults()
 	r := &Relay{
-		o:       o,
-		log:     o.Log,
-		budget:  &budget{limit: o.MaxBytes},
-		backoff: backoff{base: o.BackoffMin, limit: o.BackoffMax},
-		work:    make(signal, o.Workers),
-		room:    make(signal, 1),
+		o:        o,
+		log:      o.Log,
+		budget:   &budget{limit: o.MaxBytes},
+		backoff:  backoff{base: o.BackoffMin, limit: o.BackoffMax},
+		work:     make(signal, o.Workers),
+		capacity: make(signal, 1),
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.metrics = newMetrics(o.Registry, func() bool { return r.circuit.err() != nil })
@@ -121,7 +120,7 @@ func New(o Options) *Relay {
 	return r
 }
 
-// Ready returns nil while the relay can deliver, and otherwise why not.
+// Ready returns nil if the relay can deliver, and otherwise the reason.
 func (r *Relay) Ready(context.Context) error {
 	if err := r.postgres.err(); err != nil {
 		return fmt.Errorf("postgresql: %w", err)
@@ -132,22 +131,22 @@ func (r *Relay) Ready(context.Context) error {
 	return nil
 }
 
-// Run delivers until ctx ends. Then it claims nothing more, finishes what is
-// being sent within ShutdownTimeout, releases the rest and returns nil. It
-// returns a *sink.MisconfiguredError where the sink, when first seen, cannot
-// keep the promise of delivery; other errors it outlives.
+// Run delivers until ctx ends. Then it claims no more batches, finishes deliveries
+// within ShutdownTimeout, releases other batches and returns nil. It returns a
+// *sink.MisconfiguredError if the first check finds that the sink cannot keep its
+// promises. It retries after all other errors.
 func (r *Relay) Run(ctx context.Context) error {
-	// What is being sent outlives ctx, until the time for it is up.
-	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopSending()
+	// Deliveries outlive ctx, until ShutdownTimeout has passed.
+	delivering, stopDelivering := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopDelivering()
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.cutUntil(ctx) })
 	for range r.o.Workers {
-		group.Go(func() error { return r.deliverUntil(ctx, sending) })
+		group.Go(func() error { return r.deliverUntil(ctx, delivering) })
 	}
 	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(r.o.ShutdownTimeout, stopSending)
+		time.AfterFunc(r.o.ShutdownTimeout, stopDelivering)
 	})
 	defer stop()
 
@@ -158,7 +157,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	return err //nolint:wrapcheck // the relay's own
 }
 
-// probe asks whether the sink is there and fit.
+// probe checks whether the sink is available and can keep its promises.
 func (r *Relay) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
 	defer cancel()

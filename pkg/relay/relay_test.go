@@ -33,7 +33,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
 )
 
-// patience is how long a spec waits for what must happen.
+// patience bounds the wait for an effect.
 const patience = 60 * time.Second
 
 var _ = Describe("Relay", func() {
@@ -124,9 +124,9 @@ var _ = Describe("Relay", func() {
 		return events, batches
 	}
 
-	// expectOnce waits until the outbox is empty and no relay has a batch any more,
-	// and then expects exactly n events at the sink, each once. A relay counts and
-	// logs after its commit, which has emptied the outbox.
+	// expectOnce waits until the outbox is empty and no relay has a batch. Then it
+	// expects exactly n events at the sink, each once. A relay counts and logs after the
+	// commit that empties the outbox.
 	expectOnce := func(ctx context.Context, n int) {
 		GinkgoHelper()
 		Eventually(ctx, func(g Gomega) {
@@ -137,7 +137,7 @@ var _ = Describe("Relay", func() {
 			Eventually(ctx, running.Idle).WithTimeout(patience).Should(BeTrue())
 		}
 		var rows, distinct int
-		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log WHERE event_type != 'burned'", &rows, &distinct)).To(Succeed())
+		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log WHERE event_type != 'foreign'", &rows, &distinct)).To(Succeed())
 		Expect(rows).To(Equal(n))
 		Expect(distinct).To(Equal(n))
 	}
@@ -164,8 +164,8 @@ var _ = Describe("Relay", func() {
 		return 0
 	}
 
-	// claimAndDie does what a worker does up to its first send, and then loses
-	// the lease, as if it had been killed. during is what it did with the sink.
+	// claimAndDie does what a worker does before its first insert, and then loses the
+	// lease, as if it was killed. during is what it did with the sink.
 	claimAndDie := func(ctx context.Context, during func(lease *store.Lease, events *sink.Events)) {
 		GinkgoHelper()
 		_, err := s.Cut(ctx, 0)
@@ -215,13 +215,13 @@ var _ = Describe("Relay", func() {
 			Expect(version).To(Equal(uint64(3)))
 		})
 
-		It("delivers many batches with several workers, and asks the sink nothing", func(ctx SpecContext) {
+		It("delivers many batches with several workers, without a query to the sink", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 100})
 			publishMany(ctx, 5_000)
 			start(func(o *relay.Options) { o.Workers = 4 })
 			expectOnce(ctx, 5_000)
 			Expect(batches("settled")).To(Equal(50))
-			Expect(clickHouse.questions.Load()).To(BeZero())
+			Expect(clickHouse.queries.Load()).To(BeZero())
 		})
 
 		It("is woken by a notification", func(ctx SpecContext) {
@@ -229,7 +229,7 @@ var _ = Describe("Relay", func() {
 			start(func(o *relay.Options) { o.Published = published; o.PollInterval = time.Hour })
 			publishMany(ctx, 1)
 			published <- struct{}{}
-			expectOnce(ctx, 1) // which it may have found by itself at its start
+			expectOnce(ctx, 1) // which the first poll may have found
 			for n := range 3 {
 				publishMany(ctx, 1)
 				published <- struct{}{}
@@ -237,7 +237,7 @@ var _ = Describe("Relay", func() {
 			}
 		})
 
-		It("finds by polling what nothing tells it of", func(ctx SpecContext) {
+		It("finds events by polling", func(ctx SpecContext) {
 			start()
 			for n := range 3 {
 				publishMany(ctx, 1)
@@ -245,7 +245,7 @@ var _ = Describe("Relay", func() {
 			}
 		})
 
-		It("claims a batch that another relay has cut without a word, when it comes to cut itself", func(ctx SpecContext) {
+		It("claims a batch that another relay has cut without a notification, at its next cut", func(ctx SpecContext) {
 			published := make(chan struct{})
 			start(func(o *relay.Options) { o.PollInterval, o.Published = time.Hour, published })
 			publishMany(ctx, 1)
@@ -259,8 +259,8 @@ var _ = Describe("Relay", func() {
 			expectOnce(ctx, 3)
 		})
 
-		// awaitCut waits until the relay has tried to cut what is there now. It takes
-		// the second signal when it is done with what the first has woken it for.
+		// awaitCut waits until the relay has tried to cut the events that wait now. It
+		// receives the second signal after the cut that follows the first.
 		awaitCut := func(ctx context.Context, published chan<- struct{}) {
 			GinkgoHelper()
 			for range 2 {
@@ -268,12 +268,12 @@ var _ = Describe("Relay", func() {
 			}
 		}
 
-		It("has what is published while its workers are busy leave in one batch", func(ctx SpecContext) {
+		It("delivers in one batch the events that are published while its workers are busy", func(ctx SpecContext) {
 			release, published := clickHouse.hold(), make(chan struct{})
 			start(func(o *relay.Options) { o.Workers, o.Published = 1, published })
 			publishMany(ctx, 1)
-			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(1)))
-			awaitCut(ctx, published) // it may have begun one when the worker was free
+			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(1)))
+			awaitCut(ctx, published) // a cut may have begun when the worker was free
 			publishMany(ctx, 1)
 			awaitCut(ctx, published)
 			publishMany(ctx, 1)
@@ -282,16 +282,16 @@ var _ = Describe("Relay", func() {
 			Expect(batches("settled")).To(Equal(2))
 		})
 
-		It("has no insert overlap another before the time of one has passed", func(ctx SpecContext) {
+		It("starts no overlapping insert before the duration of the last batch has passed", func(ctx SpecContext) {
 			release, published := clickHouse.hold(), make(chan struct{})
 			running := start(func(o *relay.Options) { o.Workers, o.Published = 3, published })
 			publishMany(ctx, 1)
-			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(1)))
-			publishMany(ctx, 1) // none is known to have taken any time
-			Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(2)))
+			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(1)))
+			publishMany(ctx, 1) // no duration is known yet
+			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(2)))
 
 			running.SetTook(time.Hour)
-			awaitCut(ctx, published) // it may have begun one before
+			awaitCut(ctx, published) // a cut may have begun before
 			publishMany(ctx, 1)
 			awaitCut(ctx, published)
 			publishMany(ctx, 1)
@@ -301,7 +301,7 @@ var _ = Describe("Relay", func() {
 			Expect(running.Took()).To(And(BeNumerically(">", 0), BeNumerically("<", time.Hour)))
 		})
 
-		It("sends one event that is larger than the memory it may hold", func(ctx SpecContext) {
+		It("delivers an event that is larger than MaxBytes", func(ctx SpecContext) {
 			large := outboxtest.JSON(`"` + strings.Repeat("x", 1<<20) + `"`)
 			s = store.New(db, store.Options{MaxBytes: 64 << 10})
 			publish(ctx, outbox.Event{}, outbox.Event{EventContext: large}, outbox.Event{})
@@ -309,30 +309,30 @@ var _ = Describe("Relay", func() {
 			expectOnce(ctx, 3)
 		})
 
-		It("shows its figures", func(ctx SpecContext) {
+		It("exports its metrics", func(ctx SpecContext) {
 			start()
 			publishMany(ctx, 7)
 			expectOnce(ctx, 7)
 			Expect(testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP diehard_outbox_backlog_events Events in the outbox; an estimate where more than 10,000 are in no batch yet.
+# HELP diehard_outbox_backlog_events Events in the outbox. An estimate if more than 10,000 are not in a batch yet.
 # TYPE diehard_outbox_backlog_events gauge
 diehard_outbox_backlog_events 0
-# HELP diehard_relay_circuit_open 1 while this relay sends nothing because the sink takes no inserts.
+# HELP diehard_relay_circuit_open 1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.
 # TYPE diehard_relay_circuit_open gauge
 diehard_relay_circuit_open 0
-# HELP diehard_relay_events_attempted_total Events in inserts, whatever the outcome: beyond the delivered ones, what faults and refused events cost.
+# HELP diehard_relay_events_attempted_total Events in inserts, failed ones included. More than the delivered events: the cost of faults and refused events.
 # TYPE diehard_relay_events_attempted_total counter
 diehard_relay_events_attempted_total 7
-# HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead.
+# HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead_lettered.
 # TYPE diehard_relay_events_total counter
-diehard_relay_events_total{result="dead"} 0
+diehard_relay_events_total{result="dead_lettered"} 0
 diehard_relay_events_total{result="delivered"} 7
 `), "diehard_outbox_backlog_events", "diehard_relay_circuit_open", "diehard_relay_events_attempted_total", "diehard_relay_events_total")).To(Succeed())
 		})
 	})
 
-	Describe("after a worker that died", func() {
-		It("sends what had not been sent", func(ctx SpecContext) {
+	Describe("after a worker has died", func() {
+		It("inserts a batch that was not inserted", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(*store.Lease, *sink.Events) {})
 			start()
@@ -340,10 +340,10 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("settles what had arrived, without sending it again", func(ctx SpecContext) {
+		It("settles a batch that is present, without another insert", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
-				// Under another token: a second send would double every row.
+				// Under another token: a second insert would double every row.
 				insert(ctx, "another-"+lease.Token, events)
 			})
 			start()
@@ -351,7 +351,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("sends only the rest of what had arrived in part", func(ctx SpecContext) {
+		It("inserts only the absent events of a batch that is present in part", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				insert(ctx, lease.Token, first(events, 4))
@@ -361,12 +361,12 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("split")).To(Equal(1))
 		})
 
-		It("gives a batch a new token whose token the sink knows without the rows", func(ctx SpecContext) {
+		It("renews the token of a batch if the sink knows the token without the rows", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) {
 				// Other rows under the token: the sink knows it from now on.
 				insert(ctx, lease.Token, &sink.Events{
-					EventID: []uuid.UUID{uuid.New()}, EventType: []string{"burned"},
+					EventID: []uuid.UUID{uuid.New()}, EventType: []string{"foreign"},
 					EventDateTime: []time.Time{time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)},
 					Environment:   []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
 				})
@@ -376,46 +376,46 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("token_renewed")).To(Equal(1))
 		})
 
-		It("waits while the dead worker's send is still running at the sink", func(ctx SpecContext) {
+		It("waits while the dead worker's insert is still in flight", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// The insert takes as long as its view sleeps.
 			testengines.Query(ctx, "clickhouse", target.HTTP, `CREATE MATERIALIZED VIEW slow ENGINE = Null AS
 				SELECT event_id FROM event_log WHERE NOT ignore(sleepEachRow(1))`)
-			sent, token := make(chan error, 1), ""
+			inserted, token := make(chan error, 1), ""
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				token = lease.Token
 				go func() {
-					sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events})
+					inserted <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events})
 				}()
 				Eventually(ctx, clickHouse.InFlight).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
 			})
 			start()
 			expectOnce(ctx, 3)
-			Expect(clickHouse.InFlight(ctx, token)).To(BeFalse(), "the relay settled before the send had ended")
-			Eventually(ctx, sent).WithTimeout(patience).Should(Receive(Not(HaveOccurred())))
+			Expect(clickHouse.InFlight(ctx, token)).To(BeFalse(), "the relay settled before the insert had ended")
+			Eventually(ctx, inserted).WithTimeout(patience).Should(Receive(Not(HaveOccurred())))
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("resolves what was cut under another history of PostgreSQL", func(ctx SpecContext) {
+		It("resolves events that were cut under another history of PostgreSQL", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
-			// The failover lost the cut: the events are back in no manifest.
+			// The failover lost the cut: the events are not in a batch.
 			db.MustExec("DELETE FROM outbox_batches")
 			db.MustExec("UPDATE outbox_cursor SET low_watermark = 0, next_low_watermark = 0, high_watermark = 0")
 			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 			s = store.New(db, store.Options{FlushTimeout: time.Second})
 			start()
 			expectOnce(ctx, 10)
-			Expect(log).To(gbytes.Say("resolved before they are sent"))
+			Expect(log).To(gbytes.Say("resolving all batches"))
 		})
 
-		It("waits for what is still running from another history, under a token that is lost", func(ctx SpecContext) {
+		It("waits for an insert of another history, whose token is lost", func(ctx SpecContext) {
 			publishMany(ctx, 3)
-			// It sleeps before anything is in place.
+			// It sleeps before the rows are stored.
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
-			sent := make(chan error, 1)
+			inserted := make(chan error, 1)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
-				go func() { sent <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
+				go func() { inserted <- clickHouse.Insert(ctx, sink.Batch{Token: lease.Token, Events: events}) }()
 				Eventually(ctx, clickHouse.InFlight).WithArguments(ctx, lease.Token).WithTimeout(patience).Should(BeTrue())
 			})
 			db.MustExec("DELETE FROM outbox_batches")
@@ -423,12 +423,12 @@ diehard_relay_events_total{result="delivered"} 7
 			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 			s = store.New(db, store.Options{FlushTimeout: 3 * time.Second})
 			start()
-			Eventually(ctx, sent).WithTimeout(patience).Should(Receive(Succeed()))
+			Eventually(ctx, inserted).WithTimeout(patience).Should(Receive(Succeed()))
 			expectOnce(ctx, 3)
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("says so, and does not stop, where somebody has deleted an event of a batch", func(ctx SpecContext) {
+		It("logs an error and delivers other batches if an event of a batch was deleted", func(ctx SpecContext) {
 			events := publishMany(ctx, 10)
 			_, err := s.Cut(ctx, 0)
 			Expect(err).NotTo(HaveOccurred())
@@ -438,18 +438,18 @@ diehard_relay_events_total{result="delivered"} 7
 			Eventually(ctx, func(g Gomega) {
 				var cause string
 				g.Expect(db.Get(&cause, "SELECT last_error FROM outbox_batches")).To(Succeed())
-				g.Expect(cause).To(ContainSubstring("9 of its 10 are there"))
+				g.Expect(cause).To(ContainSubstring("found 9 of 10"))
 				var rows int
 				g.Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
 				g.Expect(rows).To(Equal(5))
 			}).WithTimeout(patience).Should(Succeed())
-			Expect(log).To(gbytes.Say("level=ERROR .*events of it are missing"))
+			Expect(log).To(gbytes.Say("level=ERROR .*events missing from outbox"))
 			Expect(running.Ready(ctx)).To(Succeed())
 		})
 	})
 
 	Describe("with events that the sink refuses", func() {
-		It("keeps an event outside of the sink's range of time as a dead letter, and delivers the others once", func(ctx SpecContext) {
+		It("dead-letters an event outside of the sink's range of time, and delivers the others once", func(ctx SpecContext) {
 			publishMany(ctx, 50)
 			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
 				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
@@ -481,8 +481,7 @@ diehard_relay_events_total{result="delivered"} 7
 		startSentry := func(tracesSampleRate float64) {
 			GinkgoHelper()
 			reported = sentrytest.Start()
-			// Sentry is the whole process's, so the next spec gets back what was
-			// there before.
+			// Sentry's hub is global. The next spec gets the earlier client back.
 			hub := sentry.CurrentHub()
 			hub.PushScope()
 			var err error
@@ -503,20 +502,20 @@ diehard_relay_events_total{result="delivered"} 7
 			return transactions
 		}
 
-		// expectDeliveries stops the relay and expects that it has reported its
-		// batches, and so many deliveries.
+		// expectDeliveries stops the relay and expects that it has reported its batches and
+		// n deliveries.
 		expectDeliveries := func(ctx context.Context, running *runningRelay, n int) []sentrytest.Event {
 			GinkgoHelper()
 			running.stop()
 			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
 			flush()
-			// It waits for some seconds only, and what is left is sent all the same.
+			// flush waits for some seconds only. Transactions may arrive later.
 			Eventually(ctx, named).WithArguments("relay batch").WithTimeout(patience).ShouldNot(BeEmpty())
 			Eventually(ctx, named).WithArguments("deliver").WithTimeout(patience).Should(HaveLen(n))
 			return named("deliver")
 		}
 
-		It("shows the delivery in the trace of the request, from the publishing on", func(ctx SpecContext) {
+		It("reports the delivery in the trace of the request, from its publishing", func(ctx SpecContext) {
 			startSentry(1)
 			published := time.Now().Add(-time.Hour)
 			db.MustExec("ALTER TABLE outbox_events ALTER COLUMN published_at SET DEFAULT now() - interval '1 hour'")
@@ -549,11 +548,11 @@ diehard_relay_events_total{result="delivered"} 7
 			}))
 		})
 
-		It("shows nothing where the publisher records nothing", func(ctx SpecContext) {
+		It("reports no delivery of a trace that is not sampled", func(ctx SpecContext) {
 			startSentry(1)
 			publish(ctx, outbox.Event{}, outbox.Event{Traceparent: traceparent(1, "00")}, outbox.Event{Traceparent: traceparent(2, "02")})
 			sampled := traceparent(3, "01").String()
-			// As in rows from before the table refused it.
+			// As in rows that are older than the constraint.
 			db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT traceparent_is_w3c")
 			for _, nonsense := range []string{
 				"01", sampled + "-more", strings.ToUpper(sampled), strings.Replace(sampled, "-", "0", 1),
@@ -566,13 +565,13 @@ diehard_relay_events_total{result="delivered"} 7
 			expectDeliveries(ctx, running, 0)
 		})
 
-		It("shows a batch in no more than 100 traces", func(ctx SpecContext) {
+		It("reports a batch in at most 100 traces", func(ctx SpecContext) {
 			startSentry(1)
 			var events []outbox.Event
 			for trace := range 103 {
 				events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
 			}
-			// The last two are of traces that there is room for.
+			// The last two belong to traces within the bound.
 			publish(ctx, append(events, events[0], events[99])...)
 			running := start()
 			expectOnce(ctx, 105)
@@ -590,7 +589,7 @@ diehard_relay_events_total{result="delivered"} 7
 			}
 		})
 
-		DescribeTable("shows each event once, whatever came of an earlier send",
+		DescribeTable("reports each event once after an earlier attempt",
 			func(ctx SpecContext, arrived, attempts int) {
 				startSentry(1)
 				var events []outbox.Event
@@ -614,12 +613,12 @@ diehard_relay_events_total{result="delivered"} 7
 				Expect(shown).To(HaveLen(10))
 				Expect(byAttempt).To(HaveLen(attempts))
 			},
-			Entry("where nothing had arrived", 0, 1),
-			Entry("where all of it had", 10, 1),
-			Entry("where a part of it had", 4, 2),
+			Entry("of which all events are absent", 0, 1),
+			Entry("of which all events are present", 10, 1),
+			Entry("of which some events are present", 4, 2),
 		)
 
-		It("reports no transaction where their rate is 0", func(ctx SpecContext) {
+		It("reports no transaction at a sample rate of 0", func(ctx SpecContext) {
 			startSentry(0)
 			publish(ctx, outbox.Event{Traceparent: traceparent(1, "01")})
 			running := start()
@@ -632,7 +631,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	Describe("in the log", func() {
-		It("names the traces of dead letters, the first few, recorded or not", func(ctx SpecContext) {
+		It("names the first traces of dead letters, sampled or not", func(ctx SpecContext) {
 			var ids []string
 			for trace := range 12 {
 				given := traceparent(trace+1, "00")
@@ -643,31 +642,31 @@ diehard_relay_events_total{result="delivered"} 7
 			}
 			start()
 			expectOnce(ctx, 12)
-			Expect(log).To(gbytes.Say(`dead letters now.* trace_ids="\[` + strings.Join(ids[:10], " ") + `\]" dead=12 `))
+			Expect(log).To(gbytes.Say(`events dead-lettered.* trace_ids="\[` + strings.Join(ids[:10], " ") + `\]" dead_lettered=12 `))
 		})
 
-		It("names the traces of a batch that is split, and of the event that was the cause", func(ctx SpecContext) {
+		It("names the traces of a batch that is split, and of the event that caused it", func(ctx SpecContext) {
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			bad, good := traceparent(1, "01"), traceparent(2, "01")
 			publish(ctx, outbox.Event{EventType: "poison", Traceparent: bad}, outbox.Event{Traceparent: good}, outbox.Event{Traceparent: good})
 			start()
 			expectOnce(ctx, 2)
 			badID, goodID := bad.TraceID(), good.TraceID()
-			Expect(log).To(gbytes.Say(`it is split.* trace_ids="\[` + badID + " " + goodID + `\]"`))
-			Expect(log).To(gbytes.Say(`dead letters now.* trace_ids=\[` + badID + `\]`))
+			Expect(log).To(gbytes.Say(`splitting refused batch.* trace_ids="\[` + badID + " " + goodID + `\]"`))
+			Expect(log).To(gbytes.Say(`events dead-lettered.* trace_ids=\[` + badID + `\]`))
 		})
 
-		It("names no trace where there is none", func(ctx SpecContext) {
+		It("names no trace of an event without one", func(ctx SpecContext) {
 			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
 				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
 			start()
 			expectOnce(ctx, 0)
-			Expect(log).To(gbytes.Say("dead letters now"))
+			Expect(log).To(gbytes.Say("events dead-lettered"))
 			Expect(string(log.Contents())).NotTo(ContainSubstring("trace_id"))
 		})
 	})
 
-	It("isolates many events that are refused with bounded work, and does not stall the others meanwhile", func(ctx SpecContext) {
+	It("isolates many refused events with bounded work, and does not stall others meanwhile", func(ctx SpecContext) {
 		const total, bad = 120, 60
 		testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 		published := make([]outbox.Event, total)
@@ -677,14 +676,14 @@ diehard_relay_events_total{result="delivered"} 7
 			}
 		}
 		publish(ctx, published...)
-		isolated, deadBefore := 0, 0
-		clickHouse.before = func(events *sink.Events) { // of the only worker
+		isolated, lettersBefore := 0, 0
+		clickHouse.before = func(events *sink.Events) { // called by the only worker
 			defer GinkgoRecover()
 			switch {
 			case slices.Contains(events.EventType, "later"):
-				deadBefore = len(deadLetters())
+				lettersBefore = len(deadLetters())
 			case events.Len() == 1 && events.EventType[0] == "poison":
-				if isolated++; isolated == 2 { // the first is a dead letter
+				if isolated++; isolated == 2 { // the first one is a dead letter now
 					publish(ctx, outbox.Event{EventType: "later"})
 				}
 			}
@@ -692,13 +691,13 @@ diehard_relay_events_total{result="delivered"} 7
 		start(func(o *relay.Options) { o.Workers = 1 })
 
 		expectOnce(ctx, total-bad+1)
-		Expect(deadBefore).To(And(BeNumerically(">", 0), BeNumerically("<", bad)), "dead letters before what was published later")
+		Expect(lettersBefore).To(And(BeNumerically(">", 0), BeNumerically("<", bad)), "dead letters before the later event")
 		Expect(deadLetters()).To(HaveLen(bad))
-		Expect(clickHouse.sent.Load()).To(BeNumerically("<=", total*(bits.Len(total)+1)), "events sent")
+		Expect(clickHouse.inserted.Load()).To(BeNumerically("<=", total*(bits.Len(total)+1)), "events in inserts")
 	})
 
-	Describe("while the sink takes no inserts", func() {
-		It("waits without burning a batch's sends, says so once, and goes on by itself", func(ctx SpecContext) {
+	Describe("while the sink is unavailable", func() {
+		It("waits without using attempts, logs it once, and continues by itself", func(ctx SpecContext) {
 			running := start()
 			publishMany(ctx, 5)
 			expectOnce(ctx, 5)
@@ -706,9 +705,9 @@ diehard_relay_events_total{result="delivered"} 7
 			testengines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE event_log TO elsewhere")
 			publishMany(ctx, 5)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
-			// Many probes later only those claims count that were under way when the
-			// outage was found: one of each worker, and again where a claimer was
-			// too slow to take its lease within the second.
+			// After many probes the only attempts are those that were in progress when the
+			// outage began: one of each worker, and another if a worker did not take its
+			// lease within the second.
 			probes := clickHouse.checks.Load()
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
 			var attempts int
@@ -718,11 +717,11 @@ diehard_relay_events_total{result="delivered"} 7
 			testengines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE elsewhere TO event_log")
 			expectOnce(ctx, 10)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
-			Expect(strings.Count(string(log.Contents()), "the sink takes no inserts")).To(BeNumerically("<=", 2))
-			Expect(log).To(gbytes.Say("the sink takes inserts again"))
+			Expect(strings.Count(string(log.Contents()), "circuit breaker open")).To(BeNumerically("<=", 2))
+			Expect(log).To(gbytes.Say("circuit breaker closed"))
 		})
 
-		It("waits, too, while one batch after the other fails for reasons that it does not know", func(ctx SpecContext) {
+		It("waits while batch after batch fails with an unknown error", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
 			publishMany(ctx, 100)
@@ -732,14 +731,14 @@ diehard_relay_events_total{result="delivered"} 7
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
 			var tried int
 			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE attempts > 0")).To(Succeed())
-			Expect(tried).To(BeNumerically("<", 10+clickHouse.checks.Load()), "batches that were sent: a few, and one after each probe")
+			Expect(tried).To(BeNumerically("<", 10+clickHouse.checks.Load()), "batches with an attempt: a few, and one after each probe")
 
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
 			expectOnce(ctx, 100)
 			Expect(deadLetters()).To(BeEmpty())
 		})
 
-		It("refuses to start on a table that cannot keep the promise", func(ctx SpecContext) {
+		It("refuses to start on a table that cannot keep the promises", func(ctx SpecContext) {
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 			var err error
 			Eventually(ctx, start().ended).WithTimeout(patience).Should(Receive(&err))
@@ -749,7 +748,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
-	It("sends nothing again to a table that has lost its window while the relay ran, until somebody mends it", func(ctx SpecContext) {
+	It("reinserts nothing into a table that has lost its window, until an operator repairs it", func(ctx SpecContext) {
 		published, batches := make(chan struct{}, 1), make(chan struct{}, 1)
 		running := start(func(o *relay.Options) {
 			o.Published, o.BatchesCut, o.PollInterval = published, batches, time.Hour
@@ -775,8 +774,8 @@ diehard_relay_events_total{result="delivered"} 7
 		expectOnce(ctx, 10)
 	})
 
-	It("outlives PostgreSQL's connections", func(ctx SpecContext) {
-		// On connections of its own: the spec goes on with the one that is left.
+	It("continues after its connections to PostgreSQL are lost", func(ctx SpecContext) {
+		// On its own connections: the spec keeps one.
 		s = store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})
 		running := start()
 		publishMany(ctx, 5)
@@ -790,12 +789,12 @@ diehard_relay_events_total{result="delivered"} 7
 		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 	})
 
-	It("stops when it is told to, and leaves what it did not begin", func(ctx SpecContext) {
+	It("finishes its delivery at a stop, and leaves the other batches", func(ctx SpecContext) {
 		release := clickHouse.hold()
 		s = store.New(db, store.Options{MaxRows: 3})
 		publishMany(ctx, 12)
 		running := start(func(o *relay.Options) { o.Workers = 1 })
-		Eventually(ctx, clickHouse.sent.Load).WithTimeout(patience).Should(Equal(int64(3)))
+		Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(3)))
 		running.stop()
 		release()
 		Eventually(ctx, running.ended).WithTimeout(patience).Should(Receive(BeNil()))
@@ -804,42 +803,42 @@ diehard_relay_events_total{result="delivered"} 7
 		Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM event_log", &rows)).To(Succeed())
 		Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
 		Expect(rows).To(Equal(3))
-		Expect(left).To(Equal(9), "what was sent was settled, and nothing else was sent")
+		Expect(left).To(Equal(9), "the delivery was settled, and no other was started")
 	})
 })
 
 type runningRelay struct {
 	*relay.Relay
 	stop  func()
-	ended chan error // receives what Run returned, and is closed then
+	ended chan error // receives Run's error, and is closed then
 }
 
-// traceparent is the n-th request's.
+// traceparent returns the traceparent of the n-th request.
 func traceparent(n int, flags string) outbox.Traceparent {
 	return outboxtest.Traceparent(fmt.Sprintf("00-0af7651916cd43dd8448eb21%08x-b7ad6b71%08x-%s", n, n, flags))
 }
 
-// observedSink is the real sink, and counts what it is asked.
+// observedSink is the real sink. It counts its calls.
 type observedSink struct {
 	*clickhouse.Sink
 
-	before            func(*sink.Events) // each insert; nil is nothing
-	inserts           sync.RWMutex
-	checks, questions atomic.Int32
-	sent              atomic.Int64
+	before          func(*sink.Events) // called before each insert, if not nil
+	inserts         sync.RWMutex
+	checks, queries atomic.Int32
+	inserted        atomic.Int64 // events
 }
 
 func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
 	if s.before != nil {
 		s.before(batch.Events)
 	}
-	s.sent.Add(int64(batch.Events.Len()))
+	s.inserted.Add(int64(batch.Events.Len()))
 	s.inserts.RLock()
 	defer s.inserts.RUnlock()
 	return s.Sink.Insert(ctx, batch)
 }
 
-// hold has inserts wait until the function returned is called, or the spec ends.
+// hold makes inserts wait until release is called, or the spec ends.
 func (s *observedSink) hold() (release func()) {
 	s.inserts.Lock()
 	release = sync.OnceFunc(s.inserts.Unlock)
@@ -853,12 +852,12 @@ func (s *observedSink) Check(ctx context.Context) error {
 }
 
 func (s *observedSink) InFlight(ctx context.Context, token string) (bool, error) {
-	s.questions.Add(1)
+	s.queries.Add(1)
 	return s.Sink.InFlight(ctx, token)
 }
 
 func (s *observedSink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
-	s.questions.Add(1)
+	s.queries.Add(1)
 	return s.Sink.Present(ctx, keys)
 }
 

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// signal wakes as many of its waiters as it was sent times; what nobody waits
-// for is kept up to its capacity.
+// signal wakes one waiter for each time that it was sent. Its capacity bounds the
+// signals that are kept while nobody waits.
 type signal chan struct{}
 
 func (s signal) send(times int) {

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// maxTraces bounds what a batch costs at Sentry: it may be of 50,000 requests.
+	// maxTraces bounds the transactions that a batch reports to Sentry. Its events may
+	// come from 50,000 requests.
 	maxTraces = 100
 	// maxTypes bounds the event types that a transaction names.
 	maxTypes = 10
@@ -21,8 +22,7 @@ const (
 	maxLoggedTraces = 10
 )
 
-// delivered gathers what is told of events once the sink holds them and the
-// outbox does not any more.
+// delivered is what metrics and traces need of events after they are settled.
 type delivered struct {
 	published []int64 // in microseconds since 1970, by the database's clock
 	traces    traces
@@ -44,19 +44,18 @@ func (e *delivered) addAll(records []store.Record) *delivered {
 	return e
 }
 
-// traces are those that the delivery is shown in: where the publisher says that
-// it has recorded its part, the first maxTraces of them.
+// traces are the first maxTraces traces of the events that the publisher has sampled.
 type traces struct {
-	byID    map[string]*trace // nil where none is shown
+	byID    map[string]*trace // nil if Sentry is off
 	inOrder []*trace
 }
 
-// trace is one of them, with what the batch has of it.
+// trace is one trace, with the batch's events of it.
 type trace struct {
 	id, parent string
 	events     int
 	types      []string
-	published  time.Time // the first of the events
+	published  time.Time // when the first of the events was published
 }
 
 func newTraces() traces {
@@ -94,16 +93,16 @@ func (t *traces) add(record *store.Record) {
 	}
 }
 
-// report shows the delivery in each of the traces, as a transaction that begins
-// when the first of the trace's events was published. It goes on from that
-// event's request, and with its sampling decision: to decide again would leave
-// 1 % of the traces whole where 10 % are recorded.
+// report adds the delivery to each trace, as a transaction that begins when the
+// first of the trace's events was published. It continues that event's request with
+// its sampling decision. A new decision would complete only 1 % of the traces if
+// 10 % are sampled.
 func (d *delivery) report(t *traces, acknowledged time.Time) {
 	if len(t.inOrder) == 0 {
 		return
 	}
-	// Not the context of the delivery, whose transaction these would be spans of,
-	// nor the hub of all workers, which keeps the last transaction begun on it.
+	// In the delivery's context these would be spans of its transaction. The workers'
+	// common hub keeps the transaction that was last started on it.
 	ctx := sentry.SetHubOnContext(context.Background(), sentry.CurrentHub().Clone())
 	for _, trace := range t.inOrder {
 		published := trace.published.Add(-d.skew)
@@ -126,9 +125,9 @@ func (d *delivery) report(t *traces, acknowledged time.Time) {
 	}
 }
 
-// logOf is the log with the traces that the events are of, recorded or not, the
-// first maxLoggedTraces of them.
-func (d *delivery) logOf(records []store.Record) *slog.Logger {
+// logWithTraces returns the log with the first maxLoggedTraces traces of the events,
+// sampled or not.
+func (d *delivery) logWithTraces(records []store.Record) *slog.Logger {
 	var ids []string
 	for i := range records {
 		traceparent, err := outbox.ParseTraceparent(records[i].Traceparent)

@@ -1,7 +1,6 @@
-// Package sink defines what the relay asks of the store that events are
-// delivered to. The relay knows only this package; ClickHouse is one
-// implementation, and sinktest holds the contract as a suite that every
-// implementation passes.
+// Package sink defines the interface between the relay and the store that events are
+// delivered to. The relay knows only this package. ClickHouse is one implementation, and
+// every implementation passes the conformance suite of sinktest.
 package sink
 
 import (
@@ -16,62 +15,59 @@ import (
 
 // Sink is a destination of events. Its methods are safe for concurrent use.
 //
-// Delivery is exactly once as long as a sink keeps three promises: an insert
-// under a token that was seen before adds nothing (within the sink's
-// deduplication window); Running sees every insert that is still being
-// executed; Present sees every row that an insert has left behind once that
-// insert no longer runs. It need not tell the truth about whether an insert
-// succeeded: the relay asks.
+// Delivery is exactly once if a sink keeps three promises. An insert under a token that
+// was seen before adds nothing, within the sink's deduplication window. InFlight sees
+// every insert that is still being executed. Present sees every row of an insert that
+// is no longer executed. Insert's error need not tell whether the rows are present: the
+// relay checks that.
 type Sink interface {
-	// Insert sends the batch in one insert under its token. It takes ownership
-	// of batch.Events and may release their memory as it goes; a caller that
-	// sends again reads the events again. It returns nil only when the sink
-	// has acknowledged the whole batch as durable. Any error leaves the
-	// outcome open, whatever its class.
+	// Insert sends the batch in one insert under its token. It takes ownership of
+	// batch.Events and may release their memory before it returns. A caller that
+	// inserts again reads the events again. It returns nil only if the sink has
+	// acknowledged the whole batch as durable. After any error the outcome is open,
+	// whatever its class.
 	//
-	// The context's deadline holds for the sink's own execution too, not only
-	// for the client's wait. No row is sent after it, also by a process that was
-	// stopped until then.
+	// The context's deadline also bounds the sink's execution. No row is sent after the
+	// deadline, also by a process that was suspended until then.
 	Insert(ctx context.Context, batch Batch) error
 
-	// Running reports whether an insert under the token is being executed
-	// anywhere in the sink.
+	// InFlight returns whether the sink executes an insert under the token, on any of
+	// its servers.
 	InFlight(ctx context.Context, token string) (bool, error)
 
-	// Present tells of each of the given events, in their order, whether the
-	// sink holds it, read consistently: a row that any earlier, finished insert
-	// has left is seen. Another event with the same id does not count.
+	// Present returns for each key whether the event is present. The read is
+	// consistent: it sees the rows of every insert that has ended. Another event with
+	// the same id does not count.
 	Present(ctx context.Context, keys []Key) ([]bool, error)
 
-	// Check verifies that the destination exists and can keep the promises
-	// above. It returns a *MisconfiguredError where the operator has to act
-	// and any other error where the sink could not be asked.
+	// Check verifies that the destination exists and can keep the promises above. It
+	// returns a *MisconfiguredError if the operator has to act, and another error if
+	// the check itself failed.
 	Check(ctx context.Context) error
 
-	// Ping reports whether the sink answers.
+	// Ping returns an error if the sink does not answer.
 	Ping(ctx context.Context) error
 
 	// Close releases the sink's connections.
 	Close() error
 }
 
-// Key is what makes an event: not its id alone, since who publishes may use one
-// twice.
+// Key identifies an event. The id alone does not, because a publisher may use it twice.
 type Key struct {
 	EventID   uuid.UUID
 	EventType string
 	Time      time.Time
 }
 
-// Batch is what one insert carries: its rows, always the same and in the same
-// order for one token.
+// Batch is the content of one insert. Every insert under a token has the same rows in
+// the same order.
 type Batch struct {
 	// Token identifies the insert to the sink's deduplication.
 	Token  string
 	Events *Events
 }
 
-// Events are rows kept by column. All columns have the same length.
+// Events are rows by column. All columns have the same length.
 type Events struct {
 	EventID         []uuid.UUID
 	EventType       []string
@@ -84,7 +80,7 @@ type Events struct {
 // Len returns the number of events.
 func (e *Events) Len() int { return len(e.EventID) }
 
-// Grow makes room for n more events in each column.
+// Grow increases the capacity of each column by n events.
 func (e *Events) Grow(n int) {
 	e.EventID = slices.Grow(e.EventID, n)
 	e.EventType = slices.Grow(e.EventType, n)
@@ -94,21 +90,21 @@ func (e *Events) Grow(n int) {
 	e.MetadataVersion = slices.Grow(e.MetadataVersion, n)
 }
 
-// Class says what an insert's error means for the batch.
+// Class is what an error means for the batch.
 type Class int
 
 const (
-	// Unknown errors say nothing that the relay may rely on: the batch is
-	// retried with its own backoff and the error is shown.
+	// Unknown errors have an unknown cause. The relay logs them and retries the batch
+	// with a backoff of its own.
 	Unknown Class = iota
-	// Unavailable errors are a state of the sink and not of the batch: the
-	// relay stops sending until the sink is back.
+	// Unavailable errors are a state of the sink and not of the batch. The relay stops
+	// inserting until the sink is available again.
 	Unavailable
-	// Overloaded errors are the sink's back-pressure: the relay sends fewer
-	// and larger batches.
+	// Overloaded errors are the sink's backpressure. The relay sends fewer and larger
+	// batches.
 	Overloaded
-	// Permanent errors name the batch's data as their cause: sending the same
-	// rows again cannot succeed.
+	// Permanent errors are caused by the batch's data. Another insert of the same rows
+	// cannot succeed.
 	Permanent
 )
 
@@ -138,7 +134,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %s", e.Class, e.Err) }
 // Unwrap returns the sink's own error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// ClassOf returns the class of err: Unknown where no sink has classified it.
+// ClassOf returns the class of err, and Unknown if no sink has classified it.
 func ClassOf(err error) Class {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Class
@@ -146,13 +142,13 @@ func ClassOf(err error) Class {
 	return Unknown
 }
 
-// BadEventsError names the events of a batch that the sink can never hold. It
-// is found before anything of the batch is sent.
+// BadEventsError names the events of a batch that the sink can never store. Insert
+// returns it before it sends any row of the batch.
 type BadEventsError struct {
 	Events []BadEvent
 }
 
-// BadEvent is one of them: its place in the batch, and the reason.
+// BadEvent is an event by its index in the batch, and the reason.
 type BadEvent struct {
 	Index int
 	Err   error
@@ -160,13 +156,12 @@ type BadEvent struct {
 
 // Error implements error.
 func (e *BadEventsError) Error() string {
-	return fmt.Sprintf("%d events cannot be stored; the first: %s", len(e.Events), e.Events[0].Err)
+	return fmt.Sprintf("%d events cannot be stored; the first error: %s", len(e.Events), e.Events[0].Err)
 }
 
-// MisconfiguredError says that the destination cannot keep the delivery
-// promise as it is set up.
+// MisconfiguredError says that the destination cannot keep the promises of Sink.
 type MisconfiguredError struct {
-	// Problem is one sentence; Remedy is the statement that mends it.
+	// Problem is one sentence. Remedy is the statement that solves it.
 	Problem, Remedy string
 }
 

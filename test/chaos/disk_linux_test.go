@@ -45,7 +45,7 @@ var _ = Describe("On a disk that fails", func() {
 			relay := s.Relay(s.ClickHouse.HTTP, slices.Concat(small, brisk)...)
 			disk.Fail(faultydisk.Rename, "tmp_insert", syscall.EIO)
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-			awaitMessage(ctx, relay, "the batch was not delivered and is tried again", "the sink takes no inserts: events wait in the outbox")
+			awaitMessage(ctx, relay, "batch failed", "circuit breaker open")
 			disk.Mend()
 			expectOnce(ctx, s, outcome{Fault: "input/output error at the part's rename", Done: "ClickHouse", Events: perBatch})
 		})

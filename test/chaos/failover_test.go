@@ -73,7 +73,7 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		expectOnce(ctx, after, outcome{
 			Fault: "failover to a replica that lacks the cuts of 300 events, and 200 events", Done: "PostgreSQL", Events: 1100,
 		})
-		awaitMessage(ctx, relay, "batches will be resolved before they are sent")
+		awaitMessage(ctx, relay, "resolving all batches")
 		awaitReady(ctx, relay)
 	})
 })

@@ -40,7 +40,7 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 			s.Relay(s.ClickHouseDSN(protocol), small...)
 			s.AwaitEmpty(ctx)
 			way.Release()
-			awaitMessage(ctx, orphaned, "the outbox cannot be worked on") // it was answered, and cannot settle
+			awaitMessage(ctx, orphaned, "outbox unavailable") // it was answered, and cannot settle
 			awaitReady(ctx, orphaned)
 			expectOnce(ctx, s, outcome{Fault: "lease ended in an insert that lands later", Done: "after another relay's delivery, " + protocol, Events: perBatch})
 		})

@@ -9,15 +9,15 @@ import (
 	"github.com/google/uuid"
 )
 
-// Batch is a manifest: which events one insert carries, and under which token.
+// Batch is a row of outbox_batches: the events that one insert carries, and its
+// token.
 type Batch struct {
 	ID     uuid.UUID `db:"batch_id"`
 	Events int       `db:"event_count"`
 	Bytes  int64     `db:"byte_count"`
 	Token  string    `db:"token"`
-	// Sends counts the sends under Token that have happened or may have,
-	// with the one that the claim allows. Only if it is 1 does an "ok" of the
-	// sink prove that the events are there.
+	// Attempts counts the attempts under Token, including this claim's. Only if it is
+	// 1 does an acknowledgement of the sink prove that the events are present.
 	Attempts int `db:"attempts"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
@@ -25,15 +25,15 @@ type Batch struct {
 	DatabaseTime time.Time `db:"database_time"`
 }
 
-// newBatchID returns a UUID v7 of the database's time t, to the microsecond.
-// Cuts pass times that only rise, so batches are ordered by their ids.
+// newBatchID returns a UUID v7 of the database's time t, to the microsecond. Each cut
+// passes a later time than the one before, so batches are ordered by their ids.
 func newBatchID(t time.Time) uuid.UUID {
 	id := firstBatchID(t)
 	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret
 	return id
 }
 
-// firstBatchID returns the lowest of the ids that newBatchID makes of t.
+// firstBatchID returns the lowest id that newBatchID returns for t.
 func firstBatchID(t time.Time) uuid.UUID {
 	var id uuid.UUID
 	micros := t.UnixMicro()
@@ -42,15 +42,14 @@ func firstBatchID(t time.Time) uuid.UUID {
 	return id
 }
 
-// batchTime returns the time that newBatchID made the id of.
+// batchTime returns the time of an id that newBatchID has made.
 func batchTime(id uuid.UUID) time.Time {
 	head := binary.BigEndian.Uint64(id[:8])
 	millis, fraction := int64(head>>16), int64(head&0xfff)
 	return time.UnixMicro(millis*1000 + (fraction*1000+4095)/4096)
 }
 
-// multirange returns the ids, which ascend, as PostgreSQL writes an
-// int8multirange.
+// multirange returns ascending ids as the text of an int8multirange.
 func multirange(ids []int64) string {
 	text := []byte{'{'}
 	for i := 0; i < len(ids); {

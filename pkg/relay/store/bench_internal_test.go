@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// What a batch's manifest is made of: ids without gaps, and every other one.
+// The ids of a batch: without gaps, and every other one.
 func BenchmarkMultirange(b *testing.B) {
 	for step, name := range map[int64]string{1: "dense", 2: "sparse"} {
 		b.Run(name, func(b *testing.B) {
@@ -21,7 +21,7 @@ func BenchmarkMultirange(b *testing.B) {
 	}
 }
 
-// What a cut finds, made into a batch.
+// The events that a cut finds, made into a batch.
 func BenchmarkUncut(b *testing.B) {
 	var packed []byte
 	for id := range int64(DefaultMaxRows) {
@@ -39,7 +39,7 @@ func BenchmarkUncut(b *testing.B) {
 	}
 }
 
-// A batch as it comes from PostgreSQL.
+// A batch as PostgreSQL returns it.
 func BenchmarkDecode(b *testing.B) {
 	const events = 50_000
 	var c chunk

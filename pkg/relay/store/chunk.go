@@ -13,43 +13,42 @@ import (
 	"github.com/google/uuid"
 )
 
-// chunkBytes is about how large a chunk of events is: large enough that the work
-// for each chunk is nothing beside that for its events, and small beside a batch.
+// chunkBytes is the approximate size of a chunk. The work for a chunk is then
+// negligible beside the work for its events, and a chunk is small beside a batch.
 const chunkBytes = 128 << 10
 
-// chunkIDs is how many ids a chunk spans at most.
+// chunkIDs returns how many ids a chunk spans at most.
 func (l *Lease) chunkIDs() int64 {
 	const most = 1024
 	return max(1, min(most, chunkBytes*int64(l.Events)/max(1, l.Bytes)))
 }
 
-// chunk is some events by columns, as readEventsSQL makes it. Its numbers are those
-// that PostgreSQL sends of the types (bigint, uuid, timestamptz). Its texts are
-// parted by NUL, which no text of PostgreSQL's has.
+// chunk is a row of readEventsSQL: some events by columns. Numbers are in the binary
+// format of PostgreSQL's types (bigint, uuid, timestamptz). Texts are separated by NUL,
+// which a text of PostgreSQL cannot contain.
 type chunk struct {
-	keys         sql.RawBytes // of each event its id, event id, two times and version
-	kinds        sql.RawBytes // of each event its type, a slash and its environment
-	traceparents sql.RawBytes // of each event that has one, its id and its traceparent
+	keys         sql.RawBytes // id, event id, two times and version of each event
+	kinds        sql.RawBytes // type, a slash and environment of each event
+	traceparents sql.RawBytes // id and traceparent of each event that has one
 	contexts     sql.RawBytes
 }
 
 // keySize is the size of an event's keys in a chunk.
 const keySize = 8 + len(uuid.UUID{}) + 8 + 8 + 8
 
-// postgresEpoch is what PostgreSQL counts a timestamptz's microseconds from,
-// 2000-01-01, in Unix's microseconds.
+// postgresEpoch is the epoch of timestamptz, 2000-01-01, in Unix microseconds.
 const postgresEpoch = 946_684_800_000_000
 
-var errChunk = errors.New("its columns are not those of the same events")
+var errChunk = errors.New("the columns of the chunk do not belong to the same events")
 
-// chunkDecoder reads chunks. It keeps one copy of what is the same in many events.
+// chunkDecoder decodes chunks. It keeps one copy of texts that many events share.
 type chunkDecoder struct {
 	kinds   interner
 	records []Record
 }
 
-// decode returns the chunk's events, in the order of their ids. They are good until
-// the next call; what they point to is no part of the chunk.
+// decode returns the chunk's events in the order of their ids. The records are valid
+// until the next call. They do not refer to the chunk.
 func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 	d.records = d.records[:0]
 	if len(c.keys)%keySize != 0 {
@@ -59,7 +58,7 @@ func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 		kinds        = texts{rest: c.kinds}
 		traceparents = texts{rest: c.traceparents, ended: len(c.traceparents) == 0}
 		contexts     = texts{rest: c.contexts}
-		kept         = string(c.contexts) // one for all of them
+		kept         = string(c.contexts) // one copy for all events
 	)
 	for keys := c.keys; len(keys) > 0; keys = keys[keySize:] {
 		eventType, environment, found := strings.Cut(d.kinds.intern(kinds.next()), "/")
@@ -89,11 +88,11 @@ func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
 	return d.records, nil
 }
 
-// texts are a column of texts, which are taken off its front.
+// texts are the texts of a column that were not read yet.
 type texts struct {
 	rest  []byte
-	ended bool // none is left
-	short bool // more were asked for than there are
+	ended bool // all texts were read
+	short bool // next was called after that
 }
 
 func (t *texts) next() []byte {
@@ -108,7 +107,7 @@ func (t *texts) next() []byte {
 
 func (t *texts) areRead() bool { return t.ended && !t.short }
 
-// skipID takes an id off the front, if it is that.
+// skipID reads an id, if it is the next value.
 func (t *texts) skipID(id int64) bool {
 	const size = 8
 	if len(t.rest) < size || bigint(t.rest) != id {
@@ -124,7 +123,7 @@ func bigint(b []byte) int64 {
 
 func timestamptz(b []byte) time.Time { return time.UnixMicro(bigint(b) + postgresEpoch).UTC() }
 
-// interner keeps one copy of each of the few strings that a column holds.
+// interner keeps one copy of each distinct string of a column.
 type interner map[string]string
 
 func (in interner) intern(text []byte) string {

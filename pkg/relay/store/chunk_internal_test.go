@@ -14,16 +14,16 @@ func appendBigint(b []byte, n int64) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // PostgreSQL's are signed
 }
 
-// add puts an event into the chunk as readEventsSQL does.
+// add adds an event to the chunk as readEventsSQL does.
 func (c *chunk) add(id int64, traceparent, context string) {
-	part := func(column []byte) []byte {
+	separated := func(column []byte) []byte {
 		if len(c.keys) > 0 {
 			column = append(column, 0)
 		}
 		return column
 	}
-	c.kinds = append(part(c.kinds), "user_created/Local/1"...)
-	c.contexts = append(part(c.contexts), context...)
+	c.kinds = append(separated(c.kinds), "user_created/Local/1"...)
+	c.contexts = append(separated(c.contexts), context...)
 	if traceparent != "" {
 		if len(c.traceparents) > 0 {
 			c.traceparents = append(c.traceparents, 0)
@@ -48,7 +48,7 @@ var _ = Describe("A chunk of events", func() {
 		return &c
 	}
 
-	It("is read without keeping it", func() {
+	It("is decoded into records that do not refer to it", func() {
 		c := threeEvents()
 		records, err := decode(c)
 		Expect(err).NotTo(HaveOccurred())
@@ -67,7 +67,7 @@ var _ = Describe("A chunk of events", func() {
 		Expect(records[1].PublishedAt).To(Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)))
 	})
 
-	It("is put in order", func() {
+	It("is put into the order of the ids", func() {
 		var c chunk
 		c.add(300, "00-2-2-00", "2")
 		c.add(7, "", "1")

@@ -9,16 +9,16 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Claim marks a batch that is due as sent once more and leases it: the oldest,
-// but every other time the oldest of those that have failed before, so that
-// neither these nor the others wait for all of the others. It returns nil where
-// no batch is due, or the one whose turn it is has more than maxBytes.
+// Claim counts one more attempt for a batch that is due, and leases it. It takes the
+// oldest batch in turn with the oldest failed batch, so that neither kind waits for
+// all of the other. It returns nil if no batch is due, or if the batch has more than
+// maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
 	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil //nolint:nilnil // to find nothing is no error
+		return nil, nil //nolint:nilnil // no batch is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("claim a batch: %w", err)
@@ -36,9 +36,9 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		}
 	}
 	if err != nil {
-		_ = tx.Rollback() // nothing was written
+		_ = tx.Rollback() // it has written nothing
 		if errors.Is(err, sql.ErrNoRows) {
-			return nil, nil //nolint:nilnil // another worker was faster
+			return nil, nil //nolint:nilnil // another worker has claimed it
 		}
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}

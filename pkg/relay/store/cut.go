@@ -15,35 +15,35 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Cut is what an attempt to cut did.
+// Cut is the result of a cut.
 type Cut struct {
-	// Batches and Events were put into new manifests.
+	// Batches and Events are how many new batches were written, and their events.
 	Batches, Events int
-	// Wait is how long to wait before the next attempt: there may be events, but
-	// no full batch of them.
+	// Wait is how long to wait before the next cut. Events may wait, but not enough to
+	// fill a batch.
 	Wait time.Duration
-	// More says that events were or may be left: as many batches wait as may, or
-	// one cut takes no more.
+	// More says that more events may wait. The bound on waiting batches, or on the
+	// batches of one cut, has ended the cut.
 	More bool
 }
 
-// Cut puts waiting events into batches: those that fill a batch, and the rest if
-// linger has passed since the fleet's last cut and no batch waits to be sent,
-// behind which the rest would only wait. One process cuts at a time; for the
-// others Cut does nothing. It returns ErrHistoryChanged where it found that, and
-// is then to be called again.
+// Cut puts waiting events into full batches. It puts the others into a partial batch
+// if linger has passed since the fleet's last cut and no batch waits for its first
+// attempt, because the partial batch would only queue behind it. One process cuts at a
+// time. In the others Cut does nothing. If it returns ErrHistoryChanged, the caller
+// calls it again.
 func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return Cut{}, fmt.Errorf("cut: %w", err)
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
 
 	cut, err := s.cutIn(ctx, tx, linger)
 	if err != nil && !errors.Is(err, ErrHistoryChanged) {
 		if isOverlap(err) {
-			// A manifest below the hint holds some of the events, and the
-			// database refused them a second one. Poll at all of them next.
+			// A batch below the hint has some of the events. The next cut reads all
+			// batches.
 			s.forgetBatches()
 			return Cut{More: true}, nil
 		}
@@ -71,39 +71,39 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	failpoint.At(failpoint.CutLocked)
 	batchHint := s.batchHint()
 	var waiting struct {
-		Manifests   int  `db:"manifests"`
-		Unsent      int  `db:"unsent"`
+		Batches     int  `db:"batches"`
+		Unattempted int  `db:"unattempted"`
 		SameHistory bool `db:"same_history"`
 	}
 	if err := tx.GetContext(ctx, &waiting, s.sql(waitingSQL), batchHint); err != nil {
-		return Cut{}, fmt.Errorf("count the manifests: %w", err)
+		return Cut{}, fmt.Errorf("count the batches: %w", err)
 	}
 	if !waiting.SameHistory {
 		return Cut{}, s.markUnverified(ctx, tx)
 	}
-	room := min(batchesPerCut, maxUnsent-waiting.Unsent, maxBatches-waiting.Manifests)
-	if room <= 0 {
+	capacity := min(batchesPerCut, maxUnattempted-waiting.Unattempted, maxBatches-waiting.Batches)
+	if capacity <= 0 {
 		return Cut{More: true}, nil
 	}
-	// A last cut in the future (the clock was set back) counts as long ago.
+	// A last cut in the future counts as long ago: the clock was set back.
 	sinceCut := seconds(cursor.SinceCut)
 	lingered := sinceCut < 0 || sinceCut >= linger
-	takeRest := lingered && waiting.Unsent == 0
+	takePartial := lingered && waiting.Unattempted == 0
 
 	sinceWatermark := seconds(cursor.SinceWatermark)
 	moveWatermark := sinceWatermark < 0 || sinceWatermark >= s.watermarkTrail
 
 	var cut Cut
 	var left uncut
-	leftAll := false // whether left is all that waits above from
+	leftAll := false // left has all events above from that wait
 	at, from, watermark, last := cursor.CutAt, cursor.LowWatermark, cursor.HighWatermark, int64(0)
 	if !moveWatermark && cursor.HighWatermark-cursor.LowWatermark >= int64(s.o.MaxRows) {
-		// In a backlog, full batches are where the last cut has ended, and the way to
-		// them from the lowWatermark leads past everything that was cut since it was there.
+		// In a backlog the last cut ended where full batches begin. From the low
+		// watermark a cut would read past all events that were cut since it moved.
 		from = cursor.HighWatermark
 	}
 	fromWatermark := from == cursor.LowWatermark
-	for cut.Batches < room {
+	for cut.Batches < capacity {
 		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
 		for !batch.isFull && !leftAll {
 			if left, err = s.findUncut(ctx, tx, batchHint, from); err != nil {
@@ -111,18 +111,18 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 			}
 			batch = left.batch(s.o.MaxRows, s.o.MaxBytes)
 			leftAll = len(left.ids) < s.o.MaxRows
-			if !batch.isFull && !fromWatermark { // with what has committed late, below
+			if !batch.isFull && !fromWatermark { // add late commits
 				from, fromWatermark, leftAll = cursor.LowWatermark, true, false
 			}
 		}
 		cut.More = batch.isFull
-		if batch.events == 0 || !batch.isFull && !takeRest {
+		if batch.events == 0 || !batch.isFull && !takePartial {
 			break
 		}
 		ids := left.ids[:batch.events]
 		if _, err := tx.ExecContext(ctx, s.sql(cutSQL), newBatchID(at), multirange(ids), batch.events, batch.bytes,
 			s.unverifiedSeconds()); err != nil {
-			return Cut{}, fmt.Errorf("write a manifest: %w", err)
+			return Cut{}, fmt.Errorf("write a batch: %w", err)
 		}
 		failpoint.At(failpoint.CutWritten)
 		cut.Batches++
@@ -136,13 +136,13 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		switch {
 		case !lingered:
 			cut.Wait = linger - sinceCut
-		case !takeRest:
+		case !takePartial:
 			cut.Wait, cut.More = linger, true
 		}
 		return cut, nil
 	}
 	if cut.More {
-		watermark = from // above it, events may be left
+		watermark = from // events may wait above it
 	} else {
 		watermark = max(watermark, last)
 	}
@@ -150,12 +150,12 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)
 	}
 	if cut.Batches > 1 {
-		// More than the cutter's own next claim: the fleet helps.
+		// This relay claims one of them next. Others claim the rest.
 		if _, err := tx.ExecContext(ctx, "SELECT pg_notify($1, '')", BatchesChannel); err != nil {
 			return Cut{}, fmt.Errorf("notify the fleet: %w", err)
 		}
 	}
-	if !cut.More && !takeRest { // it begins anew, for what these have left
+	if !cut.More && !takePartial { // the linger starts again for the remaining events
 		cut.Wait = linger
 	}
 	return cut, nil
@@ -172,20 +172,20 @@ type cursorRow struct {
 	Ignored          string    `db:"ignored"`
 }
 
-// lockCursor returns nil where another process holds the cursor.
+// lockCursor returns nil if another process has locked the cursor.
 func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error) {
 	var cursor cursorRow
 	hint := s.cutsHint()
 	err := tx.GetContext(ctx, &cursor, s.sql(lockCursorSQL), hint)
 	if errors.Is(err, sql.ErrNoRows) {
-		var there bool
-		if err := tx.GetContext(ctx, &there, s.sql(cursorThereSQL), hint); err != nil {
-			return nil, fmt.Errorf("look for the cursor: %w", err)
+		var exists bool
+		if err := tx.GetContext(ctx, &exists, s.sql(cursorExistsSQL), hint); err != nil {
+			return nil, fmt.Errorf("find the cursor: %w", err)
 		}
-		if !there { // a failover or a restore has taken it back
+		if !exists { // a failover or a restore has lost the last cuts
 			s.forgetCursor()
 		}
-		return nil, nil //nolint:nilnil // not to have the lock is no error
+		return nil, nil //nolint:nilnil // another cut is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the cursor: %w", err)
@@ -205,31 +205,31 @@ func seconds(s float64) time.Duration {
 	return time.Duration(s * float64(time.Second))
 }
 
-// uncut are events that are in no manifest, in the order of their ids.
+// uncut are events that are not in a batch, in the order of their ids.
 type uncut struct {
 	ids   []int64
-	bytes []int32 // what each counts in a batch
+	bytes []int32 // the bytes of each event in a batch
 }
 
 // findUncut returns the first events above the id from, at most MaxRows.
 func (s *Store) findUncut(ctx context.Context, tx *sqlx.Tx, batchHint uuid.UUID, from int64) (uncut, error) {
 	var packed []byte
 	if err := tx.GetContext(ctx, &packed, s.sql(uncutSQL), batchHint, from, s.o.MaxRows); err != nil {
-		return uncut{}, fmt.Errorf("find the events that are in no batch: %w", err)
+		return uncut{}, fmt.Errorf("find the events that are not in a batch: %w", err)
 	}
 	events, err := readUncut(packed)
 	if err != nil {
-		return uncut{}, fmt.Errorf("find the events that are in no batch: %w", err)
+		return uncut{}, fmt.Errorf("find the events that are not in a batch: %w", err)
 	}
 	return events, nil
 }
 
-// readUncut reads the value of uncutSQL: of each event the id and the bytes, as
+// readUncut reads the value of uncutSQL: the id and the bytes of each event, as
 // PostgreSQL sends a bigint and an int.
 func readUncut(packed []byte) (uncut, error) {
 	const size = 8 + 4
 	if len(packed)%size != 0 {
-		return uncut{}, fmt.Errorf("%d bytes are no whole number of events", len(packed))
+		return uncut{}, fmt.Errorf("%d bytes are not a whole number of events", len(packed))
 	}
 	n := len(packed) / size
 	events := uncut{ids: make([]int64, n), bytes: make([]int32, n)}
@@ -246,15 +246,14 @@ func readUncut(packed []byte) (uncut, error) {
 	return events, nil
 }
 
-// nextBatch is how many of the first uncut events make a batch, and of how many
-// bytes.
+// nextBatch is how many of the first uncut events make a batch, and their bytes.
 type nextBatch struct {
 	events int
 	bytes  int64
 	isFull bool
 }
 
-// batch takes at most maxRows events and maxBytes bytes, but at least one event.
+// batch returns at most maxRows events and maxBytes bytes, but at least one event.
 func (u uncut) batch(maxRows int, maxBytes int64) nextBatch {
 	var batch nextBatch
 	for _, bytes := range u.bytes {

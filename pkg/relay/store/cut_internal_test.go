@@ -5,7 +5,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-var _ = Describe("What a cut finds", func() {
+var _ = Describe("The value of uncutSQL", func() {
 	event := func(id byte) []byte { return []byte{0, 0, 0, 0, 0, 0, 0, id, 0, 0, 0, 200} }
 
 	It("is read", func() {
@@ -18,7 +18,7 @@ var _ = Describe("What a cut finds", func() {
 			_, err := readUncut(packed)
 			Expect(err).To(HaveOccurred())
 		},
-		Entry("where it ends in the middle of an event", event(7)[:11]),
+		Entry("if it ends within an event", event(7)[:11]),
 		Entry("out of order", append(event(9), event(7)...)),
 		Entry("with an event twice", append(event(7), event(7)...)),
 	)
@@ -28,12 +28,12 @@ var _ = Describe("What a cut finds", func() {
 			Expect(uncut{bytes: bytes}.batch(3, 1000)).To(Equal(expected))
 		},
 		Entry("with nothing", nil, nextBatch{}),
-		Entry("with what there is", []int32{200, 300}, nextBatch{events: 2, bytes: 500}),
-		Entry("with what just fits", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
+		Entry("with fewer events than fit", []int32{200, 300}, nextBatch{events: 2, bytes: 500}),
+		Entry("with events that just fit", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
 		Entry("up to its rows", []int32{1, 1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
-		Entry("up to its rows, which are all", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
+		Entry("up to its rows, with no event left", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
 		Entry("up to its bytes", []int32{500, 500, 1}, nextBatch{events: 2, bytes: 1000, isFull: true}),
-		Entry("with one that is too large", []int32{1001, 1}, nextBatch{events: 1, bytes: 1001, isFull: true}),
-		Entry("with the only one, too large", []int32{1001}, nextBatch{events: 1, bytes: 1001}),
+		Entry("with one event that is too large", []int32{1001, 1}, nextBatch{events: 1, bytes: 1001, isFull: true}),
+		Entry("with the only event, which is too large", []int32{1001}, nextBatch{events: 1, bytes: 1001}),
 	)
 })

@@ -18,21 +18,20 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// DeadLetterKey says which dead letter it is, and of which event.
+// DeadLetterKey identifies a dead letter and its event.
 type DeadLetterKey struct {
 	ID        int64     `db:"id"         json:"id"`
 	EventType string    `db:"event_type" json:"event_type"`
 	EventID   uuid.UUID `db:"event_id"   json:"event_id"`
 }
 
-// DeadLetter is an event that the sink could not take, as it was published, and
-// why it could not.
+// DeadLetter is an event that the sink refused, as it was published, with the error.
 type DeadLetter struct {
 	DeadLetterKey
 
-	DiedAt time.Time `db:"dead_lettered_at" json:"dead_lettered_at"`
-	Error  string    `db:"error"            json:"error"`
-	// BatchID is the last batch that the event was in; the relay's log has it.
+	DeadLetteredAt time.Time `db:"dead_lettered_at" json:"dead_lettered_at"`
+	Error          string    `db:"error"            json:"error"`
+	// BatchID is the event's last batch, as in the relay's log.
 	BatchID         uuid.UUID `db:"batch_id"         json:"batch_id"`
 	OutboxEventID   int64     `db:"outbox_event_id"  json:"outbox_event_id"`
 	EventDateTime   time.Time `db:"event_date_time"  json:"event_date_time"`
@@ -40,25 +39,24 @@ type DeadLetter struct {
 	MetadataVersion int64     `db:"metadata_version" json:"metadata_version"`
 	Traceparent     string    `db:"traceparent"      json:"traceparent,omitempty"`
 	PublishedAt     time.Time `db:"published_at"     json:"published_at"`
-	// EventContext is nil in lists: it may be several megabytes.
+	// EventContext is nil in lists, because it may have several megabytes.
 	EventContext json.RawMessage `db:"event_context" json:"event_context,omitempty"`
 }
 
-// DeadLetterFilter selects dead letters: those that fit all of its fields. A
-// field's zero value fits every letter; a slice that is empty and not nil fits
-// none.
+// DeadLetterFilter selects the dead letters that match all of its fields. A field's
+// zero value matches every letter. A slice that is empty and not nil matches none.
 type DeadLetterFilter struct {
 	EventType   string
 	Environment string
-	// IDs are the dead letters' own, EventIDs their events'.
+	// IDs are ids of dead letters, EventIDs those of their events.
 	IDs      []int64
 	EventIDs []uuid.UUID
 	BatchID  uuid.UUID
-	// Since and Until bound the time of death: Since is within, Until is not.
+	// Since and Until bound DeadLetteredAt. Since is inclusive, Until exclusive.
 	Since, Until time.Time
-	// Error is a part of the error's text.
+	// Error is a substring of the error.
 	Error string
-	// Before is an id that the letters' ids are below.
+	// Before is an exclusive upper bound of the ids.
 	Before int64
 }
 
@@ -78,8 +76,8 @@ func orNull[T comparable](value T) any {
 	return value
 }
 
-// DeadLetters returns the first of the dead letters that the filter selects,
-// the newest first and without their contexts, and how many more there are.
+// DeadLetters returns the newest dead letters that the filter selects, without their
+// contexts, and how many more it selects.
 func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit int) (letters []DeadLetter, more int, err error) {
 	if err := s.db.SelectContext(ctx, &letters, s.sql(listDeadLettersSQL), append(filter.values(), limit)...); err != nil {
 		return nil, 0, fmt.Errorf("list the dead letters: %w", err)
@@ -96,8 +94,8 @@ func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit 
 	return letters, more, nil
 }
 
-// ErrNoDeadLetter says that there is no dead letter with the id, or no more.
-var ErrNoDeadLetter = errors.New("there is no such dead letter")
+// ErrNoDeadLetter says that no dead letter with the id exists.
+var ErrNoDeadLetter = errors.New("dead letter not found")
 
 // DeadLetter returns a dead letter with its context, or ErrNoDeadLetter.
 func (s *Store) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
@@ -114,14 +112,14 @@ func (s *Store) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 }
 
 func (l *DeadLetter) inUTC() {
-	for _, t := range []*time.Time{&l.DiedAt, &l.EventDateTime, &l.PublishedAt} {
+	for _, t := range []*time.Time{&l.DeadLetteredAt, &l.EventDateTime, &l.PublishedAt} {
 		*t = t.UTC()
 	}
 }
 
-// DeadLetterIDs returns the ids of all dead letters that the filter selects,
-// the oldest first: what RequeueDeadLetters and DiscardDeadLetters take, so that
-// they do what was looked at before, and nothing to letters that came since.
+// DeadLetterIDs returns the ids of all dead letters that the filter selects, the oldest
+// first. RequeueDeadLetters and DiscardDeadLetters take ids, so that they do not change
+// letters that came later.
 func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]int64, error) {
 	var ids []int64
 	if err := s.db.SelectContext(ctx, &ids, s.sql(deadLetterIDsSQL), filter.values()...); err != nil {
@@ -130,28 +128,28 @@ func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]i
 	return ids, nil
 }
 
-// deadLettersAtOnce bounds a transaction: events may have several megabytes.
+// deadLettersAtOnce bounds a transaction, because events may have several megabytes.
 const deadLettersAtOnce = 100
 
-// RequeueDeadLetters puts the events of the dead letters back into the outbox, as
-// they were published, where relays find them. What the sink still cannot take
-// becomes a dead letter again, with a new id.
+// RequeueDeadLetters moves the events of the dead letters back into the outbox, as they
+// were published. An event that the sink refuses again becomes a dead letter with a new
+// id.
 //
-// It returns which letters were retried, transaction by transaction, each
-// committed when it is returned; letters that are no longer there are left out.
-// An error ends it. Nothing of the transaction that failed was done, unless the
-// connection was lost during its commit. To repeat the call is safe after any
-// error: in one transaction an event is put back and its letter is gone.
+// It returns the letters that were requeued, transaction by transaction, after each
+// commit. It skips letters that no longer exist. An error ends it: the failed
+// transaction has changed nothing, unless the connection was lost during the commit.
+// The call can be repeated after any error, because one transaction writes an event
+// back and deletes its letter.
 func (s *Store) RequeueDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) ([]DeadLetterKey, error) {
-		retried, err := s.requeueDeadLetters(ctx, ids)
+		requeued, err := s.requeueDeadLetters(ctx, ids)
 		if err != nil {
-			return nil, fmt.Errorf("retry dead letters: %w", err)
+			return nil, fmt.Errorf("requeue dead letters: %w", err)
 		}
-		if len(retried) > 0 {
-			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint: without it, relays poll
+		if len(requeued) > 0 {
+			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint, without which relays poll
 		}
-		return retried, nil
+		return requeued, nil
 	})
 }
 
@@ -168,40 +166,39 @@ func (s *Store) requeueDeadLetters(ctx context.Context, ids []int64) ([]DeadLett
 		LastNew  int64 `db:"last_new"`
 	}
 	if err := tx.SelectContext(ctx, &rows, s.sql(requeueDeadLettersSQL), pq.Array(ids)); err != nil {
-		return nil, fmt.Errorf("put the events back: %w", err)
+		return nil, fmt.Errorf("write the events back: %w", err)
 	}
 	if len(rows) == 0 {
 		return nil, nil
 	}
 	if err := s.markRequeuedUnverified(ctx, tx, rows[0].FirstOld, rows[0].LastNew); err != nil {
-		return nil, fmt.Errorf("record which of the events may have arrived: %w", err)
+		return nil, fmt.Errorf("mark the events as unverified: %w", err)
 	}
 	failpoint.At(failpoint.RequeueBeforeCommit)
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	failpoint.At(failpoint.RequeueCommitted)
-	retried := make([]DeadLetterKey, len(rows))
+	requeued := make([]DeadLetterKey, len(rows))
 	for i, row := range rows {
-		retried[i] = row.DeadLetterKey
+		requeued[i] = row.DeadLetterKey
 	}
-	return retried, nil
+	return requeued, nil
 }
 
-// markRequeuedUnverified has events up to lastNew asked for at the sink before they are
-// sent, if PostgreSQL's history has changed since the event firstOld: in the
-// history that is lost, the letter may have been retried and its event have
-// arrived.
+// markRequeuedUnverified marks events up to lastNew as unverified, if PostgreSQL's
+// history has changed since the event firstOld. In the lost history the letter may have
+// been requeued and its event delivered.
 func (s *Store) markRequeuedUnverified(ctx context.Context, tx *sqlx.Tx, firstOld, lastNew int64) error {
 	if _, err := tx.ExecContext(ctx, s.sql(lockHistorySQL)); err != nil {
-		return err //nolint:wrapcheck // the caller says what this was for
+		return err //nolint:wrapcheck // the caller adds the operation
 	}
 	_, err := tx.ExecContext(ctx, s.sql(unverifiedRequeuedSQL), firstOld, lastNew)
 	return err //nolint:wrapcheck // likewise
 }
 
-// DiscardDeadLetters deletes the dead letters: their events are lost. It returns
-// and fails as RequeueDeadLetters does.
+// DiscardDeadLetters deletes the dead letters, and with them their events. It returns
+// letters and errors as RequeueDeadLetters does.
 func (s *Store) DiscardDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) (discarded []DeadLetterKey, err error) {
 		if err := s.db.SelectContext(ctx, &discarded, s.sql(discardDeadLettersSQL), pq.Array(ids)); err != nil {
@@ -222,13 +219,13 @@ func (s *Store) chunks(ids []int64, change func([]int64) ([]DeadLetterKey, error
 	}
 }
 
-func (l *Lease) deadLetter(ctx context.Context, dead []Dead) error {
-	if len(dead) == 0 {
+func (l *Lease) deadLetter(ctx context.Context, refused []Refused) error {
+	if len(refused) == 0 {
 		return nil
 	}
-	ids, errs := make([]int64, len(dead)), make([]string, len(dead))
-	for i, d := range dead {
-		ids[i], errs[i] = d.ID, reason(d.Cause)
+	ids, errs := make([]int64, len(refused)), make([]string, len(refused))
+	for i, r := range refused {
+		ids[i], errs[i] = r.ID, reason(r.Cause)
 	}
 	if _, err := l.tx.ExecContext(ctx, l.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs), l.ID); err != nil {
 		return fmt.Errorf("write the dead letters: %w", err)

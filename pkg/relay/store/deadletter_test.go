@@ -36,30 +36,30 @@ var _ = Describe("Dead letters", func() {
 		s = store.New(db, store.Options{MaxRows: 1000})
 	})
 
-	// buryWaiting makes dead letters of all events that wait, and returns the
-	// batch that they were.
-	buryWaiting := func(ctx context.Context, cause string) uuid.UUID {
+	// deadLetterWaiting makes dead letters of all events that wait, and returns the id
+	// of their batch.
+	deadLetterWaiting := func(ctx context.Context, cause string) uuid.UUID {
 		GinkgoHelper()
 		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 		lease, err := s.Claim(ctx, anyBytes)
 		Expect(err).NotTo(HaveOccurred())
 		records, err := lease.Keys(ctx)
 		Expect(err).NotTo(HaveOccurred())
-		var part store.Part
+		var outcome store.Outcome
 		for _, record := range records {
-			part.Dead = append(part.Dead, store.Dead{ID: record.ID, Cause: errors.New(cause)})
+			outcome.Refused = append(outcome.Refused, store.Refused{ID: record.ID, Cause: errors.New(cause)})
 		}
-		Expect(lease.Shrink(ctx, part)).To(Succeed())
+		Expect(lease.Shrink(ctx, outcome)).To(Succeed())
 		return lease.ID
 	}
 
 	deadLetter := func(ctx context.Context, cause string, events ...outbox.Event) uuid.UUID {
 		GinkgoHelper()
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), events...)
-		return buryWaiting(ctx, cause)
+		return deadLetterWaiting(ctx, cause)
 	}
 
-	// all goes through to the end, and returns what was changed.
+	// all collects the ids of all letters that were changed.
 	all := func(changes iter.Seq2[[]store.DeadLetterKey, error]) (ids []int64, err error) {
 		for letters, err := range changes {
 			if err != nil {
@@ -85,7 +85,7 @@ var _ = Describe("Dead letters", func() {
 		return rows
 	}
 
-	It("are listed from the newest on, page by page, with the number of those that follow", func(ctx SpecContext) {
+	It("are listed page by page, the newest first, with the number of letters that follow", func(ctx SpecContext) {
 		deadLetter(ctx, "why", make([]outbox.Event, 7)...)
 		var seen []int64
 		var mores []int
@@ -104,7 +104,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(mores).To(Equal([]int{4, 1, 0}))
 	})
 
-	It("are shown with everything that was published, and the cause", func(ctx SpecContext) {
+	It("are shown with all published fields and the error", func(ctx SpecContext) {
 		event := complete(outbox.Event{
 			EventType: "first_thing", EventContext: outboxtest.JSON(`{"a" : 1.10, "a":2}`), Environment: "Production",
 			MetadataVersion: 3, Traceparent: outboxtest.Traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
@@ -112,9 +112,9 @@ var _ = Describe("Dead letters", func() {
 		batch := deadLetter(ctx, "the year 2500", event)
 		letter, err := s.DeadLetter(ctx, 1)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(letter.DiedAt).To(BeTemporally(">=", letter.PublishedAt))
-		Expect(letter.DiedAt.Location()).To(Equal(time.UTC))
-		letter.DiedAt, letter.PublishedAt = time.Time{}, time.Time{}
+		Expect(letter.DeadLetteredAt).To(BeTemporally(">=", letter.PublishedAt))
+		Expect(letter.DeadLetteredAt.Location()).To(Equal(time.UTC))
+		letter.DeadLetteredAt, letter.PublishedAt = time.Time{}, time.Time{}
 		Expect(letter).To(Equal(store.DeadLetter{
 			DeadLetterKey: store.DeadLetterKey{ID: 1, EventType: "first_thing", EventID: event.EventID},
 			Error:         "the year 2500", BatchID: batch, OutboxEventID: 1, EventDateTime: event.EventDateTime,
@@ -124,7 +124,7 @@ var _ = Describe("Dead letters", func() {
 		listed, _, err := s.DeadLetters(ctx, store.DeadLetterFilter{}, 10)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(listed).To(HaveLen(1))
-		Expect(listed[0].EventContext).To(BeNil(), "a list holds no payload")
+		Expect(listed[0].EventContext).To(BeNil(), "a list has no payloads")
 
 		_, err = s.DeadLetter(ctx, 2)
 		Expect(err).To(MatchError(store.ErrNoDeadLetter))
@@ -164,7 +164,7 @@ var _ = Describe("Dead letters", func() {
 		}
 	})
 
-	It("are the events that they were when they are retried, every column of them", func(ctx SpecContext) {
+	It("are requeued with every column as it was", func(ctx SpecContext) {
 		large := `{"b" : 1,	"a":1.000000000000000000001, "b": "\u0000ü` + strings.Repeat("x", 100_000) + "\" }"
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{
 			EventContext: outboxtest.JSON(large), Environment: "Production", MetadataVersion: 1 << 62,
@@ -175,7 +175,7 @@ var _ = Describe("Dead letters", func() {
 			|| metadata_version || coalesce(traceparent, 'null') || published_at || context_bytes FROM outbox_events ORDER BY id`
 		var before, after []string
 		Expect(db.Select(&before, columns)).To(Succeed())
-		buryWaiting(ctx, "why")
+		deadLetterWaiting(ctx, "why")
 		Expect(count("outbox_events")).To(BeZero())
 
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{1, 2}))).To(Equal([]int64{1, 2}))
@@ -185,11 +185,11 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_dead_letters")).To(BeZero())
 		var outboxIDs []int64
 		Expect(db.Select(&outboxIDs, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
-		Expect(outboxIDs).To(Equal([]int64{3, 4}), "ids that no cut has passed by")
+		Expect(outboxIDs).To(Equal([]int64{3, 4}), "new ids, above every cut")
 		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 	})
 
-	It("wake the relays up when they are retried, after the commit", func(ctx SpecContext) {
+	It("wake the relays when they are requeued, after the commit", func(ctx SpecContext) {
 		deadLetter(ctx, "why", outbox.Event{})
 		wake, err := postgres.Listen(ctx, postgres.ListenOptions{
 			DSN: dsn, Channels: []string{outbox.Channel}, Log: slog.New(slog.DiscardHandler),
@@ -200,24 +200,24 @@ var _ = Describe("Dead letters", func() {
 		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive())
 	})
 
-	It("are each retried once where two do so at once", func(ctx SpecContext) {
+	It("are requeued once each by concurrent calls", func(ctx SpecContext) {
 		const letters = 950
 		deadLetter(ctx, "why", make([]outbox.Event, letters)...)
 		everything := ids(ctx, store.DeadLetterFilter{})
 		backwards := slices.Clone(everything)
 		slices.Reverse(backwards)
-		retried := make([][]int64, 4)
+		requeued := make([][]int64, 4)
 		var group sync.WaitGroup
-		for i := range retried {
+		for i := range requeued {
 			group.Go(func() {
 				defer GinkgoRecover()
 				var err error
-				retried[i], err = all(s.RequeueDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
+				requeued[i], err = all(s.RequeueDeadLetters(ctx, [][]int64{everything, backwards}[i%2]))
 				Expect(err).NotTo(HaveOccurred())
 			})
 		}
 		group.Wait()
-		Expect(slices.Concat(retried...)).To(ConsistOf(everything))
+		Expect(slices.Concat(requeued...)).To(ConsistOf(everything))
 		var distinct int
 		Expect(db.Get(&distinct, "SELECT count(DISTINCT event_id) FROM outbox_events")).To(Succeed())
 		Expect(distinct).To(Equal(letters))
@@ -225,15 +225,15 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_dead_letters")).To(BeZero())
 	})
 
-	It("are either all of a transaction's events again, or still all dead letters", func(ctx SpecContext) {
+	It("are requeued by whole transactions", func(ctx SpecContext) {
 		events := make([]outbox.Event, 250)
 		events[170].EventType = "refused"
 		deadLetter(ctx, "why", events...)
 		db.MustExec("ALTER TABLE outbox_events ADD CONSTRAINT halfway CHECK (event_type != 'refused')")
 
-		retried, err := all(s.RequeueDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
+		requeued, err := all(s.RequeueDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
 		Expect(err).To(MatchError(ContainSubstring("halfway")))
-		Expect(retried).To(HaveLen(100), "the transaction before")
+		Expect(requeued).To(HaveLen(100), "the transaction before")
 		Expect(count("outbox_events")).To(Equal(100))
 		Expect(count("outbox_dead_letters")).To(Equal(150))
 
@@ -245,7 +245,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_events")).To(Equal(250))
 	})
 
-	It("are asked for at the sink before they are sent again, if PostgreSQL's history has changed since", func(ctx SpecContext) {
+	It("are requeued as unverified if PostgreSQL's history has changed since", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
 		db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 		_, err := s.Cut(ctx, 0)
@@ -256,26 +256,26 @@ var _ = Describe("Dead letters", func() {
 			GinkgoHelper()
 			Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 			Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id DESC LIMIT 1")).To(Succeed())
-			db.MustExec("UPDATE outbox_batches SET attempts = attempts + 1") // no batch waits to be sent
+			db.MustExec("UPDATE outbox_batches SET attempts = attempts + 1") // no batch waits for its first attempt
 			return attempts
 		}
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
 		Expect(attempts()).To(Equal(0), "it was published in this history")
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
-		Expect(attempts()).To(Equal(1), "in the lost history it may have been retried, and have arrived")
+		Expect(attempts()).To(Equal(1), "in the lost history it may have been requeued and delivered")
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{})
-		Expect(attempts()).To(Equal(0), "and nothing else is held up by it")
+		Expect(attempts()).To(Equal(0), "other events are verified")
 	})
 
-	It("are asked for at the sink where the change of history is being recorded while they are retried", func(ctx SpecContext) {
+	It("are requeued as unverified while a relay records a change of history", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
 		relay := db.MustBegin()
 		defer func() { _ = relay.Rollback() }()
 		relay.MustExec("UPDATE outbox_history SET unverified_to = 1")
-		retried := make(chan error, 1)
+		requeued := make(chan error, 1)
 		go func() {
 			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
-			retried <- err
+			requeued <- err
 		}()
 		Eventually(ctx, func(g Gomega) {
 			var waiting int
@@ -284,14 +284,14 @@ var _ = Describe("Dead letters", func() {
 			g.Expect(waiting).To(Equal(1))
 		}).WithTimeout(time.Minute).Should(Succeed())
 		Expect(relay.Commit()).To(Succeed())
-		Eventually(ctx, retried).WithTimeout(time.Minute).Should(Receive(BeNil()))
+		Eventually(ctx, requeued).WithTimeout(time.Minute).Should(Receive(BeNil()))
 		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 		var attempts int
 		Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches")).To(Succeed())
 		Expect(attempts).To(Equal(1))
 	})
 
-	It("are gone when they are discarded, and nothing else is", func(ctx SpecContext) {
+	It("are deleted when they are discarded, and no others", func(ctx SpecContext) {
 		deadLetter(ctx, "why", make([]outbox.Event, 150)...)
 		everything := ids(ctx, store.DeadLetterFilter{})
 		Expect(all(s.DiscardDeadLetters(ctx, append(slices.Clone(everything[:120]), 999)))).To(Equal(everything[:120]))

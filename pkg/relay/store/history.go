@@ -8,13 +8,13 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// ErrHistoryChanged is what Cut returns once when it finds that the server's
-// identity or timeline is not the one that the batches were written under:
-// after a failover or a restore. It has arranged for everything that was there
-// to be asked for at the sink before it is sent.
-var ErrHistoryChanged = errors.New("postgresql's history has changed (a failover or a restore): " +
-	"what waits is looked up at the sink before it is sent")
+// ErrHistoryChanged says that the server's identity or timeline is no longer the one
+// that the batches were written under: PostgreSQL failed over or was restored. Cut
+// returns it once. All events that waited are unverified then: they are resolved
+// before they are inserted.
+var ErrHistoryChanged = errors.New("postgresql's history has changed (a failover or a restore)")
 
+// markUnverified records the change of history.
 func (s *Store) markUnverified(ctx context.Context, tx *sqlx.Tx) error {
 	if _, err := tx.ExecContext(ctx, s.sql(unverifiedBatchesSQL), s.unverifiedSeconds()); err != nil {
 		return fmt.Errorf("record the change of history: %w", err)
@@ -26,6 +26,5 @@ func (s *Store) markUnverified(ctx context.Context, tx *sqlx.Tx) error {
 	return ErrHistoryChanged
 }
 
-// unverifiedSeconds is how long an insert that was begun in a lost history may
-// still run.
+// unverifiedSeconds is how long an insert of a lost history may still be in flight.
 func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }

@@ -12,10 +12,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Lease is one worker's hold on one batch: an open transaction with the
-// manifest's row locked in it. It ends with the first of Settle, Retry,
-// RenewToken, Shrink, Split or Release, and by itself when the worker's connection
-// dies. It is not safe for concurrent use.
+// Lease is an open transaction that has locked a batch's row for one worker. It ends
+// with the first of Settle, Retry, RenewToken, Shrink, Split or Release, or with the
+// worker's connection. It is not safe for concurrent use.
 type Lease struct {
 	Batch
 
@@ -23,13 +22,12 @@ type Lease struct {
 	sql func(string) string // the store's
 }
 
-// ErrLeaseLost says that the batch is no longer this worker's: its connection
-// was lost, or events of the batch are gone. Whatever was sent, the next
-// claimer resolves it.
+// ErrLeaseLost says that the worker no longer holds the batch: its connection is lost,
+// or events of the batch were deleted. The next claim resolves the batch.
 var ErrLeaseLost = errors.New("the lease of the batch is lost")
 
-// Verify fails unless the lease still holds. It also restarts the time that
-// the server lets the lease be idle for.
+// Verify returns an error if the lease is lost. It also restarts the server's idle
+// timeout of the lease.
 func (l *Lease) Verify(ctx context.Context) error {
 	if _, err := l.tx.ExecContext(ctx, "SELECT 1"); err != nil {
 		return fmt.Errorf("%w: %w", ErrLeaseLost, err)
@@ -37,26 +35,26 @@ func (l *Lease) Verify(ctx context.Context) error {
 	return nil
 }
 
-// Retry gives the batch back, to be claimed again after the delay, and keeps
-// the cause for the operator.
+// Retry releases the batch, to be claimed again after the delay, and stores the cause
+// for the operator.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
-	return l.finish(ending{"give the batch back", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
+	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds())
 		return err //nolint:wrapcheck // finish does
 	})
 }
 
-// Release ends a lease that nothing else has ended, and changes nothing. The
-// batch is due again within a second.
+// Release ends the lease and changes nothing. The batch is due again within a second.
+// After another end of the lease it does nothing.
 func (l *Lease) Release() { _ = l.tx.Rollback() }
 
-// ending is one of the ways in which a lease ends.
+// ending is one way to end a lease.
 type ending struct {
 	name              string
 	before, committed failpoint.Point
 }
 
-// finish runs the last statements of the lease and commits them, all or none.
+// finish executes the last statements of the lease and commits them.
 func (l *Lease) finish(how ending, statements func() error) error {
 	defer l.Release()
 	if err := statements(); err != nil {
@@ -70,8 +68,8 @@ func (l *Lease) finish(how ending, statements func() error) error {
 	return nil
 }
 
-// reason is the error as the operator finds it in last_error: text that
-// PostgreSQL takes, of a length that it keeps in line.
+// reason returns the error's text for last_error: valid for PostgreSQL, and short
+// enough to stay in the row.
 func reason(err error) string {
 	const maxBytes = 1000
 	text := strings.ReplaceAll(err.Error(), "\x00", "")

@@ -10,8 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// Record is an event as it is kept in the outbox. Its ID orders the events of
-// a batch.
+// Record is an event of the outbox. Its ID orders the events of a batch.
 type Record struct {
 	ID              int64
 	EventID         uuid.UUID
@@ -20,20 +19,20 @@ type Record struct {
 	Environment     string
 	EventContext    string
 	MetadataVersion int64
-	Traceparent     string // empty where there is none
+	Traceparent     string // empty if the event has none
 	PublishedAt     time.Time
 }
 
-// ErrEventsMissing says that events which the manifest names are no longer in
-// the outbox: somebody has deleted them. The rest is not sent, since fewer rows
-// under the batch's token would make it worthless.
-var ErrEventsMissing = errors.New("events of the batch have been deleted from the outbox")
+// ErrEventsMissing says that events of the batch were deleted from the outbox. The
+// remaining events are not inserted, because the token must stand for the same rows in
+// every attempt.
+var ErrEventsMissing = errors.New("events of the batch were deleted from the outbox")
 
-// Read passes the batch's events to add, in the order of their ids, exactly
-// as many as the manifest names; otherwise it fails with ErrEventsMissing.
+// Read passes all events of the batch to add, in the order of their ids. It returns
+// ErrEventsMissing if it does not find all of them.
 func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
-	// Prepared, since lib/pq asks for binary values only then. In a transaction no
-	// pooler parts a statement from its name.
+	// lib/pq reads binary values only from a prepared statement. Within a transaction
+	// a connection pooler keeps the statement.
 	statement, err := l.tx.PreparexContext(ctx, l.sql(readEventsSQL))
 	if err != nil {
 		return fmt.Errorf("read the batch: %w", err)
@@ -65,15 +64,14 @@ func (l *Lease) Read(ctx context.Context, add func(Record) error) error {
 	})
 }
 
-// scan goes through the rows of a query over the batch's members and verifies
-// that they are exactly these: fewer under the batch's token would burn it. row
-// passes take the id of each event.
+// scan reads the rows of a query over the batch's members, and checks that they are
+// all of them, once and in order. row passes the id of each event to take.
 func (l *Lease) scan(rows *sqlx.Rows, row func(take func(id int64) error) error) error {
 	defer rows.Close()
 	events, last := 0, int64(0)
 	take := func(id int64) error {
 		if id <= last {
-			return fmt.Errorf("%w: event %d came after %d", ErrLeaseLost, id, last)
+			return fmt.Errorf("%w: event %d follows event %d", ErrLeaseLost, id, last)
 		}
 		last = id
 		events++
@@ -88,7 +86,7 @@ func (l *Lease) scan(rows *sqlx.Rows, row func(take func(id int64) error) error)
 		return fmt.Errorf("read the batch: %w", err)
 	}
 	if events != l.Events {
-		return fmt.Errorf("%w: %d of its %d are there", ErrEventsMissing, events, l.Events)
+		return fmt.Errorf("%w: found %d of %d", ErrEventsMissing, events, l.Events)
 	}
 	return nil
 }

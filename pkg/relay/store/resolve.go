@@ -11,8 +11,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Keys returns the batch's events without their contexts, environments and
-// versions, in Read's order.
+// Keys returns the batch's events without contexts, environments and versions, in the
+// order of Read.
 func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
 	rows, err := l.tx.QueryxContext(ctx, l.sql(readKeysSQL), l.EventIDs)
 	if err != nil {
@@ -38,11 +38,10 @@ func (l *Lease) Keys(ctx context.Context) ([]Record, error) {
 	return records, err
 }
 
-// RenewToken gives the batch back under a new token. The caller has made sure
-// that no send under the old one is running and that none of the events are
-// at the sink.
+// RenewToken releases the batch under a new token. The caller has checked that no
+// insert under the old token is in flight, and that all events are absent.
 func (l *Lease) RenewToken(ctx context.Context, cause error) error {
-	return l.finish(ending{"give the batch a new token", failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted}, func() error {
+	return l.finish(ending{"renew the token", failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.sql(renewTokenSQL), l.ID, uuid.NewString(), reason(cause))
 		return err //nolint:wrapcheck // finish does
 	})

@@ -7,8 +7,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Settle removes the batch and its events, which the sink holds. It is the
-// only way in which delivered events leave the outbox as a whole batch.
+// Settle deletes the batch and its events. The caller knows that all of them are
+// present at the sink.
 func (l *Lease) Settle(ctx context.Context) error {
 	return l.finish(ending{"settle the batch", failpoint.SettleBeforeCommit, failpoint.SettleCommitted}, func() error {
 		if err := l.deleteEvents(ctx, l.EventIDs, l.Events); err != nil {
@@ -21,7 +21,7 @@ func (l *Lease) Settle(ctx context.Context) error {
 
 func (l *Lease) expectEvents(events, expected int) error {
 	if events != expected {
-		return fmt.Errorf("%w: %d of %d events are there", ErrLeaseLost, events, expected)
+		return fmt.Errorf("%w: found %d of %d events", ErrLeaseLost, events, expected)
 	}
 	return nil
 }
@@ -40,7 +40,7 @@ func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error 
 
 func (l *Lease) deleteBatch(ctx context.Context) error {
 	if _, err := l.tx.ExecContext(ctx, l.sql(deleteBatchSQL), l.ID); err != nil {
-		return fmt.Errorf("delete the manifest: %w", err)
+		return fmt.Errorf("delete the batch: %w", err)
 	}
 	return nil
 }

@@ -10,55 +10,54 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Dead is an event that the sink can never take.
-type Dead struct {
+// Refused is an event that the sink can never store.
+type Refused struct {
 	ID    int64
 	Cause error
 }
 
-// Part says what becomes of each of a batch's events. Its ids ascend in each
-// slice and are, together, the batch's.
-type Part struct {
-	// Delivered events are at the sink and are removed.
+// Outcome names each event of a batch once. The ids of each slice are in ascending
+// order.
+type Outcome struct {
+	// Delivered events are present at the sink and are deleted.
 	Delivered []int64
-	// Dead events become dead letters.
-	Dead []Dead
-	// Rest stays the batch.
-	Rest []int64
+	// Refused events become dead letters.
+	Refused []Refused
+	// Remaining events stay in the batch.
+	Remaining []int64
 }
 
-// Shrink takes events out of the batch. The caller has made sure that no send of
-// the batch is running, and which of its events are at the sink. The rest keeps
-// the token, which the sink may know with other events of the batch: a send of
-// the whole that begins late adds nothing where the token is known, and the
-// rest is asked for before it is sent.
-func (l *Lease) Shrink(ctx context.Context, part Part) error {
+// Shrink takes events out of the batch. The caller has checked that no insert of the
+// batch is in flight, and which of its events are present. The remaining events keep
+// the token, which the sink may know with other events of the batch. An insert of the
+// whole batch that begins late then adds nothing, and the remaining events are
+// resolved before they are inserted.
+func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
 	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
-		if events := len(part.Delivered) + len(part.Dead) + len(part.Rest); events != l.Events {
-			return fmt.Errorf("%w: %d of its %d events have a place", ErrLeaseLost, events, l.Events)
+		if events := len(outcome.Delivered) + len(outcome.Refused) + len(outcome.Remaining); events != l.Events {
+			return fmt.Errorf("%w: the outcome names %d of %d events", ErrLeaseLost, events, l.Events)
 		}
-		if err := l.deleteEvents(ctx, multirange(part.Delivered), len(part.Delivered)); err != nil {
+		if err := l.deleteEvents(ctx, multirange(outcome.Delivered), len(outcome.Delivered)); err != nil {
 			return err
 		}
-		if err := l.deadLetter(ctx, part.Dead); err != nil {
+		if err := l.deadLetter(ctx, outcome.Refused); err != nil {
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
-		if len(part.Rest) == 0 {
+		if len(outcome.Remaining) == 0 {
 			return l.deleteBatch(ctx)
 		}
 		var events int
-		if err := l.tx.GetContext(ctx, &events, l.sql(shrinkBatchSQL), multirange(part.Rest), l.ID); err != nil {
-			return fmt.Errorf("shrink the manifest: %w", err)
+		if err := l.tx.GetContext(ctx, &events, l.sql(shrinkBatchSQL), multirange(outcome.Remaining), l.ID); err != nil {
+			return fmt.Errorf("write the batch: %w", err)
 		}
-		return l.expectEvents(events, len(part.Rest))
+		return l.expectEvents(events, len(outcome.Remaining))
 	})
 }
 
-// Split puts two batches, each under a token of its own, in the place of one
-// that the sink refuses for its data: the first n of the ids, which ascend and
-// are the batch's, and the others. The caller has made sure that no send of the
-// batch is running and that none of its events are at the sink.
+// Split replaces a batch that the sink refuses because of its data by two, with a new
+// token each: the first n of the batch's ascending ids, and the others. The caller has
+// checked that no insert of the batch is in flight, and that all events are absent.
 func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) error {
 	return l.finish(ending{"split the batch", failpoint.SplitBeforeCommit, failpoint.SplitCommitted}, func() error {
 		if err := l.expectEvents(len(ids), l.Events); err != nil {
@@ -68,9 +67,9 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 			return err
 		}
 		failpoint.At(failpoint.SplitDeleted)
-		// In the order of their events, whatever they are split into later: the
-		// parts of one half are done before the other half begins, so that they
-		// are never many.
+		// The ids order all later parts by their events. The parts of the first half
+		// are delivered before the second half begins, so that few parts exist at a
+		// time.
 		first := batchTime(l.ID).Add(time.Microsecond)
 		second := first.Add(time.Duration(2*n) * time.Microsecond)
 		if err := l.insertBatch(ctx, newBatchID(first), ids[:n], cause); err != nil {
@@ -83,7 +82,7 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 func (l *Lease) insertBatch(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
 	var events int
 	if err := l.tx.GetContext(ctx, &events, l.sql(insertBatchSQL), multirange(ids), id, reason(cause)); err != nil {
-		return fmt.Errorf("write a manifest: %w", err)
+		return fmt.Errorf("write a batch: %w", err)
 	}
 	return l.expectEvents(events, len(ids))
 }

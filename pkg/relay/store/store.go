@@ -25,38 +25,37 @@ const (
 	DefaultFlushTimeout = 30 * time.Second
 )
 
-// BatchesChannel is the channel on which a relay tells the others that batches wait to
-// be claimed.
+// BatchesChannel is the channel on which a relay notifies the others of new batches.
 const BatchesChannel = "diehard_outbox_batches"
 
-// Bounds that nobody needs to turn.
+// Bounds that are not configurable.
 const (
-	// batchesPerCut bounds how long one cut holds the fleet's lock.
+	// batchesPerCut bounds how long a cut holds the lock of the fleet.
 	batchesPerCut = 4
-	// maxUnsent and maxBatches bound the manifests that wait: an outage of
-	// the sink must not pile them up, and whatever looks for work reads them.
-	maxUnsent  = 8
-	maxBatches = 256
-	// unverifiedMargin is how much longer than FlushTimeout an insert of a lost
-	// history is waited for.
+	// maxUnattempted bounds the batches without an attempt, and maxBatches all
+	// batches. They must not pile up in an outage of the sink, because every claim and
+	// cut reads them.
+	maxUnattempted = 8
+	maxBatches     = 256
+	// unverifiedMargin is how much longer than FlushTimeout a relay waits for an
+	// insert of a lost history.
 	unverifiedMargin = 5 * time.Second
 	// leaseMargin is how much longer than a flush a lease may be idle before the
-	// server ends it: a worker that is stopped keeps its batch for so long.
+	// server ends it. A suspended worker keeps its batch for so long.
 	leaseMargin = 10 * time.Second
-	// watermarkTrail is how long the lowWatermark stays below what was cut, for events
-	// that commit later than others with a higher id. What commits later still
-	// is found by Poll.
+	// watermarkTrail is how long the low watermark stays below the events that were
+	// cut, because a lower id may commit later. Poll finds later commits.
 	watermarkTrail = time.Second
 )
 
 // Options configure a Store.
 type Options struct {
-	// MaxRows bounds a batch's events, MaxBytes the bytes of their contexts
-	// and 128 for each; an event that is larger goes alone.
+	// MaxRows bounds a batch's events. MaxBytes bounds the bytes of their contexts plus
+	// 128 for each event. An event that is larger has a batch of its own.
 	MaxRows  int
 	MaxBytes int64
-	// FlushTimeout is the longest that one insert into the sink may take;
-	// DefaultFlushTimeout by default.
+	// FlushTimeout bounds one insert into the sink. The default is
+	// DefaultFlushTimeout.
 	FlushTimeout time.Duration
 	// Schema is the schema of the outbox's tables. If it is empty, they are found by
 	// the session's search_path.
@@ -75,10 +74,9 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Session returns the settings that the store's connections must have. They
-// keep its plans independent of statistics, and bound how long a worker that
-// is gone without a word keeps what it holds: flushTimeout is the longest that
-// a lease's transaction is idle on purpose.
+// Session returns the settings that the store's connections must have. They make its
+// plans independent of statistics, and limit how long the locks of a dead worker
+// survive. flushTimeout bounds how long a lease's transaction is idle.
 func Session(flushTimeout time.Duration) map[string]string {
 	milliseconds := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 	return map[string]string{
@@ -96,26 +94,25 @@ func Session(flushTimeout time.Duration) map[string]string {
 	}
 }
 
-// Store is the relay's half of the outbox. It is safe for concurrent use by
-// any number of workers in any number of processes.
+// Store is the outbox as relays use it. It is safe for concurrent use by any number of
+// workers in any number of processes.
 type Store struct {
 	db  *sqlx.DB
 	o   Options
-	sql func(string) string // puts the schema into a statement
+	sql func(string) string // adds the schema to a statement
 
-	claims atomic.Int64 // whose turn it is
+	claims atomic.Int64 // counts claims, which take turns
 
-	watermarkTrail time.Duration // the constant; specs change it
+	watermarkTrail time.Duration // the constant, which specs change
 
-	// Hints only, each checked by the database where something hangs on it.
+	// Hints, which the database checks if correctness depends on them.
 	mu           sync.Mutex
-	cuts         int64     // the cursor's key when it was last seen
-	lowWatermark int64     // the cursor's lowWatermark then
-	oldestBatch  uuid.UUID // no manifest was or will be older, as Poll saw it last
+	cuts         int64     // the cursor's key when it was last read
+	lowWatermark int64     // the cursor's low watermark then
+	oldestBatch  uuid.UUID // the lower bound of all batch ids at the last Poll
 }
 
-// New returns a Store on db, whose connections have the settings of
-// Session.
+// New returns a Store on db. The connections of db must have the settings of Session.
 func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
 	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema), watermarkTrail: watermarkTrail}
@@ -123,17 +120,17 @@ func New(db *sqlx.DB, o Options) *Store {
 
 // Stats are the outbox's figures.
 type Stats struct {
-	// BacklogEvents is exact up to 10,000 events that are in no batch yet, and
-	// may be too high beyond.
+	// BacklogEvents is exact if at most 10,000 events are not in a batch. Otherwise it
+	// may be too high.
 	BacklogEvents int64 `db:"backlog_events"`
-	// OldestSeconds is the age of the oldest event that waits, 0 if none does.
+	// OldestSeconds is the age of the oldest event, 0 if the outbox is empty.
 	OldestSeconds float64 `db:"oldest_seconds"`
 	Batches       int64   `db:"batches"`
-	// DeadLetters is exact below 10,000, and 10,000 from there on.
+	// DeadLetters is exact below 10,000. 10,000 means 10,000 or more.
 	DeadLetters int64 `db:"dead_letters"`
 }
 
-// Stats returns the outbox's figures at a cost that does not grow with it.
+// Stats returns the outbox's figures. The cost does not grow with the outbox.
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var stats Stats
 	if err := s.db.GetContext(ctx, &stats, s.sql(statsSQL), s.cutsHint()); err != nil {
@@ -148,7 +145,7 @@ func (s *Store) cutsHint() int64 {
 	return s.cuts
 }
 
-// forgetCursor makes the next statements look for the cursor from the start.
+// forgetCursor makes the next statements read all versions of the cursor.
 func (s *Store) forgetCursor() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +158,7 @@ func (s *Store) batchHint() uuid.UUID {
 	return s.oldestBatch
 }
 
-// forgetBatches makes the next statements look at every manifest.
+// forgetBatches makes the next statements read all batches.
 func (s *Store) forgetBatches() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

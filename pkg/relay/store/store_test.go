@@ -21,10 +21,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// anyBytes is a claim's bound where the spec is not about it.
+// anyBytes is the bound of claims that are not about it.
 const anyBytes = int64(1) << 40
 
-// complete fills in what the spec does not care for.
+// complete fills in the fields that a spec leaves empty.
 func complete(event outbox.Event) outbox.Event {
 	if event.EventID == uuid.Nil {
 		event.EventID = uuid.New()
@@ -70,8 +70,8 @@ var _ = Describe("Store", func() {
 		publish(ctx, db, publisher, make([]outbox.Event, n)...)
 	}
 
-	// manifests returns the events of each manifest, in the order of their ids.
-	manifests := func() [][]int64 {
+	// batches returns the events of each batch, in the order of their ids.
+	batches := func() [][]int64 {
 		GinkgoHelper()
 		var rows []string
 		Expect(db.Select(&rows, `
@@ -112,7 +112,7 @@ var _ = Describe("Store", func() {
 		return lease
 	}
 
-	// due makes every batch claimable now, as time would.
+	// due makes every batch due now.
 	due := func() {
 		GinkgoHelper()
 		db.MustExec("UPDATE outbox_batches SET next_attempt_at = '-infinity' WHERE next_attempt_at > now()")
@@ -130,13 +130,13 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 25)
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 25}))
 			Expect(sizes()).To(Equal([]int{10, 10, 5}))
-			Expect(slices.Concat(manifests()...)).To(HaveLen(25))
-			Expect(slices.IsSorted(slices.Concat(manifests()...))).To(BeTrue())
+			Expect(slices.Concat(batches()...)).To(HaveLen(25))
+			Expect(slices.IsSorted(slices.Concat(batches()...))).To(BeTrue())
 			settleAll(ctx)
 			Expect(cut(ctx)).To(BeZero())
 		})
 
-		It("bounds a batch's bytes, and sends a larger event alone", func(ctx SpecContext) {
+		It("bounds a batch's bytes, and puts a larger event into its own batch", func(ctx SpecContext) {
 			large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 20_000) + `"`)}
 			half := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 5_000) + `"`)}
 			publish(ctx, db, publisher, outbox.Event{}, large, half, half, outbox.Event{})
@@ -144,14 +144,14 @@ var _ = Describe("Store", func() {
 			Expect(sizes()).To(Equal([]int{1, 1, 1, 2}))
 		})
 
-		It("fills a batch also where the events that it has found end in it", func(ctx SpecContext) {
+		It("fills a batch from two reads of events", func(ctx SpecContext) {
 			large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 9_500) + `"`)}
 			publish(ctx, db, publisher, slices.Concat(make([]outbox.Event, 8), []outbox.Event{large}, make([]outbox.Event, 9))...)
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 18}))
-			Expect(sizes()).To(Equal([]int{8, 3, 7}), "it finds 10 at a time")
+			Expect(sizes()).To(Equal([]int{8, 3, 7}), "it reads 10 at a time")
 		})
 
-		It("lets a lone event go at once, makes the next wait for the linger, but not a full batch", func(ctx SpecContext) {
+		It("cuts a lone event at once, then waits for the linger, except for a full batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			Expect(s.Cut(ctx, time.Hour)).To(Equal(store.Cut{Batches: 1, Events: 1}))
 
@@ -167,7 +167,7 @@ var _ = Describe("Store", func() {
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 		})
 
-		It("gathers behind a batch that waits to be sent, but not what fills one", func(ctx SpecContext) {
+		It("cuts no partial batch while a batch waits for its first attempt, but a full one", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			Expect(cut(ctx).Batches).To(Equal(1))
 			publishMany(ctx, 5)
@@ -175,13 +175,13 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 6)
 			Expect(cut(ctx).Events).To(Equal(10))
 			lease := claim(ctx)
-			Expect(cut(ctx).Batches).To(BeZero(), "one waits still")
+			Expect(cut(ctx).Batches).To(BeZero(), "one batch still waits")
 			Expect(claim(ctx)).NotTo(BeNil())
-			Expect(cut(ctx).Events).To(Equal(1), "both are being sent")
+			Expect(cut(ctx).Events).To(Equal(1), "both are being delivered")
 			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
-		It("takes a last cut in the future for one that is long ago", func(ctx SpecContext) {
+		It("treats a last cut in the future as one long ago", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			db.MustExec("UPDATE outbox_cursor SET last_cut_at = now() + interval '1 day'")
 			Expect(s.Cut(ctx, time.Hour)).To(HaveField("Batches", 1))
@@ -196,7 +196,7 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx).Batches).To(Equal(1))
 		})
 
-		It("stops while enough batches wait to be sent", func(ctx SpecContext) {
+		It("cuts nothing while enough batches wait", func(ctx SpecContext) {
 			publishMany(ctx, 200)
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
@@ -205,14 +205,14 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 10, More: true}))
 		})
 
-		It("tells when to come back for what full batches have left", func(ctx SpecContext) {
+		It("returns when to cut the events that did not fill a batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			publishMany(ctx, 13)
 			Expect(s.Cut(ctx, time.Hour)).To(Equal(store.Cut{Batches: 1, Events: 10, Wait: time.Hour}))
 		})
 
-		It("puts every event into exactly one batch while producers and other cutters go on", func(ctx SpecContext) {
+		It("puts every event into exactly one batch while producers and other cutters work", func(ctx SpecContext) {
 			const producers, each = 4, 200
 			var wg sync.WaitGroup
 			for range producers {
@@ -269,8 +269,7 @@ var _ = Describe("Store", func() {
 		It("finds an event that commits long after others with higher ids", func(ctx SpecContext) {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
-			// Two moves of the floor, each as if the trail had passed, take it
-			// beyond the late event.
+			// After two moves the low watermark is above the late event.
 			for range 3 {
 				publishMany(ctx, 1)
 				Expect(cut(ctx).Events).To(Equal(1))
@@ -279,12 +278,12 @@ var _ = Describe("Store", func() {
 			}
 			Expect(late.Commit()).To(Succeed())
 
-			Expect(cut(ctx)).To(BeZero(), "the floor hides it")
+			Expect(cut(ctx)).To(BeZero(), "the low watermark hides it")
 			Expect(s.Poll(ctx)).To(BeTrue())
 			Expect(cut(ctx).Events).To(Equal(1))
 		})
 
-		It("takes what commits late with the rest of a backlog", func(ctx SpecContext) {
+		It("cuts late commits with the rest of a backlog", func(ctx SpecContext) {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			publishMany(ctx, 65)
@@ -294,8 +293,7 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 26}))
 		})
 
-		// lateInBacklog leaves more than four full batches, and below them an event
-		// that committed after the cut of others.
+		// lateInBacklog leaves more than four full batches, and below them a late commit.
 		lateInBacklog := func(ctx SpecContext) {
 			GinkgoHelper()
 			late := db.MustBegin()
@@ -305,7 +303,7 @@ var _ = Describe("Store", func() {
 			Expect(late.Commit()).To(Succeed())
 		}
 
-		It("takes first in a backlog what a look has found below the floor", func(ctx SpecContext) {
+		It("cuts a late commit first in a backlog if the poll has found it", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			db.MustExec("UPDATE outbox_cursor SET low_watermark = 10, next_low_watermark = 10")
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
@@ -313,25 +311,25 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 40)
 			Expect(s.Poll(ctx)).To(BeTrue())
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(manifests()[0][:2]).To(Equal([]int64{1, 82}))
+			Expect(batches()[0][:2]).To(Equal([]int64{1, 82}))
 		})
 
-		It("goes on in a backlog where another relay's cut has ended", func(ctx SpecContext) {
+		It("starts in a backlog where another relay's cut has ended", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			other := store.New(db, store.Options{MaxRows: 10, MaxBytes: 10_000})
 			other.SetWatermarkTrail(time.Hour) // or the machine's speed decides whether the watermark moves
 			Expect(other.Cut(ctx, 0)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(manifests()[4][:2]).To(Equal([]int64{42, 43}))
+			Expect(batches()[4][:2]).To(Equal([]int64{42, 43}))
 		})
 
-		It("takes what commits late before the rest of a backlog where the floor is to move", func(ctx SpecContext) {
+		It("cuts a late commit first in a backlog if the low watermark is due to move", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			db.MustExec("UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
-			Expect(manifests()[4][:2]).To(Equal([]int64{1, 42}))
+			Expect(batches()[4][:2]).To(Equal([]int64{1, 42}))
 		})
 
-		It("takes at once what commits late with an id between those of the manifests", func(ctx SpecContext) {
+		It("cuts a late commit at once if its id is between those of the batches", func(ctx SpecContext) {
 			publishMany(ctx, 2)
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
@@ -341,17 +339,17 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 2)
 			Expect(late.Commit()).To(Succeed())
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 3}))
-			first := manifests()[0][0]
-			Expect(manifests()).To(Equal([][]int64{
+			first := batches()[0][0]
+			Expect(batches()).To(Equal([][]int64{
 				{first, first + 1, first + 3, first + 4},
 				{first + 2, first + 5, first + 6},
 			}))
 		})
 
-		It("has the database refuse an event a second manifest, and recovers by itself", func(ctx SpecContext) {
+		It("recovers after the database has refused an event in a second batch", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(s.Poll(ctx)).To(BeTrue()) // remembers the manifest as the oldest
+			Expect(s.Poll(ctx)).To(BeTrue()) // remembers the batch as the oldest
 			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
 			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
 			Expect(sizes()).To(Equal([]int{3}))
@@ -359,7 +357,7 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(BeZero())
 		})
 
-		It("distrusts what was there when PostgreSQL's history changes", func(ctx SpecContext) {
+		It("marks waiting events as unverified when PostgreSQL's history changes", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			publishMany(ctx, 1)
@@ -370,19 +368,19 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 1)
 
 			var attempts []int
-			cut(ctx) // the second event, which was there, with the third
+			cut(ctx) // the second event, which is unverified, with the third
 			publishMany(ctx, 1)
-			cut(ctx) // the fourth, which was not
+			cut(ctx) // the fourth, which is not
 			Expect(db.Select(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(attempts).To(Equal([]int{1, 1, 0}))
 			var waits []bool
 			Expect(db.Select(&waits, "SELECT next_attempt_at > clock_timestamp() + interval '20 s' FROM outbox_batches ORDER BY batch_id")).To(Succeed())
-			Expect(waits).To(Equal([]bool{true, true, false}), "an insert of the lost history may still run")
+			Expect(waits).To(Equal([]bool{true, true, false}), "an insert of the lost history may still be in flight")
 		})
 	})
 
 	Describe("Claim", func() {
-		It("marks a batch as sent before anybody can send it, and leases it to one worker", func(ctx SpecContext) {
+		It("counts an attempt and leases the batch to one worker", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
 			first, second := claim(ctx), claim(ctx)
@@ -394,7 +392,7 @@ var _ = Describe("Store", func() {
 			Expect(attempts).To(Equal([]int{1, 1}))
 		})
 
-		It("frees the batch of a worker whose connection dies, and tells the next one", func(ctx SpecContext) {
+		It("releases the batch of a worker whose connection dies, and counts the next attempt", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			dead := claim(ctx)
@@ -410,7 +408,7 @@ var _ = Describe("Store", func() {
 			Expect(next.Attempts).To(Equal(2))
 		})
 
-		It("takes turns between batches that have failed and those that have not", func(ctx SpecContext) {
+		It("takes turns between failed batches and others", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			publishMany(ctx, 4)
 			cut(ctx)
@@ -422,7 +420,7 @@ var _ = Describe("Store", func() {
 			Expect(order).To(Equal([]string{"{[3,4)}", "{[1,2)}", "{[4,5)}", "{[2,3)}"}))
 		})
 
-		It("claims nothing where the oldest batch is too large, rather than a younger one", func(ctx SpecContext) {
+		It("claims nothing if the oldest batch is too large, also no younger one", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
 			lease, err := s.Claim(ctx, 200)
@@ -433,7 +431,7 @@ var _ = Describe("Store", func() {
 	})
 
 	Describe("Lease", func() {
-		It("reads the events as they were published, in the order of their ids", func(ctx SpecContext) {
+		It("reads the events as published, in the order of their ids", func(ctx SpecContext) {
 			published := []outbox.Event{
 				{EventType: "first_thing", EventContext: outboxtest.JSON(`{"a": 1}`), Environment: "Production/eu"},
 				{EventType: "second_thing", MetadataVersion: 3, EventDateTime: time.Date(1900, 1, 1, 0, 0, 0, 1000, time.UTC)},
@@ -459,7 +457,7 @@ var _ = Describe("Store", func() {
 			Expect(read[1].Environment).To(Equal("Local"))
 		})
 
-		It("reads in the order of the ids also where no index leads to the events", func(ctx SpecContext) {
+		It("reads in the order of the ids without an index", func(ctx SpecContext) {
 			session := store.Session(time.Minute)
 			session["enable_indexscan"], session["enable_bitmapscan"] = "off", "on"
 			db = testengines.OpenStore(suite.PostgresDSN(ctx), session)
@@ -476,7 +474,7 @@ var _ = Describe("Store", func() {
 			Expect(ids).To(HaveLen(100))
 		})
 
-		It("cuts and reads under settings of long ago", func(ctx SpecContext) {
+		It("cuts and reads under outdated settings", func(ctx SpecContext) {
 			session := store.Session(time.Minute)
 			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
 			db = testengines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler
@@ -506,7 +504,7 @@ var _ = Describe("Store", func() {
 				events[i].EventContext = outboxtest.JSON(c)
 			}
 			for some := range slices.Chunk(events, 7) {
-				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // which nobody has
+				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // an unused id
 				publish(ctx, db, publisher, some...)
 			}
 			cut(ctx)
@@ -516,11 +514,11 @@ var _ = Describe("Store", func() {
 				read = append(read, record.EventContext)
 				return nil
 			})).To(Succeed())
-			Expect(slices.Equal(read, contexts)).To(BeTrue(), "%d events, of which some are others", len(read))
+			Expect(slices.Equal(read, contexts)).To(BeTrue(), "%d events, some of them different", len(read))
 			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
-		It("reads by membership: not what lies between the batch's ids", func(ctx SpecContext) {
+		It("reads by membership, and no other events between the batch's ids", func(ctx SpecContext) {
 			late := db.MustBegin()
 			publishMany(ctx, 1)
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
@@ -539,7 +537,7 @@ var _ = Describe("Store", func() {
 			Expect(left).To(Equal(1))
 		})
 
-		It("refuses to go on with fewer events than the manifest names", func(ctx SpecContext) {
+		It("returns an error if events of the batch are missing", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
 			db.MustExec("DELETE FROM outbox_events WHERE id = 2")
@@ -549,15 +547,15 @@ var _ = Describe("Store", func() {
 			Expect(sizes()).To(Equal([]int{3}), "nothing was settled")
 		})
 
-		It("settles the batch's events and its manifest, and nothing else", func(ctx SpecContext) {
+		It("settles the batch and its events, and nothing else", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
 			Expect(claim(ctx).Settle(ctx)).To(Succeed())
 			Expect(sizes()).To(Equal([]int{1}))
-			Expect(manifests()).To(Equal([][]int64{{11}}))
+			Expect(batches()).To(Equal([][]int64{{11}}))
 		})
 
-		It("gives the batch back with the cause, for later", func(ctx SpecContext) {
+		It("releases the batch with the cause and a delay", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			Expect(claim(ctx).Retry(ctx, errors.New("no\x00 route"), time.Hour)).To(Succeed())
@@ -569,47 +567,47 @@ var _ = Describe("Store", func() {
 			Expect(claim(ctx).Attempts).To(Equal(2))
 		})
 
-		It("starts over under a new token", func(ctx SpecContext) {
+		It("starts again under a new token", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			old := claim(ctx)
-			Expect(old.RenewToken(ctx, errors.New("burned"))).To(Succeed())
+			Expect(old.RenewToken(ctx, errors.New("absent"))).To(Succeed())
 			fresh := claim(ctx)
 			Expect(fresh.ID).To(Equal(old.ID))
 			Expect(fresh.Token).NotTo(Equal(old.Token))
 			Expect(fresh.Attempts).To(Equal(1))
 		})
 
-		It("shrinks the batch to what is left of it, under the same token, and keeps dead letters", func(ctx SpecContext) {
+		It("shrinks the batch under the same token, and writes dead letters", func(ctx SpecContext) {
 			publishMany(ctx, 7)
 			cut(ctx)
 			whole := claim(ctx)
-			Expect(whole.Shrink(ctx, store.Part{
+			Expect(whole.Shrink(ctx, store.Outcome{
 				Delivered: []int64{1, 3},
-				Dead:      []store.Dead{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
-				Rest:      []int64{2, 5, 6},
+				Refused:   []store.Refused{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
+				Remaining: []int64{2, 5, 6},
 			})).To(Succeed())
-			Expect(manifests()).To(Equal([][]int64{{2, 5, 6}}))
-			var dead []struct {
+			Expect(batches()).To(Equal([][]int64{{2, 5, 6}}))
+			var letters []struct {
 				ID    int64  `db:"outbox_event_id"`
 				Error string `db:"error"`
 			}
-			Expect(db.Select(&dead, "SELECT outbox_event_id, error FROM outbox_dead_letters ORDER BY id")).To(Succeed())
-			Expect(dead).To(HaveLen(2))
-			Expect(dead[0].ID).To(Equal(int64(4)))
-			Expect(dead[0].Error).To(Equal("the year 2500"))
-			Expect(dead[1].Error).To(Equal("why,\"}{"))
+			Expect(db.Select(&letters, "SELECT outbox_event_id, error FROM outbox_dead_letters ORDER BY id")).To(Succeed())
+			Expect(letters).To(HaveLen(2))
+			Expect(letters[0].ID).To(Equal(int64(4)))
+			Expect(letters[0].Error).To(Equal("the year 2500"))
+			Expect(letters[1].Error).To(Equal("why,\"}{"))
 			var left []int64
 			Expect(db.Select(&left, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
 			Expect(left).To(Equal([]int64{2, 5, 6}))
-			rest := claim(ctx)
-			Expect(rest.Token).To(Equal(whole.Token))
-			Expect(rest.Attempts).To(Equal(2), "the sink may know the token: nothing of it is taken for a first send")
-			Expect(rest.Events).To(Equal(3))
-			Expect(rest.Bytes).To(Equal(whole.Bytes / 7 * 3))
+			remaining := claim(ctx)
+			Expect(remaining.Token).To(Equal(whole.Token))
+			Expect(remaining.Attempts).To(Equal(2), "the sink may know the token, so the next attempt resolves")
+			Expect(remaining.Events).To(Equal(3))
+			Expect(remaining.Bytes).To(Equal(whole.Bytes / 7 * 3))
 		})
 
-		It("splits the batch in two with tokens of their own, in its place", func(ctx SpecContext) {
+		It("splits the batch into two with new tokens, in its place", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 4})
 			publishMany(ctx, 4)
 			cut(ctx)
@@ -617,7 +615,7 @@ var _ = Describe("Store", func() {
 			publishMany(ctx, 4)
 			cut(ctx)
 			Expect(whole.Split(ctx, []int64{1, 2, 3, 4}, 3, errors.New("refused"))).To(Succeed())
-			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}, {4}, {5, 6, 7, 8}}))
+			Expect(batches()).To(Equal([][]int64{{1, 2, 3}, {4}, {5, 6, 7, 8}}))
 			var errs []string
 			Expect(db.Select(&errs, "SELECT coalesce(last_error, '') FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(errs).To(Equal([]string{"refused", "refused", ""}))
@@ -626,7 +624,7 @@ var _ = Describe("Store", func() {
 			Expect(tokens).To(Equal(3))
 		})
 
-		It("keeps the parts of a batch in the order of their events, however often they are split", func(ctx SpecContext) {
+		It("keeps the parts of a batch in the order of their events after many splits", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 64})
 			publishMany(ctx, 64)
 			cut(ctx)
@@ -648,24 +646,24 @@ var _ = Describe("Store", func() {
 				}
 				Expect(lease.Split(ctx, ids, len(ids)/2, errors.New("refused"))).To(Succeed())
 			}
-			Expect(manifests()).To(HaveLen(7), "one half is done before the other begins")
-			Expect(manifests()[0]).To(Equal(expected[0]))
-			Expect(manifests()[1]).To(Equal(expected[1]))
-			Expect(manifests()[6]).To(HaveLen(32))
+			Expect(batches()).To(HaveLen(7), "the first half is delivered before the second begins")
+			Expect(batches()[0]).To(Equal(expected[0]))
+			Expect(batches()[1]).To(Equal(expected[1]))
+			Expect(batches()[6]).To(HaveLen(32))
 		})
 
-		It("changes nothing where an event would be left without a place", func(ctx SpecContext) {
+		It("changes nothing if the outcome does not name all events", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(claim(ctx).Shrink(ctx, store.Part{Delivered: []int64{1}, Rest: []int64{2}})).
+			Expect(claim(ctx).Shrink(ctx, store.Outcome{Delivered: []int64{1}, Remaining: []int64{2}})).
 				To(MatchError(store.ErrLeaseLost))
 			due()
 			Expect(claim(ctx).Split(ctx, []int64{1, 2}, 1, errors.New("refused"))).To(MatchError(store.ErrLeaseLost))
-			Expect(manifests()).To(Equal([][]int64{{1, 2, 3}}))
+			Expect(batches()).To(Equal([][]int64{{1, 2, 3}}))
 		})
 	})
 
-	It("has the server bound how long a worker that is gone without a word keeps what it holds", func(ctx SpecContext) {
+	It("limits on the server how long the locks of a dead worker survive", func(ctx SpecContext) {
 		var unbounded []string
 		Expect(db.SelectContext(ctx, &unbounded, `SELECT name FROM pg_settings
 			WHERE name IN ('idle_in_transaction_session_timeout', 'statement_timeout', 'lock_timeout', 'tcp_keepalives_idle',
@@ -673,7 +671,7 @@ var _ = Describe("Store", func() {
 		Expect(unbounded).To(BeEmpty())
 	})
 
-	It("counts the backlog, its age, the batches and the dead letters", func(ctx SpecContext) {
+	It("counts the backlog, its age, batches and dead letters", func(ctx SpecContext) {
 		Expect(s.Stats(ctx)).To(Equal(store.Stats{}))
 		publishMany(ctx, 12)
 		cut(ctx)
@@ -690,7 +688,7 @@ var _ = Describe("Store", func() {
 		Expect(stats.OldestSeconds).To(BeNumerically(">", 0))
 	})
 
-	It("estimates a large backlog instead of counting it", func(ctx SpecContext) {
+	It("estimates a large backlog", func(ctx SpecContext) {
 		publishMany(ctx, 11_000)
 		Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
 	})

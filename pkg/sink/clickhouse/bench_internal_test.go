@@ -12,7 +12,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// block is an insert's block without a server to send it to.
+// block is an insert's block without a server.
 type block struct {
 	driver.Batch
 
@@ -49,7 +49,7 @@ func (a appender) Append(v any) error {
 // AppendRow implements driver.BatchColumn.
 func (a appender) AppendRow(v any) error { return a.Interface.AppendRow(v) }
 
-// A batch, as far as it is encoded and not yet compressed.
+// A batch up to its encoding, without compression.
 func BenchmarkEncode(b *testing.B) {
 	const events = 50_000
 	var buffer proto.Buffer

@@ -15,7 +15,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// ClickHouse's codes that tell Check what the operator has to mend.
+// Error codes of ClickHouse for which Check names a remedy.
 const (
 	unknownDatabase            = 81
 	readonlyMode               = 164
@@ -26,8 +26,8 @@ const (
 	clusterDoesntExist         = 701
 )
 
-// Check implements sink.Sink. It looks at the database, the user's rights, the
-// table's engine, sorting key, columns and settings.
+// Check implements sink.Sink. It checks the database, the user's grants, and the table's
+// engine, sorting key, columns and settings.
 func (s *Sink) Check(ctx context.Context) error {
 	for _, check := range []func(context.Context) error{
 		s.checkInsertSettings,
@@ -41,9 +41,8 @@ func (s *Sink) Check(ctx context.Context) error {
 	return nil
 }
 
-// checkInsertSettings tries the settings of an insert on a statement that does
-// nothing. As the first to speak with the server it also finds the database
-// missing.
+// checkInsertSettings executes an empty statement with the settings of an insert. It is
+// the first statement, so it also finds that the database is missing.
 func (s *Sink) checkInsertSettings(ctx context.Context) error {
 	settings, err := s.settingsOfInsert(ctx)
 	var readonly uint64
@@ -75,8 +74,8 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 	return err
 }
 
-// checkProcesses asks what only the resolve step asks otherwise: a missing
-// right is found now and not after the first fault.
+// checkProcesses executes a query of the resolve step, so that a missing grant is found
+// before the first fault.
 func (s *Sink) checkProcesses(ctx context.Context) error {
 	_, err := s.InFlight(ctx, "diehard-check")
 	switch {
@@ -98,21 +97,20 @@ func (s *Sink) checkProcesses(ctx context.Context) error {
 	return err
 }
 
-// table is what the server says of the table.
+// table is the server's definition of the table.
 type table struct {
 	engine, definition, sortingKey string
 	columns                        map[string]tableColumn
 }
 
 type tableColumn struct {
-	kind, typ string // the kind of its default, if it has one
-	inKey     bool   // of the rows' order or of the partitions
+	kind, typ string // kind is that of its default, or empty
+	inKey     bool   // of the sorting, partition or sampling key
 }
 
-// checkTable looks at everything before it judges: what mends one thing depends
-// on the others.
+// checkTable reads the whole definition first, because a remedy may depend on all of it.
 func (s *Sink) checkTable(ctx context.Context) error {
-	t, err := s.lookAtTable(ctx)
+	t, err := s.readTable(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,7 +124,7 @@ func (s *Sink) checkTable(ctx context.Context) error {
 	return s.checkColumns(t)
 }
 
-func (s *Sink) lookAtTable(ctx context.Context) (*table, error) {
+func (s *Sink) readTable(ctx context.Context) (*table, error) {
 	t := &table{columns: map[string]tableColumn{}}
 	err := s.conn.QueryRow(ctx, "SELECT engine, engine_full, sorting_key FROM system.tables"+
 		" WHERE database = currentDatabase() AND name = "+quoteString(s.name)).Scan(&t.engine, &t.definition, &t.sortingKey)
@@ -137,7 +135,7 @@ func (s *Sink) lookAtTable(ctx context.Context) (*table, error) {
 			Remedy:  "relay migrate",
 		}
 	case err != nil:
-		return nil, s.classify(ctx, "look at the table", err)
+		return nil, s.classify(ctx, "read the table", err)
 	}
 	var names, kinds, types []string
 	var inKey []bool
@@ -145,7 +143,7 @@ func (s *Sink) lookAtTable(ctx context.Context) (*table, error) {
 		" groupArray((is_in_sorting_key OR is_in_partition_key OR is_in_sampling_key)::Bool) FROM system.columns"+
 		" WHERE database = currentDatabase() AND table = "+quoteString(s.name)).Scan(&names, &kinds, &types, &inKey)
 	if err != nil {
-		return nil, s.classify(ctx, "look at the table's columns", err)
+		return nil, s.classify(ctx, "read the table's columns", err)
 	}
 	for i, name := range names {
 		t.columns[name] = tableColumn{kind: kinds[i], typ: types[i], inKey: inKey[i]}
@@ -153,12 +151,11 @@ func (s *Sink) lookAtTable(ctx context.Context) (*table, error) {
 	return t, nil
 }
 
-// family matches the engines that insert by parts and remember tokens, and that
-// merge rows away only if their sorting keys are equal. The name's first part
-// says where the parts are.
+// family matches the engines that insert by parts, record tokens, and merge rows only if
+// their sorting keys are equal. The first part of the name says where the parts are.
 var family = regexp.MustCompile(`^(Replicated|Shared)?(Replacing)?MergeTree$`)
 
-// checkEngine returns where the table's parts are: the name's first part.
+// checkEngine returns the first part of the engine's name.
 func (s *Sink) checkEngine(t *table) (placed string, err error) {
 	match := family.FindStringSubmatch(t.engine)
 	if match == nil {
@@ -191,13 +188,12 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 	return placed, nil
 }
 
-// leastPartsLifetime is how many seconds a table must keep parts that it has
-// merged. What it merged them into is not synced: Linux writes that within 30
-// seconds and what the disk takes for it.
+// leastPartsLifetime is how many seconds a table must keep merged parts. Their result is
+// not synced. Linux writes it within 30 seconds and the time of the write.
 const leastPartsLifetime = 60
 
-// checkTableSettings looks for the table's own settings at the end of its
-// definition, and for the others among the server's defaults.
+// checkTableSettings reads the table's settings at the end of its definition, and the
+// server's defaults for all others.
 func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
 	defaults, window := "system.merge_tree_settings", "non_replicated_deduplication_window"
 	if placed != "" {
@@ -208,7 +204,7 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		least       float64
 	}
 	settings := []wanted{{window, "10000", 1}}
-	if placed != "Shared" { // whose parts are in object storage
+	if placed != "Shared" { // its parts are in object storage
 		settings = append(settings, wanted{"fsync_after_insert", "1", 1}, wanted{"fsync_part_directory", "1", 1},
 			wanted{"old_parts_lifetime", "480", leastPartsLifetime})
 	}
@@ -219,10 +215,10 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		if !ok {
 			err := s.conn.QueryRow(ctx, "SELECT value FROM "+defaults+" WHERE name = "+quoteString(setting.name)).Scan(&value)
 			if err != nil {
-				return s.classify(ctx, "look at the table's settings", err)
+				return s.classify(ctx, "read the table's settings", err)
 			}
 		}
-		number, err := strconv.ParseFloat(value, 64) // a time may be a fraction, as in "480."
+		number, err := strconv.ParseFloat(value, 64) // an interval may be a fraction, as in "480."
 		switch isNumber := err == nil; {
 		case value == "false", isNumber && number == 0:
 			problems = append(problems, setting.name+" off")
@@ -242,8 +238,7 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 	return nil
 }
 
-// tableSetting finds a setting in the definition, in which the settings come
-// last.
+// tableSetting returns a setting of the definition, which ends with the settings.
 func tableSetting(definition, name string) (value string, ok bool) {
 	const clause = " SETTINGS "
 	at := strings.LastIndex(definition, clause)
@@ -258,9 +253,9 @@ func tableSetting(definition, name string) (value string, ok bool) {
 	return "", false
 }
 
-// typesThatHold are the types that keep a column's values as they are. The first
-// of `columns` is what migrations make; these may be chosen instead.
-var typesThatHold = map[string]*regexp.Regexp{
+// acceptedTypes are the types that store a column's values unchanged. The migrations use
+// the types of columns.
+var acceptedTypes = map[string]*regexp.Regexp{
 	"event_id":         regexp.MustCompile(`^UUID$`),
 	"event_type":       regexp.MustCompile(`^(LowCardinality\(String\)|String)$`),
 	"event_date_time":  regexp.MustCompile(`^DateTime64\(6(, '[^']+')?\)$`),
@@ -278,36 +273,36 @@ func (s *Sink) checkColumns(t *table) error {
 		case !ok:
 			problems = append(problems, "lacks the column "+c.Name)
 			remedy = append(remedy, "ADD COLUMN "+c.Name+" "+c.Type)
-		case found.kind == ephemeral: // REMOVE does not know it, and there is nothing to keep
+		case found.kind == ephemeral: // REMOVE does not support it, and it stores nothing
 			problems = append(problems, "computes the column "+c.Name)
 			remedy = append(remedy, "DROP COLUMN "+c.Name+", ADD COLUMN "+c.Name+" "+c.Type)
 		case found.kind != "" && found.kind != "DEFAULT":
 			problems = append(problems, "computes the column "+c.Name)
 			remedy = append(remedy, "MODIFY COLUMN "+c.Name+" REMOVE "+found.kind)
-		case !typesThatHold[c.Name].MatchString(found.typ):
+		case !acceptedTypes[c.Name].MatchString(found.typ):
 			problems = append(problems, fmt.Sprintf("keeps %s as %s", c.Name, found.typ))
 			remedy = append(remedy, "MODIFY COLUMN "+c.Name+" "+c.Type)
 			keyChanges = keyChanges || found.inKey
 		}
 	}
-	unfit := &sink.MisconfiguredError{
+	misconfigured := &sink.MisconfiguredError{
 		Problem: "the table " + s.table + " " + strings.Join(problems, ", "),
 		Remedy:  "ALTER TABLE " + s.table + onCluster(s.cluster) + " " + strings.Join(remedy, ", "),
 	}
 	switch {
 	case problems == nil:
 		return nil
-	case keyChanges: // which ClickHouse refuses
-		unfit.Remedy = s.recreate(t)
+	case keyChanges: // ClickHouse cannot alter a key
+		misconfigured.Remedy = s.recreate(t)
 	}
-	return unfit
+	return misconfigured
 }
 
-// ephemeral is the kind of a column that takes values and keeps none.
+// ephemeral is the kind of a column that accepts values and stores none.
 const ephemeral = "EPHEMERAL"
 
-// recreate is the remedy for what ALTER TABLE cannot change. It brings along
-// what the old table has.
+// recreate returns the remedy for a property that ALTER TABLE cannot change. It copies
+// the rows of the old table.
 func (s *Sink) recreate(t *table) string {
 	old := quoteIdentifier(s.name + "_old")
 	var names []string

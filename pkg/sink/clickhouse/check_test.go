@@ -56,7 +56,7 @@ const aRow = "INSERT INTO event_log (event_id, event_date_time) VALUES (generate
 var _ = Describe("Check", func() {
 	for _, protocol := range protocols {
 		Context("over "+protocol, func() {
-			DescribeTable("says what is wrong, and how to mend it: what it says works as it stands, and keeps what is there,",
+			DescribeTable("names the problem and a remedy that works and keeps the rows",
 				func(ctx SpecContext, problem string, statements ...string) {
 					db := newDatabase(ctx, protocol)
 					for _, statement := range statements {
@@ -154,7 +154,7 @@ var _ = Describe("Check", func() {
 					create(theColumns("metadata_version UInt64 EPHEMERAL"), "Log"), aRow),
 			)
 
-			It("finds that the table is Distributed, whose cluster this server does not have", func(ctx SpecContext) {
+			It("refuses a Distributed table of an unknown cluster", func(ctx SpecContext) {
 				db := newDatabase(ctx, protocol)
 				db.exec(ctx, fmt.Sprintf("ATTACH TABLE event_log UUID '%s' (%s) ENGINE = Distributed('diehard', currentDatabase(), shard)",
 					uuid.New(), theColumns()))
@@ -162,7 +162,7 @@ var _ = Describe("Check", func() {
 					To(ContainSubstring("is Distributed, which passes an insert's rows on later and in pieces"))
 			})
 
-			It("finds the table missing that was there when it was migrated, and migrating again creates it", func(ctx SpecContext) {
+			It("reports a table that was dropped, which a migration creates again", func(ctx SpecContext) {
 				db := newTable(ctx, protocol)
 				db.exec(ctx, "DROP TABLE event_log")
 				s := db.open(clickhouse.Options{})
@@ -170,7 +170,7 @@ var _ = Describe("Check", func() {
 				Expect(s.Check(ctx)).To(Succeed())
 			})
 
-			It("finds the database missing, and what it says creates it with the table", func(ctx SpecContext) {
+			It("reports a missing database, with the remedy that creates it", func(ctx SpecContext) {
 				db := newDatabase(ctx, protocol)
 				missing := &database{name: db.name + "_missing", conn: db.conn}
 				missing.dsn = with(db.dsn, func(u *url.URL) { u.Path = "/" + missing.name })
@@ -185,7 +185,7 @@ var _ = Describe("Check", func() {
 			})
 
 			for _, readonly := range []string{"1", "2"} {
-				It("finds that the DSN asks for readonly = "+readonly, func(ctx SpecContext) {
+				It("refuses a DSN with readonly = "+readonly, func(ctx SpecContext) {
 					db := newTable(ctx, protocol)
 					dsn := db.dsn
 					db.dsn = with(dsn, parameter("readonly", readonly))
@@ -197,14 +197,14 @@ var _ = Describe("Check", func() {
 				})
 			}
 
-			It("does not pass a single server's table for a cluster's", func(ctx SpecContext) {
+			It("refuses the table of a single server if a cluster is configured", func(ctx SpecContext) {
 				db := newTable(ctx, protocol)
 				unfit := misconfigured(db.open(clickhouse.Options{Cluster: "diehard"}).Check(ctx))
 				Expect(unfit.Problem).To(ContainSubstring("is not replicated, and a cluster is configured"))
 				Expect(unfit.Remedy).To(ContainSubstring("ON CLUSTER 'diehard'"))
 			})
 
-			DescribeTable("passes a table that somebody else has made, where it keeps the promise,",
+			DescribeTable("accepts a table that an operator has created",
 				func(ctx SpecContext, statements ...string) {
 					db := newDatabase(ctx, protocol)
 					for _, statement := range statements {

@@ -25,23 +25,22 @@ type kind struct {
 	reason string
 }
 
-// kinds are the codes that mean more than "unknown". The test is whether the
-// cause would still be there for any other batch: then it is a state of the
-// server, whatever its message names. A code is permanent only if nothing but
-// the rows can cause it. So those of parsing and conversion are missing: a
-// materialized view of the operator's raises them too, and so does a request
-// that was cut or garbled on its way; taking them for permanent would empty the
-// outbox into the dead letters.
+// kinds are the codes with a class other than unknown. If the cause would affect every
+// batch, the code is a state of the server, whatever its message names. A code is
+// permanent only if nothing but the rows can cause it. Codes of parsing and conversion
+// are therefore unknown. A materialized view raises them too, and so does a request that
+// was damaged in transit: as permanent errors they would make dead letters of the whole
+// outbox.
 //
 // https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
 var kinds = map[int32]kind{
-	// The destination is missing or not as it should be.
+	// The destination is missing or has the wrong definition.
 	16:  {"NO_SUCH_COLUMN_IN_TABLE", sink.Unavailable, "the table lacks a column"},
 	60:  {"UNKNOWN_TABLE", sink.Unavailable, "the table is missing"},
 	81:  {"UNKNOWN_DATABASE", sink.Unavailable, "the database is missing"},
 	218: {"TABLE_IS_DROPPED", sink.Unavailable, "the table is being dropped"},
 
-	// The server does not let us.
+	// The server refuses access.
 	115: {"UNKNOWN_SETTING", sink.Unavailable, "the server does not know a setting that inserts need"},
 	164: {"READONLY", sink.Unavailable, "the user or the server is read-only"},
 	192: {"UNKNOWN_USER", sink.Unavailable, "the credentials are refused"},
@@ -71,9 +70,9 @@ var kinds = map[int32]kind{
 	319: {"UNKNOWN_STATUS_OF_INSERT", sink.Unavailable, "Keeper was lost while it was asked to commit"},
 	999: {"KEEPER_EXCEPTION", sink.Unavailable, "Keeper fails"},
 
-	// The request did not come through, or the server is going down.
-	32:  {"ATTEMPT_TO_READ_AFTER_EOF", sink.Unavailable, "the request was cut on its way"},
-	33:  {"CANNOT_READ_ALL_DATA", sink.Unavailable, "the request was cut on its way"},
+	// The request was cut off, or the server is shutting down.
+	32:  {"ATTEMPT_TO_READ_AFTER_EOF", sink.Unavailable, "the request was cut off"},
+	33:  {"CANNOT_READ_ALL_DATA", sink.Unavailable, "the request was cut off"},
 	95:  {"CANNOT_READ_FROM_SOCKET", sink.Unavailable, "the connection broke"},
 	96:  {"CANNOT_WRITE_TO_SOCKET", sink.Unavailable, "the connection broke"},
 	209: {"SOCKET_TIMEOUT", sink.Unavailable, "the connection is too slow"},
@@ -82,10 +81,10 @@ var kinds = map[int32]kind{
 	749: {"TCP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
 	762: {"HTTP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
 
-	// Not overload: batches that are larger would take longer still.
+	// Not overload: larger batches would take even longer.
 	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
 
-	// Back-pressure, which fewer inserts relieve.
+	// Backpressure, which fewer inserts relieve.
 	173: {"CANNOT_ALLOCATE_MEMORY", sink.Overloaded, "the server is short of memory"},
 	201: {"QUOTA_EXCEEDED", sink.Overloaded, "the user's quota is used up"},
 	202: {"TOO_MANY_SIMULTANEOUS_QUERIES", sink.Overloaded, "the server runs too many queries"},
@@ -96,14 +95,14 @@ var kinds = map[int32]kind{
 	777: {"MEMORY_RESERVATION_KILLED", sink.Overloaded, "the server is short of memory"},
 	778: {"MEMORY_RESERVATION_FAILED", sink.Overloaded, "the server is short of memory"},
 
-	// The rows break a rule of the table's.
+	// The rows violate a rule of the table.
 	469: {"VIOLATED_CONSTRAINT", sink.Permanent, "a row violates a CHECK constraint of the table"},
 }
 
 const unknownSetting = 115
 
-// serverError is an error that ClickHouse answered with. It is not the driver's
-// own, whose message may quote rows.
+// serverError is an error of the ClickHouse server. The driver's own error is not
+// returned, because its message may quote rows.
 type serverError struct {
 	code    int32
 	message string
@@ -118,8 +117,8 @@ func (e *serverError) Error() string {
 	return fmt.Sprintf("clickhouse error %d, %s (%s): %s", e.code, k.name, k.reason, e.message)
 }
 
-// classify gives an error that the driver returned its class, and takes what
-// must not reach a log out of its message. op says what failed.
+// classify returns the driver's error with its class, and without data of rows in its
+// message. op is the operation that failed.
 func (s *Sink) classify(ctx context.Context, op string, err error) error {
 	if exception, ok := errors.AsType[*chgo.Exception](err); ok {
 		if exception.Code == unknownSetting {
@@ -130,10 +129,9 @@ func (s *Sink) classify(ctx context.Context, op string, err error) error {
 			Err:   fmt.Errorf("%s: %w", op, &serverError{exception.Code, redact(exception)}),
 		}
 	}
-	// A connection that the driver closes when the context ends fails in many
-	// ways.
+	// If the context ends, the driver closes the connection, which fails in many ways.
 	if cause := context.Cause(ctx); cause != nil {
-		class := sink.Unknown // the caller's own wish says nothing about the sink
+		class := sink.Unknown // a cancelled context says nothing about the sink
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			class = sink.Unavailable
 		}
@@ -146,7 +144,7 @@ func (s *Sink) classify(ctx context.Context, op string, err error) error {
 	return &sink.Error{Class: class, Err: fmt.Errorf("%s: %w", op, withoutURL(err))}
 }
 
-// isUnreachable reports whether the server could not be talked to.
+// isUnreachable returns whether the error is one of the connection to the server.
 func isUnreachable(err error) bool {
 	for _, target := range []error{
 		io.EOF,
@@ -155,7 +153,7 @@ func isUnreachable(err error) bool {
 		net.ErrClosed,
 		syscall.ECONNRESET,
 		syscall.EPIPE,
-		context.DeadlineExceeded, // the driver's own: the dial's
+		context.DeadlineExceeded, // of the driver's dial
 		chgo.ErrAcquireConnTimeout,
 		chgo.ErrConnectionClosed,
 	} {
@@ -178,8 +176,8 @@ func isUnreachable(err error) bool {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return true
 	}
-	// An HTTP status without ClickHouse's code is a proxy's word. 413 is not
-	// here: another batch may well be smaller.
+	// An HTTP status without a code of ClickHouse comes from a proxy. 413 is not
+	// included, because another batch may be smaller.
 	if e, ok := errors.AsType[*chgo.HTTPError](err); ok {
 		switch e.StatusCode {
 		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusProxyAuthRequired,
@@ -194,14 +192,14 @@ func isUnreachable(err error) bool {
 const maxMessageBytes = 500
 
 var (
-	// A violated constraint's message ends with the row's values.
+	// The message of a violated constraint ends with the values of the row.
 	columnValues = regexp.MustCompile(`(?s)\.? Column values: .*`)
-	// Errors of functions quote what they were applied to.
+	// Errors of functions quote their arguments.
 	quoted = regexp.MustCompile(`'(?:[^'\\]|\\.)*'?`)
 )
 
-// redact returns an exception's message without anything that may be from a
-// row. Those that are a state of the server name tables and users, no rows.
+// redact returns an exception's message without data of rows. Messages about a state of
+// the server name tables and users, but no data.
 func redact(exception *chgo.Exception) string {
 	message := columnValues.ReplaceAllString(exception.Message, "")
 	if kinds[exception.Code].class == sink.Unknown {

@@ -22,14 +22,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// MaxBatchRows is the largest batch: one more row could make two blocks of it,
-// and the token holds for each block by itself.
+// MaxBatchRows is the most events of a batch. The server may split more rows into two
+// blocks, and the token deduplicates each block separately.
 //
 // https://clickhouse.com/docs/operations/settings/settings#min_insert_block_size_rows
 const MaxBatchRows = 1_048_448
 
-// What a DateTime64(6) holds. The server does not refuse what is outside, it
-// stores something else.
+// The range of DateTime64(6). For a time outside of it, the server stores another time
+// and returns no error.
 //
 // https://clickhouse.com/docs/sql-reference/data-types/datetime64
 var (
@@ -47,7 +47,7 @@ const (
 	columnMetadataVersion
 )
 
-// columns spares the driver a DESCRIBE TABLE before each insert over HTTP.
+// With columns the driver needs no DESCRIBE TABLE before each insert over HTTP.
 var columns = []chgo.ColumnNameAndType{
 	columnEventID:         {Name: "event_id", Type: "UUID"},
 	columnEventType:       {Name: "event_type", Type: "LowCardinality(String)"},
@@ -65,41 +65,40 @@ func (s *Sink) insertStatement() string {
 	return "INSERT INTO " + s.table + " (" + strings.Join(names, ", ") + ")"
 }
 
-// insertSettings go with every insert: none is left to a profile or to the
+// insertSettings are sent with every insert. They do not depend on a profile or on the
 // server's version.
 //
 // https://clickhouse.com/docs/operations/settings/settings
 var insertSettings = chgo.Settings{
-	// The token is looked at, and the insert is acknowledged when it is done.
+	// The server checks the token, and acknowledges the insert after its execution.
 	"insert_deduplicate": 1,
 	"async_insert":       0,
-	// An insert that takes too long is an error; a profile may end it with "ok".
+	// A timeout is an error. A profile may make it a success.
 	"timeout_overflow_mode": "throw",
-	// 101 months in one batch are no reason to refuse it; the error would look
-	// like back-pressure (TOO_MANY_PARTS).
+	// A batch may have events of 101 months. The error would look like backpressure
+	// (TOO_MANY_PARTS).
 	"max_partitions_per_insert_block": 0,
-	// The client's block stays one block: nothing splits it, and nothing is put
-	// aside to wait for another.
+	// The server neither splits the client's block nor joins it with another.
 	"max_insert_block_size":       MaxBatchRows + 1,
 	"min_insert_block_size_rows":  MaxBatchRows + 1,
 	"min_insert_block_size_bytes": 256 << 20,
-	// The rows are stored as they came. To merge them among themselves first takes
-	// the server a sixth of an insert, and would hide an event that came twice.
+	// The server stores the rows as they are. Merging them first would take a sixth of
+	// the insert's time, and would hide an event that was inserted twice.
 	"optimize_on_insert": 0,
 }
 
-// optionalInsertSettings go with an insert where the server knows them; another
-// would refuse the insert for them.
+// optionalInsertSettings are sent with an insert if the server knows them. Otherwise it
+// would refuse the insert.
 var optionalInsertSettings = chgo.Settings{
 	// Overrides insert_deduplicate.
 	"deduplicate_insert": "enable",
-	// Where these are set, blocks are split, also the client's.
+	// With these settings the server would split the client's block.
 	"use_strict_insert_block_limits": 0,
 	"max_insert_block_size_bytes":    0,
 }
 
-// httpSettings are of the HTTP interface only: the status line waits for the
-// statement's end, so that a 200 is an acknowledgement.
+// httpSettings are settings of the HTTP interface. The server sends the status line after
+// the execution, so that a 200 is an acknowledgement.
 //
 // https://clickhouse.com/docs/interfaces/http#response-buffering
 var httpSettings = chgo.Settings{"wait_end_of_query": 1}
@@ -110,8 +109,7 @@ type optionalSettings struct {
 	values chgo.Settings
 }
 
-// Insert implements sink.Sink: one block of a column-oriented insert, sent
-// once.
+// Insert implements sink.Sink. It sends the batch once, as one block of columns.
 func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	if err := validate(batch); err != nil {
 		return err
@@ -124,13 +122,13 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		seconds := max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
 		settings["max_execution_time"] = seconds
-		// Of a client that stops in the middle of the rows, the server would wait
-		// for the rest for 5 minutes, which nobody can tell from an insert that
-		// runs. Over HTTP it is 30 seconds, and no setting of a statement.
+		// If the client is suspended while it sends, the server waits 5 minutes for
+		// the rest, and the insert is in flight meanwhile. Over HTTP it waits 30
+		// seconds, which no setting of a statement changes.
 		settings["receive_timeout"] = seconds
 	}
 
-	insert, err := s.connFor(batch.Events).PrepareBatch( //nolint:clickhouselint // ends by Abort or by its one Send
+	insert, err := s.connFor(batch.Events).PrepareBatch( //nolint:clickhouselint // ends with Abort or Send
 		chgo.Context(undated{ctx}, chgo.WithSettings(settings), chgo.WithColumnNamesAndTypes(columns)),
 		s.insertStatement())
 	if err != nil {
@@ -138,29 +136,27 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	}
 	failpoint.At(failpoint.FlushBegun)
 	if err := appendColumns(insert, batch.Events); err != nil {
-		// Not Close, which would end the insert in good order, without rows.
+		// Close would end the insert successfully, without rows.
 		_ = insert.Abort()
 		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("encode the batch: %w", err)}
 	}
-	// The clock is asked, since the context's own timer may come late in a process
-	// that was stopped.
+	// The context's timer may fire late in a process that was suspended.
 	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
 		_ = insert.Abort()
 		return s.classify(ctx, "insert", context.DeadlineExceeded)
 	}
-	// Once, and no Flush before it. A second Send would open a second insert
-	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201);
-	// over HTTP the body is a pipe, which net/http cannot repeat.
+	// Send is called once, without a Flush. A second Send would start a second insert
+	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201).
+	// Over HTTP the body is a pipe, which net/http cannot repeat.
 	if err := insert.Send(); err != nil {
 		return s.classify(ctx, "insert", err)
 	}
 	return nil
 }
 
-// keptBytes is the size of the contexts up to which an insert's connection keeps
-// the memory that they were encoded in, once plainly and once compressed. Making it
-// anew for each insert costs more than all the rest of an insert does. A typical
-// batch has 50,000 events of 200 bytes.
+// keptBytes bounds the contexts of an insert whose connection keeps the memory of the
+// encoded and the compressed insert. New memory for each insert would cost more than all
+// other work of an insert. A typical batch has 50,000 events of 200 bytes.
 const keptBytes = 12 << 20
 
 func (s *Sink) connFor(e *sink.Events) driver.Conn {
@@ -173,16 +169,16 @@ func (s *Sink) connFor(e *sink.Events) driver.Conn {
 	return s.inserts
 }
 
-// undated hides the deadline from the driver, which otherwise gives the server
-// 5 seconds more than that, and below a second no limit at all. The context ends
-// as before.
+// undated hides the deadline from the driver, which would give the server 5 seconds more,
+// and no limit if less than a second is left. The context ends at the deadline all the
+// same.
 type undated struct{ context.Context } //nolint:containedctx // is one
 
 // Deadline implements context.Context.
 func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }
 
-// settingsOfInsert returns the settings of an insert, to be added to. It asks
-// the server once for each connection that was made since.
+// settingsOfInsert returns a copy of the settings of an insert. It reads the optional
+// settings again after each new connection.
 func (s *Sink) settingsOfInsert(ctx context.Context) (chgo.Settings, error) {
 	settings := maps.Clone(insertSettings)
 	if s.http {
@@ -191,7 +187,7 @@ func (s *Sink) settingsOfInsert(ctx context.Context) (chgo.Settings, error) {
 	optional := s.optional.Load()
 	if optional == nil || optional.dials != s.dials.Load() {
 		var err error
-		if optional, err = s.askOptionalSettings(ctx); err != nil {
+		if optional, err = s.readOptionalSettings(ctx); err != nil {
 			return nil, err
 		}
 		s.optional.Store(optional)
@@ -200,7 +196,7 @@ func (s *Sink) settingsOfInsert(ctx context.Context) (chgo.Settings, error) {
 	return settings, nil
 }
 
-func (s *Sink) askOptionalSettings(ctx context.Context) (*optionalSettings, error) {
+func (s *Sink) readOptionalSettings(ctx context.Context) (*optionalSettings, error) {
 	names := make([]string, 0, len(optionalInsertSettings))
 	for name := range optionalInsertSettings {
 		names = append(names, quoteString(name))
@@ -209,7 +205,7 @@ func (s *Sink) askOptionalSettings(ctx context.Context) (*optionalSettings, erro
 	err := s.conn.QueryRow(ctx,
 		"SELECT groupArray(name) FROM system.settings WHERE name IN ("+strings.Join(names, ", ")+")").Scan(&known)
 	if err != nil {
-		return nil, s.classify(ctx, "ask for the server's settings", err)
+		return nil, s.classify(ctx, "read the server's settings", err)
 	}
 	o := &optionalSettings{dials: s.dials.Load(), values: make(chgo.Settings, len(known))}
 	for _, name := range known {
@@ -218,7 +214,7 @@ func (s *Sink) askOptionalSettings(ctx context.Context) (*optionalSettings, erro
 	return o, nil
 }
 
-// validate finds what must not be sent.
+// validate returns an error if the batch must not be sent.
 func validate(batch sink.Batch) error {
 	e := batch.Events
 	n := e.Len()
@@ -229,8 +225,8 @@ func validate(batch sink.Batch) error {
 		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("a batch of %d events cannot be one block", n)}
 	case len(e.EventType) != n, len(e.EventDateTime) != n, len(e.Environment) != n,
 		len(e.EventContext) != n, len(e.MetadataVersion) != n:
-		// Not left to the driver: over HTTP it would send an empty body then, and
-		// lose the error (conn_http_batch.go, the deferred CloseWithError).
+		// Over HTTP the driver would send an empty body and lose the error
+		// (conn_http_batch.go, the deferred CloseWithError).
 		return &sink.Error{Class: sink.Unknown, Err: errors.New("the batch's columns differ in length")}
 	}
 	var bad []sink.BadEvent

@@ -16,21 +16,20 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// versionTableSuffix is what the name of the table that records the migrations
-// has more than the table of events: two of those in one database have two
-// records.
+// versionTableSuffix is appended to the table's name for the table that records its
+// migrations. Two tables of events in one database have two records.
 const versionTableSuffix = "_db_version"
 
-// Migrate creates the table, or brings it up to the version that this binary was
-// built with. The database must exist: a *sink.MisconfiguredError says so.
+// Migrate creates the table, or migrates it to the version of this binary. If the
+// database does not exist, it returns a *sink.MisconfiguredError.
 //
-// It can be run again, also after it failed halfway. Two at once may both do
-// the work, since ClickHouse has no lock to take; it does no harm, but is
-// better kept apart by the caller. A table that is gone is created anew,
-// whatever the record of the migrations says.
+// It can be repeated, also after a failure. Concurrent calls may both execute the
+// migrations, because ClickHouse has no lock. That is harmless, but the caller should
+// avoid it. A missing table is created again, whatever the record of the migrations
+// says.
 //
-// On a cluster each server has a record of its own, and a migration that another
-// server has a record of runs once more, without effect.
+// On a cluster each server has its own record. A migration that another server has
+// recorded runs again, without effect.
 func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	s, err := Open(o)
 	if err != nil {
@@ -41,8 +40,8 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	// goose writes its record by an INSERT, which newer servers would put aside
-	// for a while.
+	// goose records versions by an INSERT, which newer servers would execute
+	// asynchronously.
 	d.Settings["async_insert"] = 0
 	if d.Protocol == chgo.HTTP {
 		d.Settings["wait_end_of_query"] = 1
@@ -75,7 +74,7 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 		return s.classify(ctx, "migrate clickhouse", err)
 	}
 	var results []*goose.MigrationResult
-	if tables == 0 { // which the record, if there is one, does not know
+	if tables == 0 { // a record may exist all the same
 		if results, err = up(goose.WithDisableVersioning(true)); err != nil {
 			return err
 		}
@@ -94,8 +93,8 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 	return nil
 }
 
-// PrintMigrations writes the statements that Migrate executes, for people and tools
-// that execute them by themselves. A relay and Migrate accept the table that they make.
+// PrintMigrations writes the statements that Migrate executes, for operators and tools
+// that execute them themselves. A relay and Migrate accept the table that they create.
 func PrintMigrations(w io.Writer, o Options) error {
 	versions, err := migrations.Versions(migrationFiles(o))
 	if err != nil {
@@ -110,7 +109,7 @@ func PrintMigrations(w io.Writer, o Options) error {
 }
 
 // migrationFiles returns the migrations with the names of the table and of the cluster
-// in them.
+// filled in.
 func migrationFiles(o Options) fs.FS {
 	return migrations.Render(migrations.ClickHouse, func(text string) (string, error) {
 		t, err := template.New("").Option("missingkey=error").Parse(text)

@@ -1,9 +1,9 @@
 // Package clickhouse is the sink that delivers events to ClickHouse.
 //
-// It works over both of ClickHouse's protocols, with any DSN of clickhouse-go,
-// and leans on four things: an insert's deduplication token, one block for an
-// insert, system.processes and reading back what is there. Open sets what the
-// driver leaves open, Check verifies what the server has to bring.
+// It supports both protocols of ClickHouse and any DSN of clickhouse-go. It relies on
+// the deduplication token of an insert, one block for an insert, system.processes, and
+// reading the rows back. Open sets the driver's options, and Check verifies the server's
+// settings.
 package clickhouse
 
 import (
@@ -27,26 +27,25 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// Defaults of Options and of what a DSN leaves out.
+// Defaults of Options and of a DSN.
 const (
 	DefaultTable        = "event_log"
 	DefaultMaxOpenConns = 10
 
-	// defaultDialTimeout bounds the dial and the handshake, and the wait for a
-	// free connection.
+	// defaultDialTimeout bounds the dial with its handshake, and the wait for a free
+	// connection.
 	defaultDialTimeout = 5 * time.Second
-	// defaultReadTimeout is far above every deadline: deadlines come with the
-	// contexts. The driver's own, 5 minutes, would end a longer flush.
+	// defaultReadTimeout is above every deadline. Contexts carry the deadlines. The
+	// driver's default of 5 minutes would end a longer insert.
 	defaultReadTimeout = time.Hour
 )
 
-// Options say where the events go.
+// Options configure a Sink.
 type Options struct {
-	// DSN is any that clickhouse-go understands: clickhouse://, tcp://, http://,
-	// and https:// with secure=true. What it sets wins over the defaults
-	// (compression is LZ4, or none to a server on this machine, unless it says
-	// otherwise: compress=none, compress=lz4), but not over the settings that an
-	// insert depends on.
+	// DSN is a DSN of clickhouse-go: clickhouse://, tcp://, http://, or https:// with
+	// secure=true. It overrides the defaults, but not the settings that inserts depend
+	// on. The default compression is LZ4, or none to a server on this machine. The DSN
+	// changes it by compress=none or compress=lz4.
 	//
 	// Several hosts must be replicas of one shard of Cluster.
 	DSN string
@@ -56,29 +55,29 @@ type Options struct {
 	// Cluster is the name of the cluster that replicates the table. Empty means
 	// a single server.
 	Cluster string
-	// MaxOpenConns bounds the connections of inserts, and those of everything else,
-	// where the DSN does not. Each insert that is under way holds one, and Running,
-	// Present and Ping need one. 0 means DefaultMaxOpenConns.
+	// MaxOpenConns bounds the connections of inserts, and separately all other
+	// connections, unless the DSN does. Each insert holds one, and each call of
+	// InFlight, Present, Check and Ping needs one. 0 means DefaultMaxOpenConns.
 	MaxOpenConns int
 }
 
 // Sink delivers events to a ClickHouse table. It is safe for concurrent use.
 type Sink struct {
 	conn driver.Conn
-	// inserts are the connections of inserts up to keptBytes. They keep the memory
-	// that they have encoded one in for the next, which conn's do not.
+	// inserts are the connections of inserts up to keptBytes. Other than those of conn,
+	// they keep the memory of an encoded insert for the next one.
 	inserts driver.Conn
 
-	table   string // as it stands in a statement
+	table   string // quoted
 	name    string
 	cluster string
 	http    bool
-	// readonly says that the DSN asks for it.
+	// readonly says that the DSN sets readonly.
 	readonly bool
-	// database and user as the DSN names them, for messages.
+	// database and user are the DSN's, for messages.
 	database, user string
 
-	// dials counts the connections made: a new one may lead to a server that
+	// dials counts the connections that were made. A new one may reach a server that
 	// was upgraded.
 	dials    *atomic.Uint64
 	optional atomic.Pointer[optionalSettings]
@@ -86,14 +85,14 @@ type Sink struct {
 
 var _ sink.Sink = (*Sink)(nil)
 
-// Check returns an error where the options are malformed. It holds no password.
+// Check returns an error if the options are malformed. The error contains no password.
 func (o Options) Check() error {
 	_, _, err := parse(o)
 	return err
 }
 
-// Open prepares a sink. It does not connect: an error means that the options
-// are malformed, and holds no password.
+// Open returns a sink. It does not connect. It returns an error if the options are
+// malformed. The error contains no password.
 func Open(o Options) (*Sink, error) {
 	o, driverOptions, err := parse(o)
 	if err != nil {
@@ -104,7 +103,7 @@ func Open(o Options) (*Sink, error) {
 		name:     o.Table,
 		cluster:  o.Cluster,
 		http:     driverOptions.Protocol == chgo.HTTP,
-		readonly: asksFor(driverOptions.Settings, "readonly"),
+		readonly: isSet(driverOptions.Settings, "readonly"),
 		database: driverOptions.Auth.Database,
 		user:     cmp.Or(driverOptions.Auth.Username, "default"),
 		dials:    new(atomic.Uint64),
@@ -124,10 +123,9 @@ func Open(o Options) (*Sink, error) {
 	return s, nil
 }
 
-// Ping asks the server for an answer.
+// Ping implements sink.Sink.
 func (s *Sink) Ping(ctx context.Context) error {
-	// Not the driver's own Ping, which hears of the context's end by its
-	// deadline only.
+	// The driver's Ping ignores a context that is cancelled.
 	var one uint8
 	if err := s.conn.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil {
 		return s.classify(ctx, "ping", err)
@@ -135,8 +133,7 @@ func (s *Sink) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the connections that are idle, and each other one when it is
-// done.
+// Close closes idle connections at once, and busy ones when they are released.
 func (s *Sink) Close() error {
 	if err := errors.Join(s.inserts.Close(), s.conn.Close()); err != nil {
 		return fmt.Errorf("close clickhouse: %w", err)
@@ -149,7 +146,7 @@ var (
 	clusterName = regexp.MustCompile(`^[A-Za-z0-9_{}.-]+$`)
 )
 
-// parse completes the options, and makes the driver's of them.
+// parse returns the options with their defaults, and the driver's options.
 func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	d, err = chgo.ParseDSN(o.DSN)
 	if err != nil {
@@ -164,8 +161,7 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	case o.Cluster != "" && !clusterName.MatchString(o.Cluster):
 		return o, nil, fmt.Errorf("clickhouse cluster %q: only letters, digits and _ - . { } are allowed", o.Cluster)
 	case len(d.Addr) > 1 && o.Cluster == "":
-		// An insert may go to one of the hosts and the question whether it
-		// arrived to another.
+		// An insert may use one of the hosts and its presence check another.
 		return o, nil, errors.New("clickhouse dsn: several hosts need the name of the cluster that they are replicas in")
 	}
 
@@ -173,8 +169,7 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaultReadTimeout)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, o.MaxOpenConns, DefaultMaxOpenConns)
 	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, d.MaxOpenConns)
-	// An idle connection does not keep the memory of a large batch that it has
-	// sent.
+	// An idle connection does not keep the memory of a large batch.
 	d.FreeBufOnConnRelease = true
 	if d.Compression == nil && slices.ContainsFunc(d.Addr, isRemote) {
 		d.Compression = &chgo.Compression{Method: chgo.CompressionLZ4}
@@ -187,9 +182,9 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	return o, d, nil
 }
 
-// isRemote reports whether a host:port is not on this machine. To compress what
-// goes no further costs more than a third of the relay's CPU, and clickhouse-client
-// does not either
+// isRemote returns whether a host:port is on another machine. Compression for a local
+// server costs more than a third of the relay's CPU, and clickhouse-client does not
+// compress for it either
 // (https://github.com/ClickHouse/ClickHouse/blob/v25.8.1.5101-lts/src/Client/ConnectionParameters.cpp).
 func isRemote(address string) bool {
 	host, _, err := net.SplitHostPort(address)
@@ -199,13 +194,13 @@ func isRemote(address string) bool {
 	return host != "localhost" && !net.ParseIP(host).IsLoopback()
 }
 
-func asksFor(settings chgo.Settings, name string) bool {
+func isSet(settings chgo.Settings, name string) bool {
 	value, ok := settings[name]
 	return ok && fmt.Sprint(value) != "0"
 }
 
-// supportedScheme tells what clickhouse-go does not: it takes any scheme that it
-// does not know for its native protocol.
+// supportedScheme refuses unknown schemes, which clickhouse-go would treat as its native
+// protocol.
 func supportedScheme(dsn string) bool {
 	scheme, _, _ := strings.Cut(dsn, "://")
 	switch scheme {
@@ -216,8 +211,7 @@ func supportedScheme(dsn string) bool {
 	}
 }
 
-// dialer dials for the native protocol: the driver's own does not end with the
-// context.
+// dialer dials for the native protocol. The driver's dialer ignores the context.
 func dialer(d *chgo.Options) func(ctx context.Context, address string) (net.Conn, error) {
 	plain := &net.Dialer{Timeout: d.DialTimeout}
 	if d.TLS != nil {
@@ -231,8 +225,8 @@ func dialer(d *chgo.Options) func(ctx context.Context, address string) (net.Conn
 	}
 }
 
-// closing closes what was dialed where the handshake fails, which the driver
-// leaves to the garbage collector
+// closing closes the connection if the handshake fails, which the driver leaves to the
+// garbage collector
 // (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn.go#L99).
 func closing(dial chgo.Dial) chgo.Dial {
 	return func(ctx context.Context, address string, opt *chgo.Options) (chgo.DialResult, error) {
@@ -244,7 +238,7 @@ func closing(dial chgo.Dial) chgo.Dial {
 		o.DialContext = func(ctx context.Context, address string) (net.Conn, error) {
 			var err error
 			dialed, err = opt.DialContext(ctx, address)
-			return dialed, err //nolint:wrapcheck // the driver says what it was doing
+			return dialed, err //nolint:wrapcheck // the driver adds the operation
 		}
 		result, err := dial(ctx, address, &o)
 		if err != nil && dialed != nil {
@@ -254,9 +248,9 @@ func closing(dial chgo.Dial) chgo.Dial {
 	}
 }
 
-// answers refuses HTTP answers that are not ClickHouse's own. The driver takes
-// every 200 for an acknowledgement, and follows redirects as GET without the
-// body: a proxy's login page would acknowledge a batch.
+// answers refuses HTTP answers that do not come from ClickHouse. The driver accepts every
+// 200 as an acknowledgement, and follows redirects as GET without the body, so the login
+// page of a proxy would acknowledge a batch.
 type answers struct{ *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
@@ -269,7 +263,7 @@ func (a answers) RoundTrip(request *http.Request) (*http.Response, error) {
 	case response.StatusCode >= 300 && response.StatusCode < 400:
 		err = fmt.Errorf("answered with a redirect (%s), which an insert cannot follow", response.Status)
 	case response.StatusCode == http.StatusOK && !fromClickHouse(response.Header):
-		err = errors.New("answered by something that is not clickhouse: no X-ClickHouse- header")
+		err = errors.New("the answer is not from clickhouse: it has no X-ClickHouse- header")
 	default:
 		return response, nil
 	}
@@ -286,19 +280,18 @@ func fromClickHouse(header http.Header) bool {
 	return false
 }
 
-// foreignAnswerError says that something between the relay and ClickHouse
-// answered.
+// foreignAnswerError says that a proxy answered instead of ClickHouse.
 type foreignAnswerError struct{ error }
 
-// quoteIdentifier quotes a name of which tableName has approved.
+// quoteIdentifier quotes a name without backticks.
 func quoteIdentifier(name string) string { return "`" + name + "`" }
 
-// quoteString makes a string literal.
+// quoteString returns a string literal.
 func quoteString(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
-// withoutURL strips from an HTTP client's error the URL, which repeats the whole
+// withoutURL removes the URL from an HTTP client's error. It contains the whole
 // statement and its settings.
 func withoutURL(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {

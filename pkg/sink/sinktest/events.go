@@ -31,7 +31,7 @@ func some(n int) *sink.Events {
 	return e
 }
 
-// oddities returns events at the limits of what a sink must hold.
+// oddities returns events at the limits of what a sink must store.
 func oddities() *sink.Events {
 	var all [256]byte
 	for i := range all {
@@ -72,14 +72,14 @@ func add(e *sink.Events, eventType string, at time.Time, environment, eventConte
 	e.MetadataVersion = append(e.MetadataVersion, version)
 }
 
-// noise returns n bytes that no compression makes smaller.
+// noise returns n bytes that do not compress.
 func noise(n int) string {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails
 	return string(b)
 }
 
-// copied is for a sink that will own it.
+// copied returns a copy, which a sink may own.
 func copied(e *sink.Events) *sink.Events {
 	return &sink.Events{
 		EventID:         slices.Clone(e.EventID),
@@ -91,7 +91,7 @@ func copied(e *sink.Events) *sink.Events {
 	}
 }
 
-// sorted returns the events by id.
+// sorted returns the events in the order of their ids.
 func sorted(e *sink.Events) *sink.Events {
 	order := make([]int, e.Len())
 	for i := range order {
@@ -128,7 +128,7 @@ func set(e *sink.Events) map[uuid.UUID]struct{} {
 	return s
 }
 
-// equalEvents compares without printing megabytes.
+// equalEvents compares events without printing megabytes.
 func equalEvents(want *sink.Events) types.GomegaMatcher {
 	var difference string
 	return gomega.And(

@@ -1,5 +1,5 @@
-// Package sinktest holds the contract of sink.Sink as a suite that every sink
-// passes, on its real server.
+// Package sinktest is the conformance suite of sink.Sink. Every sink passes it on a real
+// server.
 package sinktest
 
 import (
@@ -18,23 +18,23 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// Destination is a sink's destination for one spec: new, empty, and not shared.
-// It keeps doubles: nothing may merge them away while the spec runs.
+// Destination is a sink's destination for one spec: new, empty, and not shared. It keeps
+// duplicates: nothing may merge rows while the spec runs.
 type Destination struct {
-	// Addr is the host and port that the sink's server listens at.
+	// Addr is the host and port of the sink's server.
 	Addr string
-	// Open opens a sink on the destination, which it reaches at addr: Addr, or
-	// that of a proxy in front of it.
+	// Open opens a sink on the destination. addr is Addr, or the address of a proxy in
+	// front of it.
 	Open func(addr string) (sink.Sink, error)
-	// Stored reads every row, doubles included, in any order. Reading does not
-	// go through the sink.
+	// Stored reads every row, duplicates included, in any order. It does not use the
+	// sink.
 	Stored func(ctx context.Context) (*sink.Events, error)
-	// Slow makes the server take at least d for each insert from now on.
+	// Slow makes every later insert take at least d on the server.
 	Slow func(ctx context.Context, d time.Duration) error
-	// Refuse makes the server refuse rows of that event type from now on,
-	// because of what they are.
+	// Refuse makes the server refuse later rows of that event type because of their
+	// data.
 	Refuse func(ctx context.Context, eventType string) error
-	// Spoil takes from the destination what the sink's promises need.
+	// Spoil removes a property of the destination that the sink's promises need.
 	Spoil func(ctx context.Context) error
 }
 
@@ -43,8 +43,8 @@ const (
 	polling  = 20 * time.Millisecond
 )
 
-// Describe adds the suite's specs under the text. arrange is called at the
-// beginning of each and may use DeferCleanup.
+// Describe adds the suite's specs under the text. Each spec begins with a call of
+// arrange, which may use DeferCleanup.
 func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 	return ginkgo.Describe(text, func() {
 		var (
@@ -78,7 +78,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 		})
 
 		ginkgo.Describe("an insert", func() {
-			ginkgo.It("stores every field of every event as it is", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("stores every field of every event unchanged", func(ctx ginkgo.SpecContext) {
 				events := oddities()
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
@@ -93,7 +93,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			// As many as a byte and the empty one count, and as two bytes do, and one more.
+			// The bounds of one and two bytes, with and without the empty string.
 			for _, n := range []int{255, 256, 65_535, 65_536} {
 				ginkgo.It(fmt.Sprintf("stores %d types and environments", n), func(ctx ginkgo.SpecContext) {
 					events := some(n)
@@ -105,7 +105,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				})
 			}
 
-			ginkgo.It("stores an event as often as the batch has it", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("stores an event as often as it is in the batch", func(ctx ginkgo.SpecContext) {
 				events := some(3)
 				events.EventID[2], events.EventType[2], events.EventDateTime[2] = events.EventID[1], events.EventType[1], events.EventDateTime[1]
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
@@ -120,12 +120,12 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(open(d.Addr).Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(100))
 
-				ginkgo.By("adding them again under another token")
+				ginkgo.By("inserting them under another token")
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(200))
 			})
 
-			ginkgo.It("is one insert under its token also for events of more than a hundred months", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("deduplicates events of more than a hundred months under one token", func(ctx ginkgo.SpecContext) {
 				events, seen := some(250), token()
 				for i := range events.EventDateTime {
 					events.EventDateTime[i] = time.Date(2000, time.Month(1+i%125), 1+i%28, 0, 0, 0, 0, time.UTC)
@@ -136,7 +136,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			ginkgo.It("does not get in the way of others at the same time", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("runs beside other inserts", func(ctx ginkgo.SpecContext) {
 				const inserts, size = 8, 500
 				var group sync.WaitGroup
 				for range inserts {
@@ -149,7 +149,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(count(ctx)).To(Equal(inserts * size))
 			})
 
-			ginkgo.It("names the events that cannot be stored, and sends none of the batch", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("names the events that cannot be stored, and sends no row of the batch", func(ctx ginkgo.SpecContext) {
 				events, unsent := some(10), token()
 				events.EventDateTime[3] = time.Date(1899, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
 				events.EventDateTime[7] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -166,12 +166,12 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				}
 				Expect(count(ctx)).To(BeZero())
 
-				ginkgo.By("sending other rows under the token, which was not used up")
+				ginkgo.By("inserting other rows under the token, which the sink does not know")
 				Expect(s.Insert(ctx, sink.Batch{Token: unsent, Events: some(7)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(7))
 			})
 
-			ginkgo.It("is never empty, never without a token and never of columns that differ in length", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("refuses an empty batch, an empty token and columns of different lengths", func(ctx ginkgo.SpecContext) {
 				crooked := some(5)
 				crooked.EventContext = crooked.EventContext[:4]
 				for _, batch := range []sink.Batch{
@@ -186,7 +186,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(count(ctx)).To(BeZero())
 			})
 
-			ginkgo.It("fails for good where the server refuses a row for what it is", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("returns a permanent error if the server refuses a row because of its data", func(ctx ginkgo.SpecContext) {
 				Expect(d.Refuse(ctx, "unwanted")).To(Succeed())
 				events := some(50)
 				events.EventType[17] = "unwanted"
@@ -198,8 +198,8 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 		})
 
-		ginkgo.Describe("Running", func() {
-			ginkgo.It("sees an insert while it is executed, and only then", func(ctx ginkgo.SpecContext) {
+		ginkgo.Describe("InFlight", func() {
+			ginkgo.It("sees an insert only while it is executed", func(ctx ginkgo.SpecContext) {
 				Expect(d.Slow(ctx, 2*time.Second)).To(Succeed())
 				slow := token()
 				Expect(s.InFlight(ctx, slow)).To(BeFalse())
@@ -209,50 +209,50 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Eventually(ctx, other.InFlight, patience, polling).WithArguments(slow).Should(BeTrue())
 				Expect(other.InFlight(ctx, token())).To(BeFalse())
 				Eventually(ctx, done, patience, polling).Should(Receive(BeNil()))
-				// A server may answer before it has taken the insert off its list.
+				// A server may acknowledge the insert before it removes it from its list.
 				Eventually(ctx, other.InFlight, patience, polling).WithArguments(slow).Should(BeFalse())
 			})
 		})
 
 		ginkgo.Describe("Present", func() {
-			ginkgo.It("finds exactly those that are there", func(ctx ginkgo.SpecContext) {
-				there, missing := oddities(), some(300)
-				// The same in all but the id.
-				copy(missing.EventType, there.EventType)
-				copy(missing.EventDateTime, there.EventDateTime)
-				Expect(present(ctx, s, keys(there))).To(BeEmpty())
-				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
+			ginkgo.It("finds exactly the events that are present", func(ctx ginkgo.SpecContext) {
+				stored, absent := oddities(), some(300)
+				// Only the ids differ.
+				copy(absent.EventType, stored.EventType)
+				copy(absent.EventDateTime, stored.EventDateTime)
+				Expect(present(ctx, s, keys(stored))).To(BeEmpty())
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
 
-				Expect(present(ctx, s, keys(missing))).To(BeEmpty())
-				Expect(present(ctx, s, keys(there))).To(Equal(set(there)))
-				Expect(present(ctx, s, append(keys(missing), keys(there)...))).To(Equal(set(there)))
+				Expect(present(ctx, s, keys(absent))).To(BeEmpty())
+				Expect(present(ctx, s, keys(stored))).To(Equal(set(stored)))
+				Expect(present(ctx, s, append(keys(absent), keys(stored)...))).To(Equal(set(stored)))
 				Expect(present(ctx, s, nil)).To(BeEmpty())
 			})
 
-			ginkgo.It("finds them among tens of thousands", func(ctx ginkgo.SpecContext) {
-				there, missing := some(12_001), some(10_000)
-				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
-				found, err := present(ctx, s, append(keys(missing), keys(there)...))
+			ginkgo.It("finds events among tens of thousands", func(ctx ginkgo.SpecContext) {
+				stored, absent := some(12_001), some(10_000)
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
+				found, err := present(ctx, s, append(keys(absent), keys(stored)...))
 				Expect(err).NotTo(HaveOccurred())
-				Expect(maps.Equal(found, set(there))).To(BeTrue()) // a matcher would look for each key one by one
+				Expect(maps.Equal(found, set(stored))).To(BeTrue()) // a matcher would compare each key with all others
 			})
 
-			ginkgo.It("takes no other event for one because of its id", func(ctx ginkgo.SpecContext) {
-				there := some(4)
-				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(there)})).To(Succeed())
-				asked := keys(there)
-				asked[0].EventType = asked[1].EventType + "_too"
-				asked[2].Time = asked[2].Time.Add(time.Microsecond)
-				Expect(s.Present(ctx, asked)).To(Equal([]bool{false, true, false, true}))
+			ginkgo.It("does not find another event with the same id", func(ctx ginkgo.SpecContext) {
+				stored := some(4)
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
+				queried := keys(stored)
+				queried[0].EventType = queried[1].EventType + "_too"
+				queried[2].Time = queried[2].Time.Add(time.Microsecond)
+				Expect(s.Present(ctx, queried)).To(Equal([]bool{false, true, false, true}))
 			})
 
-			ginkgo.It("finds none that cannot have been stored", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("does not find an event that cannot be stored", func(ctx ginkgo.SpecContext) {
 				events := some(2)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
-				asked := keys(events)
-				asked[0].Time = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
-				asked[0].EventID = uuid.New()
-				Expect(present(ctx, s, asked)).To(Equal(map[uuid.UUID]struct{}{asked[1].EventID: {}}))
+				queried := keys(events)
+				queried[0].Time = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
+				queried[0].EventID = uuid.New()
+				Expect(present(ctx, s, queried)).To(Equal(map[uuid.UUID]struct{}{queried[1].EventID: {}}))
 			})
 		})
 
@@ -266,7 +266,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				through = open(p.Addr())
 			})
 
-			ginkgo.It("is unavailable while the server is, and works again after", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("is unavailable while the server is unreachable, and works again afterwards", func(ctx ginkgo.SpecContext) {
 				Expect(through.Ping(ctx)).To(Succeed())
 				p.Down()
 				for _, err := range []error{
@@ -286,7 +286,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(count(ctx)).To(Equal(5))
 			})
 
-			ginkgo.It("leaves nothing behind of an insert that was cut off, and does not send it again by itself", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("stores no row of an insert that was cut off, and does not repeat it", func(ctx ginkgo.SpecContext) {
 				events, cut := some(4), token()
 				for i := range events.EventContext {
 					events.EventContext[i] = noise(1 << 20)
@@ -300,12 +300,12 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(present(ctx, s, keys(events))).To(BeEmpty())
 				Expect(count(ctx)).To(BeZero())
 
-				ginkgo.By("sending it again under its token")
+				ginkgo.By("inserting it again under its token")
 				Expect(through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})).To(Succeed())
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			ginkgo.It("finds what arrived without an acknowledgement, and does not add it again", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("finds rows that were not acknowledged, and does not add them again", func(ctx ginkgo.SpecContext) {
 				events, lost := some(4), token()
 				for i := range events.EventContext {
 					events.EventContext[i] = noise(1 << 20)
@@ -329,7 +329,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 		})
 
 		ginkgo.Describe("a deadline", func() {
-			ginkgo.It("ends the wait, and the execution soon after", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("ends the call, and the execution soon after", func(ctx ginkgo.SpecContext) {
 				Expect(d.Slow(ctx, 20*time.Second)).To(Succeed())
 				late := token()
 				short, cancel := context.WithTimeout(ctx, time.Second)
@@ -340,7 +340,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Eventually(ctx, s.InFlight, patience, polling).WithArguments(late).Should(BeFalse())
 			})
 
-			ginkgo.It("that has passed sends nothing", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("that has passed prevents the insert", func(ctx ginkgo.SpecContext) {
 				past, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
 				defer cancel()
 				err := s.Insert(past, sink.Batch{Token: token(), Events: some(10)})
@@ -349,7 +349,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(count(ctx)).To(BeZero())
 			})
 
-			ginkgo.It("that has passed while the process was stopped sends nothing", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("that has passed while the process was suspended prevents the insert", func(ctx ginkgo.SpecContext) {
 				err := s.Insert(overslept{ctx}, sink.Batch{Token: token(), Events: some(10)})
 				Expect(err).To(MatchError(context.DeadlineExceeded))
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable))
@@ -358,36 +358,36 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 		})
 
 		ginkgo.Describe("Check", func() {
-			ginkgo.It("passes where the promises can be kept", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("passes if the promises can be kept", func(ctx ginkgo.SpecContext) {
 				Expect(s.Check(ctx)).To(Succeed())
 			})
 
-			ginkgo.It("names the problem and the remedy where they cannot", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("names the problem and the remedy if they cannot", func(ctx ginkgo.SpecContext) {
 				Expect(d.Spoil(ctx)).To(Succeed())
-				unfit, ok := errors.AsType[*sink.MisconfiguredError](s.Check(ctx))
+				misconfigured, ok := errors.AsType[*sink.MisconfiguredError](s.Check(ctx))
 				Expect(ok).To(BeTrue())
-				Expect(unfit.Problem).NotTo(BeEmpty())
-				Expect(unfit.Remedy).NotTo(BeEmpty())
+				Expect(misconfigured.Problem).NotTo(BeEmpty())
+				Expect(misconfigured.Remedy).NotTo(BeEmpty())
 			})
 		})
 	})
 }
 
-// overslept is past its deadline, and its timer has not fired yet.
+// overslept is past its deadline, but its timer has not fired yet.
 type overslept struct{ context.Context } //nolint:containedctx // is one
 
 // Deadline implements context.Context.
 func (overslept) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
 
-// present returns the ids of those that are there.
+// present returns the ids of the events that are present.
 func present(ctx context.Context, s sink.Sink, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
-	there, err := s.Present(ctx, keys)
+	found, err := s.Present(ctx, keys)
 	if err != nil {
 		return nil, err
 	}
 	ids := map[uuid.UUID]struct{}{}
 	for i, key := range keys {
-		if there[i] {
+		if found[i] {
 			ids[key.EventID] = struct{}{}
 		}
 	}

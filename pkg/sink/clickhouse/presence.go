@@ -14,9 +14,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// askSettings go with the questions of the resolve step: an answer is whole and
-// fresh, or an error. A profile may say otherwise.
-var askSettings = chgo.Settings{
+// presenceSettings are the settings of the resolve step's queries. A result is
+// complete and current, or an error, whatever the user's profile sets.
+var presenceSettings = chgo.Settings{
 	"select_sequential_consistency": 1,
 	"skip_unavailable_shards":       0,
 	"use_query_cache":               0,
@@ -27,54 +27,53 @@ var askSettings = chgo.Settings{
 	"final":                         0,
 }
 
-func (s *Sink) asking(ctx context.Context) context.Context {
-	return chgo.Context(ctx, chgo.WithSettings(askSettings))
+func withPresenceSettings(ctx context.Context) context.Context {
+	return chgo.Context(ctx, chgo.WithSettings(presenceSettings))
 }
 
-// InFlight implements sink.Sink. On a cluster it asks every replica, and one
-// that does not answer is an error: it may be running the insert.
+// InFlight implements sink.Sink. On a cluster it queries every replica. A replica that
+// does not answer is an error, because it may be executing the insert.
 func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 	processes := "system.processes"
 	if s.cluster != "" {
 		processes = "clusterAllReplicas(" + quoteString(s.cluster) + ", system.processes)"
 	}
-	var running uint64
-	err := s.conn.QueryRow(s.asking(ctx),
+	var inserts uint64
+	err := s.conn.QueryRow(withPresenceSettings(ctx),
 		"SELECT count() FROM "+processes+" WHERE Settings['insert_deduplication_token'] = "+quoteString(token),
-	).Scan(&running)
+	).Scan(&inserts)
 	if err != nil {
-		return false, s.classify(ctx, "ask whether the insert is running", err)
+		return false, s.classify(ctx, "find inserts in flight", err)
 	}
-	return running > 0, nil
+	return inserts > 0, nil
 }
 
 const (
-	// presentChunk ids make a statement of 195 kB: max_query_size is 256 KiB by
-	// default.
+	// presentChunk keys make a statement of 195 kB. The default of max_query_size is
+	// 256 KiB.
 	presentChunk = 5_000
-	// maxTypesBytes bounds what the event types add to that. Beyond it the time
-	// alone prunes.
+	// maxTypesBytes bounds the event types of a statement. Beyond it the statement
+	// prunes by time only.
 	maxTypesBytes = 32 << 10
 )
 
-// Present implements sink.Sink. On a cluster it asks every replica, for a row
+// Present implements sink.Sink. On a cluster it queries every replica, because a row
 // may not be replicated yet.
 //
-// A statement asks for up to 5,000 events of neighbouring types and times, which
-// is what the table is sorted and partitioned by. It reads without FINAL, which
-// would merge.
+// A statement has up to 5,000 keys of neighbouring types and times, by which the table
+// is sorted and partitioned. It reads without FINAL, which would merge rows.
 func (s *Sink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
-	// An event that cannot be stored was never sent.
-	asked := slices.DeleteFunc(slices.Clone(keys), func(k sink.Key) bool { return !storable(k.Time) })
-	slices.SortFunc(asked, func(a, b sink.Key) int {
+	// An event that cannot be stored was never inserted.
+	queried := slices.DeleteFunc(slices.Clone(keys), func(k sink.Key) bool { return !storable(k.Time) })
+	slices.SortFunc(queried, func(a, b sink.Key) int {
 		return cmp.Or(cmp.Compare(a.EventType, b.EventType), a.Time.Compare(b.Time))
 	})
-	stored := make(map[string]struct{}, len(asked))
-	for chunk := range slices.Chunk(asked, presentChunk) {
-		// One row for an answer: it arrives whole or not at all.
+	stored := make(map[string]struct{}, len(queried))
+	for chunk := range slices.Chunk(queried, presentChunk) {
+		// The result is one row, so that it arrives completely or not at all.
 		var found []string
-		if err := s.conn.QueryRow(s.asking(ctx), s.presentStatement(chunk)).Scan(&found); err != nil {
-			return nil, s.classify(ctx, "ask which events are there", err)
+		if err := s.conn.QueryRow(withPresenceSettings(ctx), s.presentStatement(chunk)).Scan(&found); err != nil {
+			return nil, s.classify(ctx, "check presence", err)
 		}
 		for _, identity := range found {
 			stored[identity] = struct{}{}
@@ -89,8 +88,8 @@ func (s *Sink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
 	return present, nil
 }
 
-// identitySQL and identityOf are what makes an event: the table's sorting key.
-// Its id alone does not, for whoever publishes may use one twice.
+// identitySQL and identityOf identify an event by the table's sorting key. Its id alone
+// does not, because a publisher may use it twice.
 const identitySQL = `concat(event_type, ' ', toString(toUnixTimestamp64Micro(event_date_time)), ' ', toString(event_id))`
 
 func identityOf(k sink.Key) string {
