@@ -39,7 +39,7 @@ func New(o Options) *Server { return &Server{o: o} }
 var ErrCutOff = errors.New("requests in flight were cut off")
 
 // Addr returns the host:port that the server listens on. It is empty until Run
-// listens.
+// listens and has logged the address.
 func (s *Server) Addr() string {
 	addr, _ := s.addr.Load().(string)
 	return addr
