@@ -234,7 +234,7 @@ var _ = Describe("The OpenAPI document", func() {
 
 	It("has the problems that the server has, and docs/errors.md explains them", func() {
 		documented := slugs("../../pkg/httpapi/openapi.json", `errors\.md#([a-z-]+)"`)
-		known := slugs("problem/kinds.go", `Slug: "([a-z-]+)"`)
+		known := slugs("../../pkg/httpapi/problem/kinds.go", `Slug: "([a-z-]+)"`)
 		known = slices.DeleteFunc(known, func(slug string) bool { return slug == "client-gone" }) // is sent to nobody
 		Expect(documented).To(Equal(known))
 		Expect(slugs("../../docs/errors.md", `(?m)^## ([a-z-]+)$`)).To(Equal(known))
