@@ -1,4 +1,3 @@
-// Package outboxtest helps an application to test what it publishes.
 package outboxtest
 
 import (
