@@ -6,6 +6,10 @@ VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev
 GOLANGCI_LINT := $(CURDIR)/bin/tools/golangci-lint
 TEST_REPORT := test-report.json
 
+# What `make test/all` runs: the suites that have long specs.
+LONG_REPORT := test-all-report.json
+LONG_PKG := ./test/chaos ./test/integration ./test/model
+
 # The modules, the product's first. Each is built as others would build it: no
 # workspace unifies their versions.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod tools/devstack/go.mod))
@@ -36,20 +40,26 @@ run: need-npm build ## run everything: PostgreSQL, ClickHouse, the API and the r
 demo: need-npm build ## create 10,000 users and watch their events reach ClickHouse
 	bin/devstack demo
 
-# Ginkgo runs the examples and the fuzz targets' seeds of a package along with
-# its specs. CGO_ENABLED is for the race detector; the programs are built
-# without it. What a machine lacks is left out and named, unless
-# DIEHARD_TEST_REQUIRE_ALL is set.
+# Ginkgo runs the examples and the seeds of the fuzz targets of a package along
+# with its specs. CGO_ENABLED is for the race detector; the programs are built
+# without it. If the machine lacks something, the specs that need it are left out
+# and named, unless DIEHARD_TEST_REQUIRE_ALL is set.
+GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
+	-r -p $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
+	--require-suite --fail-on-pending --timeout=75m --poll-progress-after=1m --output-dir=bin
+
 .PHONY: test
 test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
-	@CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
-		-r -p $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
-		--require-suite --fail-on-empty --fail-on-pending \
-		--timeout=75m --poll-progress-after=1m \
-		--output-dir=bin --json-report=$(TEST_REPORT) \
-		$(ARGS) $(PKG); \
+	@$(GINKGO) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
+
+# The specs with the label long repeat, soak, grow or exhaust what a spec of
+# `make test` shows once.
+.PHONY: test/all
+test/all: need-npm want-cc build ## run the long specs, which `make test` leaves out
+	@rm -f bin/$(LONG_REPORT)
+	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG)
 
 # Each target in its turn, since the go command fuzzes one at a time. FUZZ is a
 # time, as in 10m, or a number of inputs.

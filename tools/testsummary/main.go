@@ -1,6 +1,5 @@
-// Testsummary reads Ginkgo's JSON report of a run over several suites, prints
-// "N passed, N failed" and exits with 1 unless something ran and nothing
-// failed.
+// Testsummary reads Ginkgo's JSON reports of one or several runs, prints "N passed, N
+// failed" and exits with 1 unless specs ran and none failed.
 //
 // A suite that failed although none of its specs did (it was empty, or it ran
 // out of time) counts as one failure. So does a run that failed for a reason
@@ -29,12 +28,12 @@ func main() {
 	leftOut := flag.Bool("left-out", false, "print why specs were skipped, and nothing else")
 	flag.Parse()
 
-	if flag.NArg() != 1 {
-		fmt.Fprintln(os.Stderr, "usage: testsummary [-exit-code code | -left-out] report.json")
+	if flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "usage: testsummary [-exit-code code | -left-out] report.json...")
 		os.Exit(2)
 	}
 
-	reports, err := read(flag.Arg(0))
+	reports, err := read(flag.Args())
 	if *leftOut {
 		printLeftOut(reports) // without a report the run has said why
 		return
@@ -71,7 +70,15 @@ func printLeftOut(reports []types.Report) {
 	}
 }
 
-func read(path string) ([]types.Report, error) {
+func read(paths []string) (all []types.Report, err error) {
+	for _, path := range paths {
+		reports, readErr := readReport(path)
+		all, err = append(all, reports...), errors.Join(err, readErr)
+	}
+	return all, err
+}
+
+func readReport(path string) ([]types.Report, error) {
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("the test run has left no report")
