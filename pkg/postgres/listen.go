@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -61,13 +60,13 @@ func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, e
 		return nil, err
 	}
 	go l.subscribe(ctx)
-	go l.run(ctx)
+	go l.run()
 	return receive, nil
 }
 
 type listening struct {
 	log  *slog.Logger
-	pq   *pq.Listener
+	pq   *pqdriver.Listener
 	wake map[string]chan struct{} // by channel; not written to after the start
 	// lost is for lib/pq's goroutine alone.
 	lost bool
@@ -116,13 +115,10 @@ func (l *listening) subscribe(ctx context.Context) {
 	}
 }
 
-func (l *listening) run(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() { _ = l.pq.Close() }) // ends the loop
-	defer stop()
-
+// run ends with the listener, which closes Notify.
+func (l *listening) run() {
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
-	var pings sync.Mutex
 	for {
 		select {
 		case notification, open := <-l.pq.Notify:
@@ -137,15 +133,7 @@ func (l *listening) run(ctx context.Context) {
 				notify(l.wake[notification.Channel])
 			}
 		case <-ping.C:
-			// Not from here, since lib/pq hands on the answer only while its
-			// notifications are taken; and one at a time, since without an
-			// answer it takes a while.
-			if pings.TryLock() {
-				go func() {
-					defer pings.Unlock()
-					_ = l.pq.Ping() // a failure reconnects
-				}()
-			}
+			l.pq.Ping()
 		}
 	}
 }
