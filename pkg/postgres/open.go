@@ -23,9 +23,8 @@ const (
 	DefaultConnectTimeout = pqdriver.DefaultConnectTimeout
 )
 
-// DeadAfter is about how long it takes to notice that a server has gone
-// without closing its connections, whether an answer or a sent byte's
-// acknowledgement is waited for. The kernel's own default is two hours.
+// DeadAfter is about how long it takes to notice a server that has gone without closing
+// its connections.
 const DeadAfter = pqdriver.DeadAfter
 
 const (

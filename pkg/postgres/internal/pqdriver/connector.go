@@ -52,12 +52,12 @@ type connector struct {
 	keepsAll bool
 }
 
-// Connect implements driver.Connector. It ends with ctx. lib/pq ignores ctx after it
-// has dialed: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
+// Connect implements driver.Connector. It ends when ctx ends. lib/pq ignores ctx after
+// it has dialed: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	socket, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	alive, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	made := context.AfterFunc(ctx, abandon)
-	conn, err := c.connect(ctx, watchdog{socket: socket, abandon: abandon})
+	conn, err := c.connect(ctx, watchdog{alive: alive, abandon: abandon})
 	if inTime := made(); err == nil && !inTime {
 		_ = conn.Close()
 		err = context.Cause(ctx)
@@ -70,10 +70,11 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
-	// The DSN may name several hosts. Later on lib/pq dials to cancel a statement.
+	// lib/pq dials more than once if the DSN names several hosts, and later to cancel a
+	// statement.
 	var last atomic.Pointer[writeRecorder]
 	base := *c.base
-	base.Dialer(dialer{abort: w.socket, dialed: func(socket net.Conn) net.Conn {
+	base.Dialer(dialer{abort: w.alive, dialed: func(socket net.Conn) net.Conn {
 		recorder := &writeRecorder{Conn: socket}
 		last.Store(recorder)
 		return recorder

@@ -7,12 +7,11 @@ import (
 )
 
 // dialer dials for lib/pq, and closes what it has dialed when a context ends. lib/pq
-// itself waits for the server without a limit: in the middle of a statement (see
-// watchdog), in the handshake (see connector.Connect) and as a listener, which takes no
-// context (https://github.com/lib/pq/issues/1409). It implements pq.Dialer and
-// pq.DialerContext.
+// does not: neither during a statement (watchdog.go), nor after it has dialed
+// (connector.go), nor in a listener, which has no context
+// (https://github.com/lib/pq/issues/1409). It implements pq.Dialer and pq.DialerContext.
 type dialer struct {
-	// abort closes the sockets when it ends.
+	// abort ends the dialing and closes the sockets when it ends.
 	abort context.Context //nolint:containedctx // lib/pq passes none
 	// dialed, if it is not nil, is called with each socket and returns what lib/pq
 	// uses instead.
@@ -47,10 +46,11 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	return &abortableConn{Conn: conn, keep: context.AfterFunc(d.abort, func() { _ = socket.Close() })}, nil
 }
 
+// abortableConn is a socket that is closed when the dialer's abort ends.
 type abortableConn struct {
 	net.Conn
 
-	keep func() bool
+	keep func() bool // ends the wait for abort
 }
 
 // Close implements net.Conn.

@@ -42,7 +42,7 @@ func startServer(serve func(client net.Conn)) (dsn string) {
 			return
 		}
 		if _, err := client.Write(slices.Concat(
-			[]byte{'R', 0, 0, 0, 8, 0, 0, 0, 0}, // AuthenticationOk
+			[]byte{'R', 0, 0, 0, 8, 0, 0, 0, 0},                                                     // AuthenticationOk
 			binary.BigEndian.AppendUint32([]byte{'K', 0, 0, 0, 12}, backendPID), []byte{0, 0, 0, 0}, // BackendKeyData
 			readyForQuery,
 		)); err != nil {

@@ -13,8 +13,8 @@ const cancelGrace = time.Second
 // connection's user has ended. lib/pq asks the server to cancel the statement, and
 // waits for the answer without a limit: https://github.com/lib/pq/issues/620.
 type watchdog struct {
-	socket context.Context //nolint:containedctx // ends with abandon
-	// abandon closes the sockets of the connection.
+	// alive ends when the connection is abandoned, which closes its sockets.
+	alive   context.Context //nolint:containedctx // the dialer's
 	abandon context.CancelFunc
 	// stop ends the watch. It is nil if no context is watched.
 	stop func()
@@ -54,4 +54,4 @@ func (w *watchdog) release() {
 }
 
 // abandoned reports whether the connection was abandoned.
-func (w *watchdog) abandoned() bool { return w.socket.Err() != nil }
+func (w *watchdog) abandoned() bool { return w.alive.Err() != nil }
