@@ -56,11 +56,16 @@ func (p *prefixer) Write(b []byte) (int, error) {
 // FileLogs writes each program's log to a file of its name, which is emptied
 // before.
 func FileLogs(dir string) Logs {
+	files := map[string]io.Writer{}
 	return func(name string) io.Writer {
+		if file := files[name]; file != nil { // of another program that migrates
+			return file
+		}
 		file, err := os.Create(dir + "/" + name + ".log")
 		if err != nil {
 			return io.Discard // the folder was made a moment ago; the end of the log is kept in memory all the same
 		}
+		files[name] = file
 		return file
 	}
 }

@@ -319,9 +319,11 @@ func (s *Stack) engineLog(name string) (io.Writer, *tail.Buffer, error) {
 
 func (s *Stack) startPrograms(ctx context.Context) error {
 	began := time.Now()
-	// The relay's migrations are both databases'.
-	if err := s.runToEnd(ctx, "migrate", "relay", []string{"migrate"}, s.environment("")); err != nil {
-		return err
+	// The relay migrates ClickHouse and the outbox, the API the users as well.
+	for _, binary := range []string{"relay", "api"} {
+		if err := s.runToEnd(ctx, "migrate", binary, []string{"migrate"}, s.environment("")); err != nil {
+			return err
+		}
 	}
 	s.sayf("The databases are migrated (%s)", since(began))
 
