@@ -141,6 +141,7 @@ images: ## build the images diehard-api and diehard-relay with Docker
 .PHONY: migrate
 migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CLICKHOUSE_DSN name
 	bin/relay migrate
+	bin/api migrate
 
 .PHONY: clean
 clean: ## remove what was built, and the data of `make run`
