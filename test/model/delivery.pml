@@ -1,44 +1,44 @@
 /*
- * The delivery protocol: workers that carry batches of events from PostgreSQL to
- * ClickHouse, while they die or lose their leases between any two steps, servers
- * die, answers are lost, inserts begin late, and PostgreSQL fails over to a
- * replica that lacks the last commits. docs/delivery.md says what it shows; the
- * specs beside it run it, and each of its mutants.
+ * The delivery protocol: workers carry batches of events from PostgreSQL to
+ * ClickHouse. Meanwhile workers die or lose their leases between any two steps,
+ * servers die, answers are lost, inserts begin late, and PostgreSQL fails over to a
+ * replica that lacks the last commits. docs/delivery.md says what the model shows.
+ * model_test.go runs it and each of its mutants.
  *
- * What it checks, in every order in which things can happen within its bounds:
+ * It checks every order of steps within its bounds:
  *   - no event gets a second row in ClickHouse,
- *   - no event leaves the outbox without its row, unless as a dead letter,
- *   - a dead letter has no row, and was refused,
- *   - nothing gets stuck: when nothing more can happen, the outbox is empty.
+ *   - no event leaves the outbox without its row, unless it is a dead letter,
+ *   - a dead letter has no row, and ClickHouse has refused it,
+ *   - nothing gets stuck: in the end the outbox is empty.
  *
- * PostgreSQL is a store whose transactions are single steps. A worker that dies
- * loses its lease. One that is cut off loses it, too, and does not know: it goes
- * on to send, and fails at its next transaction.
+ * A transaction in PostgreSQL is one step. A worker that dies loses its lease. A
+ * worker that is cut off loses its lease without knowing it: it continues to send,
+ * and fails at its next transaction.
  *
- * ClickHouse takes an insert partition by partition, and each event of the model
- * is of a partition of its own. For each partition it looks the token up and
- * remembers it, in one step, and puts the rows in place in another. An insert
- * can end between any two of them. What was sent begins at any later time,
- * whatever has become of who sent it; until then nobody can see it.
+ * ClickHouse executes an insert partition by partition. In the model each event has
+ * a partition of its own. For each partition ClickHouse looks the token up and
+ * remembers it in one step, and stores the rows in another. An insert can end
+ * between any two steps. An insert that was sent begins at any later time, whatever
+ * has become of its sender. Until then nobody can see it.
  *
- * Assumed, and so not in the model:
- *   - a token does not leave the window while an insert under it is under way, or
- *     while somebody who is cut off may still begin one,
- *   - after a failover nothing is sent before what the old primary's workers have
- *     begun is over,
- *   - what is refused for its data is refused whenever it is sent, and before any
- *     of its rows is in place,
- *   - the question is answered by what every finished insert has left.
+ * The model assumes, and does not check:
+ *   - a token does not leave the window while an insert under it is in flight, or
+ *     while a worker that is cut off may still begin one,
+ *   - after a failover no worker sends before the inserts of the old primary's
+ *     workers have ended,
+ *   - data that ClickHouse refuses, it refuses at every attempt, and before it
+ *     stores any row of the insert,
+ *   - a presence check sees the rows of every insert that has ended.
  *
- * Tokens, batches and inserts are numbered anew as they become free: a token that
- * nobody holds any more is as good as a new one.
+ * Tokens, batches and inserts are numbered again when they become free: a token
+ * that nobody holds is as good as a new one.
  */
 
 #ifndef FAULTS
 #define FAULTS 2
 #endif
 #ifndef POISON
-#define POISON 0 /* the events that ClickHouse refuses, a bit for each */
+#define POISON 0 /* the events that ClickHouse refuses, one bit each */
 #endif
 #ifndef FAILOVERS
 #define FAILOVERS 0
@@ -55,39 +55,39 @@
 #define ALL 3
 
 /* PostgreSQL */
-byte uncommitted = ALL; /* events of transactions that are open */
+byte uncommitted = ALL; /* events of open transactions */
 byte waiting = 0;       /* events in the outbox */
 byte dead = 0;          /* events among the dead letters */
-byte suspect = 0;       /* events that were there when the history changed */
-byte lost = 0;          /* tokens under which a history that is lost may still send */
+byte unverified = 0;    /* events in the outbox when the history changed */
+byte lost = 0;          /* tokens of a lost history, under which inserts may still run */
 
 typedef Batch {
-	byte members; /* 0: there is no such batch */
+	byte members; /* 0: the batch does not exist */
 	byte token;
-	bool sent; /* somebody has marked a send */
-	bool again; /* and somebody another, or more */
+	bool attempted; /* a claim was committed under this token */
+	bool reattempted; /* and at least one more */
 	byte holder
 }
 Batch batch[BATCHES];
 
 /* ClickHouse */
-byte rows = 0; /* events that are in place */
-byte known[EVENTS]; /* the tokens that a partition remembers */
+byte rows = 0; /* events that are stored */
+byte known[EVENTS]; /* the tokens that each partition remembers */
 
 mtype = { free, travelling, running };
 typedef Insert {
 	mtype state = free;
 	byte token;
 	byte carried;
-	byte todo; /* partitions that it has not come to */
-	byte placing; /* the one of which it puts the rows in place, or NOBODY */
-	byte client /* who waits for the answer, or NOBODY */
+	byte todo; /* partitions that it has not reached */
+	byte placing; /* the partition whose rows it is storing, or NOBODY */
+	byte client /* the worker that waits for the answer, or NOBODY */
 }
 Insert insert[INSERTS];
 
 mtype = { none, accepted, failed, refused };
 mtype answer[WORKERS] = none;
-byte hand[WORKERS]; /* the token that a worker may send under, as a bit */
+byte hand[WORKERS]; /* the token that each worker may send under, as a bit */
 
 byte faults = FAULTS;
 byte failovers = FAILOVERS;
@@ -97,42 +97,42 @@ byte failovers = FAILOVERS;
 #define EXECUTED(i, t) (insert[i].state == running && insert[i].token == t)
 #define RUNNING(t) (EXECUTED(0, t) || EXECUTED(1, t) || EXECUTED(2, t) || EXECUTED(3, t))
 
-/* The tokens of manifests, and of inserts that are under way or may be soon. */
-#define MANIFEST(n) (batch[n].members -> BIT(batch[n].token) : 0)
-#define UNDERWAY(n) (insert[n].state != free -> BIT(insert[n].token) : 0)
-#define MANIFESTS (MANIFEST(0) | MANIFEST(1))
-#define IN_USE (UNDERWAY(0) | UNDERWAY(1) | UNDERWAY(2) | UNDERWAY(3) | hand[0] | hand[1])
+/* The tokens of batches, and of inserts that are in flight or may soon be. */
+#define BATCH_TOKEN(n) (batch[n].members -> BIT(batch[n].token) : 0)
+#define IN_FLIGHT(n) (insert[n].state != free -> BIT(insert[n].token) : 0)
+#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1))
+#define IN_USE (IN_FLIGHT(0) | IN_FLIGHT(1) | IN_FLIGHT(2) | IN_FLIGHT(3) | hand[0] | hand[1])
 
-/* tidy forgets the tokens that nobody has any more. */
+/* tidy forgets the tokens that are no longer used. */
 inline tidy() {
 	live = IN_USE;
 	lost = lost & live;
-	live = live | MANIFESTS;
+	live = live | BATCH_TOKENS;
 	known[0] = known[0] & live; known[1] = known[1] & live;
 	live = 0
 }
 
-/* draw sets fresh to a token that nobody has. */
+/* draw sets fresh to a token that is not used. */
 inline draw() {
-	live = IN_USE | MANIFESTS;
+	live = IN_USE | BATCH_TOKENS;
 	fresh = (!(live & 1) -> 0 : (!(live & 2) -> 1 : (!(live & 4) -> 2 : (!(live & 8) -> 3 :
 		(!(live & 16) -> 4 : (!(live & 32) -> 5 : (!(live & 64) -> 6 : 7)))))));
 	assert(!(live & BIT(fresh)));
 	live = 0
 }
 
-/* write puts a manifest of these events into a free place. */
+/* write writes a batch of these events in a free place. */
 inline write(events, first) {
 	k = (batch[0].members == 0 -> 0 : 1);
 	assert(batch[k].members == 0);
 	draw();
-	batch[k].members = events; batch[k].token = fresh; batch[k].sent = !(first);
-	batch[k].again = false; batch[k].holder = NOBODY;
+	batch[k].members = events; batch[k].token = fresh; batch[k].attempted = !(first);
+	batch[k].reattempted = false; batch[k].holder = NOBODY;
 	k = 0; fresh = 0
 }
 
 inline erase(n) {
-	batch[n].members = 0; batch[n].token = 0; batch[n].sent = false; batch[n].again = false; batch[n].holder = 0
+	batch[n].members = 0; batch[n].token = 0; batch[n].attempted = false; batch[n].reattempted = false; batch[n].holder = 0
 }
 
 inline endInsert(n, what) {
@@ -145,8 +145,8 @@ inline endInsert(n, what) {
 	tidy()
 }
 
-/* nobodyListens makes the worker's insert, if it has one, go on without it. */
-inline nobodyListens(worker) {
+/* detach lets the worker's insert, if it has one, continue without the worker. */
+inline detach(worker) {
 	k = 0;
 	do
 	:: k < INSERTS ->
@@ -160,7 +160,7 @@ inline nobodyListens(worker) {
 	k = 0
 }
 
-/* Transactions of publishers commit, in any order, at any time. */
+/* The transactions of publishers commit in any order, at any time. */
 active proctype Publishers() {
 end:
 	do
@@ -169,12 +169,12 @@ end:
 	od
 }
 
-/* What happens to everybody. */
-active proctype World() {
+/* Faults of ClickHouse, sessions and PostgreSQL. */
+active proctype Faults() {
 	byte k, n, live;
 end:
 	do
-	:: atomic { /* ClickHouse dies, and is started again */
+	:: atomic { /* ClickHouse dies and starts again */
 		faults && (insert[0].state == running || insert[1].state == running ||
 			insert[2].state == running || insert[3].state == running) ->
 		faults--;
@@ -203,11 +203,11 @@ end:
 		:: else
 		fi;
 		n = 0 }
-	:: atomic { /* a session ends, and its worker does not know it yet */
+	:: atomic { /* a session ends, and its worker does not know yet */
 		faults && batch[0].members && batch[0].holder != NOBODY -> faults--; batch[0].holder = NOBODY }
 	:: atomic {
 		faults && batch[1].members && batch[1].holder != NOBODY -> faults--; batch[1].holder = NOBODY }
-	:: atomic { /* PostgreSQL fails over: any of its last commits may be lost, but for those of publishers */
+	:: atomic { /* PostgreSQL fails over: any of its last commits may be lost, except those of publishers */
 		failovers ->
 		failovers--;
 		n = 0;
@@ -215,7 +215,7 @@ end:
 		:: n < BATCHES ->
 			if
 			:: batch[n].members -> lost = lost | BIT(batch[n].token); erase(n) /* the cut */
-			:: batch[n].members -> batch[n].sent = false; batch[n].again = false; batch[n].holder = NOBODY /* the marks */
+			:: batch[n].members -> batch[n].attempted = false; batch[n].reattempted = false; batch[n].holder = NOBODY /* the attempts */
 			:: batch[n].members -> batch[n].holder = NOBODY
 			:: else
 			fi;
@@ -223,7 +223,7 @@ end:
 		:: else -> break
 		od;
 		n = 0;
-		if /* what was settled */
+		if /* the settlement */
 		:: rows & 1 -> waiting = waiting | 1
 		:: true
 		fi;
@@ -231,18 +231,18 @@ end:
 		:: rows & 2 -> waiting = waiting | 2
 		:: true
 		fi;
-		/* What workers have in hand of a batch that was settled is lost, too. */
+		/* The tokens in the hands of workers are lost, too. */
 		lost = lost | hand[0] | hand[1];
-		/* The next cut notices, and records that all of it is to be asked for. */
+		/* The next cut notices, and marks all events as unverified. */
 #ifndef MUTANT_TRUST_A_FAILOVER
-		suspect = waiting;
-		batch[0].sent = (batch[0].members != 0); batch[1].sent = (batch[1].members != 0);
+		unverified = waiting;
+		batch[0].attempted = (batch[0].members != 0); batch[1].attempted = (batch[1].members != 0);
 #endif
 		tidy() }
 	od
 }
 
-/* ClickHouse: one insert at a time in each of its slots. */
+/* ClickHouse: each slot executes one insert at a time. */
 active [INSERTS] proctype Server() {
 	byte me = _pid - 2;
 	byte k, live;
@@ -258,7 +258,7 @@ end:
 		k = (insert[me].todo & 1 -> 0 : 1);
 		insert[me].todo = insert[me].todo & ~BIT(k);
 		if
-		:: known[k] & BIT(insert[me].token) /* it has seen that, and says nothing */
+		:: known[k] & BIT(insert[me].token) /* ClickHouse knows the token, and drops the rows */
 		:: else -> known[k] = known[k] | BIT(insert[me].token); insert[me].placing = k
 		fi;
 		k = 0 }
@@ -270,31 +270,31 @@ end:
 	:: atomic { insert[me].state == running && insert[me].placing == NOBODY && !insert[me].todo ->
 		if
 		:: endInsert(me, accepted)
-		:: faults -> faults--; endInsert(me, failed) /* a view fails after the rows are in place */
-		:: faults && (rows & insert[me].carried) -> faults--; endInsert(me, refused) /* or refuses them */
+		:: faults -> faults--; endInsert(me, failed) /* a view fails after the rows are stored */
+		:: faults && (rows & insert[me].carried) -> faults--; endInsert(me, refused) /* or the view refuses them */
 		fi }
 	:: atomic { insert[me].state == running && (insert[me].placing != NOBODY || insert[me].todo) && faults ->
 		faults--; endInsert(me, failed) } /* a disk fails, or the rest of the request is lost */
 	od
 }
 
-/* Of a history that is lost nothing may be under way any more. */
-#define CLAIMABLE(n) (batch[n].members && batch[n].holder == NOBODY && (!(batch[n].members & suspect) || !lost))
+/* An unverified batch waits until no insert of a lost history is in flight. */
+#define CLAIMABLE(n) (batch[n].members && batch[n].holder == NOBODY && (!(batch[n].members & unverified) || !lost))
 
 #define OURS (batch[b].members && batch[b].holder == me && batch[b].token == token)
 
-/* idle ends what the worker was doing; the lease, if it holds one, is free. */
+/* idle ends the work of the worker, and releases its lease if it holds one. */
 inline idle() {
 	if
 	:: OURS -> batch[b].holder = NOBODY
 	:: else
 	fi;
-	b = 0; members = 0; token = 0; there = 0; history = 0; cause = false; first = false; hand[me] = 0; answer[me] = none;
+	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; hand[me] = 0; answer[me] = none;
 	tidy()
 }
 
-/* mayDie is a crash point: another worker takes the place of this one. */
-#define MAY_DIE if :: true :: atomic { faults -> faults--; nobodyListens(me); idle() } -> goto ready fi
+/* MAY_DIE is a crash point: another worker replaces this one. */
+#define MAY_DIE if :: true :: atomic { faults -> faults--; detach(me); idle() } -> goto ready fi
 
 inline send() {
 	k = 0;
@@ -308,19 +308,19 @@ inline send() {
 	k = 0
 }
 
-/* HEAR waits for the answer, or no longer. */
-#define HEAR if :: atomic { answer[me] != none -> skip } :: atomic { answer[me] == none && faults -> faults--; nobodyListens(me); answer[me] = failed } fi
+/* AWAIT_ANSWER waits for the answer, or gives up. */
+#define AWAIT_ANSWER if :: atomic { answer[me] != none -> skip } :: atomic { answer[me] == none && faults -> faults--; detach(me); answer[me] = failed } fi
 
-#ifdef MUTANT_ASK_WITHOUT_FENCE
-#define FENCED true
+#ifdef MUTANT_CHECK_WITHOUT_WAITING
+#define NONE_IN_FLIGHT true
 #else
-#define FENCED (!RUNNING(token))
+#define NONE_IN_FLIGHT (!RUNNING(token))
 #endif
 
 #ifdef MUTANT_LEASE_WITHOUT_THE_MARK
-#define STILL_MARKED true
+#define LAST_ATTEMPT true
 #else
-#define STILL_MARKED (first == !batch[b].again)
+#define LAST_ATTEMPT (first == !batch[b].reattempted)
 #endif
 
 #ifdef MUTANT_LEASE_ACROSS_A_FAILOVER
@@ -331,20 +331,20 @@ inline send() {
 
 active [WORKERS] proctype Worker() {
 	byte me = _pid - 2 - INSERTS;
-	byte k, b, members, token, there, fresh, history, live;
+	byte k, b, members, token, present, fresh, history, live;
 	bool cause, first;
 
 ready:
 end:
 	do
-	/* Cut: some of what is in no manifest, and not all of it where a batch is full. */
+	/* Cut: all events that are not in a batch, or some if the batch is full. */
 	:: atomic { UNCUT && (batch[0].members == 0 || batch[1].members == 0) ->
 		if
 		:: members = UNCUT
 		:: UNCUT == ALL -> members = 1
 		fi;
 #ifdef MUTANT_SEND_BEFORE_THE_CUT
-		draw(); token = fresh; fresh = 0; hand[me] = BIT(token); send(); nobodyListens(me)
+		draw(); token = fresh; fresh = 0; hand[me] = BIT(token); send(); detach(me)
 		};
 		MAY_DIE;
 		atomic {
@@ -354,30 +354,30 @@ end:
 		:: else
 		fi;
 #endif
-		write(members, !(members & suspect));
+		write(members, !(members & unverified));
 #ifdef MUTANT_SEND_BEFORE_THE_CUT
 		k = (batch[0].members == members -> 0 : 1); batch[k].token = token; k = 0; hand[me] = 0; token = 0;
 #endif
 		members = 0 }
 
-	/* Claim: mark the send, commit; */
+	/* Claim: count the attempt and commit, */
 	:: atomic {
 		if
 		:: CLAIMABLE(0) -> b = 0
 		:: CLAIMABLE(1) -> b = 1
 		fi;
-		first = !batch[b].sent;
+		first = !batch[b].attempted;
 #ifndef MUTANT_MARK_AFTER_THE_SEND
-		batch[b].again = batch[b].sent; batch[b].sent = true;
+		batch[b].reattempted = batch[b].attempted; batch[b].attempted = true;
 #endif
 		members = batch[b].members; token = batch[b].token; hand[me] = BIT(token);
 		history = failovers };
 		MAY_DIE;
-		/* and lock the manifest for good, if the mark is still the last one. */
+		/* then lock the batch, if no later attempt was counted. */
 		atomic {
 		if
 		:: batch[b].members == members && batch[b].token == token && batch[b].holder == NOBODY &&
-			STILL_MARKED && SAME_HISTORY ->
+			LAST_ATTEMPT && SAME_HISTORY ->
 			batch[b].holder = me; history = 0
 		:: else -> idle(); goto ready
 		fi };
@@ -391,12 +391,12 @@ end:
 flush:
 	atomic { send() };
 	MAY_DIE;
-	HEAR;
+	AWAIT_ANSWER;
 #ifdef MUTANT_MARK_AFTER_THE_SEND
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> batch[b].sent = true
+	:: OURS -> batch[b].attempted = true
 	:: else
 	fi };
 #endif
@@ -412,7 +412,7 @@ flush:
 #endif
 		idle(); goto ready }
 	:: atomic { answer[me] == refused -> answer[me] = none; cause = true;
-#ifdef MUTANT_SPLIT_WITHOUT_ASKING
+#ifdef MUTANT_SPLIT_WITHOUT_CHECKING
 		goto split
 #else
 		goto resolve
@@ -421,27 +421,27 @@ flush:
 	fi;
 
 resolve:
-	atomic { /* whoever has lost the lease learns it here */
+	atomic { /* a worker that has lost its lease notices it here */
 	if
 	:: OURS
 	:: else -> idle(); goto ready
 	fi };
-	FENCED;
+	NONE_IN_FLIGHT;
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> there = rows & members
+	:: OURS -> present = rows & members
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
 	if
-	:: there == members -> goto settle
-	:: there != members && there -> goto shrink
-	:: !there && cause -> goto split
-	:: !there && !cause -> goto resend
+	:: present == members -> goto settle
+	:: present != members && present -> goto shrink
+	:: !present && cause -> goto split
+	:: !present && !cause -> goto reinsert
 	fi;
 
-resend: /* the same rows, under the same token */
+reinsert: /* the same rows under the same token */
 #ifdef MUTANT_NEW_TOKEN_ON_RESEND
 	atomic {
 	if
@@ -451,7 +451,7 @@ resend: /* the same rows, under the same token */
 #endif
 	atomic { send() };
 	MAY_DIE;
-	HEAR;
+	AWAIT_ANSWER;
 	MAY_DIE;
 	if
 	:: atomic { answer[me] == accepted -> answer[me] = none }
@@ -466,22 +466,22 @@ resend: /* the same rows, under the same token */
 	:: OURS
 	:: else -> idle(); goto ready
 	fi };
-	FENCED;
+	NONE_IN_FLIGHT;
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> there = rows & members
+	:: OURS -> present = rows & members
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
 	if
-	:: there == members -> goto settle
-	:: there != members && there -> goto shrink
-	:: !there -> skip
+	:: present == members -> goto settle
+	:: present != members && present -> goto shrink
+	:: !present -> skip
 	fi;
-	atomic { /* the token is burned: known, and the rows are not there */
+	atomic { /* renew the token: ClickHouse knows it, and the rows are absent */
 	if
-	:: OURS -> draw(); batch[b].token = fresh; fresh = 0; batch[b].sent = false; batch[b].again = false; batch[b].holder = NOBODY
+	:: OURS -> draw(); batch[b].token = fresh; fresh = 0; batch[b].attempted = false; batch[b].reattempted = false; batch[b].holder = NOBODY
 	:: else
 	fi;
 	idle() };
@@ -499,15 +499,15 @@ settle:
 	idle() };
 	goto ready;
 
-shrink: /* what is there is settled; the rest stays the batch, under its token */
+shrink: /* settle the events that are present; the rest keeps the batch and its token */
 	atomic {
 	if
 	:: OURS ->
-		waiting = waiting & ~there;
-		batch[b].members = members & ~there;
+		waiting = waiting & ~present;
+		batch[b].members = members & ~present;
 		batch[b].holder = NOBODY
 #ifdef MUTANT_NEW_TOKEN_FOR_THE_REST
-		; draw(); batch[b].token = fresh; fresh = 0; batch[b].sent = false; batch[b].again = false
+		; draw(); batch[b].token = fresh; fresh = 0; batch[b].attempted = false; batch[b].reattempted = false
 #endif
 	:: else
 	fi;
@@ -517,7 +517,7 @@ shrink: /* what is there is settled; the rest stays the batch, under its token *
 split:
 	atomic {
 	if
-	:: OURS && members != ALL -> /* one event: it is the one that is refused */
+	:: OURS && members != ALL -> /* one event: ClickHouse refuses it */
 		assert(!(rows & members)); /* delivered, and a dead letter */
 		dead = dead | members;
 		waiting = waiting & ~members;
@@ -532,8 +532,8 @@ split:
 	goto ready
 }
 
-/* When nothing more can happen, everything has arrived. */
-active proctype Judge() {
+/* When no step is left, every event has arrived or is a dead letter. */
+active proctype Verdict() {
 	timeout ->
 	assert(!uncommitted && !waiting && !IN_BATCHES);
 	assert(rows == (ALL & ~dead));

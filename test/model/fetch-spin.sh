@@ -1,7 +1,6 @@
 #!/bin/sh
-# Puts the model checker Spin at the path $1, unless it is there already: the one
-# that is installed, or that of Debian's package, which is unpacked and not
-# installed.
+# Puts the model checker Spin at the path $1, unless the file exists. It links an
+# installed Spin, or unpacks the one of Debian's package without installing it.
 set -eu
 [ ! -x "$1" ] || exit 0
 mkdir -p "$(dirname "$1")"
@@ -16,7 +15,7 @@ missing() {
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || missing
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-# Lists of its own, so that none have to be there, and nobody has to be root.
+# Package lists in a temporary folder need no root and no earlier update.
 mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
 apt() {
     (cd "$dir" && apt-get -qq -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User="$(id -un)" "$@" >"$dir/log" 2>&1)

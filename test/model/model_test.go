@@ -1,5 +1,5 @@
-// Package model_test has a model checker go through every order in which the
-// steps of the delivery protocol can happen.
+// Package model_test runs a model checker over the delivery protocol. The checker
+// tries every order of steps.
 package model_test
 
 import (
@@ -26,8 +26,8 @@ func TestModel(t *testing.T) {
 //go:embed delivery.pml
 var model string
 
-// bounds are how much happens in a run: faults, failovers of PostgreSQL, and the
-// events that ClickHouse refuses, a bit for each.
+// bounds are the bounds of a run: the number of faults, the number of PostgreSQL's
+// failovers, and the events that ClickHouse refuses, one bit each.
 type bounds struct{ faults, failovers, poison int }
 
 func (b bounds) String() string {
@@ -37,7 +37,7 @@ func (b bounds) String() string {
 // spin is the path of the checker.
 const spin = "../../bin/tools/spin"
 
-// noSpin says why there is no checker, if there is none.
+// noSpin is the reason why the checker is missing, or empty.
 var noSpin string
 
 var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
@@ -53,7 +53,7 @@ var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 	noSpin = string(reason)
 })
 
-// check returns what the checker says of the model with these definitions.
+// check returns the output of the checker for the model with these definitions.
 func check(ctx context.Context, b bounds, definitions ...string) string {
 	GinkgoHelper()
 	if noSpin != "" {
@@ -72,20 +72,20 @@ func check(ctx context.Context, b bounds, definitions ...string) string {
 		args = append(args, "-D"+d)
 	}
 	run := func(program string, args ...string) string {
-		cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // the checker, the compiler and what they have made
+		cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // the checker, the compiler and their output
 		cmd.Dir = dir
 		output, err := cmd.CombinedOutput()
 		Expect(err).NotTo(HaveOccurred(), "%s %v: %s", program, args, output)
 		return string(output)
 	}
 	run(checker, append(args, "-a", source)...)
-	// SAFETY leaves out cycles, of which there are none to look for; the model ends.
-	// Not optimised: that takes longer than it saves.
+	// SAFETY skips the search for cycles, because every run of the model ends. pan is
+	// not optimised, because the compiler would take longer than it saves.
 	run(compiler, "-w", "-DSAFETY", "-DCOLLAPSE", "-DMEMLIM=4096", "-o", "pan", "pan.c")
 	return run(filepath.Join(dir, "pan"), "-m100000")
 }
 
-// mutants each lack one safeguard of the protocol.
+// mutants are variants of the model. Each lacks one safeguard of the protocol.
 var mutants = []struct {
 	name   string
 	bounds bounds
@@ -120,7 +120,7 @@ var _ = Describe("The model of the delivery protocol", func() {
 	}
 
 	for _, mutant := range mutants {
-		It("does not hold without a safeguard: "+mutant.name, func(ctx SpecContext) {
+		It("finds a violation without a safeguard: "+mutant.name, func(ctx SpecContext) {
 			said := check(ctx, mutant.bounds, "MUTANT_"+mutant.name)
 			Expect(said).To(ContainSubstring("errors: 1\n"))
 			Expect(said).To(ContainSubstring("assertion violated"))
@@ -128,13 +128,13 @@ var _ = Describe("The model of the delivery protocol", func() {
 		})
 	}
 
-	It("has no mutant that is not tried", func() {
-		var tried []string
+	It("runs every mutant of the model", func() {
+		var run []string
 		for _, mutant := range mutants {
-			tried = append(tried, "MUTANT_"+mutant.name)
+			run = append(run, "MUTANT_"+mutant.name)
 		}
 		for _, named := range regexp.MustCompile(`MUTANT_\w+`).FindAllString(model, -1) {
-			Expect(tried).To(ContainElement(named))
+			Expect(run).To(ContainElement(named))
 		}
 	})
 })
