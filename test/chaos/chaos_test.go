@@ -89,7 +89,7 @@ var _ = Describe("Chaos", Serial, func() {
 			Expect(there).To(BeTrue(), "%s was answered with 201", email)
 		}
 		expectOnce(ctx, c.System, outcome{
-			Fault: fmt.Sprintf("%d faults of %d kinds, at random", faultsInAll, len(c.happened)),
+			Fault: fmt.Sprintf("%d random faults of %d kinds", faultsInAll, len(c.happened)),
 			Done:  fmt.Sprintf("%d relays, an API and their databases", chaosRelays), Events: published + created, Dead: bad,
 		})
 	})

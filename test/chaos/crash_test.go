@@ -60,7 +60,7 @@ var situations = []situation{
 		visits: []int{1, 2},
 	},
 	{
-		name: "finding what committed late",
+		name: "finding late commits",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			s.Postgres.MustExecContext(ctx, "UPDATE outbox_cursor SET low_watermark = 1000, next_low_watermark = 1000, high_watermark = 1000")
@@ -69,7 +69,7 @@ var situations = []situation{
 		points: []failpoint.Point{failpoint.WatermarkBeforeCommit},
 	},
 	{
-		name: "after a failover that lost the cut of what had arrived",
+		name: "after a failover that lost the cut of delivered events",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			die(s, failpoint.FlushAcknowledged)
@@ -82,7 +82,7 @@ var situations = []situation{
 		env:    []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=1s"}, // which what may still run is waited for
 	},
 	{
-		name:    "resolving a batch of which nothing arrived",
+		name:    "resolving a batch that is absent",
 		arrange: unsent,
 		points: []failpoint.Point{
 			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
@@ -92,7 +92,7 @@ var situations = []situation{
 		},
 	},
 	{
-		name: "resolving a batch that arrived",
+		name: "resolving a batch that is present",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			die(s, failpoint.FlushAcknowledged)
@@ -104,7 +104,7 @@ var situations = []situation{
 		},
 	},
 	{
-		name: "resolving a batch of which a part arrived",
+		name: "resolving a batch that is present in part",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			n, _ := unsent(ctx, s)
 			insertUnderToken(ctx, s, 7)
@@ -116,7 +116,7 @@ var situations = []situation{
 		},
 	},
 	{
-		name: "resolving a batch whose token is burned",
+		name: "renewing the token of a batch",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			n, _ := unsent(ctx, s)
 			loseRows(ctx, s)
@@ -128,7 +128,7 @@ var situations = []situation{
 		},
 	},
 	{
-		name: "with inserts that fail after their rows are there",
+		name: "with inserts that fail after their rows are stored",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(true) FROM event_log")

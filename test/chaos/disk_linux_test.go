@@ -36,7 +36,7 @@ var _ = Describe("On a disk that fails", func() {
 			disk.Mend()
 			Expect(own.ClickHouse.Start(ctx)).To(Succeed())
 			expectOnce(ctx, s, outcome{
-				Fault: "killed between its deduplication log and the part", Done: "ClickHouse", Events: perBatch,
+				Fault: "killed between the deduplication log and the part", Done: "ClickHouse", Events: perBatch,
 			})
 			relay.AwaitMetric(`diehard_relay_batches_total{result="token_renewed"}`, 1) // or the token was not burned
 		})

@@ -130,7 +130,7 @@ var _ = Describe("PostgreSQL", func() {
 			Expect(conn.Close()).To(Succeed())
 		}
 		Expect(hog.Close()).To(Succeed())
-		st.proceed(ctx, outcome{Fault: "no connection left", Done: "PostgreSQL"})
+		st.proceed(ctx, outcome{Fault: "no free connection", Done: "PostgreSQL"})
 	})
 })
 
@@ -157,7 +157,7 @@ var _ = Describe("ClickHouse", func() {
 			awaitReady(ctx, st.relay)
 			awaitArrival(ctx, st.System, perBatch)
 		}
-		st.proceed(ctx, outcome{Fault: "killed in inserts and started again, 3 times", Done: "ClickHouse"})
+		st.proceed(ctx, outcome{Fault: "killed during inserts and started again, 3 times", Done: "ClickHouse"})
 	})
 
 	It("has no table for a while", func(ctx SpecContext) {
@@ -181,7 +181,7 @@ var _ = Describe("ClickHouse", func() {
 		st.sql(ctx, "CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(rand() % 2 = 0) FROM event_log")
 		awaitArrival(ctx, st.System, 5*perBatch)
 		st.sql(ctx, "DROP VIEW throws")
-		st.proceed(ctx, outcome{Fault: "materialized view throws after the rows landed", Done: "ClickHouse"})
+		st.proceed(ctx, outcome{Fault: "materialized view throws after the rows are stored", Done: "ClickHouse"})
 	})
 
 	It("puts one of two partitions in place, and then fails", func(ctx SpecContext) {
@@ -200,7 +200,7 @@ var _ = Describe("ClickHouse", func() {
 		die(s, "flush-read")
 		insertUnderToken(ctx, s, perBatch/2) // the first partition, as the server would have put it in place
 		s.Relay(s.ClickHouse.Native, small...)
-		expectOnce(ctx, s, outcome{Fault: "one of two partitions in place", Done: "ClickHouse", Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "one of two partitions stored", Done: "ClickHouse", Events: perBatch})
 	})
 
 	It("takes 101 months in one batch", func(ctx SpecContext) {
@@ -231,7 +231,7 @@ var _ = Describe("ClickHouse", func() {
 		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse, while a relay runs", Events: stop()})
 	},
 		Entry("as its user is read-only", "user is read-only", "readonly=1", "the user or the server is read-only"),
-		Entry("as its user may only change settings", "user is read-only but for settings", "readonly=2", "read-only"),
+		Entry("as its user may only change settings", "user is read-only except for settings", "readonly=2", "read-only"),
 		Entry("as there is no memory for it", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
 	)
 

@@ -71,7 +71,7 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		Expect(after.Publish(ctx, system.Events(99)...)).To(Succeed())
 		expectOnce(ctx, after, outcome{
-			Fault: "failover to a replica that lacks the cuts of 300 events, and 200 events", Done: "PostgreSQL", Events: 1100,
+			Fault: "failover to a replica that lacks 200 events and the cuts of 300", Done: "PostgreSQL", Events: 1100,
 		})
 		awaitMessage(ctx, relay, "resolving all batches")
 		awaitReady(ctx, relay)
@@ -101,7 +101,7 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 			}).WithTimeout(patience).Should(Succeed())
 		}
 		relay.Signal(syscall.SIGCONT)
-		expectOnce(ctx, s, outcome{Fault: "failover in the middle of a claim, another's mark lost", Done: "PostgreSQL", Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "failover during a claim, another worker's attempt lost", Done: "PostgreSQL", Events: perBatch})
 	},
 		Entry("before the failover is noticed", false),
 		Entry("after it was noticed", true),

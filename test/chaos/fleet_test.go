@@ -57,7 +57,7 @@ var _ = Describe("A relay that is stopped in the middle", func() {
 			stopped.Signal(syscall.SIGCONT)
 			awaitReady(ctx, stopped)
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-			expectOnce(ctx, s, outcome{Fault: "relay stopped, and continued later", Done: "at " + string(stop.point), Events: 3 * perBatch})
+			expectOnce(ctx, s, outcome{Fault: "relay suspended and resumed", Done: "at " + string(stop.point), Events: 3 * perBatch})
 		})
 	}
 })
@@ -97,7 +97,7 @@ var _ = Describe("A fleet", func() {
 			for range relays {
 				s.LaunchRelay(s.ClickHouse.Native, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", maxRows))
 			}
-			expectOnce(ctx, s, outcome{Fault: "none", Done: fmt.Sprintf("%d relays", relays), Events: total})
+			expectOnce(ctx, s, outcome{Fault: "none", Done: fmt.Sprintf("a fleet of %d", relays), Events: total})
 			return parts(ctx, s)
 		}
 		Expect(inserts(1)).To(Equal(total / maxRows))
@@ -138,7 +138,7 @@ var _ = Describe("A fleet", func() {
 			g.Expect(floor).To(BeNumerically(">", perBatch))
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(late.Commit()).To(Succeed())
-		expectOnce(ctx, s, outcome{Fault: "transaction that commits late", Done: "below the floor of the cuts", Events: published + perBatch})
+		expectOnce(ctx, s, outcome{Fault: "late commit", Done: "below the low watermark", Events: published + perBatch})
 	})
 })
 
@@ -162,7 +162,7 @@ var _ = Describe("A batch that another claim has locked when its claimer leases 
 			g.Expect(waiting).To(Equal(1))
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(other.Rollback()).To(Succeed())
-		expectOnce(ctx, s, outcome{Fault: "none", Done: "another claim in a claim's way", Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "none", Done: "two claims of one batch at once", Events: perBatch})
 		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 	})
 })
@@ -180,7 +180,7 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 			s.Relay(s.ClickHouse.Native, small...)
 			s.AwaitEmpty(ctx)
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
-			expectOnce(ctx, s, outcome{Fault: "past the deduplication window", Done: fmt.Sprintf("%d of %d had arrived", arrived, perBatch), Events: perBatch})
+			expectOnce(ctx, s, outcome{Fault: "past the deduplication window", Done: fmt.Sprintf("%d of %d events present", arrived, perBatch), Events: perBatch})
 		})
 	}
 })
@@ -200,7 +200,7 @@ var _ = Describe("A relay that is stopped before it sends, for longer than the w
 		awaitReady(ctx, stopped)
 		stopped.Stop() // what it had begun has ended
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
-		expectOnce(ctx, s, outcome{Fault: "relay stopped past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "relay suspended past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
 	},
 		Entry("over the native protocol", failpoint.FlushRead, "native"),
 		Entry("over the native protocol, in the middle of the statement", failpoint.FlushBegun, "native"),

@@ -42,7 +42,7 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 			way.Release()
 			awaitMessage(ctx, orphaned, "outbox unavailable") // it was answered, and cannot settle
 			awaitReady(ctx, orphaned)
-			expectOnce(ctx, s, outcome{Fault: "lease ended in an insert that lands later", Done: "after another relay's delivery, " + protocol, Events: perBatch})
+			expectOnce(ctx, s, outcome{Fault: "lease ended during an insert that completes later", Done: "after another relay's delivery, over " + protocol, Events: perBatch})
 		})
 
 		It("leaves each event once though the insert lands between another relay's question and its insert: "+protocol, func(ctx SpecContext) {
@@ -54,7 +54,7 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 			awaitArrivalOf(ctx, s, perBatch)
 			other.Signal(syscall.SIGCONT)
 			awaitReady(ctx, orphaned)
-			expectOnce(ctx, s, outcome{Fault: "lease ended in an insert that lands later", Done: "before another relay's insert, " + protocol, Events: perBatch})
+			expectOnce(ctx, s, outcome{Fault: "lease ended during an insert that completes later", Done: "before another relay's insert, over " + protocol, Events: perBatch})
 		})
 	}
 })
@@ -77,6 +77,6 @@ var _ = Describe("A relay whose network to PostgreSQL vanishes while it holds a 
 		network.Return()
 		awaitReady(ctx, vanished)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
-		expectOnce(ctx, s, outcome{Fault: "relay's network vanishes while it holds a lease", Done: "between relay and PostgreSQL", Events: 2 * perBatch})
+		expectOnce(ctx, s, outcome{Fault: "relay loses its network while it holds a lease", Done: "between relay and PostgreSQL", Events: 2 * perBatch})
 	})
 })

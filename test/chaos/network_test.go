@@ -39,13 +39,13 @@ var networkFaults = []networkFault{
 			p.Reset()
 		}
 	}},
-	{"requests are cut in the middle", func(ctx context.Context, p *faults.Proxy, _ func()) {
+	{"requests are cut off in the middle", func(ctx context.Context, p *faults.Proxy, _ func()) {
 		for _, after := range []int{1, 100, 700, mostOfAnInsert, 3 * mostOfAnInsert} {
 			p.CutOnce(after)
 			Eventually(ctx, p.Uncut).WithTimeout(patience).Should(BeFalse())
 		}
 	}},
-	{"answers are swallowed", func(ctx context.Context, p *faults.Proxy, noticed func()) {
+	{"answers are lost", func(ctx context.Context, p *faults.Proxy, noticed func()) {
 		p.Hold(faults.Answers, mostOfAnInsert)
 		Eventually(ctx, p.Held).WithTimeout(patience).ShouldNot(BeZero())
 		noticed()
@@ -53,7 +53,7 @@ var networkFaults = []networkFault{
 		p.Release()
 		p.Up()
 	}},
-	{"requests are held past their deadline and let through later", func(ctx context.Context, p *faults.Proxy, noticed func()) {
+	{"requests are delayed past their deadline", func(ctx context.Context, p *faults.Proxy, noticed func()) {
 		p.Hold(faults.Requests, mostOfAnInsert)
 		Eventually(ctx, p.Held).WithTimeout(patience).ShouldNot(BeZero())
 		noticed()
@@ -64,7 +64,7 @@ var networkFaults = []networkFault{
 		noticed()
 		p.Throttle(0)
 	}},
-	{"packets vanish, and connections stay half-open", func(_ context.Context, p *faults.Proxy, noticed func()) {
+	{"packets are dropped and connections stay half-open", func(_ context.Context, p *faults.Proxy, noticed func()) {
 		p.Vanish()
 		noticed()
 		p.Return()
@@ -136,8 +136,8 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 		fault string
 		held  faults.Direction
 	}{
-		{"the commit arrives long after the client was answered", faults.Requests},
-		{"the answer to the commit is swallowed", faults.Answers},
+		{"the commit arrives long after the answer to the client", faults.Requests},
+		{"the answer to the commit is lost", faults.Answers},
 	} {
 		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)

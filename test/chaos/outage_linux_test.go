@@ -71,7 +71,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 		Expect(silent.together()).To(Equal(1))
 		relay.Stop()
 		s.Relay(s.ClickHouse.Native, small...)
-		expectOnce(ctx, s, outcome{Fault: "silent, 8 workers", Done: "ClickHouse", Events: 10 * perBatch})
+		expectOnce(ctx, s, outcome{Fault: "unresponsive, 8 workers", Done: "ClickHouse", Events: 10 * perBatch})
 	})
 })
 
