@@ -1,39 +1,39 @@
-# `make` lists what there is to do.
+# `make` lists the targets.
 
-# The last release's tag with what came after it, or the commit before there is
-# one. A nested module has tags of its own, such as tools/devstack/v0.1.0.
+# The last release's tag and the commits since, or the commit if no release exists.
+# A nested module has tags of its own, such as tools/devstack/v0.1.0.
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := $(CURDIR)/bin/tools/golangci-lint
 TEST_REPORT := test-report.json
 
-# What `make test/all` runs: the suites that have long specs.
+# The suites with long specs, for `make test/all`.
 LONG_REPORT := test-all-report.json
 LONG_PKG := ./test/chaos ./test/integration ./test/model
 
-# The modules, the product's first. Each is built as others would build it: no
-# workspace unifies their versions.
+# The modules, the product's first. Each is built without a workspace, as others
+# would build it. See docs/adr/0025-one-root-and-nested-modules.md.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod tools/devstack/go.mod))
 export GOWORK := off
 
-# What `make test` runs, and further flags for Ginkgo.
+# The packages that `make test` runs, and more flags for Ginkgo.
 PKG ?= ./...
 ARGS ?=
 
-# How long `make test/chaos` goes on.
+# The duration of `make test/chaos`.
 DURATION ?= 10m
 
-# What `make test/fuzz` tries on each of the targets in these folders.
+# The inputs or the time for each fuzz target in these folders.
 FUZZ ?= 2000x
 FUZZ_DIRS := test/fuzz pkg/users
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## list what there is to do
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z/-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: need-npm build ## run everything: PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C
+run: need-npm build ## run PostgreSQL, ClickHouse, the API and the relay until Ctrl-C
 	bin/devstack up
 
 .PHONY: demo
@@ -49,7 +49,7 @@ GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/dev
 	--require-suite --fail-on-pending --timeout=75m --poll-progress-after=1m --output-dir=bin
 
 .PHONY: test
-test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one; ARGS=…: flags for Ginkgo)
+test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one suite; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
 	@$(GINKGO) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
@@ -61,10 +61,10 @@ test/all: need-npm want-cc build ## run the long specs, which `make test` leaves
 	@rm -f bin/$(LONG_REPORT)
 	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG)
 
-# Each target in its turn, since the go command fuzzes one at a time. FUZZ is a
-# time, as in 10m, or a number of inputs.
+# The targets run one after the other, because the go command fuzzes one at a time.
+# FUZZ is a time, such as 10m, or a number of inputs, such as 2000x.
 .PHONY: test/fuzz
-test/fuzz: need-npm build ## send the API and its parsers what a fuzzer thinks of (FUZZ=2000x: how much for each)
+test/fuzz: need-npm build ## send fuzzed inputs to the API and its parsers (FUZZ=2000x: inputs or time for each target)
 	@for dir in $(FUZZ_DIRS); do \
 		listed=$$(go -C $$dir test -list '^Fuzz' .) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$dir: $$listed"; exit 1; }; \
 		for target in $$targets; do \
@@ -72,37 +72,37 @@ test/fuzz: need-npm build ## send the API and its parsers what a fuzzer thinks o
 		done; \
 	done
 
-# The same run again: SEED=, with the number that it printed.
+# SEED=, with the number that a run printed, repeats its order of faults.
 .PHONY: test/chaos
-test/chaos: need-npm build ## break everything at random for a while (DURATION=10m, SEED=…)
+test/chaos: need-npm build ## cause random faults in the whole system (DURATION=10m, SEED=…)
 	DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
 		--focus '^chaos Chaos ' --fail-on-empty $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
 
 .PHONY: test/outcomes
-test/outcomes: need-npm build ## break everything, and write what came of it into docs/delivery.md
+test/outcomes: need-npm build ## run the chaos suites, and write their outcomes into docs/delivery.md
 	DIEHARD_TEST_REQUIRE_ALL=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_OUTCOMES='$(CURDIR)/docs/delivery.md' go tool ginkgo run \
 		-p --timeout=1h --poll-progress-after=5m ./test/chaos
 
-# The parts of the benchmarks to run; ARGS has flags for them.
+# The benchmarks to run, all if empty. ARGS has flags for them.
 BENCH ?=
 BENCH_PKG := ./pkg/outbox ./pkg/relay/store ./pkg/users ./pkg/sink/clickhouse
 RUN_BENCH = DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' bin/bench
 
 .PHONY: bench
-bench: build/bench ## measure Diehard against what the databases take (BENCH=relay: a part; ARGS=--json)
+bench: build/bench ## compare Diehard with the capacity of its databases (BENCH=relay: a part; ARGS=--json)
 	$(RUN_BENCH) $(ARGS) $(BENCH)
 
 .PHONY: bench/docs
-bench/docs: build/bench ## measure everything, and write it into docs/benchmarks.md
+bench/docs: build/bench ## run all benchmarks, and write them into docs/benchmarks.md
 	$(RUN_BENCH) --docs docs/benchmarks.md
 
 .PHONY: bench/chart
 bench/chart: need-go ## draw the tables and the chart of docs/benchmarks.md again, from docs/benchmarks.json
 	CGO_ENABLED=0 go -C bench run -buildvcs=false . --redraw ../docs/benchmarks.md
 
-# So that they cannot rot: the figures mean nothing.
+# This checks that every benchmark works. The figures mean nothing.
 .PHONY: bench/try
-bench/try: build/bench ## run every benchmark once and shortly
+bench/try: build/bench ## run every benchmark once, for a moment
 	$(RUN_BENCH) --rounds 1 --scale 0.01
 	go test -run '^$$' -bench . -benchtime 1x $(BENCH_PKG)
 
@@ -110,7 +110,7 @@ bench/try: build/bench ## run every benchmark once and shortly
 build/bench: need-npm build
 	CGO_ENABLED=0 go -C bench build -trimpath -buildvcs=false -o '$(CURDIR)/bin/' . ./peers
 
-# golangci-lint brings go vet, and gofumpt and gci as formatters.
+# golangci-lint includes go vet, and the formatters gofumpt and gci.
 .PHONY: lint
 lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and gofumpt), go.mod
 	@for module in $(MODULES); do \
@@ -122,11 +122,11 @@ fmt: need-go $(GOLANGCI_LINT) ## format the code
 	@for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) fmt --config='$(CURDIR)/.golangci.yaml' ./...) || exit; done
 
 .PHONY: docs/update
-docs/update: need-npm ## fetch the files of the API's page again (their version stands in pkg/httpapi/docs/update.sh)
+docs/update: need-npm ## fetch the files of the API's page again (pkg/httpapi/docs/update.sh has their version)
 	pkg/httpapi/docs/update.sh
 
-# -buildvcs=false: a checkout whose owner is somebody else would stop the build;
-# the version comes from the linker flag.
+# Without -buildvcs=false the build fails in a checkout that another user owns. The
+# linker flag sets the version.
 .PHONY: build
 build: need-go ## build bin/api, bin/relay and bin/devstack
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' \
@@ -144,15 +144,15 @@ migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CL
 	bin/api migrate
 
 .PHONY: clean
-clean: ## remove what was built, and the data of `make run`
+clean: ## remove the built programs, and the data of `make run`
 	rm -rf bin .devstack
 
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
-	@echo 'building the linter, a few minutes, once'
+	@echo 'building the linter: this takes a few minutes, once'
 	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
 
-# What has to be on the machine, each named in one line. `go list -m` fails where
-# Go is older than go.mod asks for and cannot fetch a newer one by itself.
+# The programs that the machine must have. One line names a missing one. `go list -m`
+# fails if Go is older than go.mod requires and cannot fetch a newer one.
 
 .PHONY: need-go
 need-go:
@@ -161,7 +161,7 @@ need-go:
 
 .PHONY: need-npm
 need-npm:
-	@command -v npm >/dev/null || { echo 'npm is missing, which fetches the database engines: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)' >&2; exit 1; }
+	@command -v npm >/dev/null || { echo 'npm is missing; it fetches the database engines: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)' >&2; exit 1; }
 
 # Empty without a C compiler.
 HAS_CC = $(shell command -v "$$(go env CC | cut -d' ' -f1)")
