@@ -1,5 +1,4 @@
-// Package groupcommit makes changes that are requested at the same time share
-// one transaction.
+// Package groupcommit commits concurrent changes in one transaction (group commit).
 package groupcommit
 
 import (
@@ -15,60 +14,61 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// SlotTimeout is how long a group holds its slot. After that the next group
-// starts beside it. It is short for a client and long for PostgreSQL.
+// SlotTimeout limits how long a group holds its slot. After it, the next group
+// starts, too. The time is short for a client and long for PostgreSQL.
 const SlotTimeout = 100 * time.Millisecond
 
 const (
-	// slots is the number of groups that are committed at once, unless one takes
-	// longer than SlotTimeout. With two slots the groups are smaller, which costs
-	// more than the wait for the slot.
+	// slots is the number of groups that commit at the same time, apart from groups
+	// that take longer than SlotTimeout. Two slots make the groups smaller, which
+	// costs more than waiting for one slot.
 	slots = 1
-	// gatherTimeout is about as long as a commit takes.
+	// gatherTimeout limits the wait for expected requests. It is about the duration
+	// of a commit.
 	gatherTimeout = time.Millisecond
-	// maxMisses bounds the misses that count. After so many, one group in 64
+	// maxMisses limits Committer.misses. After so many misses, one group in 64
 	// waits.
 	maxMisses = 6
-	// maxGroup bounds the changes of a group.
+	// maxGroup limits the changes of a group.
 	maxGroup = 100
 )
 
 // ErrCommitAlone is the error of Do when PostgreSQL refused the group's
-// transaction. The change was not made, and the caller may make it in a
-// transaction of its own.
+// transaction. The change was not made. The caller may repeat it in its own
+// transaction.
 var ErrCommitAlone = errors.New("the change cannot share a transaction")
 
-// ErrLeaderPanicked is the error of Do when commit panicked in another request's
-// goroutine. The change may have been made.
+// ErrLeaderPanicked is the error of Do when commit panicked in the goroutine of
+// another request. The change may have been made.
 var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 
 // Committer forms groups of changes and commits each group in one transaction.
 // The changes of a group share its cost: the round trips, and the wait for the
 // disk at the commit. It is safe for concurrent use.
 //
-// A group holds a slot while it is committed. Requests that arrive meanwhile
+// A group holds a slot while it commits. Requests that arrive during the commit
 // form the next group. A request that arrives alone forms its own group.
 //
-// Clients that send their next request once they are answered would split into
-// two groups that alternate. So a group waits a moment for as many requests as
-// the last group left to be expected. When they do not arrive, groups wait less
+// Clients that send a request after each answer would split into two groups that
+// alternate. Therefore a group waits a moment for as many requests as were in the
+// last group and in the queue behind it. If they do not arrive, groups wait less
 // often.
 //
-// The changes of a group share its fate. When the outcome is unknown, it is
-// unknown for each of them. When PostgreSQL refuses the transaction, each of
-// them gets ErrCommitAlone.
+// All changes of a group have the same outcome. If the outcome of the transaction
+// is unknown, it is unknown for each change. If PostgreSQL refuses the
+// transaction, each change gets ErrCommitAlone.
 type Committer[T, R any] struct {
 	commit        func(ctx context.Context, items []T) ([]R, error)
 	slotTimeout   time.Duration
 	gatherTimeout time.Duration
 
 	mu    sync.Mutex
-	slots int // free ones
+	slots int // free slots
 	queue []*request[T, R]
-	// expected is the number of requests when the last group was answered: in
-	// that group, and in the queue.
+	// expected is the number of requests in the last group and in the queue, when
+	// that group was answered.
 	expected int
-	gathered chan struct{} // closed when as many have arrived; nil when no group waits
+	gathered chan struct{} // closed when the expected requests have arrived; nil if no group waits
 	// misses counts consecutive waits in which fewer than half of the missing
 	// requests arrived.
 	misses int
@@ -80,25 +80,25 @@ type request[T, R any] struct {
 	ctx  context.Context //nolint:containedctx // the group ends with its requests' contexts
 	item T
 
-	lead   chan struct{} // closed when the request is to lead the next group
+	lead   chan struct{} // closed when the request must lead the next group
 	done   chan struct{} // closed after result and err are set
 	result R
 	err    error
 }
 
-// New returns a Committer. commit makes the changes in one transaction, and
-// returns a result for each of them, in their order.
+// New returns a Committer. commit makes the changes in one transaction. It returns
+// a result for each change, in their order.
 func New[T, R any](commit func(ctx context.Context, items []T) ([]R, error)) *Committer[T, R] {
 	return &Committer[T, R]{commit: commit, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
 }
 
-// Do makes the change, in one transaction with the changes that arrive
-// meanwhile, and returns its result. commit runs in the goroutine of one of the
-// requests. Its context ends with the first deadline of the group's requests, or
-// when all of their contexts have ended.
+// Do makes the change in the transaction of its group, and returns its result.
+// commit runs in the goroutine of one of the group's requests, the leader. The
+// context of commit ends at the first deadline of the group's requests, or when
+// the contexts of all requests have ended.
 //
-// Do returns ErrCommitAlone, ErrLeaderPanicked, the error of commit, or the
-// cause of ctx when that ends before the change is part of a group.
+// The error is ErrCommitAlone, ErrLeaderPanicked, or the error of commit. If ctx
+// ends before the change is in a group, the error is the cause of ctx.
 func (c *Committer[T, R]) Do(ctx context.Context, item T) (R, error) {
 	r := &request[T, R]{ctx: ctx, item: item, lead: make(chan struct{}), done: make(chan struct{})}
 	c.mu.Lock()
@@ -121,9 +121,9 @@ func (c *Committer[T, R]) Do(ctx context.Context, item T) (R, error) {
 			return r.result, context.Cause(ctx) //nolint:wrapcheck // the caller's own
 		}
 		select {
-		case <-r.lead: // others wait for its slot
+		case <-r.lead: // the queue waits for the slot of r
 			c.lead(r)
-		case <-r.done: // soon: the context of its group ends as well
+		case <-r.done: // soon, because the group's context ends, too
 		}
 	}
 	return r.result, r.err
@@ -141,7 +141,8 @@ func (c *Committer[T, R]) passSlot() {
 	close(leader.lead)
 }
 
-// leave takes the request out of the queue, and reports whether it was there.
+// leave removes the request from the queue. It reports whether the request was in
+// the queue.
 func (c *Committer[T, R]) leave(r *request[T, R]) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -153,12 +154,11 @@ func (c *Committer[T, R]) leave(r *request[T, R]) bool {
 	return true
 }
 
-// haveAllArrived reports whether as many requests as expected have arrived. The
-// leader is one of them and is not in the queue. The caller holds the lock.
+// haveAllArrived reports whether the expected requests have arrived. They include
+// the leader, which is not in the queue. The caller holds the lock.
 func (c *Committer[T, R]) haveAllArrived() bool { return 1+len(c.queue) >= c.expected }
 
-// gather waits for the requests that are expected, unless earlier waits were
-// misses.
+// gather waits for the expected requests. After misses it skips some waits.
 func (c *Committer[T, R]) gather(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -230,8 +230,8 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	}
 }
 
-// form takes the requests of the next group out of the queue. It ends requests
-// whose contexts have ended: they would end the group's context.
+// form removes the requests of the next group from the queue. It answers requests
+// whose contexts have ended, because they would end the group's context.
 func (c *Committer[T, R]) form(leader *request[T, R]) (group []*request[T, R], items []T) {
 	c.mu.Lock()
 	n := min(len(c.queue), maxGroup-1)
@@ -249,8 +249,8 @@ func (c *Committer[T, R]) form(leader *request[T, R]) (group []*request[T, R], i
 	return group, items
 }
 
-// contextOf returns a context that ends with the first deadline of the group's
-// requests, or when all of their contexts have ended.
+// contextOf returns a context that ends at the first deadline of the group's
+// requests, or when the contexts of all requests have ended.
 func contextOf[T, R any](group []*request[T, R]) (context.Context, context.CancelFunc) {
 	if len(group) == 1 {
 		return context.WithCancel(group[0].ctx)

@@ -21,7 +21,7 @@ func TestGroupCommit(t *testing.T) {
 	RunSpecs(t, "groupcommit")
 }
 
-// deadline is a context whose deadline passes when the spec says so.
+// deadline is a context whose deadline passes when a spec closes passed.
 type deadline struct {
 	context.Context
 
@@ -40,7 +40,7 @@ func (d deadline) Err() error {
 }
 
 var _ = Describe("Group commit", func() {
-	// outcome is what became of one change.
+	// outcome is the result of one call of Do.
 	type outcome struct {
 		item, result int
 		err          error
@@ -54,9 +54,8 @@ var _ = Describe("Group commit", func() {
 	)
 
 	BeforeEach(func() {
-		// The channels have room for everything, so that no goroutine blocks when a
-		// spec fails. The groups of a spec may outlive it by a moment, so they have
-		// channels of their own.
+		// The channels are large enough that no goroutine blocks when a spec fails. A
+		// group may outlive its spec by a moment, so each spec has its own channels.
 		started, end := make(chan []int, 100), make(chan error, 100)
 		begun, commit, outcomes = started, end, make(chan outcome, 100)
 		committer = New(func(ctx context.Context, items []int) ([]int, error) {
@@ -106,7 +105,8 @@ var _ = Describe("Group commit", func() {
 		return committer.slots
 	}
 
-	// occupy fills every slot with a group of one. free ends one of these groups.
+	// occupy fills every slot with a group of one change. free ends one of these
+	// groups.
 	occupy := func(ctx SpecContext) {
 		GinkgoHelper()
 		for i := range slots {
@@ -120,8 +120,8 @@ var _ = Describe("Group commit", func() {
 		Eventually(ctx, outcomes).Should(Receive())
 	}
 
-	// together puts the changes into one group, and returns when its commit has
-	// begun.
+	// together puts the changes into one group. It returns after the group's commit
+	// has begun.
 	together := func(ctx SpecContext, changes ...func()) {
 		GinkgoHelper()
 		occupy(ctx)
@@ -147,7 +147,7 @@ var _ = Describe("Group commit", func() {
 		}
 	}
 
-	It("makes requests that arrive during a commit share the next transaction, each with its own result", func(ctx SpecContext) {
+	It("commits requests that arrive during a commit in one transaction, each with its own result", func(ctx SpecContext) {
 		together(ctx, change(ctx, 1), change(ctx, 2), change(ctx, 3))
 		for range slots {
 			commit <- nil
@@ -156,9 +156,9 @@ var _ = Describe("Group commit", func() {
 		Eventually(ctx, freeSlots).Should(Equal(slots))
 	})
 
-	Describe("after a group that requests queued behind", func() {
-		// expectThree ends a group of one while two requests are in the queue, and
-		// commits these two together with a third that arrives later.
+	Describe("after a group with requests in the queue behind it", func() {
+		// expectThree ends a group of one change while two requests are in the queue.
+		// Then it commits these two together with a third that arrives later.
 		expectThree := func(ctx SpecContext) {
 			GinkgoHelper()
 			committer.gatherTimeout = time.Hour
@@ -173,7 +173,7 @@ var _ = Describe("Group commit", func() {
 			expectEach(ctx, 3, Not(HaveOccurred()))
 		}
 
-		It("waits for as many requests again", func(ctx SpecContext) {
+		It("waits for the same number of requests", func(ctx SpecContext) {
 			expectThree(ctx)
 			do(ctx, 4, 5, 6)
 			Eventually(ctx, begun).Should(Receive(ConsistOf(4, 5, 6)))
@@ -191,9 +191,9 @@ var _ = Describe("Group commit", func() {
 		})
 	})
 
-	It("waits less often while nobody arrives", func(ctx SpecContext) {
+	It("waits less often if no requests arrive", func(ctx SpecContext) {
 		committer.gatherTimeout = time.Nanosecond
-		var waits []int // the groups that led to a miss
+		var waits []int // the groups that waited and missed
 		for n := range 100 {
 			committer.mu.Lock()
 			committer.expected = 2
@@ -212,9 +212,9 @@ var _ = Describe("Group commit", func() {
 		Expect(waits).To(Equal([]int{0, 2, 6, 14, 30, 62}))
 	})
 
-	It("starts the next group beside a group that does not end within the slot timeout", func(ctx SpecContext) {
+	It("starts the next group if a group does not end within the slot timeout", func(ctx SpecContext) {
 		committer.slotTimeout = time.Millisecond
-		for range 5 * slots { // none of which ends
+		for range 5 * slots { // no group ends
 			do(ctx, 1)
 			Eventually(ctx, begun).Should(Receive(HaveLen(1)))
 		}
@@ -227,9 +227,9 @@ var _ = Describe("Group commit", func() {
 		}
 		expectEach(ctx, slots-1+2, MatchError(expected))
 	},
-		Entry("when the outcome is unknown", errors.Join(postgres.ErrOutcomeUnknown, &pq.Error{Code: "08006"}), postgres.ErrOutcomeUnknown),
-		Entry("when PostgreSQL is unavailable", errShutdown, errShutdown),
-		Entry("when PostgreSQL refuses the transaction", &pq.Error{Code: "55P03"}, ErrCommitAlone),
+		Entry("if the outcome is unknown", errors.Join(postgres.ErrOutcomeUnknown, &pq.Error{Code: "08006"}), postgres.ErrOutcomeUnknown),
+		Entry("if PostgreSQL is unavailable", errShutdown, errShutdown),
+		Entry("if PostgreSQL refuses the transaction", &pq.Error{Code: "55P03"}, ErrCommitAlone),
 	)
 
 	It("does not cancel a group while one of its clients waits", func(ctx SpecContext) {
@@ -266,7 +266,7 @@ var _ = Describe("Group commit", func() {
 		Expect(waiting()).To(BeZero())
 	})
 
-	It("tells the other requests of a group when their leader panics", func(ctx SpecContext) {
+	It("returns an error to the other requests of a group if their leader panics", func(ctx SpecContext) {
 		occupy(ctx)
 		committer.commit = func(context.Context, []int) ([]int, error) { panic("a bug") }
 		committer, ended := committer, make(chan error, 3)

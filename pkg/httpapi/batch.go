@@ -14,22 +14,22 @@ import (
 const maxBatchItems = 1000
 
 // batch is a request with several items, {"data": […]}, which share one
-// transaction. Each invalid item gets a problem of its own, and the others take
-// effect, unless the request asks for all or nothing.
+// transaction. Each invalid item gets its own problem, and the valid items take
+// effect. If the batch is atomic, an invalid item fails the whole request.
 type batch struct {
 	body   *input.Object
 	items  []*input.Object
 	atomic bool
-	// problems are the items' problems, by the items' places; nil for a valid one.
+	// problems has the problem of each item, in their order; nil if it is valid.
 	problems []error
 }
 
-// batchAnswer has a result for each of the items, in their order.
+// batchAnswer has a result for each item, in their order.
 type batchAnswer[T any] struct {
 	Data []T `json:"data"`
 }
 
-// readBatch reads the request, and splits it into its items.
+// readBatch reads the request and its items.
 func (s *Server) readBatch(c echo.Context) (*batch, error) {
 	query, err := input.ReadQuery(c.Request())
 	if err != nil {
@@ -50,10 +50,9 @@ func (s *Server) readBatch(c echo.Context) (*batch, error) {
 	return b, nil
 }
 
-// each calls read for every item, which takes its members out and returns the
-// rules that they break. It returns the problem with the batch as a whole: when
-// it is all or nothing, those of the items.
-func (b *batch) each(read func(place int, item *input.Object) []input.BrokenRule) error {
+// each calls read for every item. read reads the item's members and returns the
+// rules that they break. each returns the problem of the whole batch: see whole.
+func (b *batch) each(read func(index int, item *input.Object) []input.BrokenRule) error {
 	for i, item := range b.items {
 		var broken []input.BrokenRule
 		if item.IsObject() {
@@ -64,7 +63,8 @@ func (b *batch) each(read func(place int, item *input.Object) []input.BrokenRule
 	return b.whole()
 }
 
-// whole returns the problem with the batch as a whole.
+// whole returns the problem of the whole batch: nil, or the combined problems of
+// the items if the batch is atomic.
 func (b *batch) whole() error {
 	if !b.atomic {
 		return nil
@@ -85,8 +85,8 @@ func (b *batch) whole() error {
 	return whole
 }
 
-// itemProblem returns the problem that a request for the item alone would be
-// answered with. It has no request's id.
+// itemProblem returns the problem that a request with this item alone would get.
+// It has no request id.
 func itemProblem(err error) *problem.Details {
 	details := problemOf(context.Background(), err).Details("")
 	return &details

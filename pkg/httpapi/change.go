@@ -24,18 +24,17 @@ const (
 	headerIdempotencyReplayed = "Idempotency-Replayed"
 )
 
-// change does the work of a request that changes something, in one transaction,
-// and answers once that is committed. Where the request has an idempotency key
-// the answer is kept in the same transaction, and a repetition gets it without
-// the work. body is what the request asks for beside its method and path.
+// change runs work in a transaction, and answers after the commit. If the request
+// has an idempotency key, the same transaction stores the answer, and a repeated
+// request gets the stored answer. body is the request's body.
 func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Answer, error)) error {
-	return s.changeTogether(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, groupcommit.ErrCommitAlone }, work)
+	return s.changeInGroup(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, groupcommit.ErrCommitAlone }, work)
 }
 
-// changeTogether is change for a change that may share a transaction with other
-// clients' changes. Without an idempotency key it calls together first, and work
-// only when that returns groupcommit.ErrCommitAlone.
-func (s *Server) changeTogether(c echo.Context, body []byte, together func() (idempotency.Answer, error),
+// changeInGroup is change for requests that may use group commit. Without an
+// idempotency key it calls inGroup. It calls work only if the request has a key or
+// inGroup returns groupcommit.ErrCommitAlone.
+func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idempotency.Answer, error),
 	work func(tx *sqlx.Tx) (idempotency.Answer, error),
 ) error {
 	key, given, err := idempotencyKey(c.Request(), body)
@@ -47,7 +46,7 @@ func (s *Server) changeTogether(c echo.Context, body []byte, together func() (id
 	ctx := c.Request().Context()
 	err = s.shedder.Do(ctx, func() (err error) {
 		if !given {
-			if answer, err = together(); !errors.Is(err, groupcommit.ErrCommitAlone) {
+			if answer, err = inGroup(); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err
 			}
 		}
@@ -75,20 +74,20 @@ func (s *Server) changeTogether(c echo.Context, body []byte, together func() (id
 	return writeBody(c, answer.Status, echo.MIMEApplicationJSON, answer.Body)
 }
 
-// answerOf is an answer whose body is the value.
+// answerOf returns an answer whose body is the value in JSON.
 func answerOf(status int, location string, value any) (idempotency.Answer, error) {
 	body, err := json.Marshal(value)
-	return idempotency.Answer{Status: status, Location: location, Body: body}, err //nolint:wrapcheck // a bug of ours
+	return idempotency.Answer{Status: status, Location: location, Body: body}, err //nolint:wrapcheck // only a bug causes it
 }
 
-// A key is an Item of RFC 9651 that is a String, as the header's draft asks for,
-// or the same text without the quotes, as most clients send it.
+// The header's draft requires a String of RFC 9651, in double quotes. Most clients
+// send the text without quotes.
 var (
 	quotedKey = regexp.MustCompile(`^"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"$`)
 	bareKey   = regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`)
 )
 
-// idempotencyKey returns the request's key, where one is given.
+// idempotencyKey returns the request's idempotency key, and whether it has one.
 func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bool, err error) {
 	values := r.Header.Values(headerIdempotencyKey)
 	if len(values) == 0 {
@@ -107,8 +106,8 @@ func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bo
 	return idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}, true, nil
 }
 
-// fingerprint hashes what a request asks for, each part with its length before
-// it.
+// fingerprint hashes the request's method, path, query and body, each with its
+// length before it.
 func fingerprint(r *http.Request, body []byte) (sum [sha256.Size]byte) {
 	hash := sha256.New()
 	for _, part := range [][]byte{[]byte(r.Method), []byte(r.URL.Path), []byte(r.URL.RawQuery), body} {

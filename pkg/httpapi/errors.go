@@ -17,7 +17,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// domainProblems maps the errors of the use cases. The first match holds.
+// domainProblems maps the errors of the use cases to problems. The first match
+// wins.
 var domainProblems = []struct {
 	matches func(error) bool
 	kind    *problem.Kind
@@ -26,9 +27,9 @@ var domainProblems = []struct {
 	{is(users.ErrNotFound), problem.UserNotFound},
 	{is(idempotency.ErrInProgress), problem.IdempotencyKeyInUse},
 	{is(idempotency.ErrMismatch), problem.IdempotencyKeyReused},
-	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before what it was lost by
+	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before the cause of the lost connection
 	{is(errRequestTimeout), problem.Timeout},
-	{is(context.Canceled), problem.ClientGone}, // or cut off while the server stops
+	{is(context.Canceled), problem.ClientGone}, // or a stopping server canceled the request
 	{postgres.IsUnavailable, problem.Unavailable},
 }
 
@@ -42,8 +43,8 @@ var routerProblems = map[int]*problem.Kind{
 	http.StatusMethodNotAllowed: problem.MethodNotAllowed,
 }
 
-// answerError answers with the error's problem. A fault of the server is
-// logged, once, with its cause, which the client does not see.
+// answerError answers with the error's problem. It logs the cause of a server
+// error, which the client does not see.
 func (s *Server) answerError(err error, c echo.Context) {
 	ctx := c.Request().Context()
 	if c.Response().Committed {
@@ -64,12 +65,12 @@ func (s *Server) answerError(err error, c echo.Context) {
 		return
 	}
 	if err := writeJSON(c, p.Kind.Status, problem.ContentType, p.Details(r.id)); err != nil {
-		s.logFault(c, "problem could not be sent", err)
+		s.logFault(c, "sending the problem failed", err)
 	}
 }
 
-// problemOf returns the problem that an error is answered with. What it does
-// not know is an internal error.
+// problemOf returns the problem for an error. An unknown error is an internal
+// error.
 func problemOf(ctx context.Context, err error) *problem.Error {
 	if _, ok := errors.AsType[*panicError](err); ok {
 		return &problem.Error{Kind: problem.InternalError}
@@ -82,7 +83,7 @@ func problemOf(ctx context.Context, err error) *problem.Error {
 			return &problem.Error{Kind: kind}
 		}
 	}
-	// A driver does not always say that it was the deadline that stopped it.
+	// A driver's error does not always say that the deadline canceled the statement.
 	if cause := context.Cause(ctx); cause != nil {
 		err = errors.Join(err, cause)
 	}
@@ -94,14 +95,12 @@ func problemOf(ctx context.Context, err error) *problem.Error {
 	return &problem.Error{Kind: problem.InternalError}
 }
 
-// isOutage reports whether a request with the error is answered as one that the
-// database did not serve.
+// isOutage reports whether the error is answered with 503 or 504.
 func isOutage(ctx context.Context, err error) bool {
 	return problemOf(ctx, err).Kind.Status >= http.StatusServiceUnavailable
 }
 
-// logFault logs an error that is the server's own. An ERROR record with ctx is
-// also what is reported to Sentry.
+// logFault logs a server error. Sentry reports ERROR records that have a context.
 func (s *Server) logFault(c echo.Context, message string, err error) {
 	attrs := []slog.Attr{
 		slog.Any("err", err),
@@ -112,10 +111,11 @@ func (s *Server) logFault(c echo.Context, message string, err error) {
 	if panicked, ok := errors.AsType[*panicError](err); ok {
 		attrs = append(attrs, slog.String("stack", panicked.stack()))
 	}
-	s.log.LogAttrs(c.Request().Context(), slog.LevelError, message, attrs...) //nolint:sloglint // a constant of each caller
+	s.log.LogAttrs(c.Request().Context(), slog.LevelError, message, attrs...) //nolint:sloglint // each caller passes a constant
 }
 
-// writeJSON answers with the value. Nothing is sent where it cannot be encoded.
+// writeJSON answers with the value. If the value cannot be encoded, it sends
+// nothing.
 func writeJSON(c echo.Context, status int, contentType string, value any) error {
 	body, err := json.Marshal(value)
 	if err != nil {
@@ -126,5 +126,5 @@ func writeJSON(c echo.Context, status int, contentType string, value any) error 
 
 func writeBody(c echo.Context, status int, contentType string, body []byte) error {
 	c.Response().Header().Set(echo.HeaderContentLength, strconv.Itoa(len(body)))
-	return c.Blob(status, contentType, body) //nolint:wrapcheck // the client has gone: echo's own
+	return c.Blob(status, contentType, body) //nolint:wrapcheck // echo's own, after the client has gone
 }

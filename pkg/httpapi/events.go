@@ -15,12 +15,12 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// acceptedEvent is an event that will be delivered, on the wire.
+// acceptedEvent is the JSON of the answer for a published event.
 type acceptedEvent struct {
 	EventID uuid.UUID `json:"event_id"`
 }
 
-// eventResult is what became of one event of several, on the wire.
+// eventResult is the JSON of the result for one event of a batch.
 type eventResult struct {
 	Status  int              `json:"status"`
 	EventID *uuid.UUID       `json:"event_id,omitzero"`
@@ -84,8 +84,8 @@ func (s *Server) publish(c echo.Context, tx *sqlx.Tx, events ...outbox.Event) er
 	return nil
 }
 
-// readEvent takes an event's members out of the object. Its context is kept byte
-// for byte.
+// readEvent reads an event from the object's members. It keeps the event context
+// byte for byte.
 func readEvent(c echo.Context, o *input.Object) outbox.Event {
 	event := outbox.Event{
 		EventID:         uuid.Must(uuid.NewV7()), // crypto/rand does not fail since Go 1.24

@@ -23,13 +23,13 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// request is what is known about a request beside its content.
+// request has the metadata of a request.
 type request struct {
-	// id names it in the answer, in logs and in problems.
+	// id identifies the request in the answer, in logs and in problems.
 	id string
-	// traceparent is the trace that an event joins; it may be zero.
+	// traceparent is the trace that the request's events join. It may be zero.
 	traceparent outbox.Traceparent
-	// problem is the slug of the problem that it was answered with, or empty.
+	// problem is the slug of the problem in the answer, or empty.
 	problem string
 }
 
@@ -44,8 +44,8 @@ func requestOf(c echo.Context) *request {
 	return r
 }
 
-// identify gives the request its id, takes up its trace context, and sets the
-// headers that every answer has.
+// identify sets the request's id and trace context, and the headers of every
+// answer.
 func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := &request{
@@ -71,24 +71,24 @@ func traceparentOf(header http.Header) outbox.Traceparent {
 	}
 	parsed, err := outbox.ParseTraceparent(values[0])
 	if err != nil {
-		return outbox.Traceparent{} // the standard asks to ignore an invalid one
+		return outbox.Traceparent{} // the standard tells servers to ignore an invalid one
 	}
 	return parsed
 }
 
-// answerTraceparent tells the client which trace its request and the delivery
-// of its events are in.
+// answerTraceparent sets the traceparent of the answer, unless it is zero.
 func answerTraceparent(c echo.Context, t outbox.Traceparent) {
 	if !t.IsZero() {
 		c.Response().Header().Set(sentry.TraceparentHeader, t.String())
 	}
 }
 
-// requestIDPattern keeps ids short, and free of what would need quoting
-// wherever they are pasted.
+// requestIDPattern allows short ids whose characters need no quoting in logs and
+// shells.
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
 
-// requestID returns the client's id where it is sane, and a new one otherwise.
+// requestID returns the client's id if it matches the pattern, otherwise a new
+// one.
 func requestID(given string) string {
 	if requestIDPattern.MatchString(given) {
 		return given
@@ -100,8 +100,8 @@ func requestID(given string) string {
 	return id.String()
 }
 
-// The label of routes that do not exist, and of methods that HTTP does not
-// define: what clients make up must not make time series.
+// Labels of unknown routes and methods. Clients must not be able to create time
+// series.
 const (
 	unmatchedRoute = "unmatched"
 	otherMethod    = "other"
@@ -132,8 +132,8 @@ func newRequestHistogram(registerer prometheus.Registerer) *prometheus.Histogram
 	}, []string{"route", "method", "status"})
 }
 
-// observe measures the request and writes its line into the log. Neither holds
-// the path or the query, where e-mail addresses are.
+// observe measures the request and logs it. It does not record the path or the
+// query: they can contain e-mail addresses.
 func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		start := time.Now()
@@ -163,13 +163,13 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// trace makes the request a Sentry transaction, where Sentry is on, and has
-// the event join it; otherwise the client's trace context goes to the event as
-// it came. The transaction continues the client's trace but not its sampling
-// decision: that costs the operator money and is the operator's.
+// trace runs the request in a Sentry transaction if Sentry is enabled, and makes
+// the request's events join that transaction. Otherwise the events get the
+// client's trace context unchanged. The transaction continues the client's trace
+// but ignores its sampling decision: sampling costs the operator money.
 //
-// Nothing of the request is attached but what is set here: its path, query,
-// headers and body hold personal data and keys.
+// The transaction has only the attributes that trace sets. The request's path,
+// query, headers and body contain personal data and keys.
 func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if !sentry.CurrentHub().Client().IsEnabled() {
@@ -202,8 +202,8 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// sentryTrace returns the traceparent in the form of Sentry's own header, the
-// sampling decision left open.
+// sentryTrace returns the traceparent in the format of Sentry's own header,
+// without a sampling decision.
 func sentryTrace(t outbox.Traceparent) string {
 	if t.IsZero() {
 		return ""
@@ -211,8 +211,8 @@ func sentryTrace(t outbox.Traceparent) string {
 	return t.TraceID() + "-" + t.ParentID()
 }
 
-// underV1 reports whether the path is below /v1, where requests need a key and
-// count against the rates, whether a route exists or not.
+// underV1 reports whether the path is below /v1. Requests below /v1 need a key
+// and count against the rate limits, even if the route does not exist.
 func underV1(c echo.Context) bool {
 	for _, path := range []string{c.Request().URL.Path, c.Path()} {
 		if path == "/v1" || strings.HasPrefix(path, "/v1/") {
@@ -222,7 +222,7 @@ func underV1(c echo.Context) bool {
 	return false
 }
 
-// withoutQuery is for routes that have no parameters.
+// withoutQuery refuses query parameters. It is for routes without any.
 func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if c.Request().URL.RawQuery != "" {
@@ -238,11 +238,11 @@ func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// errRequestTimeout is the cause of a request's context that ran out of time.
+// errRequestTimeout is the cause of a request's context after its deadline.
 var errRequestTimeout = errors.New("the request took too long")
 
-// limitTime sets the request's deadline, and answers errors while the context
-// still tells why.
+// limitTime sets the request's deadline. It answers errors before it cancels the
+// context, because the answer depends on the context's cause.
 func (s *Server) limitTime(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		ctx, cancel := context.WithTimeoutCause(c.Request().Context(), s.options.RequestTimeout, errRequestTimeout)
@@ -255,8 +255,8 @@ func (s *Server) limitTime(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// recoverPanics turns a panic into an error. The request fails, the process
-// goes on.
+// recoverPanics turns a panic into an error. The request fails, and the process
+// continues.
 func (s *Server) recoverPanics(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) (err error) {
 		defer func() {
@@ -268,9 +268,8 @@ func (s *Server) recoverPanics(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// panicError is a panic that a handler ended with. It does not unwrap to the
-// panic's value: an error that was thrown and not returned is a bug, whatever
-// it says.
+// panicError is a panic of a handler. It does not unwrap to the panic's value: a
+// panic is a bug, even if its value is an error that the API knows.
 type panicError struct {
 	value any
 	pcs   []uintptr
@@ -280,17 +279,17 @@ const maxStackFrames = 64
 
 func newPanicError(value any) *panicError {
 	pcs := make([]uintptr, maxStackFrames)
-	// Past Callers, this function and the deferred one.
+	// Skip Callers, this function and the deferred function.
 	return &panicError{value: value, pcs: pcs[:runtime.Callers(3, pcs)]}
 }
 
 // Error implements error.
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// StackTrace is where Sentry looks for an error's stack.
+// StackTrace returns the program counters of the stack. Sentry calls it.
 func (e *panicError) StackTrace() []uintptr { return e.pcs }
 
-// stack returns the stack as text, a frame a line.
+// stack returns the stack as text, one frame per line.
 func (e *panicError) stack() string {
 	var b strings.Builder
 	frames := runtime.CallersFrames(e.pcs)

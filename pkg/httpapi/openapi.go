@@ -15,25 +15,24 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// openAPI describes the API for people and generators. It is written by hand;
-// the specs hold it and every answer of the server against each other.
+// openAPI describes the API for people and generators. It is written by hand. The
+// specs check every answer of the server against it.
 //
 //go:embed openapi.json
 var openAPI []byte
 
-// docsFiles are the page that shows the document. Swagger UI's files are
-// compressed, and come from docs/update.sh.
+// docsFiles has the page that shows the document. docs/update.sh downloads and
+// compresses Swagger UI's files.
 //
 //go:embed docs/index.html docs/page.js docs/*.gz
 var docsFiles embed.FS
 
-// docsPolicy has the browser itself forbid what is not from this server. Images
-// that are part of Swagger UI's style are data.
+// docsPolicy makes the browser refuse resources of other hosts. Swagger UI's style
+// sheet contains its images as data URLs.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// cacheForAnHour is for what is the same for everybody and changes with a
-// release only.
+// cacheForAnHour is for content that is public and changes only with a release.
 const cacheForAnHour = "public, max-age=3600"
 
 func (s *Server) getOpenAPI(c echo.Context) error {
@@ -41,9 +40,9 @@ func (s *Server) getOpenAPI(c echo.Context) error {
 	return writeBody(c, http.StatusOK, echo.MIMEApplicationJSON, openAPI)
 }
 
-// docsFile answers with a file of the page. A file that is embedded compressed is
-// sent as it is, or unpacked once for all clients that do not accept gzip. Echo's
-// gzip would compress 1.7 MB for each request, and ignores gzip;q=0.
+// docsFile returns the handler of one of the page's files. A compressed file is
+// sent unchanged to clients that accept gzip. For other clients it is decompressed
+// once. Echo's gzip would compress 1.7 MB for each request, and ignores gzip;q=0.
 func (s *Server) docsFile(name string) echo.HandlerFunc {
 	content, err := docsFiles.ReadFile("docs/" + name)
 	compressed := err != nil
@@ -75,7 +74,7 @@ func (s *Server) docsFile(name string) echo.HandlerFunc {
 	}
 }
 
-// acceptsGzip reports whether the client names gzip, and not to refuse it.
+// acceptsGzip reports whether the client names gzip with a weight above 0.
 func acceptsGzip(header http.Header) bool {
 	for coding := range strings.SplitSeq(header.Get(echo.HeaderAcceptEncoding), ",") {
 		name, weight, _ := strings.Cut(strings.ReplaceAll(coding, " ", ""), ";")
@@ -89,7 +88,7 @@ func acceptsGzip(header http.Header) bool {
 func gunzip(content []byte) ([]byte, error) {
 	reader, err := gzip.NewReader(bytes.NewReader(content))
 	if err != nil {
-		return nil, err //nolint:wrapcheck // the caller says of what
+		return nil, err //nolint:wrapcheck // the caller names the file
 	}
-	return io.ReadAll(reader) //nolint:wrapcheck // the caller says of what
+	return io.ReadAll(reader) //nolint:wrapcheck // the caller names the file
 }

@@ -1,5 +1,5 @@
-// Package httpapi is Diehard's HTTP API. It translates between HTTP and the
-// use cases and knows no SQL.
+// Package httpapi is Diehard's HTTP API. It translates between HTTP and the use
+// cases. It contains no SQL.
 package httpapi
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// What Options leave out.
+// Defaults of Options.
 const (
 	DefaultAddr              = "127.0.0.1:8080"
 	DefaultMaxBodyBytes      = 16 << 20
@@ -36,64 +36,62 @@ const (
 	DefaultMaxConcurrent     = 100
 )
 
-// maxHeaderBytes bounds a request's line and headers.
+// maxHeaderBytes limits a request's first line and headers.
 const maxHeaderBytes = 64 << 10
 
 // Options configure a Server. DB, Users, Publisher, Idempotency and Log are
 // required.
 type Options struct {
-	// Addr is host:port to listen on; port 0 takes a free one.
+	// Addr is the host:port to listen on. Port 0 chooses a free port.
 	Addr string
-	// DB is where a change has its transaction.
+	// DB is the database that changes are made in.
 	DB *sqlx.DB
 	// Users are the use cases behind /v1/users.
 	Users *users.Service
 	// Publisher writes the events of /v1/events.
 	Publisher *outbox.Publisher
-	// Idempotency keeps the answers to requests with an Idempotency-Key.
+	// Idempotency stores the answers to requests with an Idempotency-Key.
 	Idempotency *idempotency.Keeper
-	// Hint is called after events were committed, so that they are delivered at
-	// once and not with the relay's next poll. It must not block; nil is none.
+	// Hint is called after events are committed, so that relays do not wait for
+	// their next poll. It must not block. It may be nil.
 	Hint func()
 	Log  *slog.Logger
-	// Registerer takes the metrics; nil is none.
+	// Registerer registers the metrics. It may be nil.
 	Registerer prometheus.Registerer
 
-	// Keys are those that clients may use for /v1. Without any, and with AuthOff
-	// false, nobody may.
+	// Keys are the API keys of the clients of /v1. Without keys, and with AuthOff
+	// false, every request below /v1 is refused.
 	Keys []admission.Key
-	// AuthOff serves everybody.
+	// AuthOff serves requests without a key.
 	AuthOff bool
 
-	// RatePerKey and RatePerAddress bound the requests of a key and of a client's
-	// address, in requests a second; a client that was quiet may make ten seconds'
-	// worth at once. 0 is no bound.
+	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
+	// client's address. The burst is the requests of ten seconds. 0 means no limit.
 	RatePerKey, RatePerAddress float64
-	// TrustedProxies are networks whose X-Forwarded-For tells the client's
-	// address.
+	// TrustedProxies are the networks of proxies whose X-Forwarded-For header is
+	// trusted.
 	TrustedProxies []netip.Prefix
-	// MaxConcurrent bounds the requests that work with the database at once, or
-	// wait for one of its connections; more are shed.
+	// MaxConcurrent limits the requests that use the database, or wait for one of
+	// its connections, at the same time. Requests above it are shed.
 	MaxConcurrent int
 
-	// MaxBodyBytes bounds a request's body.
+	// MaxBodyBytes limits the size of a request's body.
 	MaxBodyBytes int64
 
-	// ReadHeaderTimeout bounds the time in which a request's headers arrive,
-	// ReadTimeout headers and body: a slow client is cut off, and holds
-	// nothing but its connection until then.
+	// ReadHeaderTimeout limits the time to receive a request's headers, and
+	// ReadTimeout the time to receive headers and body. Until then a slow client
+	// occupies only its connection.
 	ReadHeaderTimeout, ReadTimeout time.Duration
-	// RequestTimeout bounds the handling of a request, from the end of its
-	// headers on. It reaches PostgreSQL as a cancellation.
+	// RequestTimeout limits the handling of a request, from the end of its headers.
+	// After it, the statement in PostgreSQL is canceled.
 	RequestTimeout time.Duration
-	// WriteTimeout bounds the time from the end of the headers to the end of
-	// the answer. It has to be longer than RequestTimeout: once it is over, the
-	// connection closes without an answer.
+	// WriteTimeout limits the time from the end of the headers to the end of the
+	// answer. After it, the connection is closed without an answer, so it must be
+	// longer than RequestTimeout.
 	WriteTimeout time.Duration
-	// IdleTimeout is how long a connection is kept for a next request.
+	// IdleTimeout is how long an idle connection stays open.
 	IdleTimeout time.Duration
-	// ShutdownTimeout is how long Run waits for requests in flight when it is
-	// told to stop.
+	// ShutdownTimeout limits how long a stopping Run waits for requests in flight.
 	ShutdownTimeout time.Duration
 }
 
@@ -131,8 +129,8 @@ type Server struct {
 	http      *httpserver.Server
 }
 
-// New returns a Server that does not listen yet. It panics where the
-// registerer has the server's metrics already.
+// New returns a Server that does not listen yet. It panics if the server's metrics
+// are already registered.
 func New(o Options) *Server {
 	o.setDefaults()
 	s := &Server{
@@ -147,9 +145,9 @@ func New(o Options) *Server {
 		}),
 		echo: echo.New(),
 	}
-	s.creations = groupcommit.New(s.createTogether)
+	s.creations = groupcommit.New(s.createGroup)
 	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
-	s.echo.Logger.SetLevel(log.OFF) // everything worth a line is logged by the middleware
+	s.echo.Logger.SetLevel(log.OFF) // the middleware logs requests and errors
 	s.echo.HTTPErrorHandler = s.answerError
 	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
 	s.echo.Use(admission.New(admission.Options{
@@ -189,14 +187,14 @@ func New(o Options) *Server {
 	return s
 }
 
-// get registers the handler for HEAD too; net/http leaves the body out.
+// get registers the handler for GET and HEAD. net/http omits the body for HEAD.
 func (s *Server) get(path string, handler echo.HandlerFunc, middleware ...echo.MiddlewareFunc) {
 	s.echo.GET(path, handler, middleware...)
 	s.echo.HEAD(path, handler, middleware...)
 }
 
-// Routes returns what the server answers, as METHOD /path lines with :name for
-// what varies.
+// Routes returns the server's routes in the form METHOD /path. A parameter is
+// written :name.
 func (s *Server) Routes() []string {
 	routes := make([]string, 0, len(s.echo.Routes()))
 	for _, route := range s.echo.Routes() {
@@ -205,7 +203,7 @@ func (s *Server) Routes() []string {
 	return routes
 }
 
-// readObject reads the request's body.
+// readObject reads the JSON object in the request's body.
 func (s *Server) readObject(c echo.Context) (*input.Object, error) {
 	return input.ReadObject(c.Response().Writer, c.Request(), s.options.MaxBodyBytes)
 }
@@ -215,12 +213,12 @@ func (s *Server) readObject(c echo.Context) (*input.Object, error) {
 func (s *Server) Addr() string { return s.http.Addr() }
 
 // Run listens and serves until ctx is canceled. Then it accepts no more
-// connections, finishes the requests in flight within ShutdownTimeout, cuts
-// off what is left, and returns: nil where all were finished,
-// httpserver.ErrCutOff otherwise. Any other error means that it could not listen
-// or serve. It is called once.
+// connections and waits up to ShutdownTimeout for the requests in flight. It
+// returns nil if all of them finished, and httpserver.ErrCutOff if it closed the
+// connections of unfinished requests. Any other error means that it could not
+// listen or serve. Run must be called only once.
 func (s *Server) Run(ctx context.Context) error {
-	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // while there are requests
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // until the last request has ended
 	defer stop()
 	go s.shedder.Run(running)
 	return s.http.Run(ctx)

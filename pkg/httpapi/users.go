@@ -20,7 +20,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// user is a user on the wire.
+// user is the JSON of a user.
 type user struct {
 	ID        uuid.UUID `json:"id"`
 	Email     string    `json:"email"`
@@ -30,7 +30,7 @@ type user struct {
 	UpdatedAt time.Time `json:"updated_at"`
 }
 
-// wireUser returns the user on the wire.
+// wireUser returns the JSON of the user.
 func wireUser(u users.User) user {
 	return user{
 		ID:        u.ID,
@@ -42,13 +42,13 @@ func wireUser(u users.User) user {
 	}
 }
 
-// userPage is a page of users on the wire.
+// userPage is the JSON of a page of users.
 type userPage struct {
 	Data       []user  `json:"data"`
 	NextCursor *string `json:"next_cursor"`
 }
 
-// userResult is what became of one user of several, on the wire.
+// userResult is the JSON of the result for one user of a batch.
 type userResult struct {
 	Status  int              `json:"status"`
 	User    *user            `json:"user,omitzero"`
@@ -71,7 +71,7 @@ func (s *Server) createUser(c echo.Context) error {
 		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
 	}
 	ctx := c.Request().Context()
-	return s.changeTogether(c, body.Raw(), func() (idempotency.Answer, error) {
+	return s.changeInGroup(c, body.Raw(), func() (idempotency.Answer, error) {
 		result, err := s.creations.Do(ctx, newUser)
 		return answer(result.User, cmp.Or(err, result.Err))
 	}, func(tx *sqlx.Tx) (idempotency.Answer, error) {
@@ -79,11 +79,10 @@ func (s *Server) createUser(c echo.Context) error {
 	})
 }
 
-// createTogether creates users who have nothing to do with each other in one
-// transaction.
-func (s *Server) createTogether(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
+// createGroup creates the users of independent requests in one transaction.
+func (s *Server) createGroup(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
 	err = postgres.InStatement(ctx, s.options.DB, func(q *postgres.Statement) (err error) {
-		// The users of a group do not wait for long because one of them does.
+		// One user that waits for a lock must not delay the others of the group.
 		results, err = s.users.CreateMany(ctx, q, newUsers, groupcommit.SlotTimeout)
 		return err
 	})
@@ -112,13 +111,14 @@ func (s *Server) createUsers(c echo.Context) error {
 	})
 }
 
-// createValid creates those users that nothing is wrong with.
+// createValid creates the valid users of the batch, and returns a result for each
+// item.
 func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUsers []users.NewUser) ([]userResult, error) {
 	var valid []users.NewUser
-	var places []int
+	var indexes []int
 	for i, err := range b.problems {
 		if err == nil {
-			valid, places = append(valid, newUsers[i]), append(places, i)
+			valid, indexes = append(valid, newUsers[i]), append(indexes, i)
 		}
 	}
 	created, err := s.users.CreateMany(ctx, tx, valid, 0)
@@ -126,13 +126,13 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 		return nil, err
 	}
 	results := make([]userResult, len(newUsers))
-	for n, place := range places {
+	for n, index := range indexes {
 		if created[n].Err != nil {
-			b.problems[place] = taken(b.items[place])
+			b.problems[index] = taken(b.items[index])
 			continue
 		}
 		u := wireUser(created[n].User)
-		results[place] = userResult{Status: http.StatusCreated, User: &u}
+		results[index] = userResult{Status: http.StatusCreated, User: &u}
 	}
 	for i, err := range b.problems {
 		if err != nil {
@@ -143,12 +143,13 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 	return results, b.whole()
 }
 
-// taken returns the problem with an item whose address belongs to another user.
+// taken returns the problem with an item whose e-mail address belongs to another
+// user.
 func taken(item *input.Object) error {
 	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }
 
-// readUser takes a user's members out of the object, and returns the rules that
+// readUser reads a user from the object's members, and returns the rules that
 // they break.
 func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRule) {
 	newUser, err := users.ParseNewUser(o.RequiredString("email"), o.OptionalString("first_name"), o.OptionalString("last_name"))
@@ -157,11 +158,11 @@ func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRul
 }
 
 func (s *Server) getUser(c echo.Context) error {
-	if strings.Contains(c.Param("id"), "/") { // which Echo's last parameter takes in
+	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
 		return echo.ErrNotFound
 	}
-	// What is no id names no user. Only the canonical form is an id: a resource
-	// has one address.
+	// An invalid id belongs to no user. Only the canonical form is valid: a
+	// resource has one address.
 	id, err := uuid.Parse(c.Param("id"))
 	if err != nil || id.String() != c.Param("id") {
 		return users.ErrNotFound

@@ -8,11 +8,11 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// ipv6Network is the prefix that one client has of addresses: all of a /64 are its
-// own.
+// ipv6Network is the prefix length of one client's network. A client can use every
+// address of its /64.
 const ipv6Network = 64
 
-// addressOf returns the client's address, or its network if that is IPv6.
+// addressOf returns the client's IPv4 address or IPv6 network.
 func addressOf(c echo.Context) string {
 	text, _, _ := strings.Cut(c.RealIP(), "%") // a link-local address's zone
 	address, err := netip.ParseAddr(text)
@@ -27,9 +27,9 @@ func addressOf(c echo.Context) string {
 	return network.String()
 }
 
-// ClientAddress returns how Echo finds a client's address: it is the address of
-// the connection, or what a proxy in one of the trusted networks says of it in
-// X-Forwarded-For.
+// ClientAddress returns the function that Echo finds a client's address with. The
+// address is that of the connection. If the connection comes from a trusted
+// network, the address is taken from X-Forwarded-For.
 func ClientAddress(trusted []netip.Prefix) echo.IPExtractor {
 	if len(trusted) == 0 {
 		return echo.ExtractIPDirect()

@@ -1,6 +1,5 @@
-// Package admission decides which requests are served: those with an API key,
-// within the rates of their key and address, and no more at once than the
-// database can take.
+// Package admission decides which requests are served. It authenticates API keys,
+// limits the rates of keys and addresses, and sheds requests under load.
 package admission
 
 import (
@@ -10,31 +9,30 @@ import (
 
 // Options configure New.
 type Options struct {
-	// Covers reports whether a request needs a key and counts against the rates.
+	// Covers reports whether a request needs a key and counts against the rate limits.
 	// It is required.
 	Covers func(c echo.Context) bool
 
-	// Keys are those that clients may use. Without keys, and with AuthOff false,
-	// every request that is covered is refused.
+	// Keys are the clients' API keys. Without keys, and with AuthOff false, every
+	// covered request is refused.
 	Keys []Key
 	// AuthOff serves requests without a key.
 	AuthOff bool
 
-	// RatePerKey and RatePerAddress bound the requests of a key and of a client's
-	// address, in requests a second. A client that was quiet may send ten seconds'
-	// worth at once. 0 is no bound.
+	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
+	// client's address. The burst is the requests of ten seconds. 0 means no limit.
 	RatePerKey, RatePerAddress float64
 
-	// Registerer takes the metrics; nil is none.
+	// Registerer registers the metrics. It may be nil.
 	Registerer prometheus.Registerer
 }
 
-// New returns the middleware, in the order in which it has to be used. Its errors
-// are *problem.Error. It panics if the registerer has the metrics already.
+// New returns the middleware, in the order in which it must be used. Its errors
+// are *problem.Error. New panics if the metrics are already registered.
 func New(o Options) []echo.MiddlewareFunc {
 	authentication := &authentication{o: o, requests: newKeyCounter(o.Registerer, o.Keys)}
 	chain := []echo.MiddlewareFunc{authentication.check}
-	if o.RatePerAddress > 0 { // of requests without a key as well
+	if o.RatePerAddress > 0 { // limits requests without a key, too
 		limit := limitRate(newLimiter("address", o.RatePerAddress), func(c echo.Context) (client string, counts bool) {
 			return addressOf(c), o.Covers(c)
 		})

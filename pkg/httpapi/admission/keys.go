@@ -13,10 +13,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// Key is a client's API key, by its SHA-256. The digest does not protect a short
-// key: a key is as secret as it is hard to guess.
+// Key is the SHA-256 digest of a client's API key. The digest does not protect a
+// key that is easy to guess.
 type Key struct {
-	// Name stands for the key in logs and metrics.
+	// Name identifies the key in logs and metrics.
 	Name   string
 	Digest [sha256.Size]byte
 }
@@ -26,13 +26,13 @@ const (
 	challenge    = bearerScheme + ` realm="diehard"`
 )
 
-// authentication refuses requests without one of the keys.
+// authentication refuses requests without a known key.
 type authentication struct {
 	o        Options
 	requests *prometheus.CounterVec
 }
 
-// check is its middleware.
+// check is the middleware.
 func (a *authentication) check(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if a.o.AuthOff || !a.o.Covers(c) {
@@ -56,8 +56,8 @@ func (a *authentication) check(next echo.HandlerFunc) echo.HandlerFunc {
 
 const keyNameKey = "diehard.admission.key"
 
-// KeyName returns the name of the API key that the request came with. It is empty
-// before the middleware has accepted a key.
+// KeyName returns the name of the request's API key. It is empty before the
+// middleware has accepted the key.
 func KeyName(c echo.Context) string {
 	name, _ := c.Get(keyNameKey).(string)
 	return name
@@ -74,8 +74,8 @@ func bearerToken(header http.Header) (key string, given bool) {
 	return key, strings.EqualFold(scheme, bearerScheme) && key != ""
 }
 
-// nameOf looks a key up. The time that it takes depends neither on how much of the
-// key is right nor on its place among the keys.
+// nameOf returns the name of a key. Its running time does not depend on how much
+// of the key is correct, or on the key's position in the list.
 func (a *authentication) nameOf(key string) (name string, known bool) {
 	digest := sha256.Sum256([]byte(key))
 	found := -1
@@ -92,10 +92,10 @@ func (a *authentication) nameOf(key string) (name string, known bool) {
 func newKeyCounter(registerer prometheus.Registerer, keys []Key) *prometheus.CounterVec {
 	counter := promauto.With(registerer).NewCounterVec(prometheus.CounterOpts{
 		Name: "diehard_http_key_requests_total",
-		Help: "Requests that came with the API key, whatever their answer.",
+		Help: "Requests with the API key, including refused ones.",
 	}, []string{"key"})
 	for _, key := range keys {
-		counter.WithLabelValues(key.Name) // 0 tells that a key is no longer used
+		counter.WithLabelValues(key.Name) // 0 shows that a key is unused
 	}
 	return counter
 }

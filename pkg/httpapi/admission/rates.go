@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// burstSeconds is how many seconds' worth of requests a bucket holds: what a
-	// client that was quiet may send at once.
+	// burstSeconds sets the size of a bucket: the requests of that many seconds.
 	burstSeconds = 10
-	// maxBuckets bounds the memory for clients. The bucket of the client that was
-	// quiet for the longest time is dropped, and is full when the client returns.
+	// maxBuckets limits the memory for clients. The limiter drops the bucket that
+	// was not used for the longest time. A dropped bucket is full again when its
+	// client returns.
 	maxBuckets = 1 << 16
 
-	headerRateLimit       = "Ratelimit" // as net/http writes it
+	headerRateLimit       = "Ratelimit" // the spelling of net/http
 	headerRateLimitPolicy = "Ratelimit-Policy"
 )
 
-// limitRate returns middleware that takes a token of the client's for each request
-// that counts.
+// limitRate returns middleware that takes one of the client's tokens for each
+// request that counts.
 func limitRate(l *limiter, clientOf func(echo.Context) (client string, counts bool)) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
 		return func(c echo.Context) error {
@@ -42,13 +42,13 @@ func limitRate(l *limiter, clientOf func(echo.Context) (client string, counts bo
 
 // limiter has a token bucket for each client.
 type limiter struct {
-	policy  string // its name, in headers
+	policy  string // the name in headers
 	rate    rate.Limit
 	burst   int
 	buckets *lru.Cache[string, *rate.Limiter]
 }
 
-// newLimiter returns a limiter of that many requests a second.
+// newLimiter returns a limiter of that many requests per second.
 func newLimiter(policy string, perSecond float64) *limiter {
 	buckets, err := lru.New[string, *rate.Limiter](maxBuckets)
 	if err != nil { // unreachable: the size is positive
@@ -60,8 +60,8 @@ func newLimiter(policy string, perSecond float64) *limiter {
 	}
 }
 
-// take takes a token of the client's, sets the headers that say how many are left,
-// and returns the problem if there was none.
+// take takes one of the client's tokens, and sets the headers with the number of
+// tokens left. It returns a problem if the bucket was empty.
 func (l *limiter) take(c echo.Context, client string) error {
 	bucket, known := l.buckets.Get(client)
 	if !known {
@@ -83,5 +83,5 @@ func (l *limiter) take(c echo.Context, client string) error {
 	return nil
 }
 
-// seconds returns how long that many tokens take.
+// seconds returns the time to refill that many tokens.
 func (l *limiter) seconds(tokens float64) int { return int(math.Ceil(tokens / float64(l.rate))) }

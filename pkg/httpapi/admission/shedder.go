@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// slow is how long a failure has to take to count as silence of the database.
-	// Clients need no protection from a database that fails at once.
+	// slow is the least duration of a failure that makes the database count as
+	// unresponsive. A database that fails at once does not keep clients waiting.
 	slow = time.Second
-	// pingTimeout bounds one ping of a silent database, and pingInterval is the
-	// pause between two.
+	// pingTimeout limits one ping of an unresponsive database. pingInterval is the
+	// pause between two pings.
 	pingTimeout  = 2 * time.Second
 	pingInterval = 250 * time.Millisecond
 )
 
 // ShedderOptions configure a Shedder. All fields are required.
 type ShedderOptions struct {
-	// MaxConcurrent bounds the requests that work with the database at once, or
-	// wait for one of its connections.
+	// MaxConcurrent limits the requests that use the database, or wait for one of
+	// its connections, at the same time.
 	MaxConcurrent int
 	// Ping returns nil if the database answers.
 	Ping func(context.Context) error
@@ -30,43 +30,44 @@ type ShedderOptions struct {
 	IsOutage func(ctx context.Context, err error) bool
 }
 
-// Shedder protects the database and its callers. It refuses requests that would
-// queue for a connection, and all requests while the database is silent: these
-// would only wait for their timeout. It is safe for concurrent use.
+// Shedder sheds requests. It refuses requests above MaxConcurrent, and all requests
+// while the database is unresponsive, because they would wait until their timeout.
+// It is safe for concurrent use.
 type Shedder struct {
-	o      ShedderOptions
-	places chan struct{}
-	silent atomic.Bool
-	noted  chan struct{} // silent has become true
+	o            ShedderOptions
+	inProgress   chan struct{}
+	unresponsive atomic.Bool
+	noted        chan struct{} // receives a value when unresponsive becomes true
 }
 
 // NewShedder returns a Shedder.
 func NewShedder(o ShedderOptions) *Shedder {
-	return &Shedder{o: o, places: make(chan struct{}, o.MaxConcurrent), noted: make(chan struct{}, 1)}
+	return &Shedder{o: o, inProgress: make(chan struct{}, o.MaxConcurrent), noted: make(chan struct{}, 1)}
 }
 
-// Do does the work at the database and returns its error. It returns a
-// *problem.Error at once if the request is shed.
+// Do calls work and returns its error. If it sheds the request, it returns a
+// *problem.Error at once.
 func (s *Shedder) Do(ctx context.Context, work func() error) error {
-	if s.silent.Load() {
+	if s.unresponsive.Load() {
 		return &problem.Error{Kind: problem.Unavailable}
 	}
 	select {
-	case s.places <- struct{}{}:
-		defer func() { <-s.places }()
+	case s.inProgress <- struct{}{}:
+		defer func() { <-s.inProgress }()
 	default:
 		return &problem.Error{Kind: problem.Overloaded}
 	}
 	start := time.Now()
 	err := work()
-	if err != nil && time.Since(start) >= slow && s.o.IsOutage(ctx, err) && s.silent.CompareAndSwap(false, true) {
-		s.noted <- struct{}{} // never blocks: Run receives it before it makes silent false
+	if err != nil && time.Since(start) >= slow && s.o.IsOutage(ctx, err) && s.unresponsive.CompareAndSwap(false, true) {
+		s.noted <- struct{}{} // never blocks: Run receives it before it sets unresponsive to false
 	}
 	return err
 }
 
-// Run pings a silent database until it answers again. It returns when ctx ends,
-// and is called once. Without it, a database that was silent stays unavailable.
+// Run pings an unresponsive database until it answers again. Without Run, the
+// Shedder refuses requests forever. Run returns when ctx ends, and must be called
+// only once.
 func (s *Shedder) Run(ctx context.Context) {
 	for {
 		select {
@@ -74,9 +75,9 @@ func (s *Shedder) Run(ctx context.Context) {
 			return
 		case <-s.noted:
 		}
-		for s.silent.Load() {
+		for s.unresponsive.Load() {
 			if s.ping(ctx) == nil {
-				s.silent.Store(false)
+				s.unresponsive.Store(false)
 				break
 			}
 			select {

@@ -18,14 +18,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// MaxDepth bounds how deeply arrays and objects may be nested in a body: deeper
-// ones exhaust a stack later, PostgreSQL's or a consumer's.
+// MaxDepth limits how deeply arrays and objects may be nested in a body. Deeper
+// nesting can exhaust the stack of PostgreSQL or of a consumer.
 const MaxDepth = 500
 
 // ReadObject reads the request's body, of at most maxBytes. The body must be one
-// JSON object and nothing else, and valid I-JSON (RFC 7493): UTF-8, no lone
-// surrogates, no name twice in an object. encoding/json would repair the first
-// two and take the last of the third. The error is a *problem.Error.
+// JSON object in valid I-JSON (RFC 7493): UTF-8, no lone surrogates, no duplicate
+// names in an object. encoding/json would replace invalid text and keep the last
+// duplicate. The error is a *problem.Error.
 func ReadObject(w http.ResponseWriter, r *http.Request, maxBytes int64) (*Object, error) {
 	if err := checkMediaType(r.Header); err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func ReadObject(w http.ResponseWriter, r *http.Request, maxBytes int64) (*Object
 	}
 	var members map[string]jsontext.Value
 	err = json.Unmarshal(body, &members)
-	if _, ok := errors.AsType[*json.SemanticError](err); ok { // not an object; the rest was not read
+	if _, ok := errors.AsType[*json.SemanticError](err); ok { // not an object; Unmarshal did not read the rest
 		err = json.Unmarshal(body, new(jsontext.Value))
 	}
 	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
@@ -111,7 +111,7 @@ func invalidJSON(pointer, detail string) *problem.Error {
 	return &problem.Error{Kind: problem.InvalidJSON, Values: []problem.Value{problem.InBody(pointer, detail)}}
 }
 
-// describe says what breaks JSON's syntax.
+// describe returns the detail of a syntax error.
 func describe(body []byte, e *jsontext.SyntacticError) string {
 	switch {
 	case len(bytes.TrimSpace(body)) == 0:

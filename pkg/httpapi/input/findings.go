@@ -1,6 +1,7 @@
-// Package input reads what clients send, strictly: bodies are I-JSON objects
-// without unknown members, queries have no unknown parameters. It reports all
-// invalid values of a request at once. docs/input.md lists what clients are told.
+// Package input reads request bodies and queries strictly. A body is an I-JSON
+// object without unknown members. A query has no unknown parameters. The package
+// reports all invalid values of a request at once. docs/input.md lists the
+// answers.
 package input
 
 import (
@@ -25,7 +26,7 @@ type findings struct {
 	place   func(name, detail string) problem.Value
 }
 
-// Refuse notes that the value of that name is invalid.
+// Refuse records that the value of that name is invalid.
 func (f *findings) Refuse(name, detail string) {
 	if f.refused == nil {
 		f.refused = make(map[string]bool)
@@ -34,12 +35,11 @@ func (f *findings) Refuse(name, detail string) {
 	f.invalid = append(f.invalid, f.place(name, detail))
 }
 
-// Place returns the problem with the value of that name.
+// Place returns a problem.Value for the value of that name.
 func (f *findings) Place(name, detail string) problem.Value { return f.place(name, detail) }
 
-// check returns the findings as a problem, or nil if there are none. It adds the
-// broken rules, except those of values that are refused already, and the unknown
-// names.
+// check returns the findings as a problem, or nil if there are none. It adds
+// broken rules, unless their value is already refused, and unknown names.
 func (f *findings) check(broken []BrokenRule, unknown iter.Seq[string], isUnknown string) error {
 	for _, rule := range broken {
 		if !f.refused[rule.Name] {

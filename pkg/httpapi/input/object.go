@@ -12,8 +12,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// Object is a JSON object in a request's body. Its methods take members out of
-// it, and note the invalid ones for Check.
+// Object is a JSON object in a request's body. Its methods remove and return
+// members, and record the invalid ones for Check.
 type Object struct {
 	findings
 
@@ -35,18 +35,19 @@ func notAnObject(pointer jsontext.Pointer) problem.Value {
 // Raw returns the object as it was sent.
 func (o *Object) Raw() []byte { return o.raw }
 
-// IsObject reports whether the element of RequiredObjects is an object. If it is
-// not, it has no members, and Check says so.
+// IsObject reports whether an element of RequiredObjects is a JSON object. If it
+// is not, it has no members, and Check returns a problem.
 func (o *Object) IsObject() bool { return o.members != nil }
 
-// take takes the member out of the object; it is nil if it is missing.
+// take removes the member and returns its value. It returns nil if the member is
+// missing.
 func (o *Object) take(name string) jsontext.Value {
 	value := o.members[name]
 	delete(o.members, name)
 	return value
 }
 
-// Required takes a member of any type, as it was sent.
+// Required takes a member of any type, unchanged.
 func (o *Object) Required(name string) jsontext.Value {
 	value := o.take(name)
 	if value == nil {
@@ -60,8 +61,8 @@ func (o *Object) RequiredString(name string) string {
 	return o.text(name, o.Required(name))
 }
 
-// OptionalString takes a string; it is empty if the member is missing. null is
-// not a string.
+// OptionalString takes a string. It returns an empty one if the member is missing.
+// null is not a string.
 func (o *Object) OptionalString(name string) string {
 	return o.text(name, o.take(name))
 }
@@ -76,7 +77,8 @@ func (o *Object) text(name string, value jsontext.Value) (text string) {
 	return text
 }
 
-// OptionalTime takes a time as in RFC 3339.
+// OptionalTime takes an RFC 3339 time. It returns fallback if the member is
+// missing.
 func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time) {
 	text := o.take(name)
 	if text == nil {
@@ -89,7 +91,8 @@ func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time)
 	return value
 }
 
-// OptionalInteger takes a number without fraction and exponent.
+// OptionalInteger takes a number without fraction and exponent. It returns
+// fallback if the member is missing.
 func (o *Object) OptionalInteger(name string, fallback int64) int64 {
 	text := o.take(name)
 	if text == nil {
@@ -103,8 +106,8 @@ func (o *Object) OptionalInteger(name string, fallback int64) int64 {
 	return value
 }
 
-// RequiredObjects takes an array of 1 to most objects. Elements that are not
-// objects are returned as well: see IsObject.
+// RequiredObjects takes an array of 1 to most objects. It returns elements that
+// are not objects, too: see IsObject.
 func (o *Object) RequiredObjects(name string, most int) []*Object {
 	value := o.Required(name)
 	if value == nil {
@@ -135,8 +138,8 @@ func (o *Object) RequiredObjects(name string, most int) []*Object {
 	return objects
 }
 
-// Check returns the problem with the object, or nil: members that were refused,
-// rules that their values break, and members that nobody took.
+// Check returns the problem with the object, or nil. The problem lists refused
+// members, broken rules, and unknown members: the members that no method took.
 func (o *Object) Check(broken []BrokenRule) error {
 	return o.check(broken, maps.Keys(o.members), "is not a known field")
 }

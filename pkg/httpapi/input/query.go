@@ -10,8 +10,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// Query is the query of a request's URL. Its methods take parameters out of it,
-// and note the invalid ones for Check.
+// Query is the query of a request's URL. Its methods remove and return parameters,
+// and record the invalid ones for Check.
 type Query struct {
 	findings
 
@@ -25,13 +25,13 @@ func ReadQuery(r *http.Request) (*Query, error) {
 		return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The query is not percent-encoded as it has to be"}
 	}
 	place := func(name, detail string) problem.Value {
-		// A percent-encoded name may have bytes that JSON cannot represent.
+		// A percent-encoded name can contain bytes that JSON cannot represent.
 		return problem.InQuery(strings.ToValidUTF8(name, "\uFFFD"), detail)
 	}
 	return &Query{findings: findings{place: place}, values: values}, nil
 }
 
-// Text takes a text; it is empty if the parameter is missing.
+// Text takes a text. It returns an empty text if the parameter is missing.
 func (q *Query) Text(name string) string {
 	values := q.values[name]
 	delete(q.values, name)
@@ -46,7 +46,7 @@ func (q *Query) Text(name string) string {
 	}
 }
 
-// Integer takes a whole number; it is fallback if the parameter is missing or
+// Integer takes a whole number. It returns fallback if the parameter is missing or
 // empty.
 func (q *Query) Integer(name string, fallback int) int {
 	text := q.Text(name)
@@ -61,7 +61,8 @@ func (q *Query) Integer(name string, fallback int) int {
 	return value
 }
 
-// Boolean takes true or false; it is false if the parameter is missing or empty.
+// Boolean takes true or false. It returns false if the parameter is missing or
+// empty.
 func (q *Query) Boolean(name string) bool {
 	text := q.Text(name)
 	if text != "" && text != "true" && text != "false" {
@@ -70,9 +71,9 @@ func (q *Query) Boolean(name string) bool {
 	return text == "true"
 }
 
-// Check returns the problem with the query, or nil: parameters that were
-// refused, rules that their values break, and parameters that nobody took. A
-// misspelt filter must not select everything.
+// Check returns the problem with the query, or nil. The problem lists refused
+// parameters, broken rules, and unknown parameters: the parameters that no method
+// took. A misspelt filter must not select everything.
 func (q *Query) Check(broken []BrokenRule) error {
 	return q.check(broken, maps.Keys(q.values), "is not a known parameter")
 }

@@ -1,5 +1,5 @@
-// Package problem has the problem details (RFC 9457) of the HTTP API: their kinds,
-// the errors that handlers return for them, and their form on the wire.
+// Package problem defines the problem details (RFC 9457) of the HTTP API: their
+// kinds, the errors that handlers return, and the JSON.
 package problem
 
 import "cmp"
@@ -7,40 +7,40 @@ import "cmp"
 // ContentType is the media type of Details.
 const ContentType = "application/problem+json"
 
-// typeBase and a kind's slug make its type.
+// typeBase followed by a kind's slug is the problem's type.
 const typeBase = "https://github.com/diehard-outbox/diehard/blob/main/docs/errors.md#"
 
-// MaxValues bounds how many invalid values a problem lists.
+// MaxValues limits the invalid values that a problem lists.
 const MaxValues = 20
 
 // Kind is a kind of problem.
 type Kind struct {
-	// Slug names the kind: docs/errors.md has a section under each slug. A slug
-	// that was released is never changed or reused.
+	// Slug names the kind, and its section in docs/errors.md. A released slug is
+	// never changed or reused.
 	Slug string
 	// Status is the HTTP status of the answer.
 	Status int
 	Title  string
-	// Detail is what a client is told when the error itself has nothing to say.
+	// Detail is the detail of an error without its own detail.
 	Detail string
-	// RetryAfter is when the client should try again, in seconds; 0 says nothing.
+	// RetryAfter is the Retry-After header in seconds; 0 omits the header.
 	RetryAfter int
 }
 
-// Error is an error that is answered with a problem.
+// Error is an error whose answer is a problem.
 type Error struct {
 	Kind *Kind
 	// Detail replaces the kind's detail, unless it is empty.
 	Detail string
-	// Values are the invalid values, in the order in which they are listed.
+	// Values are the invalid values, in the order of the answer.
 	Values []Value
 }
 
 // Value is an invalid value in a request.
 type Value struct {
-	// Pointer is the value's place in the body, as a JSON pointer (RFC 6901).
+	// Pointer is the JSON pointer (RFC 6901) to the value in the body.
 	Pointer *string `json:"pointer,omitzero"`
-	// Parameter is the value's name in the query.
+	// Parameter is the name of the query parameter.
 	Parameter *string `json:"parameter,omitzero"`
 	Detail    string  `json:"detail"`
 }
@@ -54,24 +54,24 @@ func Invalid(values ...Value) *Error {
 // InBody returns a Value at a JSON pointer into the body.
 func InBody(pointer, detail string) Value { return Value{Pointer: &pointer, Detail: detail} }
 
-// InQuery returns a Value of a parameter of the query.
+// InQuery returns a Value of a query parameter.
 func InQuery(parameter, detail string) Value { return Value{Parameter: &parameter, Detail: detail} }
 
 // Error implements error.
 func (e *Error) Error() string { return e.Kind.Slug }
 
-// Details is a problem on the wire.
+// Details is the JSON of a problem.
 type Details struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
-	// RequestID is empty for a part of a request.
+	// RequestID is empty in the result for an item of a batch.
 	RequestID string  `json:"request_id,omitzero"`
 	Errors    []Value `json:"errors,omitempty"`
 }
 
-// Details returns the problem as it is sent.
+// Details returns the JSON of the problem.
 func (e *Error) Details(requestID string) Details {
 	return Details{
 		Type:      typeBase + e.Kind.Slug,
