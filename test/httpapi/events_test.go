@@ -150,7 +150,7 @@ var _ = Describe("The events routes", func() {
 			problem := expectProblem(batch(ctx, start(ctx), query, body), http.StatusUnprocessableEntity, "validation-failed")
 			Expect(problem["errors"]).To(ConsistOf(wrongValue(place, name, detail)))
 		},
-			Entry("a parameter that is misspelt", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is not a known parameter"),
+			Entry("a parameter that is misspelt", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is an unknown parameter"),
 			Entry("a parameter that is neither true nor false", "?atomic=1", `{"data":[1]}`, "parameter", "atomic", "must be true or false"),
 		)
 	})

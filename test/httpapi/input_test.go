@@ -19,8 +19,8 @@ var _ = Describe("The body of a new user", func() {
 			wrongValue("pointer", "/email", "must be a string"),
 			wrongValue("pointer", "/last_name", "must be a string"),
 			wrongValue("pointer", "/first_name", "must not contain control characters"),
-			wrongValue("pointer", "/", "is not a known field"),
-			wrongValue("pointer", "/z", "is not a known field"),
+			wrongValue("pointer", "/", "is an unknown field"),
+			wrongValue("pointer", "/z", "is an unknown field"),
 		}))
 	})
 

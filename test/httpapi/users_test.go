@@ -179,7 +179,7 @@ var _ = Describe("The users routes", func() {
 				wrongValue("parameter", "limit", "must be a whole number"),
 				wrongValue("parameter", "email", "must be a bare address such as ada@example.com"),
 				wrongValue("parameter", "cursor", "must be the next_cursor of an earlier page"),
-				wrongValue("parameter", "x", "is not a known parameter"),
+				wrongValue("parameter", "x", "is an unknown parameter"),
 			}))
 		})
 	})

@@ -81,7 +81,7 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(r.Context().Err(), context.DeadlineExceeded) {
 		return nil, &problem.Error{Kind: problem.RequestTimeout}
 	}
-	return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The request's body ended early or is not framed as HTTP asks"}
+	return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The request's body ended early, or its framing is invalid"}
 }
 
 // isTooDeep reports whether the JSON is nested deeper than MaxDepth.
@@ -117,7 +117,7 @@ func describe(body []byte, e *jsontext.SyntacticError) string {
 	case len(bytes.TrimSpace(body)) == 0:
 		return "the body is empty"
 	case errors.Is(e, jsontext.ErrDuplicateName):
-		return "the object has this name more than once"
+		return "is a duplicate name"
 	case errors.Is(e, io.ErrUnexpectedEOF):
 		return "the body ends within a value"
 	}

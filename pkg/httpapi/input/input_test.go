@@ -74,8 +74,8 @@ var _ = Describe("A body", func() {
 			problem.InBody("/type", "must be a string"),
 			problem.InBody("/missing", "is required"),
 			problem.InBody("/rule", "is bad"),
-			problem.InBody("/a~1b", "is not a known field"),
-			problem.InBody("/z", "is not a known field"),
+			problem.InBody("/a~1b", "is an unknown field"),
+			problem.InBody("/z", "is an unknown field"),
 		)
 	})
 
@@ -91,7 +91,7 @@ var _ = Describe("A body", func() {
 			Expect(items[i].IsObject()).To(BeFalse())
 			expectInvalid(items[i].Check(nil), problem.InBody(pointer, "must be an object"))
 		}
-		expectInvalid(items[3].Check(nil), problem.InBody("/data/3/b", "is not a known field"))
+		expectInvalid(items[3].Check(nil), problem.InBody("/data/3/b", "is an unknown field"))
 		Expect(items[3].Place("b", "is taken")).To(Equal(problem.InBody("/data/3/b", "is taken")))
 	})
 
@@ -132,8 +132,8 @@ var _ = Describe("A query", func() {
 			problem.InQuery("b", "must be true or false"),
 			problem.InQuery("t", "must not be given more than once"),
 			problem.InQuery("rule", "is bad"),
-			problem.InQuery("a\uFFFD", "is not a known parameter"),
-			problem.InQuery("z", "is not a known parameter"),
+			problem.InQuery("a\uFFFD", "is an unknown parameter"),
+			problem.InQuery("z", "is an unknown parameter"),
 		)
 	})
 })

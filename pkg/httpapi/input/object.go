@@ -85,7 +85,7 @@ func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time)
 		return fallback
 	}
 	if text.Kind() != '"' || json.Unmarshal(text, &value) != nil {
-		o.Refuse(name, "must be a time as in RFC 3339, such as 2026-01-31T12:00:00Z")
+		o.Refuse(name, "must be an RFC 3339 time such as 2026-01-31T12:00:00Z")
 		return fallback
 	}
 	return value
@@ -141,5 +141,5 @@ func (o *Object) RequiredObjects(name string, most int) []*Object {
 // Check returns the problem with the object, or nil. The problem lists refused
 // members, broken rules, and unknown members: the members that no method took.
 func (o *Object) Check(broken []BrokenRule) error {
-	return o.check(broken, maps.Keys(o.members), "is not a known field")
+	return o.check(broken, maps.Keys(o.members), "is an unknown field")
 }

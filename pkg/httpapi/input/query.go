@@ -22,7 +22,7 @@ type Query struct {
 func ReadQuery(r *http.Request) (*Query, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The query is not percent-encoded as it has to be"}
+		return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The query is not percent-encoded"}
 	}
 	place := func(name, detail string) problem.Value {
 		// A percent-encoded name can contain bytes that JSON cannot represent.
@@ -75,5 +75,5 @@ func (q *Query) Boolean(name string) bool {
 // parameters, broken rules, and unknown parameters: the parameters that no method
 // took. A misspelt filter must not select everything.
 func (q *Query) Check(broken []BrokenRule) error {
-	return q.check(broken, maps.Keys(q.values), "is not a known parameter")
+	return q.check(broken, maps.Keys(q.values), "is an unknown parameter")
 }

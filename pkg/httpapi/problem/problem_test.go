@@ -16,15 +16,15 @@ func TestProblem(t *testing.T) {
 }
 
 var _ = Describe("A problem", func() {
-	It("is sent with the detail of its kind, and without what it does not have", func() {
+	It("has the detail of its kind, and omits empty members", func() {
 		text, err := json.Marshal((&problem.Error{Kind: problem.NotFound}).Details(""))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(text).To(MatchJSON(`{
 			"type": "https://github.com/diehard-outbox/diehard/blob/main/docs/errors.md#not-found",
-			"title": "Not found", "status": 404, "detail": "There is nothing at this path"}`))
+			"title": "Not found", "status": 404, "detail": "This path does not exist"}`))
 	})
 
-	It("is sent with its own detail, the request's id and the invalid values", func() {
+	It("has its own detail, the request id and the invalid values", func() {
 		err := &problem.Error{
 			Kind: problem.ValidationFailed, Detail: "other words",
 			Values: []problem.Value{problem.InBody("", "must be an object"), problem.InQuery("limit", "must be a whole number")},
@@ -37,7 +37,7 @@ var _ = Describe("A problem", func() {
 				{"pointer": "", "detail": "must be an object"}, {"parameter": "limit", "detail": "must be a whole number"}]}`))
 	})
 
-	It("lists the first invalid values", func() {
+	It("lists at most MaxValues invalid values", func() {
 		values := make([]problem.Value, problem.MaxValues+1)
 		values[0] = problem.InBody("/first", "is required")
 		Expect(problem.Invalid(values...)).To(SatisfyAll(
