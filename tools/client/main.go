@@ -1,6 +1,6 @@
-// Command client drives the API at a URL through the client that oapi-codegen
-// makes of the OpenAPI document. The suite of pkg/httpapi generates that client,
-// in a copy of this directory, and runs it.
+// Command client calls the API at a URL with the client that oapi-codegen
+// generates from the OpenAPI document. The suite in test/httpapi generates that
+// client in a copy of this directory, and runs this command.
 package main
 
 import (
@@ -21,8 +21,8 @@ func main() {
 	}
 }
 
-// run creates a user and publishes events, and expects what was said of both in
-// the document's types.
+// run creates a user and publishes events. It expects answers of the types in the
+// document.
 func run(ctx context.Context, url string) error {
 	client, err := diehard.NewClientWithResponses(url)
 	if err != nil {
