@@ -13,8 +13,8 @@ import (
 	"github.com/onsi/gomega/gbytes"
 )
 
-// withKeys has a server ask for keys, which are named like themselves without
-// the "secret-" that they begin with.
+// withKeys makes a server require keys. The name of a key is the key without its
+// prefix "secret-".
 func withKeys(keys ...string) func(*httpapi.Options) {
 	return func(o *httpapi.Options) {
 		o.AuthOff = false
@@ -31,31 +31,31 @@ var _ = Describe("Authentication", func() {
 		expectProblem(refused, http.StatusUnauthorized, "unauthorized")
 		Expect(refused.header.Get("WWW-Authenticate")).To(Equal(challenge))
 	},
-		Entry("no key", "X: y", `Bearer realm="diehard"`),
+		Entry("a missing key", "X: y", `Bearer realm="diehard"`),
 		Entry("an empty key", "Authorization: Bearer ", `Bearer realm="diehard"`),
 		Entry("a key without its scheme", "Authorization: secret-a", `Bearer realm="diehard"`),
 		Entry("another scheme", "Authorization: Basic secret-a", `Bearer realm="diehard"`),
-		Entry("a key that nobody has", "Authorization: Bearer secret-c", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("an unknown key", "Authorization: Bearer secret-c", `Bearer realm="diehard", error="invalid_token"`),
 		Entry("the beginning of a key", "Authorization: Bearer secret-", `Bearer realm="diehard", error="invalid_token"`),
-		Entry("more than a key", "Authorization: Bearer secret-a secret-b", `Bearer realm="diehard", error="invalid_token"`),
-		Entry("a key in other letters", "Authorization: Bearer SECRET-A", `Bearer realm="diehard", error="invalid_token"`),
-		Entry("a digest", "Authorization: Bearer 7e0ef08d0d2ccb7ae3ed3ba4f7bd1d0b6e5b3ba9ac1e5d6b4ec9c3d8ff5d5bd2", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("two keys in one header", "Authorization: Bearer secret-a secret-b", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("a key in another case", "Authorization: Bearer SECRET-A", `Bearer realm="diehard", error="invalid_token"`),
+		Entry("a digest of a key", "Authorization: Bearer 7e0ef08d0d2ccb7ae3ed3ba4f7bd1d0b6e5b3ba9ac1e5d6b4ec9c3d8ff5d5bd2", `Bearer realm="diehard", error="invalid_token"`),
 	)
 
-	It("refuses two keys, of which nobody knows which one counts", func(ctx SpecContext) {
+	It("refuses two headers with keys", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a", "secret-b"))
 		refused := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a", "Authorization: Bearer secret-b")
 		expectProblem(refused, http.StatusUnauthorized, "unauthorized")
 	})
 
-	It("lets each of the keys in, whatever the case of the scheme", func(ctx SpecContext) {
+	It("accepts each key, without regard to the case of the scheme", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a", "secret-b"))
 		for _, header := range []string{"Authorization: Bearer secret-a", "Authorization: bearer secret-b"} {
 			Expect(api.get(ctx, "/v1/users", header).status).To(Equal(http.StatusOK))
 		}
 	})
 
-	It("covers all of /v1, also what is not there", func(ctx SpecContext) {
+	It("covers all of /v1, including unknown paths", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"))
 		for _, request := range []string{
 			"GET /v1/users", "HEAD /v1/users", "POST /v1/users", "GET /v1/users/x", "POST /v1/users/batch", "POST /v1/events",
@@ -70,11 +70,11 @@ var _ = Describe("Authentication", func() {
 		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
 	})
 
-	It("lets nobody in where there are no keys", func(ctx SpecContext) {
+	It("refuses every request if no keys are configured", func(ctx SpecContext) {
 		Expect(start(ctx, withKeys()).get(ctx, "/v1/users", "Authorization: Bearer ").status).To(Equal(http.StatusUnauthorized))
 	})
 
-	It("names the key in logs and metrics, and never shows it", func(ctx SpecContext) {
+	It("shows the name of the key in logs and metrics, and never the key", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-old", "secret-new"))
 		api.get(ctx, "/v1/users", "Authorization: Bearer secret-new")
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"key":"new"`))
@@ -85,7 +85,7 @@ var _ = Describe("Authentication", func() {
 	})
 })
 
-// keyRequests are the requests by the names of their keys.
+// keyRequests returns the number of requests for each key's name.
 func keyRequests(_ context.Context, a *api) map[string]float64 {
 	GinkgoHelper()
 	families, err := a.registry.Gather()

@@ -11,7 +11,7 @@ import (
 )
 
 var _ = Describe("A change", func() {
-	It("hints at its events once they are committed, and only where there are any", func(ctx SpecContext) {
+	It("calls Hint after it has committed events, and not otherwise", func(ctx SpecContext) {
 		visible := make(chan int, 10)
 		api := start(ctx, func(o *httpapi.Options) {
 			o.Hint = func() { visible <- count(ctx, "outbox_events") }
@@ -24,7 +24,7 @@ var _ = Describe("A change", func() {
 	})
 
 	Describe("with an idempotency key", func() {
-		DescribeTable("is made once, and answered as the first time", func(ctx SpecContext, path, body string, status int) {
+		DescribeTable("is made once, and gets the first answer again", func(ctx SpecContext, path, body string, status int) {
 			api := start(ctx)
 			post := func(headers ...string) answer {
 				return api.do(ctx, http.MethodPost, path, strings.NewReader(body), headers...)
@@ -32,7 +32,7 @@ var _ = Describe("A change", func() {
 			first := post("Idempotency-Key: 8e03978e-40d5-43dd-bc93-6894a57f9324")
 			Expect(first.status).To(Equal(status), first.body)
 			Expect(first.header).NotTo(HaveKey("Idempotency-Replayed"))
-			// The header's draft has it in quotes.
+			// The header's draft requires quotes.
 			again := post(`Idempotency-Key: "8e03978e-40d5-43dd-bc93-6894a57f9324"`)
 			Expect(again.status).To(Equal(status))
 			Expect(again.body).To(Equal(first.body))
@@ -46,13 +46,13 @@ var _ = Describe("A change", func() {
 			other := post("Idempotency-Key: another")
 			Expect(other.header).NotTo(HaveKey("Idempotency-Replayed"))
 		},
-			Entry("of a user", "/v1/users", `{"email":"ada@example.com"}`, http.StatusCreated),
-			Entry("of many users", "/v1/users/batch", `{"data":[{"email":"ada@example.com"}]}`, http.StatusOK),
-			Entry("of an event", "/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted),
-			Entry("of many events", "/v1/events/batch", `{"data":[{"event_type":"a","event_context":1}]}`, http.StatusOK),
+			Entry("for a user", "/v1/users", `{"email":"ada@example.com"}`, http.StatusCreated),
+			Entry("for many users", "/v1/users/batch", `{"data":[{"email":"ada@example.com"}]}`, http.StatusOK),
+			Entry("for an event", "/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted),
+			Entry("for many events", "/v1/events/batch", `{"data":[{"event_type":"a","event_context":1}]}`, http.StatusOK),
 		)
 
-		It("is refused where the key was used for anything else", func(ctx SpecContext) {
+		It("is refused if the key was used for another request", func(ctx SpecContext) {
 			api := start(ctx)
 			const key = "Idempotency-Key: k"
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`, key).status).To(Equal(http.StatusCreated))
@@ -67,7 +67,7 @@ var _ = Describe("A change", func() {
 			Expect(count(ctx, "outbox_events")).To(Equal(1))
 		})
 
-		It("is refused where the key was used for the same with another query", func(ctx SpecContext) {
+		It("is refused if the key was used with another query", func(ctx SpecContext) {
 			api := start(ctx)
 			const body, key = `{"data":[{"email":"ada@example.com"}]}`, "Idempotency-Key: k"
 			Expect(api.do(ctx, http.MethodPost, "/v1/users/batch", strings.NewReader(body), key).status).To(Equal(http.StatusOK))
@@ -75,7 +75,7 @@ var _ = Describe("A change", func() {
 				http.StatusUnprocessableEntity, "idempotency-key-reused")
 		})
 
-		It("is refused while its twin is being made", func(ctx SpecContext) {
+		It("is refused while a request with the same key is in progress", func(ctx SpecContext) {
 			api := start(ctx)
 			release := lockUsers(ctx)
 			const key, body = "Idempotency-Key: k", `{"email":"ada@example.com"}`
@@ -85,9 +85,9 @@ var _ = Describe("A change", func() {
 				first <- api.create(ctx, body, key)
 			}()
 			Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
-			twin := api.create(ctx, body, key)
-			expectProblem(twin, http.StatusConflict, "idempotency-key-in-use")
-			Expect(twin.header.Get("Retry-After")).To(Equal("1"))
+			second := api.create(ctx, body, key)
+			expectProblem(second, http.StatusConflict, "idempotency-key-in-use")
+			Expect(second.header.Get("Retry-After")).To(Equal("1"))
 			release()
 			var made answer
 			Eventually(ctx, first).Should(Receive(&made))
@@ -95,7 +95,7 @@ var _ = Describe("A change", func() {
 			Expect(api.create(ctx, body, key).body).To(Equal(made.body))
 		})
 
-		It("uses up no key where it is refused", func(ctx SpecContext) {
+		It("does not store the key if it is refused", func(ctx SpecContext) {
 			api := start(ctx)
 			const key = "Idempotency-Key: k"
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
@@ -104,7 +104,7 @@ var _ = Describe("A change", func() {
 			Expect(api.create(ctx, `{"email":"bob@example.com"}`, key).status).To(Equal(http.StatusCreated))
 		})
 
-		DescribeTable("is refused where the key is", func(ctx SpecContext, headers ...string) {
+		DescribeTable("is refused if the key is", func(ctx SpecContext, headers ...string) {
 			api := start(ctx)
 			request, err := http.NewRequestWithContext(ctx, http.MethodPost, api.url+"/v1/users", strings.NewReader(`{"email":"ada@example.com"}`))
 			Expect(err).NotTo(HaveOccurred())
@@ -121,18 +121,18 @@ var _ = Describe("A change", func() {
 			Entry("given twice", "a", "a"),
 			Entry("too long", strings.Repeat("k", 256)),
 			Entry("too long in quotes", fmt.Sprintf("%q", strings.Repeat("k", 256))),
-			Entry("of words without quotes", "a b"),
+			Entry("with a space and without quotes", "a b"),
 			Entry("not in ASCII", "schlüssel"),
-			Entry("not closed", `"a`),
-			Entry("more than a string", `"a";b`),
-			Entry("wrongly escaped", `"a\b"`),
+			Entry("without the closing quote", `"a`),
+			Entry("a string with a parameter", `"a";b`),
+			Entry("with an invalid escape", `"a\b"`),
 		)
 
-		It("is refused with a problem that says so", func(ctx SpecContext) {
+		It("is refused with the problem invalid-idempotency-key", func(ctx SpecContext) {
 			expectProblem(start(ctx).create(ctx, `{"email":"ada@example.com"}`, `Idempotency-Key: a b`), http.StatusBadRequest, "invalid-idempotency-key")
 		})
 
-		It("takes the longest keys, and with quotes what needs them", func(ctx SpecContext) {
+		It("accepts keys of the maximum length, and quoted keys with spaces and escapes", func(ctx SpecContext) {
 			api := start(ctx)
 			Expect(api.create(ctx, `{"email":"a@example.com"}`, "Idempotency-Key: "+strings.Repeat("k", 255)).status).To(Equal(http.StatusCreated))
 			Expect(api.create(ctx, `{"email":"b@example.com"}`, `Idempotency-Key: "a \"b\" \\ c"`).status).To(Equal(http.StatusCreated))

@@ -10,7 +10,7 @@ import (
 )
 
 var _ = Describe("A generated client", func() {
-	It("creates a user and publishes events, in the types of the document", func(ctx SpecContext) {
+	It("creates a user and publishes events with the types of the document", func(ctx SpecContext) {
 		contract, err := filepath.Abs("../../pkg/httpapi/openapi.json")
 		Expect(err).NotTo(HaveOccurred())
 		dir := GinkgoT().TempDir()

@@ -26,8 +26,7 @@ import (
 	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
 )
 
-// contract is the OpenAPI document, and what checks requests and answers against
-// it.
+// contract is the OpenAPI document with its validator for requests and answers.
 type contract struct {
 	*v3.Document
 
@@ -35,10 +34,10 @@ type contract struct {
 	options   *config.ValidationOptions
 }
 
-// theContract returns the contract, read once. A field, a header or a parameter
-// that it does not declare is as wrong as a value that breaks its schema. What
-// HTTP itself brings is not declared for each answer. Whether a client has a key
-// is not asked here.
+// theContract returns the contract. It reads the document once. An undeclared
+// field, header or parameter is an error, like a value that breaks its schema. The
+// document does not declare the headers of HTTP itself for each answer. The
+// validator does not check keys.
 var theContract = sync.OnceValue(func() *contract {
 	text, err := os.ReadFile("../../pkg/httpapi/openapi.json")
 	Expect(err).NotTo(HaveOccurred())
@@ -49,7 +48,7 @@ var theContract = sync.OnceValue(func() *contract {
 	options := config.NewValidationOptions(
 		config.WithFormatAssertions(),
 		config.WithStrictMode(),
-		config.WithStrictIgnoredHeaders("X-Forwarded-For", "X-Real-Ip", // proxies'
+		config.WithStrictIgnoredHeaders("X-Forwarded-For", "X-Real-Ip", // set by proxies
 			"Accept-Encoding", "Cache-Control", "Connection", "Content-Encoding", "Content-Length", "Content-Type",
 			"Date", "User-Agent", "X-Content-Type-Options"),
 		config.WithStrictIgnorePaths("$.body.event_context.**", "$.body.data[*].event_context.**"), // any JSON
@@ -61,8 +60,8 @@ var theContract = sync.OnceValue(func() *contract {
 	return &contract{Document: &model.Model, validator: checked, options: options}
 })
 
-// decodeJSON reads numbers that are no float64 as the largest that is: what they
-// stand in is not looked at.
+// decodeJSON replaces numbers beyond float64 by the largest float64. The validator
+// ignores the fields that contain them.
 func decodeJSON(input *content.DecodeInput) (value any, err error) {
 	decoder := json.NewDecoder(input.Body)
 	decoder.UseNumber()
@@ -98,15 +97,15 @@ type exchange struct {
 	received []byte
 }
 
-// asked returns the request with a body that can be read once more.
+// asked returns the request with its body unread.
 func (e exchange) asked() *http.Request {
 	request := e.request.Clone(e.request.Context())
 	request.Body = io.NopCloser(bytes.NewReader(e.sent))
 	return request
 }
 
-// expectAsDocumented checks the answer against the document, and the request too
-// where it was carried out. What is not under /v1 is not in the document.
+// expectAsDocumented checks the answer against the document. If the request
+// succeeded, it also checks the request. Paths outside /v1 are not in the document.
 func expectAsDocumented(e exchange) {
 	GinkgoHelper()
 	if !strings.HasPrefix(e.request.URL.Path, "/v1/") {
@@ -114,11 +113,11 @@ func expectAsDocumented(e exchange) {
 	}
 	c := theContract()
 	request := e.asked()
-	if request.Method == http.MethodHead { // is answered like GET, but for the body
+	if request.Method == http.MethodHead { // the document has only GET
 		return
 	}
 	_, errs, _ := paths.FindPath(request, c.Document, c.options)
-	if len(errs) > 0 || strings.HasSuffix(request.URL.Path, "/") { // which FindPath overlooks
+	if len(errs) > 0 || strings.HasSuffix(request.URL.Path, "/") { // FindPath ignores a trailing slash
 		c.expectRefusal(e)
 		return
 	}
@@ -126,7 +125,7 @@ func expectAsDocumented(e exchange) {
 		StatusCode: e.response.StatusCode, Header: e.response.Header, Body: io.NopCloser(bytes.NewReader(e.received)),
 	})
 	e.expectNone(errs)
-	if e.carriedOut() {
+	if e.succeeded() {
 		request = e.asked()
 		c.dropEmptyParameters(request)
 		_, errs = c.validator.ValidateHttpRequestSync(request)
@@ -134,14 +133,14 @@ func expectAsDocumented(e exchange) {
 	}
 }
 
-// carriedOut reports whether all was done that the request asks for. A batch can
-// have items that are refused.
-func (e exchange) carriedOut() bool {
+// succeeded reports whether the whole request succeeded. An answer to a batch with
+// status 200 can have refused items.
+func (e exchange) succeeded() bool {
 	return e.response.StatusCode < http.StatusMultipleChoices && !bytes.Contains(e.received, []byte(`"problem":{`))
 }
 
-// dropEmptyParameters leaves out of the query what allowEmptyValue lets be
-// empty, which the validator does not know.
+// dropEmptyParameters removes empty query parameters that have allowEmptyValue,
+// which the validator does not support.
 func (c *contract) dropEmptyParameters(request *http.Request) {
 	query := request.URL.Query()
 	for _, parameter := range c.Components.Parameters.FromOldest() {
@@ -152,7 +151,8 @@ func (c *contract) dropEmptyParameters(request *http.Request) {
 	request.URL.RawQuery = query.Encode()
 }
 
-// expectRefusal checks the answer to a request that is for no operation.
+// expectRefusal checks the answer to a request without an operation in the
+// document.
 func (c *contract) expectRefusal(e exchange) {
 	GinkgoHelper()
 	refusals := map[int]string{http.StatusNotFound: "NotFound", http.StatusMethodNotAllowed: "MethodNotAllowed", http.StatusUnauthorized: "Unauthorized"}
@@ -170,7 +170,8 @@ func (c *contract) expectRefusal(e exchange) {
 	e.expectNone(errs)
 }
 
-// expectNone fails with what was sent and received, and what is wrong with it.
+// expectNone fails if there are errors. The message has the errors, the request
+// and the answer.
 func (e exchange) expectNone(errs []*errors.ValidationError) {
 	GinkgoHelper()
 	if len(errs) == 0 {
@@ -185,10 +186,11 @@ func (e exchange) expectNone(errs []*errors.ValidationError) {
 			fmt.Fprintf(&b, "  %s %s\n", broken.FieldPath, broken.Reason)
 		}
 	}
-	Fail("not as the OpenAPI document has it: " + b.String())
+	Fail("contradicts the OpenAPI document: " + b.String())
 }
 
-// slugs returns the problems' slugs in the text, by the pattern.
+// slugs returns the slugs that the pattern finds in the file, sorted and without
+// duplicates.
 func slugs(file, pattern string) (found []string) {
 	GinkgoHelper()
 	text, err := os.ReadFile(file)
@@ -201,7 +203,7 @@ func slugs(file, pattern string) (found []string) {
 }
 
 var _ = Describe("The OpenAPI document", func() {
-	It("is served, and is valid", func(ctx SpecContext) {
+	It("is served and valid", func(ctx SpecContext) {
 		served := start(ctx).get(ctx, "/openapi.json")
 		Expect(served.status).To(Equal(http.StatusOK))
 		Expect(served.header.Get("Content-Type")).To(Equal("application/json"))
@@ -212,7 +214,7 @@ var _ = Describe("The OpenAPI document", func() {
 		Expect(valid).To(BeTrue(), "%v", errs)
 	})
 
-	It("has the routes that the server has, and HEAD for each GET", func(ctx SpecContext) {
+	It("has the routes of the server, and HEAD for each GET", func(ctx SpecContext) {
 		var documented []string
 		for path, item := range theContract().Paths.PathItems.FromOldest() {
 			for method := range item.GetOperations().FromOldest() {
@@ -232,15 +234,15 @@ var _ = Describe("The OpenAPI document", func() {
 		Expect(served).To(ConsistOf(documented))
 	})
 
-	It("has the problems that the server has, and docs/errors.md explains them", func() {
+	It("has the same problems as the server and docs/errors.md", func() {
 		documented := slugs("../../pkg/httpapi/openapi.json", `errors\.md#([a-z-]+)"`)
 		known := slugs("../../pkg/httpapi/problem/kinds.go", `Slug: "([a-z-]+)"`)
-		known = slices.DeleteFunc(known, func(slug string) bool { return slug == "client-gone" }) // is sent to nobody
+		known = slices.DeleteFunc(known, func(slug string) bool { return slug == "client-gone" }) // no client receives it
 		Expect(documented).To(Equal(known))
 		Expect(slugs("../../docs/errors.md", `(?m)^## ([a-z-]+)$`)).To(Equal(known))
 	})
 
-	It("gives each problem the status that docs/errors.md gives it", func() {
+	It("has the same statuses of problems as docs/errors.md", func() {
 		text, err := os.ReadFile("../../docs/errors.md")
 		Expect(err).NotTo(HaveOccurred())
 		for name, response := range theContract().Components.Responses.FromOldest() {
@@ -255,7 +257,7 @@ var _ = Describe("The OpenAPI document", func() {
 	})
 
 	Describe("has examples", func() {
-		It("of requests, which are answered as it says", func(ctx SpecContext) {
+		It("of requests, which the server accepts", func(ctx SpecContext) {
 			sent := 0
 			for path, item := range theContract().Paths.PathItems.FromOldest() {
 				if item.Post == nil {
@@ -272,7 +274,7 @@ var _ = Describe("The OpenAPI document", func() {
 			Expect(sent).To(Equal(6))
 		})
 
-		It("of answers, which are as it says", func(ctx SpecContext) {
+		It("of answers, which are valid", func(ctx SpecContext) {
 			checked := make(map[string]bool)
 			for path, item := range theContract().Paths.PathItems.FromOldest() {
 				for method, operation := range item.GetOperations().FromOldest() {
@@ -294,7 +296,7 @@ var _ = Describe("The OpenAPI document", func() {
 								checked[path+method+code] = true
 							}
 						}
-						Expect(checked).To(HaveKey(path+method+code), "no example")
+						Expect(checked).To(HaveKey(path+method+code), "an example is missing")
 					}
 				}
 			}

@@ -9,7 +9,7 @@ import (
 )
 
 var _ = Describe("The page of the OpenAPI document", func() {
-	DescribeTable("comes compressed where that is taken, and plain otherwise", func(ctx SpecContext, accepted, encoding string) {
+	DescribeTable("is compressed if the client accepts gzip, otherwise plain", func(ctx SpecContext, accepted, encoding string) {
 		script := start(ctx).get(ctx, "/docs/swagger-ui-bundle.js", "Accept-Encoding: "+accepted)
 		Expect(script.status).To(Equal(http.StatusOK))
 		Expect(script.header.Get("Content-Encoding")).To(Equal(encoding))
@@ -21,12 +21,12 @@ var _ = Describe("The page of the OpenAPI document", func() {
 			Expect(len(script.body)).To(BeNumerically("<", 600_000))
 		}
 	},
-		Entry("as browsers ask", "br, gzip;q=0.8", "gzip"),
-		Entry("where nothing is asked for", "identity", ""),
-		Entry("where it is refused", "gzip;q=0", ""),
+		Entry("for the header of a browser", "br, gzip;q=0.8", "gzip"),
+		Entry("for identity", "identity", ""),
+		Entry("for gzip with weight 0", "gzip;q=0", ""),
 	)
 
-	DescribeTable("answers HEAD with the length of GET", func(ctx SpecContext, accepted string) {
+	DescribeTable("answers HEAD with the Content-Length of GET", func(ctx SpecContext, accepted string) {
 		api := start(ctx)
 		const path = "/docs/swagger-ui.css"
 		get := api.get(ctx, path, "Accept-Encoding: "+accepted)
@@ -36,11 +36,11 @@ var _ = Describe("The page of the OpenAPI document", func() {
 		Expect(head.header.Get("Content-Length")).To(Equal(strconv.Itoa(len(get.body))))
 		Expect(head.header.Get("Content-Encoding")).To(Equal(get.header.Get("Content-Encoding")))
 	},
-		Entry("when it is compressed", "gzip"),
-		Entry("when it is plain", "identity"),
+		Entry("if it is compressed", "gzip"),
+		Entry("if it is plain", "identity"),
 	)
 
-	It("forbids the browser all other hosts", func(ctx SpecContext) {
+	It("forbids the browser to load from other hosts", func(ctx SpecContext) {
 		page := start(ctx).get(ctx, "/docs")
 		Expect(page.header.Get("Content-Security-Policy")).To(SatisfyAll(
 			HavePrefix("default-src 'none'"), Not(ContainSubstring("http")), Not(ContainSubstring("*")), Not(ContainSubstring("unsafe"))))

@@ -32,7 +32,7 @@ func storedEvents(ctx context.Context) (events []storedEvent) {
 	return events
 }
 
-// deep is JSON of that many arrays, one in the other.
+// deep returns that many nested arrays in JSON.
 func deep(levels int) string { return strings.Repeat("[", levels) + strings.Repeat("]", levels) }
 
 var _ = Describe("The events routes", func() {
@@ -41,7 +41,7 @@ var _ = Describe("The events routes", func() {
 		return a.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), headers...)
 	}
 
-	It("publish an event with its context byte for byte", func(ctx SpecContext) {
+	It("publish an event with its event context byte for byte", func(ctx SpecContext) {
 		const payload = "{ \"b\" : [1.0,  1e400, \"\\u0000\\/é\"],\n\t\"a\":null}"
 		const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		published := publish(ctx, start(ctx), `{"event_type": "order_placed", "metadata_version": 7,
@@ -58,7 +58,7 @@ var _ = Describe("The events routes", func() {
 		Expect(stored[0].Traceparent).To(Equal(traceparent))
 	})
 
-	DescribeTable("take any JSON for a context:", func(ctx SpecContext, payload string) {
+	DescribeTable("accept any JSON as an event context:", func(ctx SpecContext, payload string) {
 		before := time.Now().Truncate(time.Microsecond)
 		published := publish(ctx, start(ctx), `{"event_type":"a","event_context":`+payload+`}`)
 		Expect(published.status).To(Equal(http.StatusAccepted), published.body)
@@ -70,40 +70,40 @@ var _ = Describe("The events routes", func() {
 		Expect(stored[0].EventDateTime).To(BeTemporally("<=", time.Now()))
 	},
 		Entry("an object", `{}`), Entry("a string", `"\u0000"`), Entry("a number", `-0`), Entry("null", `null`), Entry("true", `true`),
-		Entry("as deep as it may be", deep(input.MaxDepth-1)),
+		Entry("nested to the maximum depth", deep(input.MaxDepth-1)),
 	)
 
-	It("tell everything that is wrong at once", func(ctx SpecContext) {
+	It("list all errors at once", func(ctx SpecContext) {
 		problem := expectProblem(publish(ctx, start(ctx), `{"event_type":"A","metadata_version":-1,"event_date_time":"2500-01-01T00:00:00Z"}`),
 			http.StatusUnprocessableEntity, "validation-failed")
 		Expect(problem["errors"]).To(HaveLen(4))
 	})
 
-	It("refuse a context that is larger than the outbox takes", func(ctx SpecContext) {
+	It("refuse an event context that is larger than the limit", func(ctx SpecContext) {
 		api := start(ctx, func(o *httpapi.Options) {
 			o.Publisher = outbox.NewPublisher(outbox.PublisherOptions{MaxEventBytes: 10})
 		})
 		problem := expectProblem(publish(ctx, api, `{"event_type":"a","event_context":"123456789"}`), http.StatusUnprocessableEntity, "validation-failed")
-		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", "/event_context", "has 11 bytes, more than the limit of 10")))
+		Expect(problem["errors"]).To(ConsistOf(invalidValue("pointer", "/event_context", "has 11 bytes, more than the limit of 10")))
 	})
 
-	DescribeTable("refuse what is nested too deeply, wherever it is", func(ctx SpecContext, body string) {
+	DescribeTable("refuse JSON that is nested too deeply", func(ctx SpecContext, body string) {
 		problem := expectProblem(publish(ctx, start(ctx), body), http.StatusBadRequest, "invalid-json")
 		Expect(fmt.Sprint(problem["errors"])).To(ContainSubstring(fmt.Sprintf("deeper than %d", input.MaxDepth)))
 	},
-		Entry("in the context", `{"event_type":"a","event_context":`+deep(input.MaxDepth)+`}`),
-		Entry("in what is not known", `{"event_type":"a","event_context":1,"x":`+deep(input.MaxDepth)+`}`),
-		Entry("by far", `{"event_type":"a","event_context":`+deep(200_000)+`}`),
-		Entry("without an end", strings.Repeat("[", 200_000)),
+		Entry("in the event context", `{"event_type":"a","event_context":`+deep(input.MaxDepth)+`}`),
+		Entry("in an unknown field", `{"event_type":"a","event_context":1,"x":`+deep(input.MaxDepth)+`}`),
+		Entry("far above the limit", `{"event_type":"a","event_context":`+deep(200_000)+`}`),
+		Entry("in a truncated body", strings.Repeat("[", 200_000)),
 	)
 
-	Describe("of many events", func() {
+	Describe("for many events", func() {
 		batch := func(ctx context.Context, a *api, query, body string) answer {
 			GinkgoHelper()
 			return a.do(ctx, http.MethodPost, "/v1/events/batch"+query, strings.NewReader(body))
 		}
 
-		It("publish them in their order", func(ctx SpecContext) {
+		It("publish the events in their order", func(ctx SpecContext) {
 			var items []string
 			for i := range 1000 {
 				items = append(items, fmt.Sprintf(`{"event_type":"a","event_context":%d}`, i))
@@ -122,7 +122,7 @@ var _ = Describe("The events routes", func() {
 
 		const mixed = `{"data":[{"event_type":"a","event_context":1},{"event_type":"B"},7,{"event_type":"c","event_context":3}]}`
 
-		It("publish those that are right, and tell what is wrong with the others", func(ctx SpecContext) {
+		It("publish the valid events, and return a problem for each of the others", func(ctx SpecContext) {
 			published := batch(ctx, start(ctx), "?atomic=false", mixed)
 			Expect(published.status).To(Equal(http.StatusOK), published.body)
 			Expect(storedEvents(ctx)).To(HaveExactElements(HaveField("EventContext", "1"), HaveField("EventContext", "3")))
@@ -133,24 +133,24 @@ var _ = Describe("The events routes", func() {
 				HaveKeyWithValue("type", HaveSuffix("#validation-failed")), HaveKeyWithValue("title", "Validation failed"),
 				HaveKeyWithValue("status", 422.), HaveKeyWithValue("detail", Not(BeEmpty())),
 				HaveKeyWithValue("errors", ConsistOf(
-					wrongValue("pointer", "/data/1/event_context", "is required"), wrongValue("pointer", "/data/1/event_type", "is not snake_case"))),
+					invalidValue("pointer", "/data/1/event_context", "is required"), invalidValue("pointer", "/data/1/event_type", "is not snake_case"))),
 			))))
-			Expect(data[2]).To(HaveKeyWithValue("problem", HaveKeyWithValue("errors", ConsistOf(wrongValue("pointer", "/data/2", "must be an object")))))
+			Expect(data[2]).To(HaveKeyWithValue("problem", HaveKeyWithValue("errors", ConsistOf(invalidValue("pointer", "/data/2", "must be an object")))))
 		})
 
-		It("publish all or nothing where that is asked for", func(ctx SpecContext) {
+		It("publish all or nothing with atomic=true", func(ctx SpecContext) {
 			problem := expectProblem(batch(ctx, start(ctx), "?atomic=true", mixed), http.StatusUnprocessableEntity, "validation-failed")
 			Expect(problem["errors"]).To(ConsistOf(
-				wrongValue("pointer", "/data/1/event_context", "is required"), wrongValue("pointer", "/data/1/event_type", "is not snake_case"),
-				wrongValue("pointer", "/data/2", "must be an object")))
+				invalidValue("pointer", "/data/1/event_context", "is required"), invalidValue("pointer", "/data/1/event_type", "is not snake_case"),
+				invalidValue("pointer", "/data/2", "must be an object")))
 			Expect(storedEvents(ctx)).To(BeEmpty())
 		})
 
-		DescribeTable("refuse as a whole", func(ctx SpecContext, query, body, place, name, detail string) {
+		DescribeTable("refuse the whole request for", func(ctx SpecContext, query, body, place, name, detail string) {
 			problem := expectProblem(batch(ctx, start(ctx), query, body), http.StatusUnprocessableEntity, "validation-failed")
-			Expect(problem["errors"]).To(ConsistOf(wrongValue(place, name, detail)))
+			Expect(problem["errors"]).To(ConsistOf(invalidValue(place, name, detail)))
 		},
-			Entry("a parameter that is misspelt", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is an unknown parameter"),
+			Entry("a misspelt parameter", "?atomc=true", `{"data":[1]}`, "parameter", "atomc", "is an unknown parameter"),
 			Entry("a parameter that is neither true nor false", "?atomic=1", `{"data":[1]}`, "parameter", "atomic", "must be true or false"),
 		)
 	})
@@ -162,7 +162,7 @@ var _ = Describe("Creating many users", func() {
 		return a.do(ctx, http.MethodPost, "/v1/users/batch"+query, strings.NewReader(body))
 	}
 
-	It("creates each with its event, and answers for each in its place", func(ctx SpecContext) {
+	It("creates each user with its event, and returns the results in the same order", func(ctx SpecContext) {
 		api := start(ctx)
 		Expect(api.create(ctx, `{"email":"taken@example.com"}`).status).To(Equal(http.StatusCreated))
 		created := create(ctx, api, "", `{"data":[
@@ -179,7 +179,7 @@ var _ = Describe("Creating many users", func() {
 		for _, place := range []int{1, 4} {
 			Expect(data[place]).To(SatisfyAll(HaveLen(2), HaveKeyWithValue("status", 409.), HaveKeyWithValue("problem", SatisfyAll(
 				HaveKeyWithValue("type", HaveSuffix("#email-taken")), HaveKeyWithValue("detail", "User with this email already exists"),
-				HaveKeyWithValue("errors", ConsistOf(wrongValue("pointer", fmt.Sprintf("/data/%d/email", place), "is taken"))),
+				HaveKeyWithValue("errors", ConsistOf(invalidValue("pointer", fmt.Sprintf("/data/%d/email", place), "is taken"))),
 			))))
 		}
 		Expect(data[2]).To(SatisfyAll(HaveKeyWithValue("status", 422.), HaveKeyWithValue("problem", HaveKeyWithValue("type", HaveSuffix("#validation-failed")))))
@@ -191,13 +191,13 @@ var _ = Describe("Creating many users", func() {
 		Expect(count(ctx, "users") + count(ctx, "outbox_events")).To(Equal(6))
 	})
 
-	It("creates all or nobody where that is asked for", func(ctx SpecContext) {
+	It("creates all users or none with atomic=true", func(ctx SpecContext) {
 		api := start(ctx)
 		Expect(api.create(ctx, `{"email":"taken@example.com"}`).status).To(Equal(http.StatusCreated))
 		problem := expectProblem(create(ctx, api, "?atomic=true", `{"data":[{"email":"a@example.com"},{"email":"taken@example.com"},{"email":"A@example.com"}]}`),
 			http.StatusConflict, "email-taken")
 		Expect(problem["errors"]).To(ConsistOf(
-			wrongValue("pointer", "/data/1/email", "is taken"), wrongValue("pointer", "/data/2/email", "is taken")))
+			invalidValue("pointer", "/data/1/email", "is taken"), invalidValue("pointer", "/data/2/email", "is taken")))
 		expectProblem(create(ctx, api, "?atomic=true", `{"data":[{"email":"a@example.com"},{"email":"b"}]}`),
 			http.StatusUnprocessableEntity, "validation-failed")
 		Expect(count(ctx, "users")).To(Equal(1))
@@ -206,7 +206,7 @@ var _ = Describe("Creating many users", func() {
 		Expect(count(ctx, "users")).To(Equal(3))
 	})
 
-	It("waits for no other that waits for it, where both create the same users", func(ctx SpecContext) {
+	It("does not deadlock if two requests create the same users in another order", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
@@ -229,7 +229,7 @@ var _ = Describe("Creating many users", func() {
 		Expect(count(ctx, "users")).To(Equal(3))
 	})
 
-	It("does not stop where several create the same users at once, in any order", func(ctx SpecContext) {
+	It("finishes if many requests create the same users at once in any order", func(ctx SpecContext) {
 		api := start(ctx)
 		const requests = 40
 		answers := make(chan answer, requests)

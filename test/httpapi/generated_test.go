@@ -24,14 +24,15 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// maker makes requests from the document's schemas: right ones, and wrong ones
-// out of them. It does not know which is which; the document does.
+// maker makes valid and invalid requests from the document's schemas. The
+// validator decides which of them are valid.
 type maker struct{ *rand.Rand }
 
-// one picks one of the values.
+// one returns a random one of the values.
 func one[T any](m maker, values ...T) T { return values[m.IntN(len(values))] }
 
-// Values that are of the wrong type nearly everywhere, too large, or odd text.
+// odd has values of types that are wrong nearly everywhere, large values, and
+// unusual text.
 var odd = []any{
 	nil, true, -1, 1.5, json.Number("1e30"), "", " ", "\x00", "é\u202e💥", strings.Repeat("a", 1000),
 	[]any{},
@@ -40,7 +41,7 @@ var odd = []any{
 	"2500-13-01T00:00:00Z", "ada@", "Ada <ada@example.com>",
 }
 
-// value is right by the schema.
+// value returns a value that is valid by the schema.
 func (m maker) value(schema *base.Schema) any {
 	switch {
 	case len(schema.Type) == 0:
@@ -60,7 +61,7 @@ func (m maker) value(schema *base.Schema) any {
 		}
 		return array
 	case schema.Type[0] == "integer":
-		// The validator reckons in float64.
+		// The validator calculates in float64.
 		least, most := int64(*schema.Minimum), int64(min(*schema.Maximum, 1<<53))
 		return one(m, least, least+1, most-1, most, least+m.Int64N(most-least))
 	case schema.Type[0] == "boolean":
@@ -74,7 +75,7 @@ func (m maker) value(schema *base.Schema) any {
 	return m.text(schema)
 }
 
-// text follows the schema's pattern and bounds.
+// text returns a text that is valid by the schema's pattern and bounds.
 func (m maker) text(schema *base.Schema) string {
 	pattern, err := syntax.Parse(schema.Pattern, syntax.Perl)
 	Expect(err).NotTo(HaveOccurred())
@@ -88,8 +89,8 @@ func (m maker) text(schema *base.Schema) string {
 	for {
 		var b strings.Builder
 		m.match(&b, pattern.Simplify(), int(min(most, 100)))
-		// Descriptions alone say that names are counted in normal form C, and that an
-		// address has at most 64 bytes before the @.
+		// Two rules are only in the descriptions: names are counted in normalization
+		// form C, and an address has at most 64 bytes before the @.
 		text := norm.NFC.String(b.String())
 		n := int64(utf8.RuneCountInString(text))
 		if least <= n && n <= most && strings.IndexByte(text, '@') <= 64 {
@@ -98,7 +99,8 @@ func (m maker) text(schema *base.Schema) string {
 	}
 }
 
-// match writes what the pattern matches, of at most that many repetitions.
+// match writes a text that the pattern matches, with at most that many
+// repetitions.
 func (m maker) match(b *strings.Builder, pattern *syntax.Regexp, most int) {
 	repeat := func(least int) {
 		for range max(least, one(m, 0, 1, 5, m.IntN(most+1), most)) {
@@ -129,15 +131,15 @@ func (m maker) match(b *strings.Builder, pattern *syntax.Regexp, most int) {
 		if m.IntN(2) == 0 {
 			m.match(b, pattern.Sub[0], most)
 		}
-	default: // the ends of the text, and nothing
+	default: // anchors and the empty match write nothing
 	}
 }
 
-// spoil changes something somewhere in the value.
+// spoil changes a random part of the value.
 func (m maker) spoil(value any) any {
 	switch value := value.(type) {
 	case map[string]any:
-		names := append(slices.Sorted(maps.Keys(value)), "not_known")
+		names := append(slices.Sorted(maps.Keys(value)), "unknown")
 		switch name := names[m.IntN(len(names))]; m.IntN(5) {
 		case 0:
 			return one(m, odd...)
@@ -160,10 +162,10 @@ func (m maker) spoil(value any) any {
 	return one(m, odd...)
 }
 
-// made is a request that was made.
+// made is a generated request.
 type made struct {
 	method, target string
-	body           []byte // nil is none
+	body           []byte // nil if there is no body
 	headers        []string
 }
 
@@ -175,7 +177,7 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 			if schema := parameter.Schema.Schema(); schema.Type[0] != "string" || schema.Pattern != "" {
 				return fmt.Sprint(m.value(schema))
 			}
-			return parameter.Example.Value // what else is right only the server knows
+			return parameter.Example.Value // only the server knows other valid values
 		}
 		switch {
 		case parameter.In == "path":
@@ -210,8 +212,8 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 	return request
 }
 
-// isRight reports whether the document takes the request.
-func (r made) isRight(ctx context.Context) bool {
+// isValid reports whether the request is valid by the document.
+func (r made) isValid(ctx context.Context) bool {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, r.method, r.target, bytes.NewReader(r.body))
 	Expect(err).NotTo(HaveOccurred())
@@ -223,13 +225,13 @@ func (r made) isRight(ctx context.Context) bool {
 		request.Header.Set(name, value)
 	}
 	theContract().dropEmptyParameters(request)
-	right, _ := theContract().validator.ValidateHttpRequestSync(request)
-	return right
+	valid, _ := theContract().validator.ValidateHttpRequestSync(request)
+	return valid
 }
 
 var _ = Describe("Requests made from the OpenAPI document", func() {
-	// try has the answer itself checked against the document.
-	DescribeTable("are taken where it takes them, and refused where it does not", func(ctx SpecContext, seed uint64) {
+	// api.do checks the answer against the document.
+	DescribeTable("are accepted if they are valid by it, and refused otherwise", func(ctx SpecContext, seed uint64) {
 		api, m := start(ctx), maker{rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a seed repeats it
 		times := map[bool]int{}
 		for path, item := range theContract().Paths.PathItems.FromOldest() {
@@ -241,14 +243,14 @@ var _ = Describe("Requests made from the OpenAPI document", func() {
 						body = bytes.NewReader(request.body)
 					}
 					answered := api.do(ctx, request.method, request.target, body, request.headers...)
-					if strings.Contains(answered.body, "#idempotency-key-reused") { // was made twice
+					if strings.Contains(answered.body, "#idempotency-key-reused") { // the maker made the key twice
 						continue
 					}
-					right := request.isRight(ctx)
-					times[right]++
+					valid := request.isValid(ctx)
+					times[valid]++
 					refused := strings.Contains(answered.body, "#validation-failed") || answered.status == http.StatusBadRequest
 					Expect(answered.status).To(BeNumerically("<", 500), answered.body)
-					Expect(refused).To(Equal(!right), "%s %s %q %.2000q: %d %.1000s",
+					Expect(refused).To(Equal(!valid), "%s %s %q %.2000q: %d %.1000s",
 						request.method, request.target, request.headers, request.body, answered.status, answered.body)
 				}
 			}

@@ -12,19 +12,19 @@ import (
 )
 
 var _ = Describe("The body of a new user", func() {
-	It("is told everything that is wrong at once", func(ctx SpecContext) {
+	It("has all its errors listed at once", func(ctx SpecContext) {
 		problem := expectProblem(start(ctx).create(ctx, `{"z":1,"email":7,"first_name":"\u0007","last_name":[],"":0}`),
 			http.StatusUnprocessableEntity, "validation-failed")
 		Expect(problem["errors"]).To(Equal([]any{
-			wrongValue("pointer", "/email", "must be a string"),
-			wrongValue("pointer", "/last_name", "must be a string"),
-			wrongValue("pointer", "/first_name", "must not contain control characters"),
-			wrongValue("pointer", "/", "is an unknown field"),
-			wrongValue("pointer", "/z", "is an unknown field"),
+			invalidValue("pointer", "/email", "must be a string"),
+			invalidValue("pointer", "/last_name", "must be a string"),
+			invalidValue("pointer", "/first_name", "must not contain control characters"),
+			invalidValue("pointer", "/", "is an unknown field"),
+			invalidValue("pointer", "/z", "is an unknown field"),
 		}))
 	})
 
-	It("has no more than 20 errors listed", func(ctx SpecContext) {
+	It("has at most 20 errors listed", func(ctx SpecContext) {
 		var body strings.Builder
 		for i := range 1000 {
 			fmt.Fprintf(&body, `"f%d":0,`, i)
@@ -34,40 +34,40 @@ var _ = Describe("The body of a new user", func() {
 		Expect(problem["errors"]).To(HaveLen(20))
 	})
 
-	DescribeTable("is taken for its media type:",
+	DescribeTable("is accepted with the header of",
 		func(ctx SpecContext, header string) {
 			Expect(start(ctx).create(ctx, `{"email":"ada@example.com"}`, header).status).To(Equal(http.StatusCreated))
 		},
 		Entry("JSON", "Content-Type: application/json"),
-		Entry("in capitals, with a charset", `Content-Type: Application/JSON; charset="UTF-8"`),
-		Entry("uncompressed", "Content-Encoding: identity"),
+		Entry("JSON in capitals with a charset", `Content-Type: Application/JSON; charset="UTF-8"`),
+		Entry("an uncompressed body", "Content-Encoding: identity"),
 	)
 
-	Describe("of a bounded size", func() {
+	Describe("with a size limit", func() {
 		const limit = 100
 		bounded := func(o *httpapi.Options) { o.MaxBodyBytes = limit }
 		bodyOf := func(size int) string {
 			return fmt.Sprintf(`{"email":"ada@example.com"%s}`, strings.Repeat(" ", size-27))
 		}
-		// An io.Reader alone has no length: it goes in chunks.
+		// The length of an io.Reader is unknown: it is sent in chunks.
 		chunked := func(size int) io.Reader { return struct{ io.Reader }{strings.NewReader(bodyOf(size))} }
 
-		It("is taken up to the limit", func(ctx SpecContext) {
+		It("is accepted up to the limit", func(ctx SpecContext) {
 			Expect(bodyOf(limit)).To(HaveLen(limit))
 			Expect(start(ctx, bounded).create(ctx, bodyOf(limit)).status).To(Equal(http.StatusCreated))
 		})
 
-		It("is taken up to the limit in chunks", func(ctx SpecContext) {
+		It("is accepted up to the limit in chunks", func(ctx SpecContext) {
 			Expect(start(ctx, bounded).do(ctx, http.MethodPost, "/v1/users", chunked(limit)).status).To(Equal(http.StatusCreated))
 		})
 
-		It("is refused above it", func(ctx SpecContext) {
+		It("is refused above the limit", func(ctx SpecContext) {
 			problem := expectProblem(start(ctx, bounded).create(ctx, bodyOf(limit+1)), http.StatusRequestEntityTooLarge, "body-too-large")
 			Expect(problem["detail"]).To(ContainSubstring("100 bytes"))
 			Expect(count(ctx, "users")).To(BeZero())
 		})
 
-		It("is refused above it in chunks", func(ctx SpecContext) {
+		It("is refused above the limit in chunks", func(ctx SpecContext) {
 			refused := start(ctx, bounded).do(ctx, http.MethodPost, "/v1/users", chunked(limit+1))
 			expectProblem(refused, http.StatusRequestEntityTooLarge, "body-too-large")
 			Expect(count(ctx, "users")).To(BeZero())

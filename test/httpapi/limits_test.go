@@ -14,7 +14,7 @@ import (
 )
 
 var _ = Describe("A rate limit", func() {
-	// One request, and the next in a thousand seconds.
+	// slow allows one request in 1,000 seconds.
 	const slow = 0.001
 
 	expectLimited := func(a answer, policy string) {
@@ -34,7 +34,7 @@ var _ = Describe("A rate limit", func() {
 		}
 	})
 
-	It("bounds the requests of each key by itself", func(ctx SpecContext) {
+	It("limits each key separately", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a", "secret-b"), func(o *httpapi.Options) { o.RatePerKey = slow })
 		first := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
 		Expect(first.status).To(Equal(http.StatusOK))
@@ -44,24 +44,24 @@ var _ = Describe("A rate limit", func() {
 		Expect(api.get(ctx, "/v1/users", "Authorization: Bearer secret-b").status).To(Equal(http.StatusOK))
 	})
 
-	It("has room for ten seconds' worth", func(ctx SpecContext) {
+	It("has a burst of the requests of ten seconds", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerKey = 1000 })
 		answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
 		Expect(answer.header.Get("Ratelimit-Policy")).To(Equal(`"key";q=10000;w=10`))
 		Expect(answer.header.Get("Ratelimit")).To(Equal(`"key";r=9999;t=1`))
 	})
 
-	It("bounds the requests of an address, also of those without a key", func(ctx SpecContext) {
+	It("limits the requests of an address, including requests without a key", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerAddress = slow })
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusUnauthorized))
 		expectLimited(api.get(ctx, "/v1/users", "Authorization: Bearer secret-a"), "address")
-		// Nobody is believed who says that it is somebody else.
+		// The client cannot claim another address.
 		expectLimited(api.get(ctx, "/v1/users", "X-Forwarded-For: 192.0.2.1"), "address")
 		expectLimited(api.get(ctx, "/v1/users", "X-Real-IP: 192.0.2.1"), "address")
 		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
 	})
 
-	It("believes what a trusted proxy says of an address, and nobody before it", func(ctx SpecContext) {
+	It("trusts the address from a trusted proxy, and no address before it", func(ctx SpecContext) {
 		api := start(ctx, func(o *httpapi.Options) {
 			o.RatePerAddress = slow
 			o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")}
@@ -71,8 +71,8 @@ var _ = Describe("A rate limit", func() {
 		expectLimited(from("198.51.100.1"), "address")
 		expectLimited(from("203.0.113.9, 198.51.100.1"), "address")
 		expectLimited(from("198.51.100.1, 192.0.2.7"), "address")
-		Expect(from("198.51.100.1, 10.0.0.1").status).To(Equal(http.StatusOK), "a private network is no proxy of ours")
-		Expect(from("198.51.100.1, ::1").status).To(Equal(http.StatusOK), "nor is a loopback address that is not listed")
+		Expect(from("198.51.100.1, 10.0.0.1").status).To(Equal(http.StatusOK), "a private network is not a trusted proxy")
+		Expect(from("198.51.100.1, ::1").status).To(Equal(http.StatusOK), "a loopback address is not a trusted proxy")
 		Expect(from("198.51.100.2").status).To(Equal(http.StatusOK))
 		Expect(from("2001:db8:1:2::1").status).To(Equal(http.StatusOK))
 		expectLimited(from("2001:db8:1:2:ffff::2"), "address")
@@ -80,15 +80,15 @@ var _ = Describe("A rate limit", func() {
 	})
 })
 
-var _ = Describe("An API that has more to do than it can", func() {
-	It("turns away at once what comes beyond its bound, and works on what it has", func(ctx SpecContext) {
+var _ = Describe("An overloaded API", func() {
+	It("sheds requests above MaxConcurrent at once, and finishes the others", func(ctx SpecContext) {
 		release := lockUsers(ctx)
 		api := start(ctx, func(o *httpapi.Options) { o.MaxConcurrent = 2 })
 		working := make(chan answer, 2)
 		for _, name := range []string{"a", "b"} {
 			go func() {
 				defer GinkgoRecover()
-				// With keys, so that they do not share a transaction.
+				// The keys keep the requests out of group commit.
 				working <- api.create(ctx, `{"email":"`+name+`@example.com"}`, "Idempotency-Key: "+name)
 			}()
 		}
@@ -100,7 +100,7 @@ var _ = Describe("An API that has more to do than it can", func() {
 			expectProblem(refused, http.StatusServiceUnavailable, "overloaded")
 			Expect(refused.header.Get("Retry-After")).To(Equal("1"))
 		}
-		// What needs no database is answered.
+		// A request that does not need the database is answered.
 		Expect(api.create(ctx, `{"email":"c"}`).status).To(Equal(http.StatusUnprocessableEntity))
 		release()
 		for range 2 {
@@ -111,15 +111,15 @@ var _ = Describe("An API that has more to do than it can", func() {
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
 	})
 
-	It("does not have its callers wait for a PostgreSQL that keeps silent, once it has noticed", func(ctx SpecContext) {
+	It("refuses requests at once after it has noticed that PostgreSQL does not answer", func(ctx SpecContext) {
 		proxy, dsn := faults.StartProxyTo(suite.LastingPostgresDSN(ctx))
-		silentDB := testengines.OpenPostgres(dsn, nil)
-		api := start(ctx, onDatabase(silentDB), func(o *httpapi.Options) { o.RequestTimeout = 1500 * time.Millisecond })
+		unresponsiveDB := testengines.OpenPostgres(dsn, nil)
+		api := start(ctx, onDatabase(unresponsiveDB), func(o *httpapi.Options) { o.RequestTimeout = 1500 * time.Millisecond })
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
 		proxy.Vanish()
 		expectProblem(api.get(ctx, "/v1/users"), http.StatusGatewayTimeout, "timeout")
-		// The first has waited for its time. Nobody else does: by waiting they would
-		// all get a timeout.
+		// The first request waited for its timeout. The others are refused at once: they
+		// would get a timeout if they waited.
 		for range 20 {
 			expectProblem(api.get(ctx, "/v1/users"), http.StatusServiceUnavailable, "unavailable")
 			expectProblem(api.create(ctx, `{"email":"ada@example.com"}`), http.StatusServiceUnavailable, "unavailable")

@@ -23,8 +23,8 @@ const (
 	traceparent = "00-" + traceID + "-" + parentID + "-01"
 )
 
-// measured returns the series of the request histogram, as
-// route method status: observations.
+// measured returns the number of observations of each series of the request
+// histogram. A key has the form route method status.
 func measured(registry *prometheus.Registry) map[string]uint64 {
 	GinkgoHelper()
 	families, err := registry.Gather()
@@ -47,7 +47,7 @@ func measured(registry *prometheus.Registry) map[string]uint64 {
 
 func observations(metric *dto.Metric) uint64 { return metric.GetHistogram().GetSampleCount() }
 
-// eventTraceparents returns what the events of the outbox carry.
+// eventTraceparents returns the traceparents of the events in the outbox.
 func eventTraceparents(ctx context.Context) []string {
 	GinkgoHelper()
 	var values []string
@@ -57,7 +57,7 @@ func eventTraceparents(ctx context.Context) []string {
 
 var _ = Describe("A request", func() {
 	Describe("has an id", func() {
-		DescribeTable("of the client's, where it is sane",
+		DescribeTable("from the client if it is valid",
 			func(ctx SpecContext, id string, taken bool) {
 				api := start(ctx)
 				got := api.get(ctx, "/v1/users", "X-Request-ID: "+id).header.Get("X-Request-ID")
@@ -72,20 +72,20 @@ var _ = Describe("A request", func() {
 			Entry("an X-Amzn-Trace-Id", "Root=1-67891233-abcdef012345678912345678", true),
 			Entry("128 characters", strings.Repeat("a", 128), true),
 			Entry("129 characters", strings.Repeat("a", 129), false),
-			Entry("an empty one", "", false),
-			Entry("one with quotes", `a"b`, false),
-			Entry("one with a space", "a b", false),
-			Entry("one that is not ASCII", "ä", false),
+			Entry("an empty id", "", false),
+			Entry("an id with quotes", `a"b`, false),
+			Entry("an id with a space", "a b", false),
+			Entry("an id that is not ASCII", "ä", false),
 		)
 
-		It("of its own otherwise", func(ctx SpecContext) {
+		It("from the server otherwise", func(ctx SpecContext) {
 			api := start(ctx)
 			first, second := api.get(ctx, "/nowhere"), api.get(ctx, "/nowhere")
 			Expect(first.header.Get("X-Request-ID")).NotTo(Equal(second.header.Get("X-Request-ID")))
 		})
 	})
 
-	DescribeTable("has the event carry its trace context on",
+	DescribeTable("passes its trace context to the event",
 		func(ctx SpecContext, given, want string) {
 			api := start(ctx)
 			created := api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+given)
@@ -96,19 +96,19 @@ var _ = Describe("A request", func() {
 				Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"trace_id":"` + traceID + `"`))
 			}
 		},
-		Entry("as it is", traceparent, traceparent),
-		Entry("not sampled", "00-"+traceID+"-"+parentID+"-00", "00-"+traceID+"-"+parentID+"-00"),
-		Entry("of a later version, as far as it is known", "cc-"+traceID+"-"+parentID+"-01-what-else", traceparent),
-		Entry("not where the version is invalid", "ff-"+traceID+"-"+parentID+"-01", ""),
-		Entry("not where version 00 goes on", traceparent+"-more", ""),
-		Entry("not where the trace is all zeros", "00-"+strings.Repeat("0", 32)+"-"+parentID+"-01", ""),
-		Entry("not where the parent is all zeros", "00-"+traceID+"-"+strings.Repeat("0", 16)+"-01", ""),
-		Entry("not in capitals", strings.ToUpper(traceparent), ""),
-		Entry("not cut short", traceparent[:50], ""),
-		Entry("not where there is none", "", ""),
+		Entry("unchanged", traceparent, traceparent),
+		Entry("unchanged if it is not sampled", "00-"+traceID+"-"+parentID+"-00", "00-"+traceID+"-"+parentID+"-00"),
+		Entry("in the format of version 00 if the version is later", "cc-"+traceID+"-"+parentID+"-01-what-else", traceparent),
+		Entry("unless the version is invalid", "ff-"+traceID+"-"+parentID+"-01", ""),
+		Entry("unless version 00 has more fields", traceparent+"-more", ""),
+		Entry("unless the trace id is all zeros", "00-"+strings.Repeat("0", 32)+"-"+parentID+"-01", ""),
+		Entry("unless the parent id is all zeros", "00-"+traceID+"-"+strings.Repeat("0", 16)+"-01", ""),
+		Entry("unless it is in upper case", strings.ToUpper(traceparent), ""),
+		Entry("unless it is truncated", traceparent[:50], ""),
+		Entry("unless it is empty", "", ""),
 	)
 
-	It("is measured by its route, and what clients make up shares a label", func(ctx SpecContext) {
+	It("is measured by its route, with one label for unknown routes and methods", func(ctx SpecContext) {
 		api := start(ctx)
 		api.create(ctx, `{"email":"ada@example.com"}`)
 		api.create(ctx, `{"email":"ada@example.com"}`)
@@ -127,7 +127,7 @@ var _ = Describe("A request", func() {
 		}))
 	})
 
-	It("has one line in the log, without personal data", func(ctx SpecContext) {
+	It("has one log line without personal data", func(ctx SpecContext) {
 		api := start(ctx)
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
@@ -140,7 +140,7 @@ var _ = Describe("A request", func() {
 		Expect(string(api.log.Contents())).NotTo(Or(ContainSubstring("example.com"), ContainSubstring("Augusta")))
 	})
 
-	Describe("with Sentry on", func() {
+	Describe("with Sentry enabled", func() {
 		var (
 			reported *sentrytest.Listener
 			flush    func()
@@ -148,8 +148,7 @@ var _ = Describe("A request", func() {
 
 		BeforeEach(func() {
 			reported = sentrytest.Start()
-			// Sentry is the whole process's, so the next spec gets back what was
-			// there before.
+			// Sentry's state is global to the process: restore it after the spec.
 			hub := sentry.CurrentHub()
 			hub.PushScope()
 			var err error
@@ -177,10 +176,10 @@ var _ = Describe("A request", func() {
 			Expect(eventTraceparents(ctx)).To(Equal([]string{fmt.Sprintf("00-%s-%s-01", traceID, trace.SpanID)}))
 			Expect(transaction.Tags).To(HaveKey("request_id"))
 			Expect(string(transaction.Raw)).NotTo(Or(ContainSubstring(`"request":`), ContainSubstring("example.com")),
-				"a request's URL, headers and body hold personal data")
+				"a request's URL, headers and body contain personal data")
 		})
 
-		It("begins a trace where the client has none", func(ctx SpecContext) {
+		It("begins a trace if the client sends none", func(ctx SpecContext) {
 			created := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
 			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
 			trace := reported.Transactions()[0].Contexts.Trace
@@ -189,7 +188,7 @@ var _ = Describe("A request", func() {
 			Expect(created.header.Get("Traceparent")).To(Equal(traceparent))
 		})
 
-		It("is a transaction where there is nothing as well", func(ctx SpecContext) {
+		It("is a transaction even if the resource does not exist", func(ctx SpecContext) {
 			start(ctx).get(ctx, "/v1/users/1")
 			Eventually(ctx, reported.Transactions).Should(HaveLen(1))
 			Expect(reported.Transactions()[0].Contexts.Trace.Status).To(Equal("not_found"))
@@ -197,7 +196,7 @@ var _ = Describe("A request", func() {
 			Expect(reported.Errors()).To(BeEmpty())
 		})
 
-		It("has a fault of the server logged once, as an error of its own scope", func(ctx SpecContext) {
+		It("reports a server error once, with the scope of the request", func(ctx SpecContext) {
 			api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
 			failed := api.get(ctx, "/v1/users")
 			expectProblem(failed, http.StatusInternalServerError, "internal-error")

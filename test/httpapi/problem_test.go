@@ -17,19 +17,19 @@ import (
 )
 
 var _ = Describe("Problems", func() {
-	DescribeTable("tell of a path that is not there",
+	DescribeTable("report an unknown path",
 		func(ctx SpecContext, path string) {
 			expectProblem(start(ctx).get(ctx, path), http.StatusNotFound, "not-found")
 		},
 		Entry("at the root", "/"),
-		Entry("below it", "/v1/"),
-		Entry("with a slash too many", "/v1/users/"),
+		Entry("below /v1", "/v1/"),
+		Entry("with a trailing slash", "/v1/users/"),
 		Entry("below a user", "/v1/users/0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11/events"),
 		Entry("in another case", "/v1/Users"),
-		Entry("with a slash that is encoded", "/v1%2Fusers"),
+		Entry("with an encoded slash", "/v1%2Fusers"),
 	)
 
-	DescribeTable("tell of a method that a path does not have, and which it has",
+	DescribeTable("report an unsupported method, and list the supported ones",
 		func(ctx SpecContext, method, path string, allow ...any) {
 			refused := start(ctx).do(ctx, method, path, nil)
 			expectProblem(refused, http.StatusMethodNotAllowed, "method-not-allowed")
@@ -37,17 +37,17 @@ var _ = Describe("Problems", func() {
 		},
 		Entry("DELETE", http.MethodDelete, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 		Entry("POST to a user", http.MethodPost, "/v1/users/1", "OPTIONS", "GET", "HEAD"),
-		Entry("one that HTTP does not know", "FROB", "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
+		Entry("a method that HTTP does not define", "FROB", "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 		Entry("TRACE", http.MethodTrace, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 	)
 
-	It("do not come for OPTIONS, which tells the methods", func(ctx SpecContext) {
+	It("are not the answer to OPTIONS, which lists the methods", func(ctx SpecContext) {
 		options := start(ctx).do(ctx, http.MethodOptions, "/v1/users", nil)
 		Expect(options.status).To(Equal(http.StatusNoContent))
 		Expect(strings.Split(options.header.Get("Allow"), ", ")).To(ConsistOf("OPTIONS", "GET", "HEAD", "POST"))
 	})
 
-	It("hide what a panic says, and the server goes on", func(ctx SpecContext) {
+	It("hide the text of a panic, and the server continues", func(ctx SpecContext) {
 		api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
 		for range 2 {
 			problem := expectProblem(api.create(ctx, `{"email":"ada@example.com"}`),
@@ -59,7 +59,7 @@ var _ = Describe("Problems", func() {
 		}
 	})
 
-	It("hide what the database says", func(ctx SpecContext) {
+	It("hide the errors of the database", func(ctx SpecContext) {
 		_, err := db.ExecContext(ctx, "ALTER TABLE users RENAME TO hidden")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func(ctx SpecContext) {
@@ -73,8 +73,8 @@ var _ = Describe("Problems", func() {
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"err":"list users: .*relation`))
 	})
 
-	Describe("of a request that takes too long", func() {
-		It("say so, and PostgreSQL gives it up too", func(ctx SpecContext) {
+	Describe("of a slow request", func() {
+		It("report the timeout, and PostgreSQL cancels the statement", func(ctx SpecContext) {
 			release := lockUsers(ctx)
 			api := start(ctx, func(o *httpapi.Options) { o.RequestTimeout = 100 * time.Millisecond })
 			late := api.create(ctx, `{"email":"ada@example.com"}`)
@@ -87,7 +87,7 @@ var _ = Describe("Problems", func() {
 			Expect(count(ctx, "outbox_events")).To(BeZero())
 		})
 
-		It("say so where its body is slow, and close the connection", func(ctx SpecContext) {
+		It("report a slow body, and the server closes the connection", func(ctx SpecContext) {
 			api := start(ctx, func(o *httpapi.Options) { o.ReadTimeout = 100 * time.Millisecond })
 			connection, err := net.Dial("tcp", api.Addr())
 			Expect(err).NotTo(HaveOccurred())
@@ -97,7 +97,7 @@ var _ = Describe("Problems", func() {
 			Eventually(ctx, func() error { _, err := connection.Write([]byte{' '}); return err }).Should(HaveOccurred())
 		})
 
-		It("do not reach a client that is slow with its headers", func(ctx SpecContext) {
+		It("are not sent to a client whose headers are slow", func(ctx SpecContext) {
 			api := start(ctx, func(o *httpapi.Options) { o.ReadHeaderTimeout = 100 * time.Millisecond })
 			connection, err := net.Dial("tcp", api.Addr())
 			Expect(err).NotTo(HaveOccurred())
@@ -107,14 +107,14 @@ var _ = Describe("Problems", func() {
 		})
 	})
 
-	It("leave headers above 64 KiB to the HTTP server, which refuses them", func(ctx SpecContext) {
+	It("are not used for headers above 64 KiB, which the HTTP server refuses", func(ctx SpecContext) {
 		api := start(ctx)
 		send := func(bytes int) *gbytes.Buffer {
 			GinkgoHelper()
 			connection, err := net.Dial("tcp", api.Addr())
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(connection.Close)
-			// The server may close the connection before it has read all of them.
+			// The server may close the connection before it has read all headers.
 			go fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", bytes))
 			return gbytes.BufferReader(connection)
 		}
@@ -122,7 +122,7 @@ var _ = Describe("Problems", func() {
 		Eventually(send(70 << 10)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 431 Request Header Fields Too Large`))
 	})
 
-	It("tell of a body that ends early", func(ctx SpecContext) {
+	It("report a truncated body", func(ctx SpecContext) {
 		api := start(ctx)
 		connection, err := net.Dial("tcp", api.Addr())
 		Expect(err).NotTo(HaveOccurred())
@@ -131,7 +131,7 @@ var _ = Describe("Problems", func() {
 		Eventually(gbytes.BufferReader(connection)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 400 Bad Request\r\n(?s:.*)#malformed-request`))
 	})
 
-	It("are none of the server's where the client has gone", func(ctx SpecContext) {
+	It("are not server errors if the client has closed the connection", func(ctx SpecContext) {
 		lockUsers(ctx)
 		api := start(ctx)
 		connection, err := net.Dial("tcp", api.Addr())
@@ -145,13 +145,13 @@ var _ = Describe("Problems", func() {
 	})
 
 	Describe("of the database", func() {
-		It("come at once while it is down, and end when it is back", func(ctx SpecContext) {
+		It("are answered at once while it is down, and end when it is back", func(ctx SpecContext) {
 			own := testengines.StartPostgres(ctx, nil)
 			ownDB := testengines.OpenPostgres(own.DSN(), nil)
 			Expect(testengines.Schema.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 			api := start(ctx, func(o *httpapi.Options) {
 				onDatabase(ownDB)(o)
-				// An answer that waits for the timeout would be another problem.
+				// An answer after the timeout would be another problem.
 				o.RequestTimeout = time.Minute
 			})
 			Expect(api.create(ctx, `{"email":"a@example.com"}`).status).To(Equal(http.StatusCreated))
@@ -169,8 +169,8 @@ var _ = Describe("Problems", func() {
 				Should(Equal(http.StatusCreated))
 		})
 
-		It("do not claim to know what became of a commit that was cut off", func(ctx SpecContext) {
-			// The server ends the session in the middle of the commit.
+		It("say that the outcome is unknown if the connection is lost during the commit", func(ctx SpecContext) {
+			// PostgreSQL ends the session during the commit.
 			_, err := db.ExecContext(ctx, `
 				CREATE FUNCTION cut_off() RETURNS trigger LANGUAGE plpgsql AS
 					$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;

@@ -15,20 +15,20 @@ import (
 )
 
 var _ = Describe("The server", func() {
-	It("says in the log where it listens", func(ctx SpecContext) {
+	It("logs its address", func(ctx SpecContext) {
 		api := start(ctx)
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"msg":"HTTP API listens","addr":"` + api.Addr() + `"`))
 	})
 
-	It("does not run where the address is taken", func(ctx SpecContext) {
+	It("returns an error if the address is in use", func(ctx SpecContext) {
 		taken := start(ctx)
 		second := httpapi.New(httpapi.Options{Addr: taken.Addr(), Log: slog.New(slog.DiscardHandler)})
 		Expect(second.Run(ctx)).To(MatchError(ContainSubstring("start the HTTP API: listen tcp")))
 	})
 
-	Describe("told to stop", func() {
-		// slowCreate sends a request that waits for the lock, and returns where
-		// its answer comes.
+	Describe("that is told to stop", func() {
+		// slowCreate sends a request that waits for the lock. One of the channels
+		// receives its answer or error.
 		slowCreate := func(ctx context.Context, api *api) (<-chan answer, <-chan error) {
 			answers, failures := make(chan answer, 1), make(chan error, 1)
 			go func() {
@@ -44,7 +44,7 @@ var _ = Describe("The server", func() {
 			return answers, failures
 		}
 
-		It("takes nothing new and finishes the request in flight", func(ctx SpecContext) {
+		It("accepts no new connections and finishes the request in flight", func(ctx SpecContext) {
 			release := lockUsers(ctx)
 			api := start(ctx)
 			answers, _ := slowCreate(ctx, api)
@@ -66,7 +66,7 @@ var _ = Describe("The server", func() {
 			Expect(count(ctx, "users")).To(Equal(1))
 		})
 
-		It("cuts off what does not finish in time, in the database too", func(ctx SpecContext) {
+		It("cuts off a request that does not finish in time, in the database, too", func(ctx SpecContext) {
 			release := lockUsers(ctx)
 			api := start(ctx, func(o *httpapi.Options) { o.ShutdownTimeout = 50 * time.Millisecond })
 			_, failures := slowCreate(ctx, api)

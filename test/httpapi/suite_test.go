@@ -41,7 +41,7 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = testengines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 })
 
-// onDatabase has a server work on that database.
+// onDatabase makes a server use the database.
 func onDatabase(db *sqlx.DB) func(*httpapi.Options) {
 	publisher := outbox.NewPublisher(outbox.PublisherOptions{})
 	return func(o *httpapi.Options) {
@@ -51,7 +51,7 @@ func onDatabase(db *sqlx.DB) func(*httpapi.Options) {
 	}
 }
 
-// api is a server that runs.
+// api is a running server.
 type api struct {
 	*httpapi.Server
 
@@ -59,11 +59,11 @@ type api struct {
 	log      *gbytes.Buffer
 	registry *prometheus.Registry
 	stop     context.CancelFunc
-	stopped  chan error // what Run has returned
+	stopped  chan error // the result of Run
 }
 
-// start runs a server on this process's database, unless the options say
-// otherwise, until the spec ends or stops it.
+// start runs a server until the spec ends or stops it. The server uses this
+// process's database, unless change sets another one.
 func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 	GinkgoHelper()
 	a := &api{log: gbytes.NewBuffer(), registry: prometheus.NewRegistry(), stopped: make(chan error, 1)}
@@ -88,7 +88,7 @@ func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 		case err := <-a.stopped:
 			Expect(err).NotTo(HaveOccurred())
 		case <-ctx.Done():
-			Fail("the server has not stopped")
+			Fail("the server did not stop")
 		}
 	})
 	Eventually(ctx, a.Addr).ShouldNot(BeEmpty())
@@ -96,7 +96,7 @@ func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 	return a
 }
 
-// answer is an answer, read.
+// answer is an HTTP answer with its whole body.
 type answer struct {
 	status int
 	header http.Header
@@ -105,7 +105,7 @@ type answer struct {
 
 func statusOf(a answer) int { return a.status }
 
-// object decodes the body.
+// object decodes the body as a JSON object.
 func (a answer) object() map[string]any {
 	GinkgoHelper()
 	var object map[string]any
@@ -113,8 +113,8 @@ func (a answer) object() map[string]any {
 	return object
 }
 
-// keepBody returns the request's body, and has it sent as it would have been:
-// what comes without a length goes in chunks.
+// keepBody returns the request's body, and restores it for sending. A body without
+// a length is still sent in chunks.
 func keepBody(request *http.Request) []byte {
 	GinkgoHelper()
 	if request.Body == nil {
@@ -127,8 +127,8 @@ func keepBody(request *http.Request) []byte {
 	return sent
 }
 
-// try sends a request, with the headers given as name: value lines, and expects
-// the answer to be as the OpenAPI document says.
+// try sends a request, and checks the answer against the OpenAPI document. The
+// headers have the form name: value.
 func (a *api) try(ctx context.Context, method, path string, body io.Reader, headers ...string) (answer, error) {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, method, a.url+path, body)
@@ -172,8 +172,8 @@ func (a *api) create(ctx context.Context, body string, headers ...string) answer
 	return a.do(ctx, http.MethodPost, "/v1/users", bytes.NewBufferString(body), headers...)
 }
 
-// expectProblem checks that the answer is the problem, whole, and that
-// docs/errors.md has a section for it. It returns the problem.
+// expectProblem expects the answer to be a complete problem of this kind, and
+// docs/errors.md to have a section for it. It returns the problem.
 func expectProblem(a answer, status int, slug string) map[string]any {
 	GinkgoHelper()
 	Expect(a.status).To(Equal(status), a.body)
@@ -194,8 +194,8 @@ func expectProblem(a answer, status int, slug string) map[string]any {
 	return problem
 }
 
-// wrongValue is one of a problem's errors.
-func wrongValue(place, name, detail string) any {
+// invalidValue returns an element of a problem's errors.
+func invalidValue(place, name, detail string) any {
 	return map[string]any{place: name, "detail": detail}
 }
 
@@ -206,7 +206,7 @@ func count(ctx context.Context, table string) int {
 	return n
 }
 
-// lockUsers holds every statement on users up until release is called.
+// lockUsers blocks every statement on users until release is called.
 func lockUsers(ctx context.Context) (release func()) {
 	GinkgoHelper()
 	tx, err := db.BeginTxx(context.WithoutCancel(ctx), nil)
@@ -218,7 +218,7 @@ func lockUsers(ctx context.Context) (release func()) {
 	return release
 }
 
-// waitingForLock counts the statements that lockUsers holds up.
+// waitingForLock counts the statements that wait for a lock.
 func waitingForLock(ctx context.Context) int {
 	GinkgoHelper()
 	return count(ctx, "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")

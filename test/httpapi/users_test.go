@@ -37,23 +37,23 @@ var _ = Describe("The users routes", func() {
 		Expect(created.header.Get("Cache-Control")).To(Equal("no-store"))
 		Expect(created.header.Get("Location")).To(Equal("/v1/users/" + user["id"].(string)))
 
-		By("which is found at its location, byte for byte")
+		By("returning the same body at its location")
 		found := api.get(ctx, created.header.Get("Location"))
 		Expect(found.status).To(Equal(http.StatusOK))
 		Expect(found.body).To(Equal(created.body))
 
-		By("with one event")
+		By("publishing one event")
 		Expect(count(ctx, "users")).To(Equal(1))
 		Expect(count(ctx, "outbox_events WHERE event_type = 'user_created'")).To(Equal(1))
 	})
 
-	It("take a user of an e-mail address alone", func(ctx SpecContext) {
+	It("create a user with only an e-mail address", func(ctx SpecContext) {
 		created := start(ctx).create(ctx, `{"email":"ada@example.com"}`)
 		Expect(created.status).To(Equal(http.StatusCreated), created.body)
 		Expect(created.object()).To(SatisfyAll(HaveKeyWithValue("first_name", ""), HaveKeyWithValue("last_name", "")))
 	})
 
-	It("refuse an address that is taken in another case, and publish nothing", func(ctx SpecContext) {
+	It("refuse an address that exists in another case, and publish nothing", func(ctx SpecContext) {
 		api := start(ctx)
 		Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
 		problem := expectProblem(api.create(ctx, `{"email":"ADA@EXAMPLE.COM"}`), http.StatusConflict, "email-taken")
@@ -62,8 +62,8 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(1))
 	})
 
-	It("create others while one waits for an address, and many at once", func(ctx SpecContext) {
-		const others = 90 // fewer than are served at once
+	It("create many users at once while one waits for an address", func(ctx SpecContext) {
+		const others = 90 // below MaxConcurrent
 		api := start(ctx)
 		holder := db.MustBegin()
 		defer func() { _ = holder.Rollback() }()
@@ -92,7 +92,7 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(others + 1))
 	})
 
-	It("make 200 users and 200 events of 1,000 concurrent requests with 200 addresses", func(ctx SpecContext) {
+	It("create 200 users and 200 events in 1,000 concurrent requests with 200 addresses", func(ctx SpecContext) {
 		api := start(ctx)
 		statuses := make(chan int, 1000)
 		limit := make(chan struct{}, 100) // connections
@@ -117,7 +117,7 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(200))
 	})
 
-	It("answer HEAD like GET, without the body", func(ctx SpecContext) {
+	It("answer HEAD like GET, but without the body", func(ctx SpecContext) {
 		api := start(ctx)
 		created := api.create(ctx, `{"email":"ada@example.com"}`)
 		for _, path := range []string{created.header.Get("Location"), "/v1/users"} {
@@ -129,7 +129,7 @@ var _ = Describe("The users routes", func() {
 	})
 
 	Describe("list", func() {
-		It("nobody where there is nobody", func(ctx SpecContext) {
+		It("no users if there are none", func(ctx SpecContext) {
 			Expect(start(ctx).get(ctx, "/v1/users?email=&limit=&cursor=").body).
 				To(MatchJSON(`{"data":[],"next_cursor":null}`))
 		})
@@ -165,7 +165,7 @@ var _ = Describe("The users routes", func() {
 			Expect(pages).To(Equal(3))
 		})
 
-		It("the user of an address in whatever case", func(ctx SpecContext) {
+		It("the user of an address without regard to case", func(ctx SpecContext) {
 			api := start(ctx)
 			ada := api.create(ctx, `{"email":"Ada+1@example.com"}`)
 			api.create(ctx, `{"email":"b@example.com"}`)
@@ -173,13 +173,13 @@ var _ = Describe("The users routes", func() {
 				To(MatchJSON(fmt.Sprintf(`{"data":[%s],"next_cursor":null}`, ada.body)))
 		})
 
-		It("nothing for a query of which everything that is wrong is told at once", func(ctx SpecContext) {
+		It("all errors of an invalid query", func(ctx SpecContext) {
 			problem := expectProblem(start(ctx).get(ctx, "/v1/users?email=a&limit=x&cursor=x&x"), http.StatusUnprocessableEntity, "validation-failed")
 			Expect(problem["errors"]).To(Equal([]any{
-				wrongValue("parameter", "limit", "must be a whole number"),
-				wrongValue("parameter", "email", "must be a bare address such as ada@example.com"),
-				wrongValue("parameter", "cursor", "must be the next_cursor of an earlier page"),
-				wrongValue("parameter", "x", "is an unknown parameter"),
+				invalidValue("parameter", "limit", "must be a whole number"),
+				invalidValue("parameter", "email", "must be a bare address such as ada@example.com"),
+				invalidValue("parameter", "cursor", "must be the next_cursor of an earlier page"),
+				invalidValue("parameter", "x", "is an unknown parameter"),
 			}))
 		})
 	})

@@ -3,7 +3,6 @@ package httpapi_test
 import (
 	"context"
 	"encoding/hex"
-	"fmt"
 	"os"
 	"regexp"
 	"strconv"
@@ -13,18 +12,18 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// badInput is a row of a table in docs/input.md.
-type badInput struct {
+// invalidInput is a row of a table in docs/input.md.
+type invalidInput struct {
 	what, sent, answer, where, detail string
 }
 
-// readBadInput reads the tables of docs/input.md, by their headings.
-func readBadInput() map[string][]badInput {
+// readInvalidInput returns the tables of docs/input.md by their headings.
+func readInvalidInput() map[string][]invalidInput {
 	documentation, err := os.ReadFile("../../docs/input.md")
 	if err != nil {
 		panic(err)
 	}
-	tables := make(map[string][]badInput)
+	tables := make(map[string][]invalidInput)
 	heading := ""
 	for line := range strings.Lines(string(documentation)) {
 		line = strings.TrimSpace(line)
@@ -38,7 +37,7 @@ func readBadInput() map[string][]badInput {
 		for i := range cells {
 			cells[i] = strings.TrimSpace(cells[i])
 		}
-		tables[heading] = append(tables[heading], badInput{
+		tables[heading] = append(tables[heading], invalidInput{
 			what: cells[0], sent: spelledOut(strings.Trim(cells[1], "`")), answer: cells[2], where: strings.Trim(cells[3], "`"), detail: cells[4],
 		})
 	}
@@ -47,8 +46,8 @@ func readBadInput() map[string][]badInput {
 
 var abbreviation = regexp.MustCompile(`⟨([^⟩]*)⟩`)
 
-// spelledOut replaces what the tables write as ⟨text × times⟩ and ⟨bytes in
-// hexadecimal⟩.
+// spelledOut replaces ⟨text × times⟩ and ⟨bytes in hexadecimal⟩ by the text that
+// they stand for.
 func spelledOut(cell string) string {
 	return abbreviation.ReplaceAllStringFunc(cell, func(short string) string {
 		short = abbreviation.FindStringSubmatch(short)[1]
@@ -67,8 +66,8 @@ func spelledOut(cell string) string {
 	})
 }
 
-// expect expects the answer to be as the row says.
-func (b badInput) expect(a answer) {
+// expect expects the answer of the row.
+func (b invalidInput) expect(a answer) {
 	GinkgoHelper()
 	parts := regexp.MustCompile(`^(\d{3}) \[([a-z-]+)\]\(errors\.md#([a-z-]+)\)$`).FindStringSubmatch(b.answer)
 	Expect(parts).NotTo(BeNil(), b.answer)
@@ -80,16 +79,16 @@ func (b badInput) expect(a answer) {
 	case place == "":
 		Expect(problem).NotTo(HaveKey("errors"))
 	case place == "the body":
-		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", "", b.detail)))
+		Expect(problem["errors"]).To(ConsistOf(invalidValue("pointer", "", b.detail)))
 	case strings.HasPrefix(place, "/"):
-		Expect(problem["errors"]).To(ConsistOf(wrongValue("pointer", place, b.detail)))
+		Expect(problem["errors"]).To(ConsistOf(invalidValue("pointer", place, b.detail)))
 	default:
-		Expect(problem["errors"]).To(ConsistOf(wrongValue("parameter", strings.Trim(place, `"`), b.detail)))
+		Expect(problem["errors"]).To(ConsistOf(invalidValue("parameter", strings.Trim(place, `"`), b.detail)))
 	}
 }
 
-// send sends what the row has to the heading's operation.
-func (b badInput) send(ctx context.Context, a *api, heading string) answer {
+// send sends the row's input to the operation in the heading.
+func (b invalidInput) send(ctx context.Context, a *api, heading string) answer {
 	GinkgoHelper()
 	method, path, _ := strings.Cut(heading, " ")
 	switch {
@@ -104,11 +103,11 @@ func (b badInput) send(ctx context.Context, a *api, heading string) answer {
 	}
 }
 
-var _ = Describe("Bad input, as docs/input.md lists it,", func() {
-	for heading, rows := range readBadInput() {
+var _ = Describe("Invalid input", func() {
+	for heading, rows := range readInvalidInput() {
 		Describe("to "+heading, func() {
 			for _, row := range rows {
-				It(fmt.Sprintf("is answered as it says there: %s", row.what), func(ctx SpecContext) {
+				It("gets the answer in docs/input.md: "+row.what, func(ctx SpecContext) {
 					row.expect(row.send(ctx, start(ctx), heading))
 					Expect(count(ctx, "users")).To(BeZero())
 					Expect(count(ctx, "outbox_events")).To(BeZero())
