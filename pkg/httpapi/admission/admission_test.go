@@ -22,11 +22,11 @@ func TestAdmission(t *testing.T) {
 	RunSpecs(t, "admission")
 }
 
-// One request, and the next in a thousand seconds.
+// slow allows one request in 1,000 seconds.
 const slow = 0.001
 
 var _ = Describe("Admission", func() {
-	// What clients are answered, the suite of pkg/httpapi checks.
+	// The suite in test/httpapi checks the answers.
 	var (
 		handler echo.HandlerFunc
 		served  []string // the names of the keys
@@ -55,7 +55,7 @@ var _ = Describe("Admission", func() {
 	}
 	beOf := func(kind *problem.Kind) OmegaMatcher { return HaveField("Kind", kind) }
 
-	It("tells a handler the name of the key", func(ctx SpecContext) {
+	It("passes the name of the key to the handler", func(ctx SpecContext) {
 		admit(admission.Options{Keys: []admission.Key{key("a"), key("b")}})
 		Expect(ask(ctx, "/covered", "b")).To(Succeed())
 		Expect(ask(ctx, "/covered", "c")).To(beOf(problem.Unauthorized))
@@ -63,13 +63,13 @@ var _ = Describe("Admission", func() {
 		Expect(served).To(Equal([]string{"the b"}))
 	})
 
-	It("asks for no key where it is off", func(ctx SpecContext) {
+	It("requires no key if it is turned off", func(ctx SpecContext) {
 		admit(admission.Options{AuthOff: true})
 		Expect(ask(ctx, "/covered", "")).To(Succeed())
 		Expect(served).To(Equal([]string{""}))
 	})
 
-	It("neither asks for a key nor counts where a request is not covered", func(ctx SpecContext) {
+	It("neither requires a key nor counts requests outside of Covers", func(ctx SpecContext) {
 		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerKey: slow, RatePerAddress: slow})
 		for range 3 {
 			Expect(ask(ctx, "/", "a")).To(Succeed())
@@ -77,7 +77,7 @@ var _ = Describe("Admission", func() {
 		Expect(served).To(Equal([]string{"", "", ""}))
 	})
 
-	It("counts a request against the rate of its address before it looks at the key", func(ctx SpecContext) {
+	It("counts a request against the rate of its address before it checks the key", func(ctx SpecContext) {
 		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerAddress: slow})
 		Expect(ask(ctx, "/covered", "c")).To(beOf(problem.Unauthorized))
 		Expect(ask(ctx, "/covered", "a")).To(beOf(problem.RateLimited))
@@ -94,7 +94,7 @@ var _ = Describe("Admission", func() {
 })
 
 var _ = Describe("A shedder", func() {
-	It("sheds what exceeds its bound, and takes more when the work is done, whatever its end", func(ctx SpecContext) {
+	It("sheds requests above MaxConcurrent, and accepts more after work returns or panics", func(ctx SpecContext) {
 		shedder := admission.NewShedder(admission.ShedderOptions{
 			MaxConcurrent: 1,
 			Ping:          func(context.Context) error { return nil },

@@ -23,8 +23,8 @@ func TestInput(t *testing.T) {
 	RunSpecs(t, "input")
 }
 
-// read reads the body. What it refuses stands in docs/input.md, and the suite of
-// pkg/httpapi sends it.
+// read reads a valid body. The suite in test/httpapi sends the invalid bodies of
+// docs/input.md.
 func read(ctx context.Context, body string) *input.Object {
 	GinkgoHelper()
 	request := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", strings.NewReader(body))
@@ -41,7 +41,7 @@ func query(ctx context.Context, raw string) *input.Query {
 	return q
 }
 
-// expectInvalid expects a problem with these values, in this order.
+// expectInvalid expects a validation problem with exactly these values.
 func expectInvalid(err error, values ...problem.Value) {
 	GinkgoHelper()
 	p, ok := errors.AsType[*problem.Error](err)
@@ -51,7 +51,7 @@ func expectInvalid(err error, values ...problem.Value) {
 }
 
 var _ = Describe("A body", func() {
-	It("gives its members, or what stands in for the missing ones", func(ctx SpecContext) {
+	It("returns its members, or the fallbacks of missing ones", func(ctx SpecContext) {
 		now := time.Now()
 		object := read(ctx, `{"s":"a","t":"2026-01-31T12:00:00Z","i":7,"any": [1, 2]}`)
 		Expect(string(object.Raw())).To(Equal(`{"s":"a","t":"2026-01-31T12:00:00Z","i":7,"any": [1, 2]}`))
@@ -79,7 +79,7 @@ var _ = Describe("A body", func() {
 		)
 	})
 
-	It("splits an array into its elements, each with its own place", func(ctx SpecContext) {
+	It("returns the elements of an array, each with its own pointer", func(ctx SpecContext) {
 		object := read(ctx, `{"data":[{"a":"x"},7,null,{"b":1}]}`)
 		items := object.RequiredObjects("data", 4)
 		Expect(object.Check(nil)).To(Succeed())
@@ -95,7 +95,7 @@ var _ = Describe("A body", func() {
 		Expect(items[3].Place("b", "is taken")).To(Equal(problem.InBody("/data/3/b", "is taken")))
 	})
 
-	DescribeTable("that fails to arrive is a problem", func(ctx SpecContext, reason error, deadline time.Time, kind *problem.Kind) {
+	DescribeTable("that does not arrive is a problem", func(ctx SpecContext, reason error, deadline time.Time, kind *problem.Kind) {
 		late, cancel := context.WithDeadline(ctx, deadline)
 		defer cancel()
 		request := httptest.NewRequestWithContext(late, http.MethodPost, "/", iotest.ErrReader(reason))
@@ -103,14 +103,14 @@ var _ = Describe("A body", func() {
 		_, err := input.ReadObject(httptest.NewRecorder(), request, 1000)
 		Expect(err).To(HaveField("Kind", kind))
 	},
-		Entry("of its framing", errors.New("malformed chunked encoding"), time.Now().Add(time.Hour), problem.MalformedRequest),
-		Entry("of time, when the connection's deadline has passed", os.ErrDeadlineExceeded, time.Now().Add(time.Hour), problem.RequestTimeout),
-		Entry("of time, when the request's deadline has passed", errors.New("use of closed connection"), time.Unix(0, 0), problem.RequestTimeout),
+		Entry("if its framing is invalid", errors.New("malformed chunked encoding"), time.Now().Add(time.Hour), problem.MalformedRequest),
+		Entry("if the deadline of the connection has passed", os.ErrDeadlineExceeded, time.Now().Add(time.Hour), problem.RequestTimeout),
+		Entry("if the deadline of the request has passed", errors.New("use of closed connection"), time.Unix(0, 0), problem.RequestTimeout),
 	)
 })
 
 var _ = Describe("A query", func() {
-	It("gives its parameters, or what stands in for the missing ones", func(ctx SpecContext) {
+	It("returns its parameters, or the fallbacks of missing ones", func(ctx SpecContext) {
 		q := query(ctx, "t=a%20b&i=7&b=true&empty=")
 		Expect(q.Text("t")).To(Equal("a b"))
 		Expect(q.Text("none")).To(BeEmpty())
