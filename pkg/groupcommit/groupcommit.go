@@ -20,8 +20,7 @@ const SlotTimeout = 100 * time.Millisecond
 
 const (
 	// slots is the number of groups that commit at the same time, apart from groups
-	// that take longer than SlotTimeout. Two slots make the groups smaller, which
-	// costs more than waiting for one slot.
+	// that take longer than SlotTimeout.
 	slots = 1
 	// gatherTimeout limits the wait for expected requests. It is about the duration
 	// of a commit.
@@ -49,14 +48,14 @@ var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 // A group holds a slot while it commits. Requests that arrive during the commit
 // form the next group. A request that arrives alone forms its own group.
 //
-// Clients that send a request after each answer would split into two groups that
-// alternate. Therefore a group waits a moment for as many requests as were in the
-// last group and in the queue behind it. If they do not arrive, groups wait less
-// often.
+// A group waits a moment for as many requests as were in the last group and in the
+// queue behind it. If they do not arrive, groups wait less often.
 //
 // All changes of a group have the same outcome. If the outcome of the transaction
 // is unknown, it is unknown for each change. If PostgreSQL refuses the
 // transaction, each change gets ErrCommitAlone.
+//
+// See docs/adr/0010-group-commit.md.
 type Committer[T, R any] struct {
 	commit        func(ctx context.Context, items []T) ([]R, error)
 	slotTimeout   time.Duration

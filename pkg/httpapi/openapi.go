@@ -42,7 +42,7 @@ func (s *Server) getOpenAPI(c echo.Context) error {
 
 // docsFile returns the handler of one of the page's files. A compressed file is
 // sent unchanged to clients that accept gzip. For other clients it is decompressed
-// once. Echo's gzip would compress 1.7 MB for each request, and ignores gzip;q=0.
+// once. See docs/adr/0011-swagger-ui.md.
 func (s *Server) docsFile(name string) echo.HandlerFunc {
 	content, err := docsFiles.ReadFile("docs/" + name)
 	compressed := err != nil
