@@ -66,7 +66,7 @@ type Options struct {
 	AuthOff bool
 
 	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
-	// client's address. The burst is the requests of ten seconds. 0 means no limit.
+	// client's address. A burst may be ten times the rate. 0 means no limit.
 	RatePerKey, RatePerAddress float64
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For header is
 	// trusted.

@@ -44,7 +44,7 @@ var _ = Describe("A rate limit", func() {
 		Expect(api.get(ctx, "/v1/users", "Authorization: Bearer secret-b").status).To(Equal(http.StatusOK))
 	})
 
-	It("has a burst of the requests of ten seconds", func(ctx SpecContext) {
+	It("allows a burst of ten times the rate", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerKey = 1000 })
 		answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
 		Expect(answer.header.Get("Ratelimit-Policy")).To(Equal(`"key";q=10000;w=10`))

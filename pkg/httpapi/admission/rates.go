@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// burstSeconds sets the size of a bucket: the requests of that many seconds.
+	// burstSeconds times the rate is the size of a bucket.
 	burstSeconds = 10
 	// maxBuckets limits the memory for clients. The limiter drops the bucket that
 	// was not used for the longest time. A dropped bucket is full again when its
