@@ -1,4 +1,4 @@
-// Command api creates users over HTTP, each with its event in the outbox, in
+// Command api serves the HTTP API. It creates each user and the user's event in
 // one PostgreSQL transaction.
 package main
 
@@ -14,7 +14,7 @@ var version = "dev" // set by the linker
 func main() {
 	os.Exit(cli.Program[*config.API]{
 		Name:     "api",
-		Short:    "Create users over HTTP, each with its event in the outbox",
+		Short:    "Create users over HTTP and publish an event for each",
 		Version:  version,
 		AddFlags: config.AddAPIFlags,
 		Load:     load,
@@ -22,8 +22,8 @@ func main() {
 			return cli.Reporting{Environment: c.Environment, Log: c.Log, Sentry: c.Sentry}
 		},
 		Commands: []cli.Command[*config.API]{
-			{Name: "serve", Short: "Serve the API until told to stop", Run: serve},
-			{Name: "migrate", Short: "Bring PostgreSQL's schema up to date", Run: migrate, Printed: printed},
+			{Name: "serve", Short: "Serve the API until stopped by a signal", Run: serve},
+			{Name: "migrate", Short: "Migrate the PostgreSQL schema", Run: migrate, Printed: printed},
 		},
 	}.Main())
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// schema is what the API needs in PostgreSQL.
+// schema returns the PostgreSQL schema that the API requires.
 func schema(c *config.API) postgres.Schema {
 	return postgres.Schema{
 		Name:    c.Postgres.Schema,
@@ -18,7 +18,7 @@ func schema(c *config.API) postgres.Schema {
 	}
 }
 
-// migrate brings PostgreSQL's schema up to date. Several may do so at once.
+// migrate migrates the PostgreSQL schema. Concurrent migrations are safe.
 func migrate(ctx context.Context, p cli.Process, c *config.API) error {
 	db, err := postgres.Open(postgres.Options{DSN: c.Postgres.DSN, ApplicationName: "diehard-migrate"})
 	if err != nil {
@@ -28,7 +28,7 @@ func migrate(ctx context.Context, p cli.Process, c *config.API) error {
 	return schema(c).Migrate(ctx, db.DB, p.Log)
 }
 
-// printed is the schema that migrate makes.
+// printed writes the SQL of migrate.
 var printed = []cli.Printed[*config.API]{
 	{Name: "postgres", Print: func(w io.Writer, c *config.API) error { return schema(c).Print(w) }},
 }

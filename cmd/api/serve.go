@@ -24,7 +24,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// serve serves the API until ctx ends. It needs no database to start.
+// serve serves the API until ctx ends. It starts without a database and reports
+// not ready until PostgreSQL is available.
 func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	if err := c.CheckAccess(); err != nil {
 		return err
@@ -37,7 +38,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	tuneGC()
 
 	if c.API.Auth == config.AuthOff {
-		p.Log.WarnContext(ctx, "api.auth is off: everybody who reaches the API may use it")
+		p.Log.WarnContext(ctx, "authentication disabled", "api.auth", c.API.Auth)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
@@ -75,7 +76,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
 		func(ctx context.Context) error {
 			asked := make(chan struct{})
-			// The last requests publish, too.
+			// The notifier outlives ctx because the last requests publish events.
 			notifying, stopNotifier := context.WithCancel(context.WithoutCancel(ctx))
 			defer stopNotifier()
 
@@ -84,8 +85,8 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			group.Go(func() error { return notifier.Run(notifying) })
 			group.Go(func() error {
 				defer stopNotifier()
-				// With an old schema nobody is served; without PostgreSQL
-				// everybody is told so.
+				// The server does not start if the schema is too old. If
+				// PostgreSQL is unavailable, it starts and answers 503.
 				select {
 				case <-asked:
 					return server.Run(ctx)
@@ -105,15 +106,16 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 }
 
 const (
-	// gcPercent lets the heap grow by 16 MB at least before it is collected. At Go's
-	// default of 100 that is 4 MB, which an API under load fills 20 times a second.
+	// gcPercent lets the heap grow by at least 16 MB between collections. Go's
+	// default of 100 allows 4 MB, which an API under load fills 20 times a second.
 	gcPercent = 400
-	// memoryLimit makes the collector run more often when large bodies make the heap
-	// grow beyond it. It does not refuse memory.
+	// memoryLimit makes the collector run more often when large bodies grow the
+	// heap beyond it. It is a soft limit.
 	memoryLimit = 512 << 20
 )
 
-// tuneGC sets how often garbage is collected, unless GOGC or GOMEMLIMIT say it.
+// tuneGC sets the garbage collector's target and soft memory limit. GOGC and
+// GOMEMLIMIT override them.
 func tuneGC() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -132,8 +134,8 @@ func keysOf(c *config.API) []admission.Key {
 }
 
 func open(c *config.API) (*sqlx.DB, error) {
-	// What a process that vanished has left in PostgreSQL is cleared away soon
-	// after its request's time would have been up.
+	// PostgreSQL ends the statements and transactions of a dead process soon
+	// after the request's deadline.
 	limit := strconv.FormatInt((c.HTTP.RequestTimeout + 5*time.Second).Milliseconds(), 10)
 	return postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,

@@ -28,25 +28,25 @@ import (
 func deadLetters() cli.Command[*config.Relay] {
 	return cli.Command[*config.Relay]{
 		Name:  "dead-letters",
-		Short: "List, show, retry or discard the events that ClickHouse could not take",
-		Long: "An event that is refused for its data is moved to the table outbox_dead_letters with\n" +
-			"the error, and the others go on. There it stays until it is retried or discarded.\n" +
-			"These commands need PostgreSQL only.",
+		Short: "List, show, retry or discard events that ClickHouse refused",
+		Long: "The relay moves an event that ClickHouse refuses because of its data to the table\n" +
+			"outbox_dead_letters, with the error. The event stays there until you retry or discard it.\n" +
+			"These commands connect to PostgreSQL only.",
 		Commands: []cli.Command[*config.Relay]{
 			listDeadLetters(),
 			showDeadLetter(),
 			changeDeadLetters(change{
 				name: "retry", done: "retried",
-				short: "Put events back into the outbox, to be delivered again",
-				long: "Mend the cause first, such as a constraint of the table: what ClickHouse still refuses\n" +
-					"becomes a dead letter again, with a new id. An event keeps its event_id and everything\n" +
-					"else that was published. Letters that die after the command has looked are not touched.",
+				short: "Move events back into the outbox for delivery",
+				long: "Fix the cause first, such as a constraint of the table. If ClickHouse refuses an event again,\n" +
+					"the event becomes a dead letter with a new id. Requeued events keep their event_id and all\n" +
+					"other published fields. The command ignores dead letters that are added while it runs.",
 				change: (*store.Store).RequeueDeadLetters,
 			}),
 			changeDeadLetters(change{
 				name: "discard", done: "discarded",
-				short:  "Delete events that shall never be delivered",
-				long:   "What is discarded is lost. `relay dead-letters show ID --json` keeps a copy.",
+				short:  "Delete dead letters without delivering them",
+				long:   "Discarded events are lost. To keep a copy, run `relay dead-letters show ID --json` first.",
 				change: (*store.Store).DiscardDeadLetters,
 			}),
 		},
@@ -54,7 +54,7 @@ func deadLetters() cli.Command[*config.Relay] {
 }
 
 const (
-	jsonUsage    = "one JSON object a line"
+	jsonUsage    = "print one JSON object per line"
 	defaultLimit = 50
 	maxLimit     = 10_000
 )
@@ -66,18 +66,18 @@ func listDeadLetters() cli.Command[*config.Relay] {
 		asJSON   bool
 		addFlags = func(flags *pflag.FlagSet) {
 			filter.add(flags)
-			flags.Int64Var(&filter.Before, "before", 0, "only those with a lower `ID`: the next page")
-			flags.IntVar(&limit, "limit", defaultLimit, "most that are listed, up to 10000")
+			flags.Int64Var(&filter.Before, "before", 0, "only dead letters with an id lower than `ID`, for the next page")
+			flags.IntVar(&limit, "limit", defaultLimit, "maximum number of dead letters to list, from 1 to 10000")
 			flags.BoolVar(&asJSON, "json", false, jsonUsage)
 		}
 	)
 	return cli.Command[*config.Relay]{
 		Name:  "list",
-		Short: "List dead letters, the newest first",
-		Long:  "Payloads are not listed: `relay dead-letters show ID` has them. Where more letters match than\nare listed, it says how many.",
+		Short: "List dead letters, newest first",
+		Long:  "The list omits payloads; `relay dead-letters show ID` prints them. If more dead letters match\nthan the limit, the last line prints how many.",
 		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
 			if limit < 1 || limit > maxLimit {
-				return cli.UsageError("--limit is %d, and has to be from 1 to %d", limit, maxLimit)
+				return cli.UsageError("--limit is %d, must be from 1 to %d", limit, maxLimit)
 			}
 			return withStore(ctx, p, c, func(s *store.Store) error {
 				letters, more, err := s.DeadLetters(ctx, filter.DeadLetterFilter, limit)
@@ -92,7 +92,7 @@ func listDeadLetters() cli.Command[*config.Relay] {
 					err = writeTable(p.Out, letters)
 				}
 				if err == nil && more > 0 {
-					err = write(follow, "%d more: --before %d lists the next\n", more, letters[limit-1].ID)
+					err = write(follow, "%d more: list them with --before %d\n", more, letters[limit-1].ID)
 				}
 				return err
 			})
@@ -105,7 +105,7 @@ func writeTable(w io.Writer, letters []store.DeadLetter) error {
 	if len(letters) == 0 {
 		return write(w, "no dead letters\n")
 	}
-	rows := []string{"ID\tDIED AT\tEVENT TYPE\tEVENT ID\tERROR"}
+	rows := []string{"ID\tDEAD-LETTERED AT\tEVENT TYPE\tEVENT ID\tERROR"}
 	for _, letter := range letters {
 		rows = append(rows, fmt.Sprintf("%d\t%s\t%s\t%s\t%s", letter.ID, letter.DeadLetteredAt.Format(time.RFC3339),
 			letter.EventType, letter.EventID, shorten(printable(letter.Error))))
@@ -113,7 +113,7 @@ func writeTable(w io.Writer, letters []store.DeadLetter) error {
 	return writeRows(w, rows)
 }
 
-// writeRows writes rows, whose cells are followed by tabs, in columns.
+// writeRows writes rows of tab-separated cells in aligned columns.
 func writeRows(w io.Writer, rows []string) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	if err := write(table, "%s\n", strings.Join(rows, "\n")); err != nil {
@@ -131,7 +131,7 @@ func showDeadLetter() cli.Command[*config.Relay] {
 		Name:      "show",
 		Arguments: "ID",
 		Short:     "Show a dead letter with its payload",
-		Long:      "The payload is the last line, as it was published. With --json it is a part of the object,\nwithout the space between its values.",
+		Long:      "The last line is the payload as it was published. With --json, the payload is a field of the\nobject, without insignificant white space.",
 		AddFlags:  func(flags *pflag.FlagSet) { flags.BoolVar(&asJSON, "json", false, jsonUsage) },
 		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
 			ids, err := parseIDs(p.Args)
@@ -139,13 +139,13 @@ func showDeadLetter() cli.Command[*config.Relay] {
 				return err
 			}
 			if len(ids) != 1 {
-				return cli.UsageError("show takes one id, and got %d", len(ids))
+				return cli.UsageError("show requires one id, got %d", len(ids))
 			}
 			return withStore(ctx, p, c, func(s *store.Store) error {
 				letter, err := s.DeadLetter(ctx, ids[0])
 				switch {
 				case errors.Is(err, store.ErrNoDeadLetter):
-					return notThere(ids[0])
+					return notFound(ids[0])
 				case err != nil:
 					return err
 				case asJSON:
@@ -179,7 +179,7 @@ func writeLetter(w io.Writer, letter store.DeadLetter) error {
 	return write(w, "%s\n", letter.EventContext)
 }
 
-// change is what is done to dead letters for good.
+// change describes a command that requeues or discards dead letters.
 type change struct {
 	name, done  string
 	short, long string
@@ -195,13 +195,13 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 		Name:      how.name,
 		Arguments: "[ID...]",
 		Short:     how.short,
-		Long: "Which ones is said by their ids, by filters, all of which have to fit, or by --all.\n" +
-			"On a terminal it asks first; elsewhere it needs --yes. It goes on in steps of 100 and prints\n" +
-			"each letter as soon as that is " + how.done + ".\n\n" + how.long,
+		Long: "Select dead letters by id, by filters, or with --all. A dead letter must match all filters.\n" +
+			"On a terminal the command asks for confirmation; otherwise it requires --yes. It works in\n" +
+			"transactions of 100 dead letters and prints each dead letter after its commit.\n\n" + how.long,
 		AddFlags: func(flags *pflag.FlagSet) {
 			filter.add(flags)
-			flags.BoolVar(&all, "all", false, "all dead letters")
-			flags.BoolVar(&yes, "yes", false, "do not ask")
+			flags.BoolVar(&all, "all", false, "select all dead letters")
+			flags.BoolVar(&yes, "yes", false, "skip the confirmation")
 			flags.BoolVar(&asJSON, "json", false, jsonUsage)
 		},
 		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
@@ -211,11 +211,11 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 			}
 			switch byID := len(ids) > 0; {
 			case !byID && !filter.given && !all:
-				return cli.UsageError("%s which dead letters? Give ids, filters or --all", how.name)
+				return cli.UsageError("no dead letters selected to %s: pass ids, filters or --all", how.name)
 			case byID && filter.given, byID && all, filter.given && all:
-				return cli.UsageError("ids, filters and --all exclude each other")
+				return cli.UsageError("ids, filters and --all are mutually exclusive")
 			case !yes && !cli.CanConfirm():
-				return cli.UsageError("stdin is no terminal to confirm on: add --yes to %s without being asked", how.name)
+				return cli.UsageError("stdin is not a terminal: add --yes to %s without confirmation", how.name)
 			}
 			filter.IDs = ids
 			return withStore(ctx, p, c, func(s *store.Store) error {
@@ -223,7 +223,7 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 				if err != nil {
 					return err
 				}
-				if err := allThere(ids, found); err != nil {
+				if err := requireAll(ids, found); err != nil {
 					return err
 				}
 				if len(found) > 0 && !yes {
@@ -233,16 +233,16 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 				}
 				changed, err := how.apply(ctx, p.Out, s, found, asJSON)
 				if err != nil {
-					return fmt.Errorf("%s %d of %s; run it again for the rest: %w",
+					return fmt.Errorf("%s %d of %s; run the command again for the rest: %w",
 						how.done, len(changed), number(len(found)), err)
 				}
-				return allThere(ids, changed) // somebody else may have been faster
+				return requireAll(ids, changed) // another command may have changed some of them first
 			})
 		},
 	}
 }
 
-// apply changes the letters, and returns the ids of those that were.
+// apply changes the dead letters and returns the ids of the changed ones.
 func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []int64, asJSON bool) ([]int64, error) {
 	var changed []int64
 	for letters, err := range how.change(s, ctx, ids) {
@@ -261,7 +261,7 @@ func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []
 	}
 	gone := ""
 	if n := len(ids) - len(changed); n > 0 {
-		gone = fmt.Sprintf(", %d were gone meanwhile", n)
+		gone = fmt.Sprintf(", %d no longer found", n)
 	}
 	return changed, write(w, "%s %s%s\n", number(len(changed)), how.done, gone)
 }
@@ -287,19 +287,19 @@ func (how change) write(w io.Writer, letters []store.DeadLetterKey, asJSON bool)
 	return writeJSON(w, results)
 }
 
-// filterFlags are the filters of the command line.
+// filterFlags holds the filters of the command line.
 type filterFlags struct {
 	store.DeadLetterFilter
 
-	given bool // any of them
+	given bool // at least one filter is set
 }
 
 func (f *filterFlags) add(flags *pflag.FlagSet) {
 	add := func(name, usage string, set func(string) error) {
 		flags.Func(name, usage, func(value string) error {
 			f.given = true
-			if value == "" { // an unset variable of a script must not select everything
-				return errors.New("it is empty")
+			if value == "" { // an unset variable in a script must not select everything
+				return errors.New("must not be empty")
 			}
 			return set(value)
 		})
@@ -310,17 +310,17 @@ func (f *filterFlags) add(flags *pflag.FlagSet) {
 	at := func(name, usage string, field *time.Time) {
 		add(name, usage, func(value string) (err error) { *field, err = parseTime(value); return err })
 	}
-	text("type", "only those of this event `TYPE`", &f.EventType)
-	text("environment", "only those of this `ENVIRONMENT`", &f.Environment)
-	text("error", "only those whose error has this `TEXT` in it", &f.Error)
-	at("since", "only those that died at this `TIME` or later: RFC 3339, or how long ago, such as 24h", &f.Since)
-	at("until", "only those that died before this `TIME`", &f.Until)
-	add("event-id", "only that of this event `ID`; may be repeated", func(value string) error {
+	text("type", "only events of this `TYPE`", &f.EventType)
+	text("environment", "only events of this `ENVIRONMENT`", &f.Environment)
+	text("error", "only dead letters whose error contains `TEXT`", &f.Error)
+	at("since", "only events dead-lettered at or after `TIME`: RFC 3339, or an age such as 24h", &f.Since)
+	at("until", "only events dead-lettered before `TIME`", &f.Until)
+	add("event-id", "only the event with this `ID`; can be repeated", func(value string) error {
 		id, err := uuid.Parse(value)
 		f.EventIDs = append(f.EventIDs, id)
 		return err //nolint:wrapcheck // it follows the flag's name
 	})
-	add("batch", "only those of the batch with this `ID`", func(value string) (err error) {
+	add("batch", "only events of the batch with this `ID`", func(value string) (err error) {
 		f.BatchID, err = uuid.Parse(value)
 		return err //nolint:wrapcheck // it follows the flag's name
 	})
@@ -332,38 +332,37 @@ func parseTime(value string) (time.Time, error) {
 	}
 	ago, err := time.ParseDuration(value)
 	if err != nil || ago < 0 {
-		return time.Time{}, errors.New("it is neither a time such as 2026-11-24T03:00:00Z nor how long ago, such as 24h")
+		return time.Time{}, errors.New("must be a time such as 2026-11-24T03:00:00Z or an age such as 24h")
 	}
 	return time.Now().Add(-ago), nil
 }
 
-// parseIDs returns nil, which is a filter that is not set, where there are none.
+// parseIDs returns nil, an unset filter, if args is empty.
 func parseIDs(args []string) ([]int64, error) {
 	var ids []int64
 	for _, arg := range args {
 		id, err := strconv.ParseInt(arg, 10, 64)
 		if err != nil || id < 1 {
-			return nil, cli.UsageError("%q is no dead letter's id: that is a number, as list shows it", arg)
+			return nil, cli.UsageError("invalid id %q: an id is a number, as list shows it", arg)
 		}
 		ids = append(ids, id)
 	}
 	return ids, nil
 }
 
-// allThere returns an error that names the first of the ids that is not among
-// those there.
-func allThere(ids, there []int64) error {
+// requireAll returns an error that names the first id missing from found.
+func requireAll(ids, found []int64) error {
 	for _, id := range ids {
-		if !slices.Contains(there, id) {
-			return notThere(id)
+		if !slices.Contains(found, id) {
+			return notFound(id)
 		}
 	}
 	return nil
 }
 
-func notThere(id int64) error { return fmt.Errorf("there is no dead letter %d", id) }
+func notFound(id int64) error { return fmt.Errorf("dead letter %d not found", id) }
 
-// withStore does something with a store whose schema is not too old.
+// withStore opens the store, checks its schema and calls do.
 func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*store.Store) error) error {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
@@ -406,8 +405,8 @@ func number(letters int) string {
 	return fmt.Sprintf("%d dead letters", letters)
 }
 
-// printable keeps a text from breaking its line, and from steering the
-// terminal: it may be of the event's making.
+// printable replaces unprintable characters by spaces. The text can come from an
+// event, and must not contain line breaks or terminal escape sequences.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -417,9 +416,9 @@ func printable(text string) string {
 	}, text)
 }
 
-// shorten makes a text fit into a table.
+// shorten limits the length of a cell.
 func shorten(text string) string {
-	const most = 160 // the name of a constraint is within
+	const most = 160 // enough to include the name of a violated constraint
 	runes := []rune(text)
 	if len(runes) <= most {
 		return text

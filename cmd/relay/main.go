@@ -1,5 +1,5 @@
-// Command relay carries events from the outbox in PostgreSQL to ClickHouse. Any
-// number of them may run.
+// Command relay delivers events from the outbox in PostgreSQL to ClickHouse. Any
+// number of relays can run side by side.
 package main
 
 import (
@@ -14,7 +14,7 @@ var version = "dev" // set by the linker
 func main() {
 	os.Exit(cli.Program[*config.Relay]{
 		Name:     "relay",
-		Short:    "Carry events from the outbox in PostgreSQL to ClickHouse",
+		Short:    "Deliver events from the outbox in PostgreSQL to ClickHouse",
 		Version:  version,
 		AddFlags: config.AddRelayFlags,
 		Load:     load,
@@ -22,8 +22,8 @@ func main() {
 			return cli.Reporting{Environment: c.Environment, Log: c.Log, Sentry: c.Sentry}
 		},
 		Commands: []cli.Command[*config.Relay]{
-			{Name: "run", Short: "Deliver events until told to stop", Run: run},
-			{Name: "migrate", Short: "Bring the schemas of PostgreSQL and ClickHouse up to date", Run: migrate, Printed: printed},
+			{Name: "run", Short: "Deliver events until stopped by a signal", Run: run},
+			{Name: "migrate", Short: "Migrate the schemas of PostgreSQL and ClickHouse", Run: migrate, Printed: printed},
 			deadLetters(),
 		},
 	}.Main())
@@ -37,9 +37,9 @@ func load(o config.LoadOptions) (*config.Relay, []string, error) {
 	if o.Offline {
 		return &c, unknown, nil
 	}
-	// Only the sink knows whether its DSN can be used.
+	// Only the sink can validate its DSN.
 	if err := sinkOptions(&c).Check(); err != nil {
-		return nil, nil, &config.Error{Key: "clickhouse.dsn", Problem: "cannot be used: " + err.Error()}
+		return nil, nil, &config.Error{Key: "clickhouse.dsn", Problem: "is invalid: " + err.Error()}
 	}
 	return &c, unknown, nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
 
-// schema is what the relay needs in PostgreSQL.
+// schema returns the PostgreSQL schema that the relay requires.
 func schema(c *config.Relay) postgres.Schema {
 	return postgres.Schema{
 		Name:    c.Postgres.Schema,
@@ -19,8 +19,8 @@ func schema(c *config.Relay) postgres.Schema {
 	}
 }
 
-// migrate brings both schemas up to date. Several may do so at once: ClickHouse has no
-// lock to take, so the one in PostgreSQL covers both.
+// migrate migrates both schemas. Concurrent migrations are safe: ClickHouse has no
+// locks, so the lock in PostgreSQL covers both databases.
 func migrate(ctx context.Context, p cli.Process, c *config.Relay) error {
 	db, err := postgres.Open(postgres.Options{DSN: c.Postgres.DSN, ApplicationName: "diehard-migrate"})
 	if err != nil {
@@ -32,7 +32,7 @@ func migrate(ctx context.Context, p cli.Process, c *config.Relay) error {
 	})
 }
 
-// printed are the schemas that migrate makes.
+// printed writes the SQL of migrate, by database.
 var printed = []cli.Printed[*config.Relay]{
 	{Name: "postgres", Print: func(w io.Writer, c *config.Relay) error { return schema(c).Print(w) }},
 	{Name: "clickhouse", Print: func(w io.Writer, c *config.Relay) error {

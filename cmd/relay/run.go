@@ -21,13 +21,14 @@ import (
 
 const applicationName = "diehard-relay"
 
-// run delivers events until ctx ends. It needs no database to start.
+// run delivers events until ctx ends. It starts without a database and reports
+// not ready until the databases are available.
 func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	limitMemory(c.Relay.BatchMaxBytes)
 	connections := c.Postgres.MaxOpenConns
 	if connections == 0 {
-		// A worker holds its lease and reads beside it; the rest is for the
-		// cutter, the poll, readiness and metrics.
+		// A worker uses two connections: one holds the lease, one reads events.
+		// The other four serve the cutter, the poll, readiness and metrics.
 		connections = 2*c.Relay.Workers + 4
 	}
 	db, err := postgres.Open(postgres.Options{
@@ -61,8 +62,8 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	delivery := relay.New(relay.Options{
 		Store: store.New(db, store.Options{
 			MaxRows: c.Relay.BatchMaxRows,
-			// Half of what the process may hold: one batch is read while another
-			// is sent.
+			// Half of the limit of the process: a worker reads one batch while
+			// another inserts.
 			MaxBytes:     c.Relay.BatchMaxBytes / 2,
 			FlushTimeout: c.Relay.FlushTimeout,
 			Schema:       c.Postgres.Schema,
@@ -103,27 +104,25 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		})
 }
 
-// limitMemory keeps the process below three times the events that it may hold,
-// and 100 MB: the driver of the sink has a batch as a column, encoded and
-// compressed, all at once. Without a limit as much again would be garbage. Where
-// batches are full by their bytes, collecting it costs the relay half as much CPU
-// again. GOMEMLIMIT overrides it.
+// limitMemory sets Go's soft memory limit, unless GOMEMLIMIT sets one. It keeps the
+// process below three times maxBytes, plus 100 MB.
+// See docs/adr/0001-memory-limit-of-the-relay.md.
 func limitMemory(maxBytes int64) {
-	const beside = 20 << 20                        // what the runtime does not count comes to this, too
-	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // nobody has set it
-		debug.SetMemoryLimit(3*maxBytes + beside)
+	const overhead = 20 << 20                      // the rest of the heap
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
+		debug.SetMemoryLimit(3*maxBytes + overhead)
 	}
 }
 
-var errNotStarted = errors.New("it has not begun: postgresql comes first")
+var errNotStarted = errors.New("not started: waiting for postgresql")
 
 func sinkOptions(c *config.Relay) clickhouse.Options {
 	return clickhouse.Options{
 		DSN:     c.ClickHouse.DSN,
 		Table:   c.ClickHouse.Table,
 		Cluster: c.ClickHouse.Cluster,
-		// One for each insert, one for each question about an insert, and one
-		// for the probe.
+		// Each worker uses one for its insert and one to resolve an attempt. The
+		// probe of the circuit breaker uses one.
 		MaxOpenConns: 2*c.Relay.Workers + 1,
 	}
 }

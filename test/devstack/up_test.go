@@ -72,7 +72,7 @@ var _ = Describe("devstack up", func() {
 		state := ready(session, dir)
 		Expect(syscall.Kill(state.RelayPID, syscall.SIGKILL)).To(Succeed())
 		Eventually(session).Should(gexec.Exit(1))
-		Expect(string(session.Err.Contents())).To(MatchRegexp(`devstack: the relay ended unexpectedly: .*killed; its log ends:\n  .*program starts`))
+		Expect(string(session.Err.Contents())).To(MatchRegexp(`devstack: the relay ended unexpectedly: .*killed; its log ends:\n  .*program started`))
 		Expect(living(state)).To(BeEmpty())
 	})
 

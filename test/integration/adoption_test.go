@@ -126,7 +126,7 @@ var _ = Describe("In another application's database", func() {
 		p.EndsWith(2)
 		Expect(string(p.Err.Contents())).To(Equal(line + "\n"))
 	},
-		Entry("an unknown part", "relay", []string{"--print=mysql"}, `relay: --print is "mysql", and has to be one of postgres, clickhouse`),
-		Entry("a part that the API does not have", "api", []string{"--print=clickhouse"}, `api: --print is "clickhouse", and has to be one of postgres`),
+		Entry("an unknown part", "relay", []string{"--print=mysql"}, `relay: --print is "mysql", must be one of postgres, clickhouse`),
+		Entry("a part that the API does not have", "api", []string{"--print=clickhouse"}, `api: --print is "clickhouse", must be one of postgres`),
 	)
 })

@@ -137,10 +137,10 @@ var _ = Describe("Dead letters", func() {
 		buryBySQL(ctx, dsn, 12)
 		page := run(dsn, 0, "list", "--limit=2")
 		Expect(lines(page)).To(HaveExactElements(
-			MatchRegexp(`^ID  DIED AT +EVENT TYPE +EVENT ID +ERROR$`),
+			MatchRegexp(`^ID  DEAD-LETTERED AT +EVENT TYPE +EVENT ID +ERROR$`),
 			MatchRegexp(`^12  20[-0-9T:]+Z  thing_happened  00000000-0000-0000-0000-000000000012  wrong  in  \[31mmany ways$`),
 			HavePrefix("11  "),
-			Equal("10 more: --before 11 lists the next"),
+			Equal("10 more: list them with --before 11"),
 		))
 		Expect(string(page.Out.Contents())).NotTo(ContainSubstring("payload"))
 		Expect(lines(run(dsn, 0, "list", "--before=3"))).To(HaveExactElements(
@@ -149,7 +149,7 @@ var _ = Describe("Dead letters", func() {
 		cut := programs.Run(suite.Prepared(), "relay", []string{"dead-letters", "list", "--json", "--limit=10"}, deadLetterEnv(dsn)...)
 		cut.Ended()
 		Expect(objects(cut)).To(HaveLen(10))
-		Expect(string(cut.Err.Contents())).To(Equal("2 more: --before 3 lists the next\n"))
+		Expect(string(cut.Err.Contents())).To(Equal("2 more: list them with --before 3\n"))
 	})
 
 	It("are selected by filters", func(ctx SpecContext) {
@@ -201,25 +201,25 @@ var _ = Describe("Dead letters", func() {
 			Expect(string(p.Err.Contents())).To(Equal("relay: " + line + "\n"))
 			Expect(objects(run(dsn, 0, "list", "--json"))).To(HaveLen(1))
 		},
-		Entry("no command", nil, "relay dead-letters needs a command; `relay dead-letters --help` lists them"),
-		Entry("an unknown command", []string{"lst"}, "there is no command \"lst\"; `relay dead-letters --help` lists them"),
-		Entry("no word of which", []string{"retry", "--yes"}, "retry which dead letters? Give ids, filters or --all"),
-		Entry("no word of which to discard", []string{"discard", "--yes"}, "discard which dead letters? Give ids, filters or --all"),
+		Entry("no command", nil, "relay dead-letters requires a command; `relay dead-letters --help` lists the commands"),
+		Entry("an unknown command", []string{"lst"}, "unknown command \"lst\"; `relay dead-letters --help` lists the commands"),
+		Entry("no word of which", []string{"retry", "--yes"}, "no dead letters selected to retry: pass ids, filters or --all"),
+		Entry("no word of which to discard", []string{"discard", "--yes"}, "no dead letters selected to discard: pass ids, filters or --all"),
 		Entry("an empty filter, such as a variable that is not set", []string{"discard", "--type=", "--yes"},
-			`invalid argument "" for "--type" flag: it is empty`),
-		Entry("ids and filters", []string{"retry", "1", "--type=a", "--yes"}, "ids, filters and --all exclude each other"),
-		Entry("filters and all", []string{"retry", "--all", "--type=a", "--yes"}, "ids, filters and --all exclude each other"),
+			`invalid argument "" for "--type" flag: must not be empty`),
+		Entry("ids and filters", []string{"retry", "1", "--type=a", "--yes"}, "ids, filters and --all are mutually exclusive"),
+		Entry("filters and all", []string{"retry", "--all", "--type=a", "--yes"}, "ids, filters and --all are mutually exclusive"),
 		Entry("no yes, and no terminal", []string{"discard", "1"},
-			"stdin is no terminal to confirm on: add --yes to discard without being asked"),
+			"stdin is not a terminal: add --yes to discard without confirmation"),
 		Entry("no yes, and no terminal, to retry", []string{"retry", "--all"},
-			"stdin is no terminal to confirm on: add --yes to retry without being asked"),
-		Entry("no id", []string{"discard", "one", "--yes"}, `"one" is no dead letter's id: that is a number, as list shows it`),
-		Entry("nothing to show", []string{"show"}, "show takes one id, and got 0"),
+			"stdin is not a terminal: add --yes to retry without confirmation"),
+		Entry("no id", []string{"discard", "one", "--yes"}, `invalid id "one": an id is a number, as list shows it`),
+		Entry("nothing to show", []string{"show"}, "show requires one id, got 0"),
 		Entry("a time that is none", []string{"list", "--since=yesterday"},
-			`invalid argument "yesterday" for "--since" flag: it is neither a time such as 2026-11-24T03:00:00Z nor how long ago, such as 24h`),
+			`invalid argument "yesterday" for "--since" flag: must be a time such as 2026-11-24T03:00:00Z or an age such as 24h`),
 		Entry("an event id that is none", []string{"list", "--event-id=1"},
 			`invalid argument "1" for "--event-id" flag: invalid UUID length: 1`),
-		Entry("a limit out of bounds", []string{"list", "--limit=0"}, "--limit is 0, and has to be from 1 to 10000"),
+		Entry("a limit out of bounds", []string{"list", "--limit=0"}, "--limit is 0, must be from 1 to 10000"),
 	)
 
 	It("are left alone where one of those that are named is not there", func(ctx SpecContext) {
@@ -228,7 +228,7 @@ var _ = Describe("Dead letters", func() {
 		for _, args := range [][]string{{"retry", "1", "7", "--yes"}, {"discard", "7", "2", "--yes"}, {"show", "7"}} {
 			p := run(dsn, 1, args...)
 			Expect(p.Out.Contents()).To(BeEmpty())
-			Expect(string(p.Err.Contents())).To(Equal("relay: there is no dead letter 7\n"))
+			Expect(string(p.Err.Contents())).To(Equal("relay: dead letter 7 not found\n"))
 		}
 		Expect(objects(run(dsn, 0, "list", "--json"))).To(HaveLen(2))
 	})
@@ -241,7 +241,7 @@ var _ = Describe("Dead letters", func() {
 			CHECK (event_id != '00000000-0000-0000-0000-000000000170')`)
 		p := run(dsn, 1, "retry", "--all", "--yes")
 		Expect(lines(p)).To(HaveLen(100))
-		Expect(string(p.Err.Contents())).To(HavePrefix("relay: retried 100 of 250 dead letters; run it again for the rest: "))
+		Expect(string(p.Err.Contents())).To(HavePrefix("relay: retried 100 of 250 dead letters; run the command again for the rest: "))
 		db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT halfway")
 		Expect(lines(run(dsn, 0, "retry", "--all", "--yes"))).To(ContainElement("150 dead letters retried"))
 		var events int

@@ -1,5 +1,5 @@
-// Package cli is what the command lines of the programs have in common: how
-// they load their configuration, report, and end.
+// Package cli implements the command line of the programs: loading the
+// configuration, logging, reporting errors, and exit codes.
 package cli
 
 import (
@@ -25,80 +25,81 @@ import (
 // Exit codes.
 const (
 	exitFailed = 1
-	exitUsage  = 2 // the command line or the configuration is wrong
+	exitUsage  = 2 // the command line or the configuration is invalid
 )
 
-// Settings are a program's configuration.
+// Settings is the configuration of a program.
 type Settings interface {
 	WriteYAML(w io.Writer) error
 	WriteJSON(w io.Writer) error
 }
 
-// Program is one of Diehard's programs. Beside its own commands it has config
-// and version.
+// Program describes one of Diehard's programs. In addition to its own commands, it
+// has the commands config and version.
 type Program[S Settings] struct {
 	Name, Short string
-	// Version is the one that the linker set. Without one, Main takes the
-	// version of the module that the go command recorded.
+	// Version is the version set by the linker. If it is empty or "dev", Main uses
+	// the module version that the go command recorded.
 	Version string
 
-	// AddFlags adds a flag for each key of the configuration, and Load reads
-	// it; both are package config's.
+	// AddFlags adds a flag for each configuration key. Load reads the
+	// configuration. Both come from package config.
 	AddFlags func(*pflag.FlagSet)
 	Load     func(config.LoadOptions) (S, []string, error)
-	// Reporting returns how the configured program reports.
+	// Reporting returns the settings of logs and error reports.
 	Reporting func(S) Reporting
 
-	// Commands do the program's work. The first is run where none is named.
+	// Commands are the program's own commands. The first is the default.
 	Commands []Command[S]
 }
 
-// Reporting is the part of a configuration that says where logs and errors go.
+// Reporting configures logs and error reports.
 type Reporting struct {
 	Environment string
 	Log         config.Log
 	Sentry      config.Sentry
 }
 
-// Command does a program's work, answers its operator, or is the name that
-// other commands have in common: it has Run, Answer or Commands.
+// Command is a command of a program. It has exactly one of Run, Answer and
+// Commands.
 type Command[S Settings] struct {
 	Name, Short string
-	// Long is what its help says more than Short.
+	// Long is the help text that follows Short.
 	Long string
 
-	// Run returns when the work is done, or when ctx ends because the program
-	// was told to stop. What it returns is logged; a *config.Error is printed.
+	// Run does the program's work. It returns when the work is done or when a
+	// signal ends ctx. The program logs the error; it prints a *config.Error.
 	Run func(ctx context.Context, p Process, settings S) error
 
-	// Answer writes its answer to p.Out and returns. What it returns is printed,
-	// in one line, and neither its start nor its end is logged.
+	// Answer writes an answer to p.Out and returns. The program prints the error
+	// in one line. It does not log the start or the end of the command.
 	Answer func(ctx context.Context, p Process, settings S) error
-	// Arguments are what Answer takes, for its help: ID...; empty is none.
+	// Arguments names Answer's arguments in the help, such as ID...; empty means
+	// that it accepts none.
 	Arguments string
-	// AddFlags adds Answer's own flags, which hide those of the configuration
-	// that have the same name; nil is none.
+	// AddFlags adds Answer's own flags. They hide configuration flags of the same
+	// name. It can be nil.
 	AddFlags func(*pflag.FlagSet)
 
-	// Printed is what Run would have the databases execute. It adds the flag --print,
-	// with which nothing is executed and no database is needed.
+	// Printed writes the SQL that Run executes. If it is not empty, the command
+	// has the flag --print, which executes nothing and needs no database.
 	Printed []Printed[S]
 
 	Commands []Command[S]
 }
 
-// Printed is one database's part of what a command executes.
+// Printed writes the SQL that a command executes in one database.
 type Printed[S Settings] struct {
 	// Name is the value of --print that selects it.
 	Name  string
 	Print func(w io.Writer, settings S) error
 }
 
-// Process is the program as it runs.
+// Process is what a command receives from the running program.
 type Process struct {
 	Version string
 	Log     *slog.Logger
-	// Args and Out are for a command that answers.
+	// Args and Out are set for commands with Answer.
 	Args []string
 	Out  io.Writer
 }
@@ -108,7 +109,7 @@ func (p Program[S]) Main() int {
 	info, _ := debug.ReadBuildInfo()
 	p.Version = version(p.Version, info)
 
-	// The first signal asks the program to stop, the second ends it.
+	// The first signal stops the program gracefully, the second kills it.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
@@ -130,33 +131,34 @@ func (p Program[S]) Main() int {
 	return code
 }
 
-// usageError is a command line that cannot be understood.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
-// UsageError returns an error that says what is wrong with the command line.
+// UsageError returns an error for an invalid command line. The program exits
+// with code 2.
 func UsageError(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
-// loggedError is an error that the log has already.
+// loggedError is an error that has been logged.
 type loggedError struct{ error }
 
 func (p Program[S]) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           p.Name,
 		Short:         p.Short,
-		Long:          p.Short + ".\n\nWithout a command it runs `" + p.Name + " " + p.Commands[0].Name + "`.",
+		Long:          p.Short + ".\n\nThe default command is `" + p.Name + " " + p.Commands[0].Name + "`.",
 		Args:          p.noArguments,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	// Flags of the configuration go with every command that reads it.
-	file := root.PersistentFlags().String("config", "", "YAML file to read the configuration from")
+	// Every command that reads the configuration accepts its flags.
+	file := root.PersistentFlags().String("config", "", "configuration file in YAML")
 	p.AddFlags(root.PersistentFlags())
 
-	// Not the command's own flags, of which one may have the name of a key.
+	// The command's own flags are excluded because one can have the name of a key.
 	load := func(offline bool) (S, []string, error) {
 		return p.Load(config.LoadOptions{File: *file, Flags: root.PersistentFlags(), Offline: offline})
 	}
@@ -195,12 +197,12 @@ func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, 
 		command.AddFlags(cmd.Flags())
 	}
 	if len(command.Printed) > 0 {
-		cmd.Flags().StringVar(&selected, "print", "", "print the SQL and execute nothing: "+strings.Join(printedNames(command), ", ")+"; without a value all of it")
+		cmd.Flags().StringVar(&selected, "print", "", "print the SQL without executing it: "+strings.Join(printedNames(command), ", ")+", or all by default")
 		cmd.Flags().Lookup("print").NoOptDefVal = printAll
 	}
 	if len(command.Commands) > 0 {
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-			return UsageError("%s needs a command; `%s --help` lists them", cmd.CommandPath(), cmd.CommandPath())
+			return UsageError("%s requires a command; `%s --help` lists the commands", cmd.CommandPath(), cmd.CommandPath())
 		}
 	}
 	for _, sub := range command.Commands {
@@ -209,7 +211,7 @@ func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, 
 	return cmd
 }
 
-// printAll is the value of --print that selects all of it.
+// printAll is the value of --print that selects all parts.
 const printAll = "all"
 
 func printedNames[S Settings](command Command[S]) (names []string) {
@@ -219,11 +221,11 @@ func printedNames[S Settings](command Command[S]) (names []string) {
 	return names
 }
 
-// printCommand writes the parts that --print selects, each behind a comment with its
-// name if there are several.
+// printCommand writes the parts that --print selects. If there are several parts, a
+// comment with the name precedes each.
 func printCommand[S Settings](w io.Writer, command Command[S], selected string, load func(offline bool) (S, []string, error)) error {
 	if selected != printAll && !slices.Contains(printedNames(command), selected) {
-		return UsageError("--print is %q, and has to be one of %s", selected, strings.Join(printedNames(command), ", "))
+		return UsageError("--print is %q, must be one of %s", selected, strings.Join(printedNames(command), ", "))
 	}
 	settings, _, err := load(true)
 	if err != nil {
@@ -250,14 +252,13 @@ func (p Program[S]) noArguments(cmd *cobra.Command, args []string) error {
 	case len(args) == 0:
 		return nil
 	case cmd.HasSubCommands():
-		return UsageError("there is no command %q; `%s --help` lists them", args[0], cmd.CommandPath())
+		return UsageError("unknown command %q; `%s --help` lists the commands", args[0], cmd.CommandPath())
 	default:
-		return UsageError("%s takes no argument, and got %q", cmd.CommandPath(), args[0])
+		return UsageError("%s accepts no arguments, got %q", cmd.CommandPath(), args[0])
 	}
 }
 
-// run runs a command with its log and, where it does the program's work, with
-// Sentry.
+// run runs a command with a logger and, if the command has Run, with Sentry.
 func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], settings S, unknown []string) error {
 	ctx := cmd.Context()
 	reporting := p.Reporting(settings)
@@ -269,7 +270,7 @@ func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], s
 		Level: level, Format: telemetry.Format(reporting.Log.Format),
 	})
 	for _, variable := range unknown {
-		log.WarnContext(ctx, "an environment variable looks like configuration and is none", "variable", variable)
+		log.WarnContext(ctx, "unknown environment variable", "variable", variable)
 	}
 	process := Process{Version: p.Version, Log: log, Args: args, Out: cmd.OutOrStdout()}
 	if command.Answer != nil {
@@ -288,7 +289,7 @@ func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], s
 	defer flush()
 
 	name := p.Name + " " + command.Name
-	log.InfoContext(ctx, "program starts", "program", name, "version", p.Version)
+	log.InfoContext(ctx, "program started", "program", name, "version", p.Version)
 	err = command.Run(ctx, process, settings)
 	if _, ok := errors.AsType[*config.Error](err); ok {
 		return err
@@ -297,6 +298,6 @@ func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], s
 		log.ErrorContext(ctx, "program failed", "program", name, "err", err)
 		return &loggedError{err}
 	}
-	log.InfoContext(ctx, "program ends", "program", name)
+	log.InfoContext(ctx, "program stopped", "program", name)
 	return nil
 }

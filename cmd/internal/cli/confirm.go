@@ -11,21 +11,22 @@ import (
 	"golang.org/x/term"
 )
 
-// CanConfirm tells whether somebody is there to be asked.
+// CanConfirm reports whether stdin is a terminal.
 func CanConfirm() bool { return term.IsTerminal(int(os.Stdin.Fd())) }
 
 var errNotConfirmed = errors.New("not confirmed: nothing was changed")
 
-// Confirm asks on the terminal, and returns an error unless the answer is yes.
+// Confirm asks the question on the terminal. It returns an error unless the answer
+// is y or yes.
 func Confirm(ctx context.Context, question string) error {
-	// Not on stdout, which may be a file.
+	// The question goes to stderr because stdout can be redirected to a file.
 	if _, err := fmt.Fprintf(os.Stderr, "%s [y/N] ", question); err != nil {
 		return fmt.Errorf("ask to confirm: %w", err)
 	}
-	// A signal does not end the reading, so nothing waits for it then.
+	// A signal does not interrupt the read, so a goroutine reads.
 	answer := make(chan string, 1)
 	go func() {
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n') // its end is a no
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n') // end of input counts as no
 		answer <- line
 	}()
 	select {

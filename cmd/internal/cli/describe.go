@@ -9,14 +9,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const jsonUsage = "as JSON"
+const jsonUsage = "print JSON"
 
-// configCommand shows the effective configuration.
+// configCommand returns the command that prints the effective configuration.
 func (p Program[S]) configCommand(load func() (S, []string, error)) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Show the effective configuration, with secrets masked",
+		Short: "Print the effective configuration with secrets masked",
 		Args:  p.noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			settings, unknown, err := load()
@@ -24,7 +24,7 @@ func (p Program[S]) configCommand(load func() (S, []string, error)) *cobra.Comma
 				return err
 			}
 			for _, name := range unknown {
-				cmd.PrintErrf("%s: %s looks like configuration and is none\n", p.Name, name)
+				cmd.PrintErrf("%s: unknown environment variable %s\n", p.Name, name)
 			}
 			if asJSON {
 				return settings.WriteJSON(cmd.OutOrStdout())
@@ -36,12 +36,12 @@ func (p Program[S]) configCommand(load func() (S, []string, error)) *cobra.Comma
 	return cmd
 }
 
-// versionCommand shows what this binary is.
+// versionCommand returns the command that prints the version and the platform.
 func (p Program[S]) versionCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Show the version",
+		Short: "Print the version",
 		Args:  p.noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return writeVersion(cmd.OutOrStdout(), buildInfo{

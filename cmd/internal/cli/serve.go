@@ -12,11 +12,11 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-var errStopping = errors.New("told to stop")
+var errStopping = errors.New("stopping")
 
-// WithAdmin does the work beside an admin port, which is open from the start to
-// the very end, and not ready from when ctx ends. It returns when both are
-// over; where one fails, the other is told to stop.
+// WithAdmin runs work and serves the admin port until work returns. The admin port
+// reports not ready once ctx ends. If either fails, WithAdmin stops the other. It
+// returns after both have ended.
 func (p Process) WithAdmin(ctx context.Context, o admin.Options, work func(context.Context) error) error {
 	o.Log, o.Version = p.Log, p.Version
 	o.Ready = append(o.Ready, admin.Check{Name: "process", Func: func(context.Context) error {
@@ -35,7 +35,7 @@ func (p Process) WithAdmin(ctx context.Context, o admin.Options, work func(conte
 		defer stopAdmin()
 		return work(working)
 	})
-	return group.Wait() //nolint:wrapcheck // the parts' own
+	return group.Wait() //nolint:wrapcheck // the errors name their operation
 }
 
 const (
@@ -44,11 +44,11 @@ const (
 	schemaPauseMax     = 5 * time.Second
 )
 
-// AwaitSchema returns nil once PostgreSQL has a schema that this binary can
-// work with, and a *postgres.SchemaTooOldError if it has an older one. As long
-// as it cannot be asked it is asked again. When ctx ends it returns nil.
-// It closes asked after the first answer or failure, but not for a schema that
-// is too old.
+// AwaitSchema waits until PostgreSQL is available and returns nil if its schema is
+// new enough for this binary. It returns a *postgres.SchemaTooOldError if the
+// schema is too old. It repeats the check while PostgreSQL is unavailable, and
+// returns nil when ctx ends. It closes asked after the first check, unless the
+// schema is too old.
 func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, schema postgres.Schema, asked chan<- struct{}) error {
 	for pause := schemaPauseMin; ; pause = min(2*pause, schemaPauseMax) {
 		first := pause == schemaPauseMin
@@ -61,12 +61,12 @@ func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, schema postgres.S
 		}
 		if err == nil {
 			if !first {
-				p.Log.InfoContext(ctx, "postgresql can be used now")
+				p.Log.InfoContext(ctx, "postgresql available")
 			}
 			return nil
 		}
 		if first && ctx.Err() == nil {
-			p.Log.ErrorContext(ctx, "postgresql cannot be used: not ready until it can", "err", err)
+			p.Log.ErrorContext(ctx, "postgresql unavailable, retrying", "err", err)
 		}
 		select {
 		case <-time.After(pause):

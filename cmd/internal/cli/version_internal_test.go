@@ -18,10 +18,10 @@ var _ = DescribeTable("The version of a build",
 	func(linked string, info *debug.BuildInfo, expected string) {
 		Expect(version(linked, info)).To(Equal(expected))
 	},
-	Entry("is what the linker set", "v1.2.3", &debug.BuildInfo{Main: debug.Module{Version: "v9.9.9"}}, "v1.2.3"),
-	Entry("is the module's if the linker set none", "dev", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, "v1.2.3"),
-	Entry("is the module's if the linker set an empty one", "", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, "v1.2.3"),
+	Entry("is the version set by the linker", "v1.2.3", &debug.BuildInfo{Main: debug.Module{Version: "v9.9.9"}}, "v1.2.3"),
+	Entry("is the module version if the linker set none", "dev", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, "v1.2.3"),
+	Entry("is the module version if the linker set an empty one", "", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, "v1.2.3"),
 	Entry("is dev in a checkout", "dev", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, "dev"),
-	Entry("is dev if the module has none", "dev", &debug.BuildInfo{}, "dev"),
+	Entry("is dev if the module version is empty", "dev", &debug.BuildInfo{}, "dev"),
 	Entry("is dev without build information", "dev", nil, "dev"),
 )
