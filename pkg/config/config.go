@@ -1,6 +1,6 @@
-// Package config reads the configuration of the programs: a file, over it the
-// environment, over it flags, checked and put into one plain struct for each
-// program.
+// Package config reads and validates the configuration of the programs, one struct
+// per program. Flags override environment variables, which override the file, which
+// overrides the defaults.
 package config
 
 import (
@@ -43,37 +43,37 @@ type Relay struct {
 	Log         Log
 }
 
-// Postgres is how PostgreSQL is reached.
+// Postgres is the configuration of the connections to PostgreSQL.
 type Postgres struct {
 	DSN          string
 	Schema       string
 	MaxOpenConns int
 }
 
-// ClickHouse is how ClickHouse is reached, and where events go.
+// ClickHouse is the configuration of the connections to ClickHouse and of the table.
 type ClickHouse struct {
 	DSN     string
 	Table   string
 	Cluster string
 }
 
-// Access is who may use the API.
+// Access is the authentication of the API's clients.
 type Access struct {
 	Keys []APIKey
-	// Auth is on, or off: then everybody may.
+	// Auth is "on" or AuthOff.
 	Auth string
 }
 
-// AuthOff is the value of Access.Auth that serves everybody.
+// AuthOff is the value of Access.Auth that disables authentication.
 const AuthOff = "off"
 
-// APIKey is a client's key: its name, and the SHA-256 of it.
+// APIKey is the name of a client's key and the SHA-256 digest of the key.
 type APIKey struct {
 	Name   string
 	Digest [sha256.Size]byte
 }
 
-// HTTP is the API's server.
+// HTTP is the configuration of the API's server.
 type HTTP struct {
 	TrustedProxies    []netip.Prefix
 	RatePerKey        float64
@@ -90,12 +90,12 @@ type HTTP struct {
 	IdempotencyTTL    time.Duration
 }
 
-// Outbox is what may be published.
+// Outbox limits the events that clients publish.
 type Outbox struct {
 	MaxEventBytes int64
 }
 
-// Delivery is how the relay works.
+// Delivery is the configuration of the relay's workers and batches.
 type Delivery struct {
 	Workers         int
 	BatchMaxRows    int
@@ -108,18 +108,18 @@ type Delivery struct {
 	BackoffMax      time.Duration
 }
 
-// Admin is the operators' port.
+// Admin is the configuration of the operators' port.
 type Admin struct {
 	Addr string
 }
 
-// Sentry is where errors and transactions are reported to.
+// Sentry is the configuration of reports to Sentry.
 type Sentry struct {
 	DSN              string
 	TracesSampleRate float64
 }
 
-// Log is how log records are written.
+// Log is the configuration of the log.
 type Log struct {
 	Level  string
 	Format string
@@ -129,10 +129,10 @@ const (
 	kib = 1 << 10
 	mib = 1 << 20
 
-	// maxBlockRows is what ClickHouse takes in one block whatever its settings
-	// (max_insert_block_size), less the most that it rounds up by.
+	// maxBlockRows is the largest block that ClickHouse accepts unsplit:
+	// max_insert_block_size, reduced by the amount that ClickHouse rounds up.
 	maxBlockRows = 1_048_448
-	// maxBlockBytes is where ClickHouse begins to cut a block in two
+	// maxBlockBytes is the size at which ClickHouse splits a block
 	// (min_insert_block_size_bytes).
 	maxBlockBytes = 256 * mib
 )
@@ -140,39 +140,39 @@ const (
 func (c *API) keys() []key {
 	keys := []key{environmentKey(&c.Environment)}
 	keys = append(keys, c.Postgres.keys("20", 2,
-		"Most connections to PostgreSQL; what more requests need waits for one.")...)
+		"Maximum connections to PostgreSQL; further requests wait for one.")...)
 	keys = append(keys,
 		secret(maskAPIKeys, list("api.keys", &c.API.Keys, parseAPIKey, formatAPIKey,
-			"Keys that clients may use: SHA-256 digests in hex, comma-separated, each as NAME:DIGEST or alone.")),
-		text("api.auth", &c.API.Auth, "on", "on, or off: then everybody may use the API.", isAuth),
+			"API keys of the clients, comma-separated: NAME:DIGEST or DIGEST, with the SHA-256 digest of the key in hex.")),
+		text("api.auth", &c.API.Auth, "on", "Authentication by API key: on or off.", isAuth),
 		address("http.addr", &c.HTTP.Addr, "127.0.0.1:8080",
-			"Address that the API listens on; port 0 picks a free one, which the log names."),
+			"Listen address of the API; port 0 picks a free port and logs it."),
 		list("http.trusted_proxies", &c.HTTP.TrustedProxies, parseNetwork, netip.Prefix.String,
-			"Networks, comma-separated, whose X-Forwarded-For tells a client's address."),
+			"Networks of trusted proxies, comma-separated; X-Forwarded-For from other addresses is ignored."),
 		number("http.rate_limit_per_key", &c.HTTP.RatePerKey, "0", 0, maxRate,
-			"Requests a second with one API key, ten seconds' worth at once; 0 is no limit."),
+			"Requests per second for each API key, with bursts of ten seconds' worth; 0 means no limit."),
 		number("http.rate_limit_per_address", &c.HTTP.RatePerAddress, "0", 0, maxRate,
-			"Requests a second from one address, ten seconds' worth at once; 0 is no limit."),
+			"Requests per second from each address, with bursts of ten seconds' worth; 0 means no limit."),
 		integer("http.max_concurrent_requests", &c.HTTP.MaxConcurrent, "100", 1, 100_000,
-			"Requests that work with PostgreSQL at once or wait for a connection; more are turned away."),
+			"Maximum requests that use PostgreSQL or wait for a connection; the API sheds further requests."),
 		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "16MiB", 1*kib, 128*mib,
-			"Largest request body."),
+			"Maximum size of a request body."),
 		duration("http.read_header_timeout", &c.HTTP.ReadHeaderTimeout, "5s", 100*time.Millisecond, 5*time.Minute,
-			"Time for a request's headers to arrive."),
+			"Time limit for reading the headers of a request."),
 		duration("http.read_timeout", &c.HTTP.ReadTimeout, "10s", 100*time.Millisecond, 10*time.Minute,
-			"Time for a request's headers and body to arrive."),
+			"Time limit for reading the headers and the body of a request."),
 		duration("http.request_timeout", &c.HTTP.RequestTimeout, "15s", 100*time.Millisecond, 10*time.Minute,
-			"Time to work on a request, from the end of its headers; PostgreSQL stops with it."),
+			"Time limit for processing a request, from the end of its headers; it also cancels statements in PostgreSQL."),
 		duration("http.write_timeout", &c.HTTP.WriteTimeout, "20s", 100*time.Millisecond, 15*time.Minute,
-			"Time from the end of a request's headers to the end of the answer; longer than http.request_timeout."),
+			"Time limit from the end of a request's headers to the end of the response; must be longer than http.request_timeout."),
 		duration("http.idle_timeout", &c.HTTP.IdleTimeout, "2m", time.Second, time.Hour,
-			"How long an idle connection is kept for the next request."),
+			"How long an idle connection is kept open."),
 		duration("http.shutdown_timeout", &c.HTTP.ShutdownTimeout, "20s", 10*time.Millisecond, 10*time.Minute,
-			"Time that requests in flight get when the API is told to stop."),
+			"Time limit for requests in flight when the API stops."),
 		duration("http.idempotency_ttl", &c.HTTP.IdempotencyTTL, "24h", time.Minute, 30*24*time.Hour,
-			"How long the answer to a request with an Idempotency-Key is kept for its repetitions."),
+			"How long the response to a request with an Idempotency-Key is kept for retries."),
 		size("outbox.max_event_bytes", &c.Outbox.MaxEventBytes, "16MiB", 1*kib, 128*mib,
-			"Largest event_context that may be published."),
+			"Maximum size of an event_context."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9090", adminUsage),
 	)
 	keys = append(keys, c.Sentry.keys()...)
@@ -181,7 +181,7 @@ func (c *API) keys() []key {
 
 func (c *API) check() error {
 	if c.HTTP.WriteTimeout <= c.HTTP.RequestTimeout {
-		return problem("http.write_timeout", "has to be longer than http.request_timeout (%s)", c.HTTP.RequestTimeout)
+		return problem("http.write_timeout", "must be longer than http.request_timeout (%s)", c.HTTP.RequestTimeout)
 	}
 	return nil
 }
@@ -189,33 +189,33 @@ func (c *API) check() error {
 func (c *Relay) keys() []key {
 	keys := []key{environmentKey(&c.Environment)}
 	keys = append(keys, c.Postgres.keys("0", 0,
-		"Most connections to PostgreSQL; 0 is as many as the workers can use at once.")...)
+		"Maximum connections to PostgreSQL; 0 means two per worker and four more.")...)
 	keys = append(keys,
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),
 		text("clickhouse.table", &c.ClickHouse.Table, "event_log",
-			"Table that events go to, in the DSN's database.", isTable),
+			"Table that receives the events, in the database of the DSN.", isTable),
 		text("clickhouse.cluster", &c.ClickHouse.Cluster, "",
-			"Cluster that the table is replicated on; empty for a single server.", isCluster),
+			"Cluster that replicates the table; empty for a single server.", isCluster),
 		integer("relay.workers", &c.Relay.Workers, "2", 1, 64,
-			"Batches that one process sends at once."),
+			"Batches that one process delivers at a time."),
 		integer("relay.batch_max_rows", &c.Relay.BatchMaxRows, "50000", 1, maxBlockRows,
-			"Most events in one batch, which is one insert."),
+			"Maximum events in a batch, which is one insert."),
 		size("relay.batch_max_bytes", &c.Relay.BatchMaxBytes, "32MiB", 1*kib, maxBlockBytes-1,
-			"Most bytes in all batches that one process holds in memory at once. One batch takes half of them at most, so that "+
-				"one is read while another is sent; a larger event goes alone."),
+			"Maximum bytes of all batches that one process holds in memory. "+
+				"A batch has at most half of them; a larger event forms its own batch."),
 		duration("relay.linger", &c.Relay.Linger, "250ms", time.Millisecond, time.Minute,
-			"Least time between two batches that are not full, of all relays together."),
+			"Minimum time between partial batches, for all relays together."),
 		duration("relay.poll_interval", &c.Relay.PollInterval, "5s", 10*time.Millisecond, 10*time.Minute,
-			"How often an idle relay looks for events that nothing told it of."),
+			"How often an idle relay polls for events."),
 		duration("relay.flush_timeout", &c.Relay.FlushTimeout, "30s", time.Second, 10*time.Minute,
-			"Time for one insert; ClickHouse stops with it."),
+			"Time limit for one insert, also in ClickHouse."),
 		duration("relay.shutdown_timeout", &c.Relay.ShutdownTimeout, "35s", 10*time.Millisecond, 15*time.Minute,
-			"Time that batches in flight get when the relay is told to stop; then they are released."),
+			"Time limit for batches in flight when the relay stops; the relay then releases them."),
 		duration("relay.backoff_min", &c.Relay.BackoffMin, "500ms", 10*time.Millisecond, time.Minute,
-			"Pause after the first failure; it doubles with each further one."),
+			"Pause after the first failure; each consecutive failure doubles it."),
 		duration("relay.backoff_max", &c.Relay.BackoffMax, "30s", 10*time.Millisecond, time.Hour,
-			"Longest pause after failures."),
+			"Maximum pause after failures."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9091", adminUsage),
 	)
 	keys = append(keys, c.Sentry.keys()...)
@@ -224,16 +224,16 @@ func (c *Relay) keys() []key {
 
 func (c *Relay) check() error {
 	if c.Relay.BackoffMax < c.Relay.BackoffMin {
-		return problem("relay.backoff_max", "is shorter than relay.backoff_min (%s)", c.Relay.BackoffMin)
+		return problem("relay.backoff_max", "must not be shorter than relay.backoff_min (%s)", c.Relay.BackoffMin)
 	}
 	return nil
 }
 
-const adminUsage = "Address of the operators' port: /livez, /readyz, /metrics; port 0 picks a free one, which the log names."
+const adminUsage = "Listen address of the operators' port: /livez, /readyz, /metrics; port 0 picks a free port and logs it."
 
 func environmentKey(value *string) key {
 	return text("environment", value, "Local",
-		"Name of the deployment: a column of every event, and Sentry's environment.", isEnvironment)
+		"Name of the deployment, for the events and for Sentry.", isEnvironment)
 }
 
 func (c *Postgres) keys(maxOpenConns string, least int, usage string) []key {
@@ -241,7 +241,7 @@ func (c *Postgres) keys(maxOpenConns string, least int, usage string) []key {
 		required(secret(maskDSN, text("postgres.dsn", &c.DSN, "",
 			"PostgreSQL: postgres://USER:PASSWORD@HOST:5432/DATABASE, or key=value pairs.", isPostgresDSN))),
 		text("postgres.schema", &c.Schema, "",
-			"Schema of Diehard's tables; empty is the first of the session's search_path.", isSchema),
+			"Schema of Diehard's tables; empty means the first schema of the session's search_path.", isSchema),
 		integer("postgres.max_open_conns", &c.MaxOpenConns, maxOpenConns, least, 10_000, usage),
 	}
 }
@@ -249,46 +249,47 @@ func (c *Postgres) keys(maxOpenConns string, least int, usage string) []key {
 func (c *Sentry) keys() []key {
 	return []key{
 		secret(maskSentryDSN, text("sentry.dsn", &c.DSN, "",
-			"Sentry project that errors and transactions are reported to; empty is none.", isSentryDSN)),
+			"DSN of the Sentry project for errors and transactions; empty turns Sentry off.", isSentryDSN)),
 		fraction("sentry.traces_sample_rate", &c.TracesSampleRate, "1",
-			"Share of requests and batches that are reported as transactions."),
+			"Fraction of requests and batches that Sentry receives as transactions."),
 	}
 }
 
 func (c *Log) keys() []key {
 	return []key{
-		text("log.level", &c.Level, "info", "Least level that is logged: debug, info, warn, error.", isLevel),
-		text("log.format", &c.Format, "json", "json or text.", isFormat),
+		text("log.level", &c.Level, "info", "Minimum level of log records: debug, info, warn or error.", isLevel),
+		text("log.format", &c.Format, "json", "Format of log records: json or text.", isFormat),
 	}
 }
 
-// CheckAccess returns an error where nobody may use the API. Only serving needs
-// what it asks for.
+// CheckAccess returns an error if authentication is on and no API key is set. Only
+// the command serve requires it.
 func (c *API) CheckAccess() error {
 	if len(c.API.Keys) == 0 && c.API.Auth != AuthOff {
-		return problem("api.keys", "is empty: set it to SHA-256 digests of API keys (printf %%s KEY | sha256sum), "+
-			"or api.auth to off, which serves everybody")
+		return problem("api.keys", "is empty: set it to the SHA-256 digests of the API keys (printf %%s KEY | sha256sum), "+
+			"or set api.auth to off to disable authentication")
 	}
 	return nil
 }
 
-// maxRate bounds a rate limit: what is above is none.
+// maxRate is the maximum of a rate limit, in requests per second.
 const maxRate = 1_000_000
 
 func isAuth(value string) error {
 	if value != "on" && value != AuthOff {
-		return fmt.Errorf("is %q, which is none of on, off", value)
+		return fmt.Errorf("is %q, must be on or off", value)
 	}
 	return nil
 }
 
 var apiKeyName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// namelessDigits is how many digits of a digest stand for a key without a name.
+// namelessDigits is the number of digits of the digest that name a key without a
+// name.
 const namelessDigits = 8
 
-// parseAPIKey reads NAME:DIGEST, or a digest alone, whose first digits name it
-// then.
+// parseAPIKey parses NAME:DIGEST or DIGEST. The first digits of the digest name a
+// key without a name.
 func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
 	name, digest, named := strings.Cut(text, ":")
 	if !named {
@@ -296,21 +297,21 @@ func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
 	}
 	decoded, err := hex.DecodeString(digest)
 	if err != nil || len(decoded) != len(key.Digest) {
-		return APIKey{}, errors.New("has a digest that is no SHA-256 in hex, 64 digits") // not quoted: it may be a key
+		return APIKey{}, errors.New("has an invalid digest: a SHA-256 digest has 64 hex digits") // the value is not quoted because it can be a key
 	}
 	if !named {
 		name = "key-" + digest[:namelessDigits]
 	}
 	if !apiKeyName.MatchString(name) {
-		return APIKey{}, fmt.Errorf("has the name %q: letters, digits and . _ -, at most 64", name)
+		return APIKey{}, fmt.Errorf("has the invalid name %q: use 1 to 64 letters, digits and . _ -", name)
 	}
 	key = APIKey{Name: name, Digest: [sha256.Size]byte(decoded)}
 	for _, other := range others {
 		if other.Name == key.Name {
-			return APIKey{}, fmt.Errorf("has the name %s twice", name)
+			return APIKey{}, fmt.Errorf("has the duplicate name %s", name)
 		}
 		if other.Digest == key.Digest {
-			return APIKey{}, fmt.Errorf("has one key as %s and %s", other.Name, name)
+			return APIKey{}, fmt.Errorf("has the same key under the names %s and %s", other.Name, name)
 		}
 	}
 	return key, nil
@@ -324,12 +325,12 @@ func parseNetwork(text string, _ []netip.Prefix) (netip.Prefix, error) {
 	}
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil || prefix != prefix.Masked() {
-		return netip.Prefix{}, fmt.Errorf("has %q, which is no network such as 10.0.0.0/8 or 2001:db8::/32", text)
+		return netip.Prefix{}, fmt.Errorf("has the invalid network %q: use a form such as 10.0.0.0/8 or 2001:db8::/32", text)
 	}
 	return prefix, nil
 }
 
-// maxEnvironmentBytes is the outbox's own bound.
+// maxEnvironmentBytes equals the limit in the table outbox_events.
 const maxEnvironmentBytes = 128
 
 func isEnvironment(value string) error {
@@ -339,7 +340,7 @@ func isEnvironment(value string) error {
 	case len(value) > maxEnvironmentBytes:
 		return fmt.Errorf("is longer than %d bytes", maxEnvironmentBytes)
 	case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' }):
-		return errors.New("is not plain text")
+		return errors.New("contains control characters or invalid UTF-8")
 	}
 	return nil
 }
@@ -354,7 +355,7 @@ func isPostgresDSN(value string) error {
 	return nil
 }
 
-// maxIdentifierBytes is PostgreSQL's: it would cut a longer name off.
+// maxIdentifierBytes is the limit of PostgreSQL, which truncates longer names.
 const maxIdentifierBytes = 63
 
 func isSchema(value string) error {
@@ -362,19 +363,19 @@ func isSchema(value string) error {
 	case len(value) > maxIdentifierBytes:
 		return fmt.Errorf("is longer than %d bytes", maxIdentifierBytes)
 	case !utf8.ValidString(value) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' }):
-		return errors.New("is not plain text")
+		return errors.New("contains control characters or invalid UTF-8")
 	case strings.HasPrefix(value, "pg_") || value == "information_schema":
-		return fmt.Errorf("is %q, which PostgreSQL keeps for itself", value)
+		return fmt.Errorf("is %q, which PostgreSQL reserves", value)
 	}
 	return nil
 }
 
 var clickHouseDSN = regexp.MustCompile(`^(clickhouse|tcp|https?)://[^/?#]`)
 
-// isClickHouseDSN knows what such a DSN looks like; only the sink knows more.
+// isClickHouseDSN checks the form of the DSN. The sink checks the rest.
 func isClickHouseDSN(value string) error {
 	if value != "" && !clickHouseDSN.MatchString(value) {
-		return errors.New("is not a ClickHouse DSN: it begins with clickhouse://HOST, http://HOST or https://HOST")
+		return errors.New("is not a ClickHouse DSN: it must begin with clickhouse://HOST, http://HOST or https://HOST")
 	}
 	return nil
 }
@@ -386,14 +387,14 @@ var (
 
 func isTable(value string) error {
 	if !table.MatchString(value) {
-		return fmt.Errorf("is %q, which is no table's name: letters, digits and _, no digit first", value)
+		return fmt.Errorf("is %q, which is not a table name: use letters, digits and _, and no digit first", value)
 	}
 	return nil
 }
 
 func isCluster(value string) error {
 	if !cluster.MatchString(value) {
-		return fmt.Errorf("is %q, which is no cluster's name: letters, digits and _ - . { }", value)
+		return fmt.Errorf("is %q, which is not a cluster name: use letters, digits and _ - . { }", value)
 	}
 	return nil
 }
@@ -421,14 +422,14 @@ func isSentryDSN(value string) error {
 
 func isLevel(value string) error {
 	if _, err := telemetry.ParseLevel(value); err != nil {
-		return fmt.Errorf("is %w", err)
+		return fmt.Errorf("is %q, must be debug, info, warn or error", value)
 	}
 	return nil
 }
 
 func isFormat(value string) error {
 	if value != string(telemetry.JSON) && value != string(telemetry.Text) {
-		return fmt.Errorf("is %q, which is none of json, text", value)
+		return fmt.Errorf("is %q, must be json or text", value)
 	}
 	return nil
 }

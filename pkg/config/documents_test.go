@@ -15,8 +15,8 @@ import (
 
 var root = filepath.Join("..", "..")
 
-var _ = Describe("the documents", func() {
-	DescribeTable("configs/ holds every key with its default",
+var _ = Describe("the documentation", func() {
+	DescribeTable("configs/ contains every key with its default",
 		func(name string, keys []config.Key, load func(config.LoadOptions) error) {
 			path := filepath.Join(root, "configs", name)
 			file := viper.New()
@@ -43,7 +43,7 @@ var _ = Describe("the documents", func() {
 		}),
 	)
 
-	DescribeTable("configs/ explains every key above it",
+	DescribeTable("configs/ has a comment above every key",
 		func(name string) {
 			content, err := os.ReadFile(filepath.Join(root, "configs", name))
 			Expect(err).NotTo(HaveOccurred())
@@ -60,7 +60,7 @@ var _ = Describe("the documents", func() {
 		Entry("of the relay", "relay.yaml"),
 	)
 
-	DescribeTable("docs/configuration.md has the table of the keys",
+	DescribeTable("docs/configuration.md contains the table of keys",
 		func(keys []config.Key) {
 			var table strings.Builder
 			table.WriteString("| key | variable | default | meaning |\n| --- | --- | --- | --- |\n")
@@ -77,7 +77,7 @@ var _ = Describe("the documents", func() {
 			content, err := os.ReadFile(filepath.Join(root, "docs", "configuration.md"))
 			Expect(err).NotTo(HaveOccurred())
 			Expect(strings.Contains(string(content), table.String()+"\n")).To(BeTrue(),
-				"the table has to be:\n\n%s", table.String())
+				"the table must be:\n\n%s", table.String())
 		},
 		Entry("of the API", config.APIKeys()),
 		Entry("of the relay", config.RelayKeys()),

@@ -1,12 +1,12 @@
 package config
 
-// Key is what the documents say of a key.
+// Key is the documentation of a configuration key.
 type Key struct {
 	Name, Variable, Default, Usage string
 	Required                       bool
 }
 
-// APIKeys and RelayKeys return the keys of a program, in order.
+// APIKeys and RelayKeys return the keys of a program in order.
 func APIKeys() []Key   { return export(new(API).keys()) }
 func RelayKeys() []Key { return export(new(Relay).keys()) }
 

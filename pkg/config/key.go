@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// key is one value of the configuration.
+// key is a configuration key.
 type key struct {
 	name     string // section.key
-	usage    string // one sentence
-	fallback string // the default, as it is written in a file
-	required bool   // it may not be empty
+	usage    string // for the help and docs/configuration.md
+	fallback string // the default in the format of the file
+	required bool   // the value must not be empty
 
-	// mask returns the value, which holds a secret, as it may be shown; nil
-	// where it holds none.
+	// mask returns the value without its secrets. It is nil if the value has no
+	// secrets.
 	mask func(value string) string
 
-	// set parses and stores the value; its error says what is wrong with it,
-	// and does not quote a secret.
+	// set parses, checks and stores a value. Its error follows the name of the key
+	// and contains no secrets.
 	set func(value string) error
-	// get returns what is stored, as it is written in a file.
+	// get returns the stored value in the format of the file.
 	get func() any
 }
 
@@ -110,8 +110,8 @@ func number(name string, value *float64, fallback string, least, most float64, u
 	}
 }
 
-// list is values with commas between them, of which parse reads one, knowing
-// those before it.
+// list returns a key for comma-separated values. parse parses one value and
+// receives the values before it.
 func list[T any](name string, values *[]T, parse func(text string, others []T) (T, error), format func(T) string, usage string) key {
 	return key{
 		name: name, usage: usage,
@@ -141,7 +141,7 @@ func list[T any](name string, values *[]T, parse func(text string, others []T) (
 
 func within[T int | int64 | float64 | time.Duration](value, least, most T, format func(T) string) error {
 	if value < least || value > most {
-		return fmt.Errorf("is %s, and has to be from %s to %s", format(value), format(least), format(most))
+		return fmt.Errorf("is %s, must be from %s to %s", format(value), format(least), format(most))
 	}
 	return nil
 }
@@ -151,7 +151,7 @@ var sizeUnits = []struct {
 	bytes int64
 }{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}, {"", 1}}
 
-// parseSize reads bytes: a whole number, alone or with a unit.
+// parseSize parses a number of bytes: a whole number with an optional unit.
 func parseSize(text string) (int64, error) {
 	for _, unit := range sizeUnits {
 		number, ok := strings.CutSuffix(text, unit.name)
@@ -176,7 +176,7 @@ func formatSize(bytes int64) string {
 	return strconv.FormatInt(bytes, 10)
 }
 
-// formatDuration leaves out the units at the end that are zero: 2m, not 2m0s.
+// formatDuration omits trailing units that are zero: 2m, not 2m0s.
 func formatDuration(d time.Duration) string {
 	text := d.String()
 	if short, ok := strings.CutSuffix(text, "m0s"); ok {

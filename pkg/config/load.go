@@ -12,24 +12,23 @@ import (
 	"github.com/spf13/viper"
 )
 
-// LoadOptions say where a configuration comes from beside the environment.
+// LoadOptions selects the sources of a configuration. The environment is always
+// read.
 type LoadOptions struct {
-	// File is the path of a YAML file; empty is none.
+	// File is the path of a YAML file. If it is empty, no file is read.
 	File string
-	// Flags are parsed and hold what AddAPIFlags or AddRelayFlags has added.
-	// Those that were set override everything else. Nil is none.
+	// Flags holds the parsed flags of AddAPIFlags or AddRelayFlags. Flags that are
+	// set override all other sources. It can be nil.
 	Flags *pflag.FlagSet
-	// Offline is for a command that connects to nothing: required keys may be empty.
+	// Offline allows required keys to be empty, for commands that do not connect.
 	Offline bool
 }
 
-// Error says what is wrong with the configuration, in one line. It quotes no
-// secret.
+// Error describes an invalid configuration in one line. It contains no secrets.
 type Error struct {
-	// Key is the key that is wrong, section.key; empty where the file as a
-	// whole cannot be read.
+	// Key is the invalid key, section.key. It is empty if the file cannot be read.
 	Key string
-	// Problem goes on from the key's name.
+	// Problem follows the name of the key in the error text.
 	Problem string
 }
 
@@ -45,11 +44,10 @@ func problem(name, format string, args ...any) *Error {
 	return &Error{Key: name, Problem: fmt.Sprintf(format, args...)}
 }
 
-// LoadAPI returns the API's configuration, or an *Error. Besides, it returns
-// the environment's variables that begin like Diehard's and are none, sorted:
-// misspelled ones, most likely.
+// LoadAPI returns the API's configuration, or an *Error. It also returns the names
+// of unknown environment variables that begin with DIEHARD_, sorted.
 //
-// A variable that is set and empty counts as not set.
+// An empty environment variable counts as unset.
 func LoadAPI(o LoadOptions) (c API, unknown []string, err error) {
 	if err := load(c.keys(), o); err != nil {
 		return API{}, nil, err
@@ -60,7 +58,7 @@ func LoadAPI(o LoadOptions) (c API, unknown []string, err error) {
 	return c, unknownVariables(), nil
 }
 
-// LoadRelay is LoadAPI for the relay.
+// LoadRelay returns the relay's configuration as LoadAPI returns the API's.
 func LoadRelay(o LoadOptions) (c Relay, unknown []string, err error) {
 	if err := load(c.keys(), o); err != nil {
 		return Relay{}, nil, err
@@ -105,7 +103,7 @@ func load(keys []key, o LoadOptions) error {
 	for _, k := range keys {
 		given, err := cast.ToStringE(v.Get(k.name))
 		if err != nil {
-			return problem(k.name, "is not a single value")
+			return problem(k.name, "must be a single value")
 		}
 		given = strings.TrimSpace(given)
 		if k.required && given == "" && !o.Offline {
@@ -118,8 +116,8 @@ func load(keys []key, o LoadOptions) error {
 	return nil
 }
 
-// readFile puts the file's values below those of the environment, if it knows
-// all of its keys.
+// readFile merges the values of the file into v, below the environment. It returns
+// an error if the file has an unknown key.
 func readFile(v *viper.Viper, keys []key, path string) error {
 	file := viper.New()
 	file.SetConfigFile(path)
@@ -134,7 +132,8 @@ func readFile(v *viper.Viper, keys []key, path string) error {
 	slices.Sort(given)
 	for _, name := range given {
 		if slices.ContainsFunc(keys, func(k key) bool {
-			// A section of which everything is commented out is a key without a value.
+			// If all keys of a section are commented out, viper reports the section
+			// as a key without a value.
 			return k.name == name || strings.HasPrefix(k.name, name+".") && file.Get(name) == nil
 		}) {
 			continue
@@ -152,14 +151,14 @@ func readFile(v *viper.Viper, keys []key, path string) error {
 
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
-// allKeys returns the keys of both programs, some of them twice.
+// allKeys returns the keys of both programs. Shared keys appear twice.
 func allKeys() []key { return append(new(API).keys(), new(Relay).keys()...) }
 
-// developmentPrefix is of variables that are read by tools/devstack.
+// developmentPrefix begins the names of the variables of tools/devstack.
 const developmentPrefix = variablePrefix + "DEV"
 
-// unknownVariables knows the variables of both programs: one environment often
-// serves both.
+// unknownVariables accepts the variables of both programs because one environment
+// often serves both.
 func unknownVariables() []string {
 	var unknown []string
 	for _, assignment := range os.Environ() {

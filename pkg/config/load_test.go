@@ -19,7 +19,7 @@ const (
 	clickHouseDSN = "clickhouse://user:s3cret@ch.internal:9000/diehard"
 )
 
-// relayFlags returns the parsed flags.
+// relayFlags returns the relay's flags, parsed from the arguments.
 func relayFlags(arguments ...string) *pflag.FlagSet {
 	GinkgoHelper()
 	flags := pflag.NewFlagSet("relay", pflag.ContinueOnError)
@@ -28,7 +28,7 @@ func relayFlags(arguments ...string) *pflag.FlagSet {
 	return flags
 }
 
-// Digests of keys.
+// Digests of API keys.
 var digestA, digestB = strings.Repeat("aa", 32), strings.Repeat("bb", 32)
 
 var _ = Describe("loading", func() {
@@ -37,7 +37,7 @@ var _ = Describe("loading", func() {
 		GinkgoT().Setenv("DIEHARD_CLICKHOUSE_DSN", clickHouseDSN)
 	}
 
-	It("takes a key from the flag, else the environment, else the file, else the default", func() {
+	It("prefers flags over the environment, the file and the default, in this order", func() {
 		setRequired()
 		file := write("relay:\n  workers: 3\n  batch_max_rows: 3\n  linger: 3s\n")
 		GinkgoT().Setenv("DIEHARD_RELAY_WORKERS", "4")
@@ -51,7 +51,7 @@ var _ = Describe("loading", func() {
 		Expect(c.Relay.PollInterval).To(Equal(5 * time.Second))
 	})
 
-	It("has the contract's defaults", func() {
+	It("has the defaults of the contract", func() {
 		setRequired()
 		api, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -73,7 +73,7 @@ var _ = Describe("loading", func() {
 		}))
 	})
 
-	It("needs nothing of ClickHouse for the API", func() {
+	It("requires clickhouse.dsn for the relay only", func() {
 		GinkgoT().Setenv("DIEHARD_POSTGRES_DSN", postgresDSN)
 		_, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -81,7 +81,7 @@ var _ = Describe("loading", func() {
 		Expect(err).To(MatchError("clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is required"))
 	})
 
-	It("takes an empty variable for none", func() {
+	It("treats an empty variable as unset", func() {
 		setRequired()
 		GinkgoT().Setenv("DIEHARD_LOG_LEVEL", "")
 		c, _, err := config.LoadAPI(config.LoadOptions{File: write("log: {level: debug}")})
@@ -95,7 +95,7 @@ var _ = Describe("loading", func() {
 		Expect(err).NotTo(HaveOccurred())
 	})
 
-	It("names variables that nobody reads, but none of the other program's and the development tool's", func() {
+	It("reports unknown variables, except for those of the other program and of devstack", func() {
 		setRequired()
 		GinkgoT().Setenv("DIEHARD_RELAY_WORKER", "1")
 		GinkgoT().Setenv("DIEHARD_ADMIN_ADRR", ":1")
@@ -107,7 +107,7 @@ var _ = Describe("loading", func() {
 		Expect(unknown).To(Equal([]string{"DIEHARD_ADMIN_ADRR", "DIEHARD_RELAY_WORKER"}))
 	})
 
-	DescribeTable("refuses a file that it cannot use, in one line",
+	DescribeTable("refuses an invalid file with a one-line error",
 		func(content, expected string) {
 			setRequired()
 			path := write(content)
@@ -121,17 +121,17 @@ var _ = Describe("loading", func() {
 		Entry("an unknown section", "logs:\n  level: info", "logs.level in FILE is an unknown key"),
 		Entry("a section that is a value", "log: info", "log in FILE is an unknown key"),
 		Entry("a key of the relay", "relay:\n  workers: 3", "relay.workers in FILE is a key of the other program"),
-		Entry("a list", "log:\n  level: [info]", "log.level (DIEHARD_LOG_LEVEL) is not a single value"),
-		Entry("no YAML", "log:\n\tlevel: info", "parse FILE: yaml:"),
-		Entry("several faults of the YAML", "a: b\na: c\nb: 1\nb: 2", "already defined"),
+		Entry("a list", "log:\n  level: [info]", "log.level (DIEHARD_LOG_LEVEL) must be a single value"),
+		Entry("invalid YAML", "log:\n\tlevel: info", "parse FILE: yaml:"),
+		Entry("several errors in the YAML", "a: b\na: c\nb: 1\nb: 2", "already defined"),
 	)
 
-	It("says that there is no such file", func() {
+	It("names a missing file", func() {
 		_, _, err := config.LoadAPI(config.LoadOptions{File: "/no/such/file.yaml"})
 		Expect(err).To(MatchError(ContainSubstring("/no/such/file.yaml: no such file")))
 	})
 
-	DescribeTable("checks every value and names the key, its variable and what is wrong",
+	DescribeTable("checks every value and names the key, its variable and the problem",
 		func(variable, value, expected string) {
 			setRequired()
 			GinkgoT().Setenv(variable, value)
@@ -142,45 +142,45 @@ var _ = Describe("loading", func() {
 			Expect(err).To(MatchError(ContainSubstring("(" + variable + ") ")))
 			Expect(err).NotTo(MatchError(ContainSubstring("s3cret")))
 		},
-		Entry("control characters", "DIEHARD_ENVIRONMENT", "a\tb", "environment (DIEHARD_ENVIRONMENT) is not plain text"),
+		Entry("control characters", "DIEHARD_ENVIRONMENT", "a\tb", "environment (DIEHARD_ENVIRONMENT) contains control characters"),
 		Entry("a long name", "DIEHARD_ENVIRONMENT", strings.Repeat("x", 129), "longer than 128 bytes"),
-		Entry("a broken DSN", "DIEHARD_POSTGRES_DSN", "postgres://u:s3cret/@h", "is not a PostgreSQL DSN"),
+		Entry("an invalid DSN", "DIEHARD_POSTGRES_DSN", "postgres://u:s3cret/@h", "is not a PostgreSQL DSN"),
 		Entry("a number in words", "DIEHARD_POSTGRES_MAX_OPEN_CONNS", "many", `is "many", which is not a whole number`),
-		Entry("one connection", "DIEHARD_POSTGRES_MAX_OPEN_CONNS", "1", "is 1, and has to be from 2 to 10000"),
+		Entry("one connection", "DIEHARD_POSTGRES_MAX_OPEN_CONNS", "1", "is 1, must be from 2 to 10000"),
 		Entry("another database", "DIEHARD_CLICKHOUSE_DSN", "mysql://u:s3cret@h/d", "is not a ClickHouse DSN"),
-		Entry("a table with a dot", "DIEHARD_CLICKHOUSE_TABLE", "a.b", `is "a.b", which is no table's name`),
-		Entry("a cluster with a quote", "DIEHARD_CLICKHOUSE_CLUSTER", "a'b", "which is no cluster's name"),
-		Entry("no port", "DIEHARD_HTTP_ADDR", "localhost", `is "localhost", which is not HOST:PORT`),
+		Entry("a table with a dot", "DIEHARD_CLICKHOUSE_TABLE", "a.b", `is "a.b", which is not a table name`),
+		Entry("a cluster with a quote", "DIEHARD_CLICKHOUSE_CLUSTER", "a'b", "which is not a cluster name"),
+		Entry("a missing port", "DIEHARD_HTTP_ADDR", "localhost", `is "localhost", which is not HOST:PORT`),
 		Entry("a high port", "DIEHARD_ADMIN_ADDR", ":65536", "whose port is not a number from 0 to 65535"),
-		Entry("a key instead of its digest", "DIEHARD_API_KEYS", "s3cret", "has a digest that is no SHA-256 in hex, 64 digits"),
-		Entry("a short digest", "DIEHARD_API_KEYS", "a:00", "has a digest that is no SHA-256"),
-		Entry("a name with a space", "DIEHARD_API_KEYS", "a b:"+digestA, `has the name "a b": letters, digits and . _ -, at most 64`),
-		Entry("no name", "DIEHARD_API_KEYS", ":"+digestA, `has the name ""`),
-		Entry("a name twice", "DIEHARD_API_KEYS", "a:"+digestA+",a:"+digestB, "has the name a twice"),
-		Entry("a key twice", "DIEHARD_API_KEYS", "a:"+digestA+",b:"+strings.ToUpper(digestA), "has one key as a and b"),
-		Entry("neither on nor off", "DIEHARD_API_AUTH", "no", `is "no", which is none of on, off`),
-		Entry("a network with bits beyond its length", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.1/8", `has "10.0.0.1/8", which is no network`),
-		Entry("a host name", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,proxy", `has "proxy", which is no network`),
-		Entry("a negative rate", "DIEHARD_HTTP_RATE_LIMIT_PER_KEY", "-1", "is -1, and has to be from 0 to 1e+06"),
-		Entry("no concurrency", "DIEHARD_HTTP_MAX_CONCURRENT_REQUESTS", "0", "is 0, and has to be from 1 to 100000"),
+		Entry("a key instead of its digest", "DIEHARD_API_KEYS", "s3cret", "has an invalid digest: a SHA-256 digest has 64 hex digits"),
+		Entry("a short digest", "DIEHARD_API_KEYS", "a:00", "has an invalid digest"),
+		Entry("a name with a space", "DIEHARD_API_KEYS", "a b:"+digestA, `has the invalid name "a b": use 1 to 64 letters, digits and . _ -`),
+		Entry("an empty name", "DIEHARD_API_KEYS", ":"+digestA, `has the invalid name ""`),
+		Entry("a duplicate name", "DIEHARD_API_KEYS", "a:"+digestA+",a:"+digestB, "has the duplicate name a"),
+		Entry("a duplicate key", "DIEHARD_API_KEYS", "a:"+digestA+",b:"+strings.ToUpper(digestA), "has the same key under the names a and b"),
+		Entry("neither on nor off", "DIEHARD_API_AUTH", "no", `is "no", must be on or off`),
+		Entry("a network with bits beyond its length", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.1/8", `has the invalid network "10.0.0.1/8"`),
+		Entry("a host name", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,proxy", `has the invalid network "proxy"`),
+		Entry("a negative rate", "DIEHARD_HTTP_RATE_LIMIT_PER_KEY", "-1", "is -1, must be from 0 to 1e+06"),
+		Entry("zero concurrency", "DIEHARD_HTTP_MAX_CONCURRENT_REQUESTS", "0", "is 0, must be from 1 to 100000"),
 		Entry("an unknown unit", "DIEHARD_HTTP_MAX_BODY_BYTES", "1 MB", `is "1 MB", which is not a size`),
-		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, and has to be from 1KiB to 128MiB"),
+		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, must be from 1KiB to 128MiB"),
 		Entry("a negative size", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "-1", "which is not a size"),
-		Entry("a size beyond all bounds", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "9999999999GiB", "which is not a size"),
-		Entry("no unit of time", "DIEHARD_HTTP_READ_TIMEOUT", "10", `is "10", which is not a duration`),
-		Entry("no workers", "DIEHARD_RELAY_WORKERS", "0", "is 0, and has to be from 1 to 64"),
-		Entry("two blocks by rows", "DIEHARD_RELAY_BATCH_MAX_ROWS", "1048449", "has to be from 1 to 1048448"),
-		Entry("two blocks by bytes", "DIEHARD_RELAY_BATCH_MAX_BYTES", "256MiB", "is 256MiB, and has to be from 1KiB to 268435455"),
-		Entry("no linger", "DIEHARD_RELAY_LINGER", "0s", "is 0s, and has to be from 1ms to 1m"),
-		Entry("a short flush", "DIEHARD_RELAY_FLUSH_TIMEOUT", "10ms", "has to be from 1s to 10m"),
-		Entry("no project", "DIEHARD_SENTRY_DSN", "https://s3cret@host", "is not a Sentry DSN"),
-		Entry("more than all", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "1.5", "is 1.5, and has to be from 0 to 1"),
-		Entry("no number", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "NaN", "which is not a number"),
-		Entry("an unknown level", "DIEHARD_LOG_LEVEL", "loud", `is "loud" is none of`),
-		Entry("an unknown format", "DIEHARD_LOG_FORMAT", "xml", `is "xml", which is none of json, text`),
+		Entry("a size that overflows", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "9999999999GiB", "which is not a size"),
+		Entry("a duration without a unit", "DIEHARD_HTTP_READ_TIMEOUT", "10", `is "10", which is not a duration`),
+		Entry("zero workers", "DIEHARD_RELAY_WORKERS", "0", "is 0, must be from 1 to 64"),
+		Entry("more rows than a block", "DIEHARD_RELAY_BATCH_MAX_ROWS", "1048449", "must be from 1 to 1048448"),
+		Entry("more bytes than a block", "DIEHARD_RELAY_BATCH_MAX_BYTES", "256MiB", "is 256MiB, must be from 1KiB to 268435455"),
+		Entry("zero linger", "DIEHARD_RELAY_LINGER", "0s", "is 0s, must be from 1ms to 1m"),
+		Entry("a short flush timeout", "DIEHARD_RELAY_FLUSH_TIMEOUT", "10ms", "must be from 1s to 10m"),
+		Entry("a DSN without a project", "DIEHARD_SENTRY_DSN", "https://s3cret@host", "is not a Sentry DSN"),
+		Entry("a fraction above 1", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "1.5", "is 1.5, must be from 0 to 1"),
+		Entry("NaN", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "NaN", "which is not a number"),
+		Entry("an unknown level", "DIEHARD_LOG_LEVEL", "loud", `is "loud", must be debug, info, warn or error`),
+		Entry("an unknown format", "DIEHARD_LOG_FORMAT", "xml", `is "xml", must be json or text`),
 	)
 
-	DescribeTable("reads sizes",
+	DescribeTable("parses sizes",
 		func(text string, bytes int) {
 			setRequired()
 			GinkgoT().Setenv("DIEHARD_RELAY_BATCH_MAX_BYTES", text)
@@ -195,7 +195,7 @@ var _ = Describe("loading", func() {
 		Entry(nil, "255MiB", 255<<20),
 	)
 
-	It("reads lists, and writes them with their secrets masked", func() {
+	It("parses lists and masks their secrets", func() {
 		setRequired()
 		GinkgoT().Setenv("DIEHARD_API_KEYS", " billing:"+digestA+", "+digestB+",")
 		GinkgoT().Setenv("DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,2001:db8::1")
@@ -211,7 +211,7 @@ var _ = Describe("loading", func() {
 		Expect(yaml.String()).To(ContainSubstring("keys: billing:xxxxx,key-bbbbbbbb:xxxxx\n"))
 	})
 
-	It("asks for keys where the API is served, unless everybody may use it", func() {
+	It("requires API keys to serve the API, unless authentication is off", func() {
 		setRequired()
 		c, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -222,13 +222,13 @@ var _ = Describe("loading", func() {
 		Expect(c.CheckAccess()).To(Succeed())
 	})
 
-	It("compares keys that depend on each other", func() {
+	It("checks keys against each other", func() {
 		setRequired()
 		GinkgoT().Setenv("DIEHARD_RELAY_BACKOFF_MIN", "31s")
 		_, _, err := config.LoadRelay(config.LoadOptions{})
-		Expect(err).To(MatchError("relay.backoff_max (DIEHARD_RELAY_BACKOFF_MAX) is shorter than relay.backoff_min (31s)"))
+		Expect(err).To(MatchError("relay.backoff_max (DIEHARD_RELAY_BACKOFF_MAX) must not be shorter than relay.backoff_min (31s)"))
 		GinkgoT().Setenv("DIEHARD_HTTP_REQUEST_TIMEOUT", "20s")
 		_, _, err = config.LoadAPI(config.LoadOptions{})
-		Expect(err).To(MatchError("http.write_timeout (DIEHARD_HTTP_WRITE_TIMEOUT) has to be longer than http.request_timeout (20s)"))
+		Expect(err).To(MatchError("http.write_timeout (DIEHARD_HTTP_WRITE_TIMEOUT) must be longer than http.request_timeout (20s)"))
 	})
 })

@@ -15,7 +15,7 @@ func TestConfig(t *testing.T) {
 	RunSpecs(t, "config")
 }
 
-// The environment that the suite runs in is not what it is about.
+// Specs run without the variables of the suite's own environment.
 var _ = BeforeEach(func() {
 	for _, assignment := range os.Environ() {
 		name, value, _ := strings.Cut(assignment, "=")

@@ -10,20 +10,18 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// WriteYAML writes the configuration as a file that LoadAPI would read, with
-// its secrets masked.
+// WriteYAML writes the configuration in the format that LoadAPI reads, with
+// secrets masked.
 func (c *API) WriteYAML(w io.Writer) error { return writeYAML(w, c.keys()) }
 
-// WriteJSON writes the configuration as one JSON object, with its secrets
-// masked.
+// WriteJSON writes the configuration as one JSON object, with secrets masked.
 func (c *API) WriteJSON(w io.Writer) error { return writeJSON(w, c.keys()) }
 
-// WriteYAML writes the configuration as a file that LoadRelay would read, with
-// its secrets masked.
+// WriteYAML writes the configuration in the format that LoadRelay reads, with
+// secrets masked.
 func (c *Relay) WriteYAML(w io.Writer) error { return writeYAML(w, c.keys()) }
 
-// WriteJSON writes the configuration as one JSON object, with its secrets
-// masked.
+// WriteJSON writes the configuration as one JSON object, with secrets masked.
 func (c *Relay) WriteJSON(w io.Writer) error { return writeJSON(w, c.keys()) }
 
 const indent = 2
@@ -50,7 +48,7 @@ func writeJSON(w io.Writer, keys []key) error {
 	return nil
 }
 
-// effective returns the values by section and key, as a file has them.
+// effective returns the values by section and key, in the format of the file.
 func effective(keys []key) map[string]any {
 	root := map[string]any{}
 	for _, k := range keys {
@@ -76,21 +74,22 @@ func effective(keys []key) map[string]any {
 const masked = "xxxxx"
 
 var (
-	// secretParameter is the name of a parameter that holds a secret, or may.
+	// secretParameter matches the names of parameters that can hold a secret.
 	secretParameter = regexp.MustCompile(`(?i)pass|secret|token|key|jwt|auth|proxy|cert`)
-	// pair is one of the key=value pairs of libpq's form.
+	// pair matches a key=value pair of libpq's connection string.
 	pair = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])*)`)
 )
 
-// maskAPIKeys leaves the names: a digest of a key that is easy to guess tells it.
+// maskAPIKeys masks the digests and keeps the names. The digest of a weak key
+// reveals the key.
 func maskAPIKeys(keys string) string {
 	return digestPattern.ReplaceAllString(keys, masked)
 }
 
 var digestPattern = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// maskDSN hides the secrets of a database's DSN, of whatever form. In doubt it
-// hides more.
+// maskDSN masks the secrets of a database DSN in any form. If it cannot parse the
+// DSN, it masks more than necessary.
 func maskDSN(dsn string) string {
 	scheme, rest, isURL := strings.Cut(dsn, "://")
 	if !isURL || strings.ContainsAny(scheme, " =") {
@@ -101,7 +100,7 @@ func maskDSN(dsn string) string {
 		authority, tail = rest[:i], rest[i:]
 	}
 	if strings.ContainsAny(tail, "@#") {
-		return scheme + "://" + masked // what looks like a path may be the rest of a password
+		return scheme + "://" + masked // the apparent path can be the end of a password
 	}
 	if at := strings.LastIndex(authority, "@"); at >= 0 {
 		if user, _, ok := strings.Cut(authority[:at], ":"); ok {
@@ -135,7 +134,8 @@ func maskPairs(dsn string) string {
 	})
 }
 
-// maskSentryDSN hides the project's keys, which stand where a URL has its user.
+// maskSentryDSN masks the keys of the project, which are in the user part of the
+// URL.
 func maskSentryDSN(dsn string) string {
 	scheme, rest, _ := strings.Cut(dsn, "://")
 	return scheme + "://" + masked + rest[max(strings.LastIndex(rest, "@"), 0):]

@@ -11,10 +11,10 @@ import (
 )
 
 var _ = Describe("writing", func() {
-	It("writes what was read, in a form that can be read again", func() {
+	It("writes YAML that loads to the same configuration", func() {
 		flags := relayFlags("--postgres-dsn=host=db", "--clickhouse-dsn=http://ch:8123",
 			"--relay-workers=7", "--relay-batch-max-bytes=1536KiB", "--relay-linger=90s500ms")
-		// 90.5 s is too long a linger.
+		// 90.5 s exceeds the maximum of relay.linger.
 		_, _, err := config.LoadRelay(config.LoadOptions{Flags: flags})
 		Expect(err).To(MatchError(ContainSubstring("relay.linger (DIEHARD_RELAY_LINGER) is 1m30.5s")))
 
@@ -63,27 +63,27 @@ var _ = Describe("writing", func() {
 			Expect(json.String()).To(ContainSubstring(`"dsn": "` + expected + `"`))
 			Expect(yaml.String() + json.String()).NotTo(ContainSubstring("s3cret"))
 		},
-		Entry("of a URL", "postgres-dsn", "postgres://user:s3cret@h1:5432/db?sslmode=disable",
+		Entry("in a URL", "postgres-dsn", "postgres://user:s3cret@h1:5432/db?sslmode=disable",
 			"postgres://user:xxxxx@h1:5432/db?sslmode=disable"),
-		Entry("of a URL with an at sign in its password", "postgres-dsn", "postgres://user:s3cret@s3cret@h1/db",
+		Entry("in a URL whose password contains an at sign", "postgres-dsn", "postgres://user:s3cret@s3cret@h1/db",
 			"postgres://user:xxxxx@h1/db"),
-		Entry("of a URL's parameters", "postgres-dsn", "postgres://h1/db?password=s3cret&user=u&sslpassword=s3cret",
+		Entry("in URL parameters", "postgres-dsn", "postgres://h1/db?password=s3cret&user=u&sslpassword=s3cret",
 			"postgres://h1/db?password=xxxxx&user=u&sslpassword=xxxxx"),
-		Entry("of pairs", "postgres-dsn", "host=h user=u password=s3cret dbname=d",
+		Entry("in key=value pairs", "postgres-dsn", "host=h user=u password=s3cret dbname=d",
 			"host=h user=u password=xxxxx dbname=d"),
-		Entry("of quoted pairs", "postgres-dsn", `password = 'a s3cret \' s3cret' host = h`,
+		Entry("in quoted pairs", "postgres-dsn", `password = 'a s3cret \' s3cret' host = h`,
 			"password=xxxxx host = h"),
-		Entry("of escaped pairs", "postgres-dsn", `password=a\ s3cret host=h`, "password=xxxxx host=h"),
-		Entry("of no user", "clickhouse-dsn", "clickhouse://h1:9000,h2:9000/db?compress=lz4",
+		Entry("in escaped pairs", "postgres-dsn", `password=a\ s3cret host=h`, "password=xxxxx host=h"),
+		Entry("in a URL without a user", "clickhouse-dsn", "clickhouse://h1:9000,h2:9000/db?compress=lz4",
 			"clickhouse://h1:9000,h2:9000/db?compress=lz4"),
-		Entry("of several hosts", "clickhouse-dsn", "clickhouse://u:s3cret@h1:9000,h2:9000/db",
+		Entry("in a URL with several hosts", "clickhouse-dsn", "clickhouse://u:s3cret@h1:9000,h2:9000/db",
 			"clickhouse://u:xxxxx@h1:9000,h2:9000/db"),
-		Entry("of ClickHouse's parameters", "clickhouse-dsn", "http://h:8123?username=u&password=s3cret",
+		Entry("in parameters of a ClickHouse DSN", "clickhouse-dsn", "http://h:8123?username=u&password=s3cret",
 			"http://h:8123?username=u&password=xxxxx"),
-		Entry("of a proxy", "clickhouse-dsn", "http://h:8123/db?http_proxy=http%3A%2F%2Fu%3As3cret%40p",
+		Entry("in a proxy URL", "clickhouse-dsn", "http://h:8123/db?http_proxy=http%3A%2F%2Fu%3As3cret%40p",
 			"http://h:8123/db?http_proxy=xxxxx"),
-		Entry("of a password with a slash", "clickhouse-dsn", "clickhouse://u:s3c/s3cret@h/db", "clickhouse://xxxxx"),
-		Entry("of Sentry", "sentry-dsn", "https://s3cret@o1.ingest.sentry.io/42", "https://xxxxx@o1.ingest.sentry.io/42"),
-		Entry("of an old Sentry", "sentry-dsn", "https://s3cret:s3cret@sentry.internal/42", "https://xxxxx@sentry.internal/42"),
+		Entry("in a URL whose password contains a slash", "clickhouse-dsn", "clickhouse://u:s3c/s3cret@h/db", "clickhouse://xxxxx"),
+		Entry("in a Sentry DSN", "sentry-dsn", "https://s3cret@o1.ingest.sentry.io/42", "https://xxxxx@o1.ingest.sentry.io/42"),
+		Entry("in a Sentry DSN with a secret key", "sentry-dsn", "https://s3cret:s3cret@sentry.internal/42", "https://xxxxx@sentry.internal/42"),
 	)
 })

@@ -61,6 +61,6 @@ func ParseLevel(name string) (slog.Level, error) {
 	case "error":
 		return slog.LevelError, nil
 	default:
-		return 0, fmt.Errorf("%q is none of debug, info, warn, error", name)
+		return 0, fmt.Errorf("unknown level %q: must be debug, info, warn or error", name)
 	}
 }

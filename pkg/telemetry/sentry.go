@@ -66,7 +66,7 @@ func withoutModules(integrations []sentry.Integration) []sentry.Integration {
 // of the DSN.
 func CheckSentryDSN(dsn string) error {
 	if _, err := sentry.NewDsn(dsn); err != nil {
-		return errors.New("not a Sentry DSN: https://KEY@HOST/PROJECT")
+		return errors.New("not a Sentry DSN: use https://KEY@HOST/PROJECT")
 	}
 	return nil
 }

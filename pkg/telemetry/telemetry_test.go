@@ -55,7 +55,7 @@ var _ = Describe("The log", func() {
 
 	It("has no other levels", func() {
 		_, err := telemetry.ParseLevel("INFO")
-		Expect(err).To(MatchError(`"INFO" is none of debug, info, warn, error`))
+		Expect(err).To(MatchError(`unknown level "INFO": must be debug, info, warn or error`))
 	})
 })
 

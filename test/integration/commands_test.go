@@ -42,9 +42,9 @@ var _ = Describe("The command line", func() {
 			[]string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a,b/diehard"},
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is invalid: clickhouse dsn: several hosts need the name of the cluster that they are replicas in"),
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
-			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, and has to be from 1 to 64"),
+			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, must be from 1 to 64"),
 		Entry("a key instead of its digest", "api", nil, []string{somewhere, "DIEHARD_API_KEYS=abc"},
-			"api: api.keys (DIEHARD_API_KEYS) has a digest that is no SHA-256 in hex, 64 digits"),
+			"api: api.keys (DIEHARD_API_KEYS) has an invalid digest: a SHA-256 digest has 64 hex digits"),
 		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
 		Entry("an unknown command", "api", []string{"srve"}, nil, "api: unknown command \"srve\"; `api --help` lists the commands"),
 		Entry("an argument too many", "api", []string{"serve", "now"}, nil, `api: api serve accepts no arguments, got "now"`),
@@ -55,7 +55,7 @@ var _ = Describe("The command line", func() {
 	It("refuses to serve everybody where nobody has said so", func() {
 		p := ended(2, "api", []string{"serve"}, somewhere)
 		Expect(string(p.Err.Contents())).To(HaveSuffix("\napi: api.keys (DIEHARD_API_KEYS) is empty: " +
-			"set it to SHA-256 digests of API keys (printf %s KEY | sha256sum), or api.auth to off, which serves everybody\n"))
+			"set it to the SHA-256 digests of the API keys (printf %s KEY | sha256sum), or set api.auth to off to disable authentication\n"))
 	})
 
 	It("shows the effective configuration: flags over the environment over the file, secrets masked", func() {
