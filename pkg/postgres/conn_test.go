@@ -12,12 +12,12 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-var _ = Describe("A server that falls silent", func() {
+var _ = Describe("A server that stops answering", func() {
 	const statement = "SELECT 1"
 
 	var (
 		proxy   *faults.Proxy
-		through string // the DSN that leads through it
+		through string // the DSN of the proxy
 		db      *sqlx.DB
 	)
 
@@ -27,9 +27,9 @@ var _ = Describe("A server that falls silent", func() {
 		Expect(db.PingContext(ctx)).To(Succeed())
 	})
 
-	// expectGivenUp expects that what is done while the server is silent ends,
-	// though the server stays so, and that the pool works when it no longer is.
-	expectGivenUp := func(ctx context.Context, do func(context.Context) error) {
+	// expectAbandoned expects do to fail although the server stays silent, and the
+	// pool to work again once the server answers.
+	expectAbandoned := func(ctx context.Context, do func(context.Context) error) {
 		GinkgoHelper()
 		failed := make(chan error, 1)
 		limited, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
@@ -42,31 +42,31 @@ var _ = Describe("A server that falls silent", func() {
 		Eventually(ctx, func() error { _, err := db.ExecContext(ctx, statement); return err }).Should(Succeed())
 	}
 
-	It("is not waited for in a statement beyond its context", func(ctx SpecContext) {
+	It("does not block a statement after its context ends", func(ctx SpecContext) {
 		proxy.Vanish()
-		expectGivenUp(ctx, func(ctx context.Context) error {
+		expectAbandoned(ctx, func(ctx context.Context) error {
 			_, err := db.ExecContext(ctx, statement)
 			return err
 		})
 	})
 
-	It("is not waited for in a query beyond its context", func(ctx SpecContext) {
+	It("does not block a query after its context ends", func(ctx SpecContext) {
 		proxy.Vanish()
-		expectGivenUp(ctx, func(ctx context.Context) error {
+		expectAbandoned(ctx, func(ctx context.Context) error {
 			var n int
 			return db.GetContext(ctx, &n, statement)
 		})
 	})
 
-	It("is not waited for at the begin of a transaction beyond its context", func(ctx SpecContext) {
+	It("does not block BEGIN after its context ends", func(ctx SpecContext) {
 		proxy.Vanish()
-		expectGivenUp(ctx, func(ctx context.Context) error {
+		expectAbandoned(ctx, func(ctx context.Context) error {
 			return postgres.InTx(ctx, db, func(*sqlx.Tx) error { return nil })
 		})
 	})
 
-	It("is not waited for in a transaction beyond its context, whatever the statement's", func(ctx SpecContext) {
-		expectGivenUp(ctx, func(limited context.Context) error {
+	It("does not block a transaction after its context ends, even if the statement's context does not", func(ctx SpecContext) {
+		expectAbandoned(ctx, func(limited context.Context) error {
 			return postgres.InTx(limited, db, func(tx *sqlx.Tx) error {
 				proxy.Vanish()
 				_, err := tx.ExecContext(ctx, statement)
@@ -75,8 +75,8 @@ var _ = Describe("A server that falls silent", func() {
 		})
 	})
 
-	It("is not waited for in a commit beyond the transaction's context, and the outcome is unknown", func(ctx SpecContext) {
-		proxy.HoldFrom(faults.Answers, "COMMIT\x00") // BEGIN says READ COMMITTED
+	It("does not block a commit after the transaction's context ends, and the outcome is unknown", func(ctx SpecContext) {
+		proxy.HoldFrom(faults.Answers, "COMMIT\x00") // the NUL excludes READ COMMITTED
 		limited, cancel := context.WithCancel(ctx)
 		defer cancel()
 		failed := make(chan error, 1)
@@ -86,14 +86,14 @@ var _ = Describe("A server that falls silent", func() {
 		Eventually(ctx, failed).WithTimeout(time.Minute).Should(Receive(MatchError(postgres.ErrOutcomeUnknown)))
 	})
 
-	It("is not waited for in the making of a connection beyond its context", func(ctx SpecContext) {
+	It("does not block connecting after its context ends", func(ctx SpecContext) {
 		Expect(db.Close()).To(Succeed())
 		db = open(postgres.Options{DSN: through + "&connect_timeout=3600", MaxOpenConns: 1})
 		proxy.Vanish()
-		expectGivenUp(ctx, db.PingContext)
+		expectAbandoned(ctx, db.PingContext)
 	})
 
-	It("is not given up where the connection was given back in time", func(ctx SpecContext) {
+	It("keeps a connection that was returned before the grace period ended", func(ctx SpecContext) {
 		var before, after int
 		limited, cancel := context.WithCancel(ctx)
 		defer cancel()

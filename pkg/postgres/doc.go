@@ -1,4 +1,3 @@
-// Package postgres is what Diehard asks of PostgreSQL beyond its SQL: opening a
-// pool that notices a dead server, transactions, migrations, classes of
-// errors, and listening for notifications.
+// Package postgres provides connection pools that detect dead servers, transactions,
+// migrations, error classes and notifications.
 package postgres

@@ -12,8 +12,9 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// IsUnavailable reports whether err is about the server's state, or the way to
-// it, and not about what was asked: the same may succeed later.
+// IsUnavailable reports whether the server or the connection caused err. The same
+// statement can succeed later. It returns false for errors in the statement and for
+// context.Canceled.
 func IsUnavailable(err error) bool {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled):
@@ -31,8 +32,8 @@ func IsUnavailable(err error) bool {
 		return false
 	}
 	switch server.Code {
-	case "25006", // read_only_sql_transaction: a standby, or set to read-only
-		"57014", // query_canceled: by a timeout or an operator; lib/pq shows an expired context as this, too
+	case "25006", // read_only_sql_transaction: a standby or a read-only server
+		"57014", // query_canceled: a timeout, an operator, or, in lib/pq, an expired context
 		"57P01", // admin_shutdown
 		"57P02", // crash_shutdown
 		"57P03", // cannot_connect_now: starting, stopping, recovering
@@ -47,7 +48,7 @@ func IsUnavailable(err error) bool {
 // Classes of SQLSTATE codes, see
 // https://www.postgresql.org/docs/current/errcodes-appendix.html.
 const (
-	connectionException   = "08" // poolers use it for their own errors, too
+	connectionException   = "08" // poolers also use it for their own errors
 	insufficientResources = "53" // connections, memory, disk
 )
 
@@ -58,8 +59,8 @@ func class(err *pq.Error) string {
 	return string(err.Code[:2])
 }
 
-// IsUniqueViolation reports whether err says that the unique constraint or
-// index of that name refused a row.
+// IsUniqueViolation reports whether err is a violation of the unique constraint or
+// index with this name.
 func IsUniqueViolation(err error, constraint string) bool {
 	server, ok := errors.AsType[*pq.Error](err)
 	return ok && server.Code == pqerror.UniqueViolation && server.Constraint == constraint

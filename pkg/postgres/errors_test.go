@@ -19,7 +19,7 @@ import (
 )
 
 var _ = Describe("IsUnavailable", func() {
-	const unavailable, asked = true, false
+	const unavailable, other = true, false
 
 	run := func(ctx context.Context, o postgres.Options, statement string) error {
 		GinkgoHelper()
@@ -28,50 +28,50 @@ var _ = Describe("IsUnavailable", func() {
 		return fmt.Errorf("wrapped: %w", err)
 	}
 
-	DescribeTable("tells the server's state from what was asked",
+	DescribeTable("distinguishes an unavailable server from other errors",
 		func(ctx SpecContext, provoke func(ctx context.Context) error, expected bool) {
 			err := provoke(ctx)
 			Expect(postgres.IsUnavailable(err)).To(Equal(expected), "%v", err)
 		},
-		Entry("nothing wrong", func(context.Context) error { return nil }, asked),
-		Entry("an error of ours", func(context.Context) error { return errors.New("ours") }, asked),
-		Entry("nobody listens", func(ctx context.Context) error {
+		Entry("no error", func(context.Context) error { return nil }, other),
+		Entry("an error of the program", func(context.Context) error { return errors.New("ours") }, other),
+		Entry("a refused connection", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}, "SELECT 1")
 		}, unavailable),
-		Entry("the connection is reset while it is made", func(ctx context.Context) (err error) {
+		Entry("a connection reset during the handshake", func(ctx context.Context) (err error) {
 			dsn := resetting()
-			for range 20 { // not always at the same step
+			for range 20 { // the step that fails varies
 				if err = run(ctx, postgres.Options{DSN: dsn}, "SELECT 1"); !postgres.IsUnavailable(err) {
 					break
 				}
 			}
 			return err
 		}, unavailable),
-		Entry("the connection is terminated", func(ctx context.Context) error {
+		Entry("a terminated connection", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: root}, "SELECT pg_terminate_backend(pg_backend_pid())")
 		}, unavailable),
-		Entry("the server takes no writes", func(ctx context.Context) error {
+		Entry("a read-only server", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: newDatabase(ctx), Session: map[string]string{
 				"default_transaction_read_only": "on",
 			}}, "CREATE TABLE things ()")
 		}, unavailable),
-		Entry("the server takes no writes, in a transaction", func(ctx context.Context) error {
+		Entry("a read-only server, in a transaction", func(ctx context.Context) error {
 			db := open(postgres.Options{DSN: newDatabase(ctx), Session: map[string]string{"default_transaction_read_only": "on"}})
 			return postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 				_, err := tx.ExecContext(ctx, "CREATE TABLE things ()")
 				return err
 			})
 		}, unavailable),
-		Entry("a statement takes too long for the server", func(ctx context.Context) error {
+		Entry("a statement timeout", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: root, Session: map[string]string{"statement_timeout": "10ms"}},
 				"SELECT pg_sleep(60)")
 		}, unavailable),
-		Entry("a statement takes too long for its context", func(ctx context.Context) error {
+		Entry("an expired context", func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 			defer cancel()
 			return run(ctx, postgres.Options{DSN: root}, "SELECT pg_sleep(60)")
 		}, unavailable),
-		Entry("there are too many connections", func(ctx context.Context) error {
+		Entry("too many connections", func(ctx context.Context) error {
 			role := fmt.Sprintf("crowd_%d", GinkgoParallelProcess())
 			_, err := open(postgres.Options{DSN: root}).ExecContext(ctx,
 				"CREATE ROLE "+role+" LOGIN PASSWORD 'crowd' CONNECTION LIMIT 0")
@@ -81,23 +81,23 @@ var _ = Describe("IsUnavailable", func() {
 			address.User = url.UserPassword(role, "crowd")
 			return run(ctx, postgres.Options{DSN: address.String()}, "SELECT 1")
 		}, unavailable),
-		Entry("nobody waits any more", func(ctx context.Context) error {
+		Entry("a canceled context", func(ctx context.Context) error {
 			ctx, cancel := context.WithCancel(ctx)
 			cancel()
 			return run(ctx, postgres.Options{DSN: root}, "SELECT 1")
-		}, asked),
-		Entry("a statement is wrong", func(ctx context.Context) error {
+		}, other),
+		Entry("a syntax error", func(ctx context.Context) error {
 			return run(ctx, postgres.Options{DSN: root}, "SELEC 1")
-		}, asked),
-		Entry("the password is wrong", func(ctx context.Context) error {
+		}, other),
+		Entry("a wrong password", func(ctx context.Context) error {
 			address, err := url.Parse(root)
 			Expect(err).NotTo(HaveOccurred())
 			address.User = url.UserPassword(address.User.Username(), "wrong")
 			return run(ctx, postgres.Options{DSN: address.String()}, "SELECT 1")
-		}, asked),
+		}, other),
 	)
 
-	It("sees a server die in a statement", func(ctx SpecContext) {
+	It("recognizes that the server died during a statement", func(ctx SpecContext) {
 		own := testengines.StartPostgres(ctx, nil)
 		db := open(postgres.Options{DSN: own.DSN()})
 		watcher := open(postgres.Options{DSN: own.DSN()})
@@ -119,7 +119,7 @@ var _ = Describe("IsUnavailable", func() {
 })
 
 var _ = Describe("IsUniqueViolation", func() {
-	It("goes by the constraint's name", func(ctx SpecContext) {
+	It("compares the name of the constraint", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: newDatabase(ctx)})
 		_, err := db.ExecContext(ctx, "CREATE TABLE things (id int CONSTRAINT things_once UNIQUE); INSERT INTO things VALUES (1)")
 		Expect(err).NotTo(HaveOccurred())
@@ -132,12 +132,12 @@ var _ = Describe("IsUniqueViolation", func() {
 	})
 })
 
-// resetting starts a server that asks for a password and resets the connection, which
-// its client notices as it writes or reads.
+// resetting starts a server that asks for a password and then resets the connection.
+// The client notices the reset when it writes or reads.
 func resetting() (dsn string) {
 	GinkgoHelper()
 	address := listen(func(client net.Conn) {
-		length := make([]byte, 4) // of the startup message, with itself
+		length := make([]byte, 4) // of the startup message, including the length
 		if _, err := io.ReadFull(client, length); err == nil {
 			_, _ = io.CopyN(io.Discard, client, int64(binary.BigEndian.Uint32(length))-4)
 		}

@@ -23,7 +23,7 @@ var _ = Describe("Listen", func() {
 		return received
 	}
 
-	It("tells of each channel's notifications, and of each connect", func(ctx SpecContext) {
+	It("reports the notifications of each channel, and each connect", func(ctx SpecContext) {
 		dsn := newDatabase(ctx)
 		received := listen(ctx, postgres.ListenOptions{DSN: dsn, Channels: []string{"one", "two"}})
 		Eventually(received["one"]).Should(Receive())
@@ -35,14 +35,14 @@ var _ = Describe("Listen", func() {
 		Consistently(received["one"], "100ms").ShouldNot(Receive())
 	})
 
-	It("counts what nobody has taken as one, and is held up by nobody", func(ctx SpecContext) {
+	It("merges unreceived notifications and does not block on them", func(ctx SpecContext) {
 		dsn := newDatabase(ctx)
 		received := listen(ctx, postgres.ListenOptions{DSN: dsn, Channels: []string{"busy", "last"}})
 		Eventually(received["busy"]).Should(Receive())
 		Eventually(received["last"]).Should(Receive())
 
 		db := open(postgres.Options{DSN: dsn})
-		for range 300 { // more than all buffers on the way hold
+		for range 300 { // more than all buffers together hold
 			_, err := db.ExecContext(ctx, "NOTIFY busy")
 			Expect(err).NotTo(HaveOccurred())
 		}
@@ -53,7 +53,7 @@ var _ = Describe("Listen", func() {
 		Expect(received["busy"]).NotTo(Receive())
 	})
 
-	It("outlives the server, says so once, and tells to look when it is back", func(ctx SpecContext) {
+	It("survives a restart of the server, logs it once, and wakes the receiver after it", func(ctx SpecContext) {
 		own := testengines.StartPostgres(ctx, nil)
 		log, lines := logs()
 		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN(), Channels: []string{"work"}, Log: log})
@@ -61,7 +61,7 @@ var _ = Describe("Listen", func() {
 		Expect(lines.Contents()).To(BeEmpty())
 
 		own.Kill()
-		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
+		Eventually(lines).Should(gbytes.Say("postgresql notifications unavailable"))
 		own.Start(ctx)
 		Eventually(received["work"]).Should(Receive())
 		Eventually(lines).Should(gbytes.Say("again"))
@@ -72,17 +72,17 @@ var _ = Describe("Listen", func() {
 		Eventually(received["work"]).Should(Receive())
 	})
 
-	It("waits for a server that is not there yet", func(ctx SpecContext) {
+	It("waits for a server that has not started", func(ctx SpecContext) {
 		own := testengines.StartPostgres(ctx, nil)
 		own.Kill()
 		log, lines := logs()
 		received := listen(ctx, postgres.ListenOptions{DSN: own.DSN(), Channels: []string{"work"}, Log: log})
-		Eventually(lines).Should(gbytes.Say("no notifications from postgresql"))
+		Eventually(lines).Should(gbytes.Say("postgresql notifications unavailable"))
 		own.Start(ctx)
 		Eventually(received["work"]).Should(Receive())
 	})
 
-	It("closes its connection when it is told to stop, without a word", func(ctx SpecContext) {
+	It("closes its connection when its context ends, without a log record", func(ctx SpecContext) {
 		dsn := newDatabase(ctx)
 		listening, stop := context.WithCancel(ctx)
 		log, lines := logs()
@@ -102,7 +102,7 @@ var _ = Describe("Listen", func() {
 		Expect(lines.Contents()).To(BeEmpty())
 	})
 
-	It("refuses a DSN that cannot be used", func(ctx SpecContext) {
+	It("refuses an invalid DSN", func(ctx SpecContext) {
 		_, err := postgres.Listen(ctx, postgres.ListenOptions{DSN: "postgres://u:s3cret%@h"})
 		Expect(err).To(MatchError(ContainSubstring("not a PostgreSQL DSN")))
 	})

@@ -22,9 +22,8 @@ import (
 const (
 	// migrationLock is the key of an advisory lock: "diehard" in ASCII.
 	migrationLock = 0x64696568617264
-	// migrationLockPoll is the interval at which a process tries to get the lock. It
-	// does not wait in the server: the snapshot of a waiting statement would keep
-	// CREATE INDEX CONCURRENTLY from finishing.
+	// migrationLockPoll is the interval between attempts to get the lock. Waiting in
+	// the server would block CREATE INDEX CONCURRENTLY.
 	migrationLockPoll = 200 * time.Millisecond
 )
 
@@ -36,30 +35,29 @@ type Set struct {
 	files        fs.FS
 }
 
-// The sets.
+// The sets of tables.
 var (
-	// Outbox has the tables that events are published into and delivered from.
+	// Outbox contains the tables of the outbox: events, batches and dead letters.
 	Outbox = Set{"outbox", "diehard_outbox_version", migrations.Outbox}
-	// Users has the tables of the API.
+	// Users contains the tables of the API.
 	Users = Set{"users", "diehard_users_version", migrations.Users}
 )
 
-// Schema is what a program needs in a database.
+// Schema describes the tables that a program requires in a database.
 type Schema struct {
-	// Name is the schema that the tables are in. If it is empty, they are found by
-	// the session's search_path, and created in its first schema.
+	// Name is the schema of the tables. If it is empty, the session's search_path
+	// applies, and migrations create the tables in its first schema.
 	Name string
 	Sets []Set
-	// Command is the command line that migrates the schema, for errors.
+	// Command is the command that migrates the schema, for error texts.
 	Command string
 }
 
-// Migrate brings the sets up to the versions that this program was built with, and
-// then calls each of the given functions. It creates the schema if there is none of
-// the name. One process at a time migrates, by a lock in the database: the others wait
-// and find nothing left to do. A set that is newer stays as it is.
+// Migrate migrates the sets to the versions of this program and then calls the given
+// functions. It creates the schema if it does not exist. It leaves newer sets
+// unchanged. A lock in the database allows one migration at a time; the others wait.
 //
-// It needs two connections.
+// Migrate uses two connections.
 func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
 	unlock, err := lockMigrations(ctx, db, log)
 	if err != nil {
@@ -82,8 +80,8 @@ func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then 
 	return nil
 }
 
-// create creates the schema. It looks first, because IF NOT EXISTS asks for the right
-// to create one even if the schema exists.
+// create creates the schema if it does not exist. CREATE SCHEMA IF NOT EXISTS requires
+// the CREATE privilege even if the schema exists.
 func (s Schema) create(ctx context.Context, db *sql.DB) error {
 	if s.Name == "" {
 		return nil
@@ -116,11 +114,11 @@ func (s Schema) migrate(ctx context.Context, db *sql.DB, log *slog.Logger, set S
 	if refused, ok := errors.AsType[*pq.Error](err); ok {
 		switch refused.Code {
 		case pqerror.LockNotAvailable: // by the migration's own lock_timeout
-			return fmt.Errorf("migrate postgresql: another transaction holds a table that this migration changes: "+
-				"wait for its end, or end it (pg_stat_activity shows it), and migrate again: %w", err)
+			return fmt.Errorf("migrate postgresql: another transaction locks a table that this migration changes: "+
+				"find it in pg_stat_activity, wait for it or terminate it, and migrate again: %w", err)
 		case pqerror.DuplicateTable:
-			return fmt.Errorf("migrate postgresql: another application's table has the name of one of Diehard's: "+
-				"name a schema in postgres.schema: %w", err)
+			return fmt.Errorf("migrate postgresql: another application's table has the same name as one of Diehard's: "+
+				"set postgres.schema to another schema: %w", err)
 		}
 	}
 	if err != nil {
@@ -133,14 +131,14 @@ func (s Schema) migrate(ctx context.Context, db *sql.DB, log *slog.Logger, set S
 	return nil
 }
 
-// render returns the set's migrations with the schema's name in them.
+// render returns the migrations of the set with the name of the schema filled in.
 func (s Schema) render(set Set) fs.FS {
 	inSchema := InSchema(s.Name)
 	return migrations.Render(set.files, func(text string) (string, error) { return inSchema(text), nil })
 }
 
-// versions is the record of the migrations that have run. goose's own is the same, but
-// does not find a table whose name is quoted.
+// versions is goose's version store. It replaces TableExists, which does not find
+// tables with quoted names.
 type versions struct {
 	database.Store
 
@@ -159,11 +157,11 @@ func (s Schema) versions(set Set) (versions, error) {
 // TableExists implements database.StoreExtender.
 func (v versions) TableExists(ctx context.Context, db database.DBTxConn) (exists bool, err error) {
 	err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", v.table).Scan(&exists)
-	return exists, err //nolint:wrapcheck // goose says what it was doing
+	return exists, err //nolint:wrapcheck // goose wraps it
 }
 
-// Print writes the statements that Migrate executes in an empty database, for people
-// and tools that execute them by themselves. Migrate and Check accept what they make.
+// Print writes the statements that Migrate executes in an empty database. Migrate and
+// Check accept a schema that was created by these statements.
 func (s Schema) Print(w io.Writer) error {
 	var text strings.Builder
 	if s.Name != "" {
@@ -175,7 +173,7 @@ func (s Schema) Print(w io.Writer) error {
 		}
 	}
 	_, err := io.WriteString(w, text.String())
-	return err //nolint:wrapcheck // the writer's own
+	return err //nolint:wrapcheck // the error of the caller's writer
 }
 
 func (s Schema) print(text *strings.Builder, set Set) error {
@@ -187,7 +185,7 @@ func (s Schema) print(text *strings.Builder, set Set) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(text, "\n-- The record of the migrations of the tables for %s.\n", set.name)
+	fmt.Fprintf(text, "\n-- Applied migrations of the tables for %s.\n", set.name)
 	fmt.Fprintf(text, `CREATE TABLE %s (
     id         integer PRIMARY KEY GENERATED BY DEFAULT AS IDENTITY,
     version_id bigint NOT NULL,
@@ -203,16 +201,14 @@ INSERT INTO %s (version_id, is_applied) VALUES (0, true);
 	return nil
 }
 
-// lockMigrations waits for the lock. A transaction holds it, not a session: a pooler
-// that shares connections by transaction would leave a session's lock behind. goose's
-// locker by a table would add that table to the application's database, and keep others
-// waiting for its lease after a crash.
+// lockMigrations waits for the migration lock, which a transaction holds.
+// See docs/adr/0003-migration-lock-in-a-transaction.md.
 func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock func(), err error) {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("lock the migrations: %w", err)
 	}
-	release := func() { _ = tx.Rollback() } // the lock ends with its transaction, however that ends
+	release := func() { _ = tx.Rollback() } // the end of the transaction releases the lock
 	defer func() {
 		if err != nil {
 			release()
@@ -232,7 +228,7 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 			return release, nil
 		}
 		if !waiting {
-			log.InfoContext(ctx, "waiting for another process's migration")
+			log.InfoContext(ctx, "waiting for another migration")
 		}
 		select {
 		case <-time.After(migrationLockPoll):
@@ -242,8 +238,7 @@ func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock f
 	}
 }
 
-// SchemaTooOldError says that the database lacks migrations that this program was
-// built with.
+// SchemaTooOldError means that the database lacks migrations of this program.
 type SchemaTooOldError struct {
 	// Tables is the name of the set: outbox or users.
 	Tables     string
@@ -254,13 +249,13 @@ type SchemaTooOldError struct {
 
 // Error implements error.
 func (e *SchemaTooOldError) Error() string {
-	return fmt.Sprintf("the tables for %s in postgresql are too old: this program needs version %d and found %d; "+
-		"`%s` brings them up to date", e.Tables, e.Need, e.Have, e.Command)
+	return fmt.Sprintf("the tables for %s in postgresql are too old: found version %d, need version %d; run `%s`",
+		e.Tables, e.Have, e.Need, e.Command)
 }
 
-// Check returns a *SchemaTooOldError if this program cannot work with the schema, and
-// any other error if it could not be read. A newer schema is fine, because migrations
-// expand before they contract; it is logged.
+// Check returns a *SchemaTooOldError if the schema is older than this program
+// requires, and another error if it cannot read the version. It accepts and logs a
+// newer schema, because migrations expand before they contract.
 func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 	for _, set := range s.Sets {
 		need, err := set.newest()
@@ -274,14 +269,15 @@ func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 		case have < need:
 			return &SchemaTooOldError{Tables: set.name, Have: have, Need: need, Command: s.Command}
 		case have > need:
-			log.WarnContext(ctx, "the schema in postgresql is newer than this program",
+			log.WarnContext(ctx, "postgresql schema newer than this program",
 				"tables", set.name, "have", have, "need", need)
 		}
 	}
 	return nil
 }
 
-// version returns the set's version in the database, or 0 if there is none.
+// version returns the version of the set in the database. It returns 0 if the set does
+// not exist.
 func (s Schema) version(ctx context.Context, db *sql.DB, set Set) (int64, error) {
 	store, err := s.versions(set)
 	if err != nil {
@@ -291,18 +287,18 @@ func (s Schema) version(ctx context.Context, db *sql.DB, set Set) (int64, error)
 	if isUndefinedTable(err) || errors.Is(err, database.ErrVersionNotFound) {
 		return 0, nil
 	}
-	return version, err //nolint:wrapcheck // Check says what was being done
+	return version, err //nolint:wrapcheck // Check wraps it
 }
 
-// CheckReady returns nil if the server answers, takes writes and has a schema that
-// this program can work with, and otherwise the reason.
+// CheckReady returns nil if the server answers, accepts writes and has a schema that
+// is new enough. Otherwise it returns the reason.
 func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 	if err := s.Check(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	var readOnly string
 	if err := db.QueryRowContext(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
-		return fmt.Errorf("ask postgresql whether it takes writes: %w", err)
+		return fmt.Errorf("check whether postgresql accepts writes: %w", err)
 	}
 	if readOnly == "on" {
 		return errReadOnly
@@ -310,14 +306,14 @@ func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-var errReadOnly = errors.New("postgresql takes no writes: it is a standby, or set to read-only")
+var errReadOnly = errors.New("postgresql accepts no writes: it is a standby or read-only")
 
 func isUndefinedTable(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)
 	return ok && (server.Code == pqerror.UndefinedTable || server.Code == pqerror.InvalidSchemaName)
 }
 
-// newest returns the version that this program was built with.
+// newest returns the version of the set in this program.
 func (s Set) newest() (int64, error) {
 	all, err := migrations.Versions(s.files)
 	if err != nil {

@@ -27,7 +27,7 @@ var _ = Describe("the schema", func() {
 		schema = postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}, Command: "api migrate"}
 	)
 
-	const newest = 1 // of each set
+	const newest = 1 // the version of each set
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = newDatabase(ctx)
@@ -41,7 +41,7 @@ var _ = Describe("the schema", func() {
 		return versions
 	}
 
-	It("is migrated once, however often and from however many sides at once", func(ctx SpecContext) {
+	It("is migrated once by concurrent processes", func(ctx SpecContext) {
 		var running, steps atomic.Int32
 		var group errgroup.Group
 		for range 6 {
@@ -50,7 +50,7 @@ var _ = Describe("the schema", func() {
 				return schema.Migrate(ctx, own.DB, quiet, func(context.Context) error {
 					defer running.Add(-1)
 					if running.Add(1) > 1 {
-						return errors.New("two at once")
+						return errors.New("concurrent migrations")
 					}
 					steps.Add(1)
 					return nil
@@ -63,7 +63,7 @@ var _ = Describe("the schema", func() {
 		Expect(schema.Check(ctx, db.DB, quiet)).To(Succeed())
 	})
 
-	It("says that another process is migrating, and stops waiting with its context", func(ctx SpecContext) {
+	It("logs that another process migrates, and stops waiting when its context ends", func(ctx SpecContext) {
 		holding, release := make(chan struct{}), make(chan struct{})
 		first := make(chan error, 1)
 		go func() {
@@ -79,7 +79,7 @@ var _ = Describe("the schema", func() {
 		log, lines := logs()
 		second := make(chan error, 1)
 		go func() { second <- schema.Migrate(waiting, open(postgres.Options{DSN: dsn}).DB, log) }()
-		Eventually(lines).Should(gbytes.Say("waiting for another process's migration"))
+		Eventually(lines).Should(gbytes.Say("waiting for another migration"))
 		Consistently(second, "300ms").ShouldNot(Receive())
 		cancel()
 		Eventually(second).Should(Receive(MatchError(ContainSubstring("canceled"))))
@@ -88,7 +88,7 @@ var _ = Describe("the schema", func() {
 		Eventually(first).Should(Receive(BeNil()))
 	})
 
-	It("returns the error of what follows, and gives the lock back", func(ctx SpecContext) {
+	It("returns the error of the function called last, and releases the lock", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
 		Expect(schema.Migrate(ctx, db.DB, quiet, func(context.Context) error { return failure })).
 			To(MatchError(failure))
@@ -101,7 +101,7 @@ var _ = Describe("the schema", func() {
 		Expect(ok).To(BeTrue(), "%v", err)
 		Expect(*tooOld).To(Equal(postgres.SchemaTooOldError{Tables: "outbox", Have: 0, Need: newest, Command: "api migrate"}))
 		Expect(err).To(MatchError(And(
-			ContainSubstring("needs version %d and found 0", newest), ContainSubstring("`api migrate`"))))
+			ContainSubstring("found version 0, need version %d", newest), ContainSubstring("`api migrate`"))))
 		Expect(schema.CheckReady(ctx, db.DB)).To(MatchError(err.Error()))
 	})
 
@@ -113,7 +113,7 @@ var _ = Describe("the schema", func() {
 			MatchError(&postgres.SchemaTooOldError{Tables: "users", Have: newest - 1, Need: newest, Command: "api migrate"}))
 	})
 
-	It("may be newer, which is logged, and is not touched then", func(ctx SpecContext) {
+	It("may be newer, which is logged, and is then not migrated", func(ctx SpecContext) {
 		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
 		_, err := db.ExecContext(ctx, "INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES ($1, true)", newest+7)
 		Expect(err).NotTo(HaveOccurred())
@@ -125,23 +125,23 @@ var _ = Describe("the schema", func() {
 		Expect(applied(ctx)).To(HaveLen(newest + 1))
 	})
 
-	It("is ready when it can be written to", func(ctx SpecContext) {
+	It("is ready if the server accepts writes", func(ctx SpecContext) {
 		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
 		Expect(schema.CheckReady(ctx, db.DB)).To(Succeed())
 
 		standby := open(postgres.Options{DSN: dsn, Session: map[string]string{"default_transaction_read_only": "on"}})
-		Expect(schema.CheckReady(ctx, standby.DB)).To(MatchError(ContainSubstring("takes no writes")))
+		Expect(schema.CheckReady(ctx, standby.DB)).To(MatchError(ContainSubstring("accepts no writes")))
 	})
 
-	It("is not taken for old when the server does not answer", func(ctx SpecContext) {
+	It("does not count as too old if the server does not answer", func(ctx SpecContext) {
 		err := schema.Check(ctx, open(postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}).DB, quiet)
 		Expect(postgres.IsUnavailable(err)).To(BeTrue(), "%v", err)
 	})
 
-	Describe("beside another application's tables", func() {
+	Describe("in the database of another application", func() {
 		outbox := postgres.Schema{Sets: []postgres.Set{postgres.Outbox}, Command: "relay migrate"}
 
-		It("brings the outbox alone, and leaves a table of users as it is", func(ctx SpecContext) {
+		It("creates the outbox only, and leaves a table of users unchanged", func(ctx SpecContext) {
 			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 			db.MustExecContext(ctx, "INSERT INTO users VALUES ('ada')")
 			Expect(outbox.Migrate(ctx, db.DB, quiet)).To(Succeed())
@@ -152,19 +152,19 @@ var _ = Describe("the schema", func() {
 			Expect(schema.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("the tables for users in postgresql are too old")))
 		})
 
-		It("says what to do if a table has the name of one of ours", func(ctx SpecContext) {
+		It("says what to do about a table of the same name", func(ctx SpecContext) {
 			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 			Expect(schema.Migrate(ctx, db.DB, quiet)).To(MatchError(And(
 				ContainSubstring("another application's table"), ContainSubstring("postgres.schema"), ContainSubstring(`"users"`))))
-			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed(), "the set before it is complete")
+			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed(), "the set before is migrated")
 		})
 
-		DescribeTable("goes into a schema of its own",
+		DescribeTable("is created in a schema of its own",
 			func(ctx SpecContext, name string) {
 				db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 				named := schema
 				named.Name = name
-				Expect(named.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("needs version 1 and found 0")))
+				Expect(named.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("found version 0, need version 1")))
 				for range 2 {
 					Expect(named.Migrate(ctx, db.DB, quiet)).To(Succeed())
 				}
@@ -178,7 +178,7 @@ var _ = Describe("the schema", func() {
 				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).To(Succeed())
 				Expect(tables).To(Equal([]string{"users"}))
 
-				By("binding diehard_publish to it")
+				By("binding diehard_publish to the schema")
 				db.MustExecContext(ctx, "SELECT "+pq.QuoteIdentifier(name)+".diehard_publish('order_placed', '{}')")
 				var events int
 				Expect(db.GetContext(ctx, &events, "SELECT count(*) FROM "+pq.QuoteIdentifier(name)+".outbox_events")).To(Succeed())
@@ -188,7 +188,7 @@ var _ = Describe("the schema", func() {
 			Entry("with a name that needs quotes", `The "Shop"'s; DROP.Events`),
 		)
 
-		It("needs no right to create a schema that exists", func(ctx SpecContext) {
+		It("requires no CREATE privilege if the schema exists", func(ctx SpecContext) {
 			role := fmt.Sprintf("migrator_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
 			db.MustExecContext(ctx, "CREATE ROLE "+role)
 			DeferCleanup(func(ctx SpecContext) {
@@ -207,7 +207,7 @@ var _ = Describe("the schema", func() {
 		})
 	})
 
-	DescribeTable("may be made by hand, from what is printed",
+	DescribeTable("can be created by the printed statements",
 		func(ctx SpecContext, name string) {
 			named := schema
 			named.Name = name
@@ -218,7 +218,7 @@ var _ = Describe("the schema", func() {
 			Expect(named.Check(ctx, db.DB, quiet)).To(Succeed())
 			log, lines := logs()
 			Expect(named.Migrate(ctx, db.DB, log)).To(Succeed())
-			Expect(lines.Contents()).To(BeEmpty(), "nothing was left to migrate")
+			Expect(lines.Contents()).To(BeEmpty(), "no migration ran")
 			Expect(printed.String()).NotTo(Or(ContainSubstring("goose"), ContainSubstring("DROP"), ContainSubstring("{schema")))
 		},
 		Entry("in the search_path", ""),

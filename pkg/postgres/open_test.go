@@ -12,7 +12,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// pairs returns the DSN, a URL, as key=value pairs.
+// pairs converts a DSN from a URL to key=value pairs.
 func pairs(dsn string) string {
 	GinkgoHelper()
 	address, err := url.Parse(dsn)
@@ -27,7 +27,7 @@ var _ = Describe("Open", func() {
 		open(postgres.Options{DSN: "postgres://nobody@127.0.0.1:1/nothing"})
 	})
 
-	It("gives every connection the session's settings", func(ctx SpecContext) {
+	It("applies the settings of the session to every connection", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, Session: map[string]string{
 			"jit": "off", "lock_timeout": "1234ms", "application_name": "it's \"quoted\"",
 		}})
@@ -44,21 +44,21 @@ var _ = Describe("Open", func() {
 		}
 	})
 
-	It("says which setting the server refuses", func(ctx SpecContext) {
+	It("names a setting that the server refuses", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, Session: map[string]string{"no_such_setting": "on"}})
 		Expect(db.PingContext(ctx)).To(MatchError(ContainSubstring("no_such_setting")))
 	})
 
-	It("bounds the connections", func() {
+	It("limits the number of connections", func() {
 		Expect(open(postgres.Options{DSN: root, MaxOpenConns: 3}).Stats().MaxOpenConnections).To(Equal(3))
 		Expect(open(postgres.Options{DSN: root}).Stats().MaxOpenConnections).To(Equal(postgres.DefaultMaxOpenConns))
 	})
 
-	DescribeTable("takes both forms of a DSN",
+	DescribeTable("accepts both forms of a DSN",
 		func(ctx SpecContext, form func(string) string, own func(dsn, name, value string) string) {
 			dsn := form(root)
-			// In one round trip a []byte goes out in its type's binary format,
-			// which jsonb has one of its own of.
+			// With binary_parameters, the server expects a []byte in binary format,
+			// which for jsonb differs from the text format.
 			const jsonb = "SELECT $1::jsonb"
 
 			db := open(postgres.Options{DSN: dsn, ApplicationName: "program"})
@@ -66,7 +66,7 @@ var _ = Describe("Open", func() {
 			_, err := db.ExecContext(ctx, jsonb, []byte(`{}`))
 			Expect(err).To(MatchError(ContainSubstring("unsupported jsonb version number")))
 
-			By("letting what the DSN says win")
+			By("preferring the parameters of the DSN")
 			db = open(postgres.Options{DSN: own(dsn, "application_name", "mine"), ApplicationName: "program"})
 			Expect(show(ctx, db, "application_name")).To(Equal("mine"))
 			db = open(postgres.Options{DSN: own(dsn, "binary_parameters", "no")})
@@ -79,22 +79,22 @@ var _ = Describe("Open", func() {
 			func(dsn, name, value string) string { return dsn + " " + name + "=" + value }),
 	)
 
-	DescribeTable("refuses a DSN that cannot be used, without quoting it",
+	DescribeTable("refuses an invalid DSN without quoting it",
 		func(dsn, reason string) {
 			_, err := postgres.Open(postgres.Options{DSN: dsn})
 			Expect(err).To(MatchError(ContainSubstring(reason)))
 			Expect(err).NotTo(MatchError(ContainSubstring("s3cret")))
 			Expect(postgres.CheckDSN(dsn)).To(MatchError(err.Error()))
 		},
-		Entry("nothing", " ", "is empty"),
+		Entry("an empty DSN", " ", "is empty"),
 		Entry("a password with a slash", "postgres://user:s3cret/s3cret@host/db", "not a PostgreSQL DSN"),
 		Entry("a password with a percent sign", "postgres://user:s3cret%zz@host/db", "not a PostgreSQL DSN"),
-		Entry("a strange port", "postgres://user:s3cret@host:s3cret/db", "not a PostgreSQL DSN"),
+		Entry("an invalid port", "postgres://user:s3cret@host:s3cret/db", "not a PostgreSQL DSN"),
 		Entry("an unquoted space", "host=h password=s3cret s3cret dbname=d", "not a PostgreSQL DSN"),
 		Entry("an open quote", "host=h password='s3cret", "not a PostgreSQL DSN"),
 		Entry("another database's URL", "mysql://user:s3cret@host/db", "not a PostgreSQL DSN"),
 		Entry("a URL with one slash", "postgres:/user:s3cret@host/db?sslmode=disable", "not a PostgreSQL DSN"),
-		Entry("a broken query", "postgres://user:s3cret@host/db?a=%zz", "not a PostgreSQL DSN"),
+		Entry("an invalid query", "postgres://user:s3cret@host/db?a=%zz", "not a PostgreSQL DSN"),
 		Entry("an unknown sslmode", "postgres://user:s3cret@host/db?sslmode=perhaps", `"sslmode": "perhaps" is not supported`),
 	)
 })

@@ -7,13 +7,12 @@ import (
 	"github.com/lib/pq"
 )
 
-// InSchema returns a function that puts the schema into a statement: it replaces
-// each {schema} with the quoted name and a dot, and each {schema_literal} with the
-// same for use within a string literal. An empty schema leaves the tables to the
-// session's search_path.
+// InSchema returns a function that adds the schema to a statement. It replaces
+// {schema} with the quoted name and a dot, and {schema_literal} with the same text
+// escaped for a string literal. If schema is empty, the session's search_path applies.
 //
-// The function is for a program's constant statements: it keeps each that it was
-// given. It is safe for concurrent use.
+// The function caches every statement, so use it for constant statements only. It is
+// safe for concurrent use.
 func InSchema(schema string) func(statement string) string {
 	prefix := ""
 	if schema != "" {
@@ -23,7 +22,7 @@ func InSchema(schema string) func(statement string) string {
 		"{schema}", prefix,
 		"{schema_literal}", strings.ReplaceAll(prefix, "'", "''"),
 	)
-	var known sync.Map // by statement
+	var known sync.Map // from statement to result
 	return func(statement string) string {
 		if found, ok := known.Load(statement); ok {
 			return found.(string) //nolint:forcetypeassert // nothing else is stored

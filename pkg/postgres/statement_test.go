@@ -23,16 +23,16 @@ var _ = Describe("InStatement", func() {
 	const insert = "INSERT INTO things VALUES ($1) RETURNING id"
 
 	var (
-		dsn   string
-		proxy *faults.Proxy
-		db    *sqlx.DB // through the proxy
-		there *sqlx.DB
+		dsn    string
+		proxy  *faults.Proxy
+		db     *sqlx.DB // through the proxy
+		direct *sqlx.DB
 	)
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = newDatabase(ctx)
-		there = open(postgres.Options{DSN: dsn})
-		_, err := there.ExecContext(ctx, "CREATE TABLE things (id int PRIMARY KEY)")
+		direct = open(postgres.Options{DSN: dsn})
+		_, err := direct.ExecContext(ctx, "CREATE TABLE things (id int PRIMARY KEY)")
 		Expect(err).NotTo(HaveOccurred())
 		var through string
 		proxy, through = faults.StartProxyTo(dsn)
@@ -40,7 +40,7 @@ var _ = Describe("InStatement", func() {
 		Expect(db.PingContext(ctx)).To(Succeed())
 	})
 
-	// run runs the statement, and reads its rows.
+	// run runs the statement and reads its rows.
 	run := func(ctx context.Context, statement string, args ...any) error {
 		return postgres.InStatement(ctx, db, func(q *postgres.Statement) error {
 			rows, err := q.QueryContext(ctx, statement, args...)
@@ -54,7 +54,7 @@ var _ = Describe("InStatement", func() {
 		})
 	}
 	count := func(ctx context.Context) (n int, err error) {
-		return n, there.GetContext(ctx, &n, "SELECT count(*) FROM things")
+		return n, direct.GetContext(ctx, &n, "SELECT count(*) FROM things")
 	}
 
 	It("commits the statement", func(ctx SpecContext) {
@@ -62,8 +62,8 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(1))
 	})
 
-	It("returns what the server refuses as it is, also at the commit", func(ctx SpecContext) {
-		_, err := there.ExecContext(ctx, `
+	It("returns errors of the server unchanged, also at the commit", func(ctx SpecContext) {
+		_, err := direct.ExecContext(ctx, `
 			CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'on purpose'; END $$;
 			CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON things
 			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
@@ -76,12 +76,12 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(BeZero())
 	})
 
-	It("returns an error of the caller's own as it is, if nothing was sent", func(ctx SpecContext) {
+	It("returns the caller's own error unchanged if nothing was sent", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
 		Expect(postgres.InStatement(ctx, db, func(*postgres.Statement) error { return failure })).To(BeIdenticalTo(failure))
 	})
 
-	It("does not claim to know where the server's answer is lost, and does not send again", SpecTimeout(time.Minute), func(ctx SpecContext) {
+	It("reports an unknown outcome if the server's answer is lost, and does not retry", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		const id = 424_242
 		Expect(run(ctx, insert, 1)).To(Succeed())
 		proxy.HoldFrom(faults.Answers, strconv.Itoa(id))
@@ -93,24 +93,24 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(2))
 	})
 
-	It("knows that nothing was sent where there is no connection", func(ctx SpecContext) {
+	It("reports a known outcome if it cannot connect", func(ctx SpecContext) {
 		proxy.Down()
 		err := run(ctx, insert, 1)
 		Expect(postgres.IsUnavailable(err)).To(BeTrue(), "%v", err)
 		Expect(err).NotTo(MatchError(postgres.ErrOutcomeUnknown))
 	})
 
-	It("does not take an idle connection that the server has ended", func(ctx SpecContext) {
+	It("does not use an idle connection that the server has closed", func(ctx SpecContext) {
 		var backend int
 		Expect(db.GetContext(ctx, &backend, "SELECT pg_backend_pid()")).To(Succeed())
-		_, err := there.ExecContext(ctx, "SELECT pg_terminate_backend($1, 10000)", backend)
+		_, err := direct.ExecContext(ctx, "SELECT pg_terminate_backend($1, 10000)", backend)
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(ctx, proxy.Connections).Should(BeZero())
 		Expect(run(ctx, insert, 1)).To(Succeed())
 		Expect(count(ctx)).To(Equal(1))
 	})
 
-	It("has the server keep the statement prepared", func(ctx SpecContext) {
+	It("keeps the statement prepared", func(ctx SpecContext) {
 		for id := range 3 {
 			Expect(run(ctx, insert, id)).To(Succeed())
 		}
@@ -118,23 +118,23 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(3))
 	})
 
-	It("keeps no other statement of its connection prepared", func(ctx SpecContext) {
+	It("keeps no other statement of the connection prepared", func(ctx SpecContext) {
 		Expect(run(ctx, insert, 1)).To(Succeed())
 		_, err := db.ExecContext(ctx, "DELETE FROM things WHERE id = $1", 1)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(prepared(ctx, db)).To(Equal([]string{insert}))
 	})
 
-	It("prepares anew what has other columns by now", func(ctx SpecContext) {
+	It("prepares a statement again after its columns have changed", func(ctx SpecContext) {
 		const all = "SELECT * FROM things WHERE id > $1"
 		Expect(run(ctx, all, 0)).To(Succeed())
-		_, err := there.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
+		_, err := direct.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(run(ctx, all, 0)).To(Succeed())
 		Expect(prepared(ctx, db)).To(Equal([]string{all}))
 	})
 
-	It("has nothing prepared behind a pooler, where another may have the name", func(ctx SpecContext) {
+	It("keeps no statement prepared behind a pooler", func(ctx SpecContext) {
 		db = open(postgres.Options{DSN: startPooler(dsn), MaxOpenConns: 1})
 		Expect(run(ctx, insert, 1)).To(Succeed())
 		Expect(prepared(ctx, db)).To(BeEmpty())
@@ -142,7 +142,7 @@ var _ = Describe("InStatement", func() {
 	})
 })
 
-var _ = Describe("A pool that keeps its statements", func() {
+var _ = Describe("A pool with KeepStatements", func() {
 	const (
 		insert = "INSERT INTO things VALUES ($1)"
 		all    = "SELECT * FROM things WHERE id >= $1"
@@ -171,32 +171,32 @@ var _ = Describe("A pool that keeps its statements", func() {
 			Expect(err).NotTo(HaveOccurred())
 			read, err := db.PreparexContext(ctx, all)
 			Expect(err).NotTo(HaveOccurred())
-			var there []int
-			Expect(read.SelectContext(ctx, &there, 0)).To(Succeed())
-			Expect(there).To(HaveExactElements(ids[:i+1]))
+			var found []int
+			Expect(read.SelectContext(ctx, &found, 0)).To(Succeed())
+			Expect(found).To(HaveExactElements(ids[:i+1]))
 			Expect(read.Close()).To(Succeed())
 		}
 	}
 
-	It("prepares what has parameters or is to be prepared, once", func(ctx SpecContext) {
+	It("prepares each statement with parameters once", func(ctx SpecContext) {
 		use(ctx, 1, 2, 3)
 		Expect(prepared(ctx, db)).To(ConsistOf(insert, all))
 	})
 
-	It("prepares nothing behind a pooler, where another may have the name", func(ctx SpecContext) {
+	It("keeps no statement prepared behind a pooler", func(ctx SpecContext) {
 		db = keeping(startPooler(dsn))
 		use(ctx, 1, 2, 3)
 		Expect(prepared(ctx, db)).To(BeEmpty())
 	})
 
-	It("says in a transaction what is stale, and prepares it anew in the next", func(ctx SpecContext) {
+	It("fails a transaction with a stale statement, and prepares it again in the next", func(ctx SpecContext) {
 		use(ctx, 1)
 		_, err := db.ExecContext(ctx, "ALTER TABLE things ADD COLUMN name text")
 		Expect(err).NotTo(HaveOccurred())
 		read := func() error {
 			tx, err := db.BeginTxx(ctx, nil)
 			Expect(err).NotTo(HaveOccurred())
-			defer tx.Rollback() //nolint:errcheck // wrote nothing
+			defer tx.Rollback() //nolint:errcheck // the transaction is read-only
 			_, err = tx.ExecContext(ctx, all, 0)
 			return err
 		}
@@ -206,16 +206,15 @@ var _ = Describe("A pool that keeps its statements", func() {
 	})
 })
 
-// prepared is what the server keeps for the one connection of db.
+// prepared returns the prepared statements of db's only connection.
 func prepared(ctx context.Context, db *sqlx.DB) (statements []string) {
 	GinkgoHelper()
 	Expect(db.SelectContext(ctx, &statements, "SELECT statement FROM pg_prepared_statements")).To(Succeed())
 	return statements
 }
 
-// startPooler starts what a pooler looks like to its client: a way to the server
-// on which the process id that a connection is told at its beginning is made up.
-// It returns the DSN that leads there.
+// startPooler starts a proxy that changes the process id in BackendKeyData, as a pooler
+// does, and returns its DSN.
 func startPooler(dsn string) string {
 	GinkgoHelper()
 	address, err := url.Parse(dsn)
@@ -225,10 +224,10 @@ func startPooler(dsn string) string {
 	return address.String()
 }
 
-// listen has each client at the address served until the spec ends.
+// listen serves each client until the spec ends.
 func listen(serve func(net.Conn)) (address string) {
 	GinkgoHelper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed when the spec ends
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(listener.Close)
 	go func() {
@@ -245,24 +244,24 @@ func listen(serve func(net.Conn)) (address string) {
 
 func pool(client net.Conn, server string) {
 	defer client.Close()
-	there, err := net.Dial("tcp", server) //nolint:noctx // of this machine
+	upstream, err := net.Dial("tcp", server) //nolint:noctx // a local server
 	if err != nil {
 		return
 	}
-	defer there.Close()
+	defer upstream.Close()
 	go func() {
-		_, _ = io.Copy(there, client)
-		_ = there.Close()
+		_, _ = io.Copy(upstream, client)
+		_ = upstream.Close()
 	}()
-	// Up to the first ReadyForQuery, message by message: a type, a length with
-	// itself, and the content.
+	// Copy message by message until the first ReadyForQuery. A message has a type, a
+	// length that includes itself, and the content.
 	header := make([]byte, 5)
 	for header[0] != 'Z' {
-		if _, err := io.ReadFull(there, header); err != nil {
+		if _, err := io.ReadFull(upstream, header); err != nil {
 			return
 		}
 		content := make([]byte, binary.BigEndian.Uint32(header[1:])-4)
-		if _, err := io.ReadFull(there, content); err != nil {
+		if _, err := io.ReadFull(upstream, content); err != nil {
 			return
 		}
 		if header[0] == 'K' { // BackendKeyData
@@ -272,5 +271,5 @@ func pool(client net.Conn, server string) {
 			return
 		}
 	}
-	_, _ = io.Copy(client, there)
+	_, _ = io.Copy(client, upstream)
 }

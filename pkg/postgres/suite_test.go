@@ -23,7 +23,7 @@ func TestPostgres(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{Postgres: true})
 
-// root is the DSN of a database that no spec changes.
+// root is the DSN of a shared database. Specs do not change it.
 var root string
 
 var _ = BeforeEach(func() { root = suite.ServerPostgresDSN() })
@@ -34,7 +34,7 @@ func newDatabase(ctx context.Context) string {
 	return suite.EmptyPostgresDSN(ctx)
 }
 
-// open opens a pool until the spec's end.
+// open opens a pool and closes it when the spec ends.
 func open(o postgres.Options) *sqlx.DB {
 	GinkgoHelper()
 	db, err := postgres.Open(o)
@@ -43,7 +43,7 @@ func open(o postgres.Options) *sqlx.DB {
 	return db
 }
 
-// logs returns a logger and what it writes.
+// logs returns a logger and a buffer with its output.
 func logs() (*slog.Logger, *gbytes.Buffer) {
 	buffer := gbytes.NewBuffer()
 	return slog.New(slog.NewTextHandler(buffer, nil)), buffer

@@ -13,23 +13,22 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres/internal/pqdriver"
 )
 
-// ErrOutcomeUnknown says that the connection was lost while a transaction was
-// being committed: it may have been committed or not.
-var ErrOutcomeUnknown = errors.New("the connection was lost during a commit, whose outcome is unknown")
+// ErrOutcomeUnknown means that the connection was lost during a commit. The
+// transaction is either committed or rolled back.
+var ErrOutcomeUnknown = errors.New("connection lost during commit, outcome unknown")
 
-// InTx runs fn in a transaction of the READ COMMITTED level, whatever the
-// server's default, and commits it. If fn fails or panics it is rolled back,
-// and fn's error is returned as it is.
+// InTx runs fn in a READ COMMITTED transaction and commits it. If fn fails or panics,
+// InTx rolls the transaction back and returns the error of fn unchanged.
 //
-// An error of the commit itself wraps ErrOutcomeUnknown where the server did
-// not answer; where it did, nothing was committed.
+// An error of the commit wraps ErrOutcomeUnknown if the server did not answer. After
+// any other error, nothing is committed.
 func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	tx, err := db.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
-	// Of no effect after a commit. An error changes nothing: the server rolls
-	// back what loses its connection.
+	// Rollback has no effect after a commit. Its error does not matter because the
+	// server rolls back the transaction of a lost connection.
 	defer func() { _ = tx.Rollback() }()
 
 	if err := fn(tx); err != nil {
@@ -44,15 +43,15 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
-// InStatement runs fn, whose one statement is a transaction by itself: it takes
-// one round trip where InTx takes three. Its isolation is the server's default.
-// fn reads the statement's rows to their end.
+// InStatement runs fn, which executes one statement as its own transaction. That
+// takes one round trip, and InTx takes three. The isolation level is the server's
+// default. fn must read all rows of the statement.
 //
-// fn's error wraps ErrOutcomeUnknown where the statement was sent and the server
-// did not answer; where it did, or nothing was sent, nothing was committed.
+// The returned error wraps ErrOutcomeUnknown if the statement was sent and the server
+// did not answer. After any other error, nothing is committed.
 func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) error {
-	// On one connection, so that database/sql does not send the statement again
-	// when that is lost.
+	// With an explicit connection, database/sql does not retry the statement after
+	// the connection is lost.
 	conn, err := db.Connx(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -71,38 +70,37 @@ func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) 
 	return nil
 }
 
-// Statement is the one that a function runs in InStatement.
+// Statement executes the statement of InStatement.
 type Statement struct {
 	conn *sqlx.Conn
 	sent bool
 }
 
-// QueryContext runs it, as (*sql.Tx).QueryContext does. The query is a constant:
-// the connection keeps it prepared, unless it leads to a pooler.
+// QueryContext executes the query as (*sql.Tx).QueryContext does. The query must be a
+// constant because the connection keeps it prepared, unless it connects to a pooler.
 func (s *Statement) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	s.sent = true
-	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // a driver's own
+	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // InStatement wraps it
 }
 
-// mayHaveRun reports whether a statement that returned err may have run to its
-// end: only the server's own error says that it did not.
+// mayHaveRun reports whether a statement that returned err may have committed. Only
+// an error of the server proves that it did not.
 func mayHaveRun(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)
-	return !ok || madeUp(server)
+	return !ok || fromPooler(server)
 }
 
-// madeUp reports whether the error is one that a pooler makes up in the server's
-// name.
-func madeUp(err *pq.Error) bool {
+// fromPooler reports whether a pooler may have created the error.
+func fromPooler(err *pq.Error) bool {
 	return class(err) == connectionException || err.Code == pqerror.TRStatementCompletionUnknown
 }
 
-// mayBeCommitted reports whether a commit that returned err may have happened.
-// The server's own errors, unless a pooler has made them up, say that it did not,
-// and these of database/sql and lib/pq that it was never sent.
+// mayBeCommitted reports whether a commit that returned err may have succeeded. An
+// error of the server proves that it failed. The listed errors of database/sql and
+// lib/pq prove that the commit was not sent.
 func mayBeCommitted(err error) bool {
 	if server, ok := errors.AsType[*pq.Error](err); ok {
-		return madeUp(server)
+		return fromPooler(server)
 	}
 	return !errors.Is(err, sql.ErrTxDone) && !errors.Is(err, pq.ErrInFailedTransaction) &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)

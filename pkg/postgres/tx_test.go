@@ -31,8 +31,8 @@ var _ = Describe("InTx", func() {
 		Expect(db.GetContext(ctx, &n, "SELECT count(*) FROM things")).To(Succeed())
 		return n
 	}
-	// atCommit has the server run the statement when a transaction that
-	// inserted commits.
+	// atCommit makes the server run the statement when a transaction with an insert
+	// commits.
 	atCommit := func(ctx context.Context, statement string) {
 		GinkgoHelper()
 		_, err := db.ExecContext(ctx, `
@@ -50,7 +50,7 @@ var _ = Describe("InTx", func() {
 		Expect(count(ctx)).To(Equal(1))
 	})
 
-	It("rolls back and returns the function's own error", func(ctx SpecContext) {
+	It("rolls back and returns the error of the function", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
 		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			insert(ctx, tx)
@@ -70,7 +70,7 @@ var _ = Describe("InTx", func() {
 		Expect(db.Stats().InUse).To(BeZero())
 	})
 
-	It("is READ COMMITTED whatever the default", func(ctx SpecContext) {
+	It("uses READ COMMITTED, whatever the default", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, Session: map[string]string{"default_transaction_isolation": "serializable"}})
 		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			Expect(show(ctx, tx, "transaction_isolation")).To(Equal("read committed"))
@@ -78,7 +78,7 @@ var _ = Describe("InTx", func() {
 		})).To(Succeed())
 	})
 
-	It("says that the outcome is unknown when the connection is lost in the commit", func(ctx SpecContext) {
+	It("reports an unknown outcome if the connection is lost during the commit", func(ctx SpecContext) {
 		atCommit(ctx, "PERFORM pg_terminate_backend(pg_backend_pid())")
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			insert(ctx, tx)
@@ -88,7 +88,7 @@ var _ = Describe("InTx", func() {
 		Expect(postgres.IsUnavailable(err)).To(BeTrue())
 	})
 
-	It("knows that nothing was committed when the server says so", func(ctx SpecContext) {
+	It("reports a known outcome if the server refuses the commit", func(ctx SpecContext) {
 		atCommit(ctx, "RAISE 'on purpose'")
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			insert(ctx, tx)
@@ -99,7 +99,7 @@ var _ = Describe("InTx", func() {
 		Expect(count(ctx)).To(BeZero())
 	})
 
-	It("knows that nothing was committed when the context ended before", func(ctx SpecContext) {
+	It("reports a known outcome if the context ends before the commit", func(ctx SpecContext) {
 		canceled, cancel := context.WithCancel(ctx)
 		defer cancel()
 		err := postgres.InTx(canceled, db, func(tx *sqlx.Tx) error {
@@ -114,9 +114,9 @@ var _ = Describe("InTx", func() {
 })
 
 var _ = Describe("A transaction", func() {
-	It("is of the kind that was asked for, whatever the connection was used for before", func(ctx SpecContext) {
+	It("has the requested options, whatever the earlier transactions of its connection", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, MaxOpenConns: 1})
-		for range 3 { // what lib/pq remembers of one breaks the third
+		for range 3 { // with BeginTx of lib/pq, the third one fails
 			for isolation, shown := range map[sql.IsolationLevel]string{
 				sql.LevelDefault: "read committed", sql.LevelReadCommitted: "read committed",
 				sql.LevelRepeatableRead: "repeatable read", sql.LevelSerializable: "serializable",

@@ -113,7 +113,7 @@ var _ = Describe("The command line", func() {
 		DescribeTable("refuses to start, and says which version it needs", func(program, command string) {
 			p := ended(1, program, nil, append(env(), "DIEHARD_API_AUTH=off")...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
-				MatchRegexp("tables for outbox in postgresql are too old: this program needs version [1-9][0-9]* and found 0; `"+command+"`"))))
+				MatchRegexp("tables for outbox in postgresql are too old: found version 0, need version [1-9][0-9]*; run `"+command+"`"))))
 		}, Entry("the api", "api", "api migrate"), Entry("the relay", "relay", "relay migrate"))
 
 		It("migrates them, side by side and again", func(ctx SpecContext) {
@@ -148,7 +148,7 @@ var _ = Describe("The command line", func() {
 		s.Postgres.MustExec("INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES (20991231, true)")
 		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		for _, p := range []*programs.Process{api, relay} {
-			Eventually(p.Messages, patience).Should(ContainElement("the schema in postgresql is newer than this program"))
+			Eventually(p.Messages, patience).Should(ContainElement("postgresql schema newer than this program"))
 		}
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		s.ExpectDelivered(ctx, 1)

@@ -252,7 +252,7 @@ var _ = Describe("Dead letters", func() {
 	It("ask for a schema that is not too old, and for PostgreSQL", func(ctx SpecContext) {
 		p := run(suite.EmptyPostgresDSN(ctx), 1, "list")
 		Expect(string(p.Err.Contents())).To(MatchRegexp(
-			"tables for outbox in postgresql are too old: this program needs version [1-9][0-9]* and found 0; `relay migrate` brings them up to date\n"))
+			"tables for outbox in postgresql are too old: found version 0, need version [1-9][0-9]*; run `relay migrate`\n"))
 		p = run("postgres://diehard@127.0.0.1:1/diehard", 1, "list")
 		Expect(string(p.Err.Contents())).To(ContainSubstring("connection refused"))
 	})

@@ -6,7 +6,7 @@ import (
 	"net"
 )
 
-// conn is a connection of lib/pq with the workarounds of this package.
+// conn is a lib/pq connection with the workarounds of this package.
 type conn struct {
 	pqConn
 
@@ -15,7 +15,7 @@ type conn struct {
 	statements statements
 }
 
-// pqConn is what database/sql uses of a lib/pq connection.
+// pqConn lists the interfaces of a lib/pq connection that database/sql uses.
 type pqConn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -48,7 +48,7 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 			return s.ExecContext(ctx, args)
 		})
 	}
-	return c.pqConn.ExecContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+	return c.pqConn.ExecContext(ctx, query, args) //nolint:wrapcheck // drivers return plain errors
 }
 
 // QueryContext implements driver.QueryerContext.
@@ -61,11 +61,11 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 			return s.QueryContext(ctx, args)
 		})
 	}
-	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // a driver's own
+	return c.pqConn.QueryContext(ctx, query, args) //nolint:wrapcheck // drivers return plain errors
 }
 
-// PrepareContext implements driver.ConnPrepareContext. A statement that the
-// connection keeps is prepared when it runs for the first time.
+// PrepareContext implements driver.ConnPrepareContext. If the connection keeps the
+// statement prepared, its first run prepares it.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	c.watchdog.watch(ctx)
 	if kept, err := c.statements.keeps(ctx, true); err != nil {
@@ -73,7 +73,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	} else if kept {
 		return preparedOnce{conn: c, query: query}, nil
 	}
-	return c.pqConn.PrepareContext(ctx, query) //nolint:wrapcheck // a driver's own
+	return c.pqConn.PrepareContext(ctx, query) //nolint:wrapcheck // drivers return plain errors
 }
 
 // ResetSession implements driver.SessionResetter. The pool calls it before it hands
@@ -82,7 +82,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	if hasInput(c.socket) {
 		return driver.ErrBadConn
 	}
-	return c.pqConn.ResetSession(ctx) //nolint:wrapcheck // a driver's own
+	return c.pqConn.ResetSession(ctx) //nolint:wrapcheck // drivers return plain errors
 }
 
 // IsValid implements driver.Validator. The pool calls it when the connection is
@@ -97,5 +97,5 @@ func (c *conn) IsValid() bool {
 func (c *conn) Close() error {
 	c.watchdog.release()
 	defer c.watchdog.abandon()
-	return c.pqConn.Close() //nolint:wrapcheck // a driver's own
+	return c.pqConn.Close() //nolint:wrapcheck // drivers return plain errors
 }

@@ -4,5 +4,5 @@ package pqdriver
 
 import "net"
 
-// hasInput cannot tell on systems whose sockets have no such call.
+// hasInput returns false on systems without a non-blocking peek.
 func hasInput(net.Conn) bool { return false }

@@ -10,12 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hasInput reports whether an idle connection has something to read: its end, or the
-// error that the server sends before it ends the connection. It reads nothing and does
-// not wait.
+// hasInput reports whether an idle connection has input: the end of the stream, or the
+// error that the server sends before it closes the connection. It consumes no input
+// and does not block.
 //
-// lib/pq finds out only when it sends a statement. The statement's outcome is then
-// unknown, and database/sql may send it twice: https://github.com/lib/pq/issues/939.
+// lib/pq notices a closed connection only when it sends a statement. The outcome of
+// the statement is then unknown, and database/sql may send it twice:
+// https://github.com/lib/pq/issues/939.
 func hasInput(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {

@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// DeadAfter is about how long it takes to notice a server that has gone without
-// closing its connections, whether the client waits for an answer or for the
-// acknowledgement of what it has sent. By default the first takes Go 150 seconds, and
-// the second takes Linux a quarter of an hour.
+// DeadAfter is the approximate time until a connection notices that its server died
+// without closing it. It applies while the client waits for an answer and while it
+// waits for an acknowledgement. The defaults are 150 seconds in Go for the first and
+// 15 minutes in Linux for the second.
 const DeadAfter = 15 * time.Second
 
-// keptAlive dials connections whose server the kernel checks. lib/pq has no settings
-// for that: https://github.com/lib/pq/pull/1337.
+// keptAlive dials connections with TCP keepalives. lib/pq has no settings for them:
+// https://github.com/lib/pq/pull/1337.
 var keptAlive = net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{
 		Enable:   true,

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setUserTimeout bounds how long sent data may stay unacknowledged. The kernel sends
-// keepalives only if nothing is unacknowledged.
+// setUserTimeout limits how long sent data stays unacknowledged. The kernel sends no
+// keepalives while data is unacknowledged.
 func setUserTimeout(network, _ string, conn syscall.RawConn) error {
 	if !strings.HasPrefix(network, "tcp") {
 		return nil

@@ -11,7 +11,7 @@ import (
 )
 
 var _ = Describe("the dialer", func() {
-	It("has the kernel notice a server that is gone without a word", func(ctx SpecContext) {
+	It("makes the kernel detect a dead server", func(ctx SpecContext) {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		defer listener.Close()

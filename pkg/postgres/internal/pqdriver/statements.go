@@ -11,11 +11,11 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// KeepStatements makes the connection keep the statements that it runs prepared
-// until it is returned to its pool. Their texts are a program's few constants. A
-// connection of another driver is left as it is.
+// KeepStatements makes the connection keep its statements prepared until it is returned
+// to the pool. Use it only with a small set of constant statements. It has no effect on
+// a connection of another driver.
 func KeepStatements(connection *sql.Conn) error {
-	return connection.Raw(func(driverConn any) error { //nolint:wrapcheck // a driver's own
+	return connection.Raw(func(driverConn any) error { //nolint:wrapcheck // the caller wraps it
 		if c, ok := driverConn.(*conn); ok {
 			c.statements.keepsEach = true
 		}
@@ -23,20 +23,17 @@ func KeepStatements(connection *sql.Conn) error {
 	})
 }
 
-// statements are those that a connection keeps prepared. lib/pq has no such cache:
-// the server parses and plans a statement with parameters each time that it runs
-// (https://github.com/lib/pq/blob/v1.12.3/conn.go#L887), which is most of the cost of
-// a small statement with many clauses.
-//
-// The server's session has the statements under names that lib/pq counts ("1", "2",
-// …: https://github.com/lib/pq/blob/v1.12.3/conn.go#L577). In a session that a pooler
-// shares, a name may be another client's statement, so nothing is kept there.
+// statements is a connection's cache of prepared statements. lib/pq has none:
+// https://github.com/lib/pq/blob/v1.12.3/conn.go#L887. The cache is off in a session
+// that a pooler shares, because lib/pq numbers the statements
+// (https://github.com/lib/pq/blob/v1.12.3/conn.go#L577).
+// See docs/adr/0002-keep-statements-prepared.md.
 type statements struct {
 	conn      pqConn
 	keepsAll  bool // Options.KeepStatements
 	keepsEach bool // KeepStatements, until the connection is returned
 	prepared  map[string]pqStatement
-	// known is whether ownSession is known.
+	// known reports whether ownSession is set.
 	known, ownSession bool
 }
 
@@ -47,7 +44,7 @@ type pqStatement interface {
 	driver.StmtQueryContext
 }
 
-// keeps reports whether to keep a statement prepared.
+// keeps reports whether the connection keeps a statement prepared.
 func (s *statements) keeps(ctx context.Context, hasParameters bool) (bool, error) {
 	if !s.keepsEach && (!s.keepsAll || !hasParameters) {
 		return false, nil
@@ -55,8 +52,8 @@ func (s *statements) keeps(ctx context.Context, hasParameters bool) (bool, error
 	return s.ownsSession(ctx)
 }
 
-// runKept runs a statement and keeps it prepared. The statement takes effect at most
-// once: it runs again only if the server has refused it.
+// runKept runs a statement and keeps it prepared. It repeats the statement only if the
+// server refused the first run, so the statement takes effect at most once.
 func runKept[T any](ctx context.Context, s *statements, query string, run func(pqStatement) (T, error)) (result T, err error) {
 	if s.prepared[query] == nil {
 		if err := s.prepare(ctx, query); err != nil {
@@ -67,9 +64,9 @@ func runKept[T any](ctx context.Context, s *statements, query string, run func(p
 	if !isStale(err) {
 		return result, err
 	}
-	_ = s.prepared[query].Close() // of no use any more
+	_ = s.prepared[query].Close() // the statement is unusable
 	if again := s.prepare(ctx, query); again != nil {
-		// The transaction has failed. The next one prepares the statement.
+		// The transaction has failed. The next transaction prepares the statement.
 		return result, fmt.Errorf("%w; prepare it again: %w", err, again)
 	}
 	return run(s.prepared[query])
@@ -79,45 +76,45 @@ func (s *statements) prepare(ctx context.Context, query string) error {
 	delete(s.prepared, query)
 	prepared, err := s.conn.PrepareContext(ctx, query)
 	if err != nil {
-		return err //nolint:wrapcheck // a driver's own
+		return err //nolint:wrapcheck // drivers return plain errors
 	}
 	if s.prepared == nil {
 		s.prepared = make(map[string]pqStatement)
 	}
-	s.prepared[query] = prepared.(pqStatement) //nolint:forcetypeassert // what they are
+	s.prepared[query] = prepared.(pqStatement) //nolint:forcetypeassert // the type of all lib/pq statements
 	return nil
 }
 
-// isStale reports whether the server refuses to run a prepared statement because its
-// columns have changed (https://github.com/lib/pq/issues/1151) or it no longer exists.
+// isStale reports whether the server refused a prepared statement because its columns
+// have changed (https://github.com/lib/pq/issues/1151) or because it no longer exists.
 func isStale(err error) bool {
 	refused, ok := errors.AsType[*pq.Error](err)
 	return ok && (refused.Code == pqerror.FeatureNotSupported || refused.Code == pqerror.InvalidSQLStatementName)
 }
 
-// ownsSession reports whether the connection has its session to itself. A pooler that
-// shares sessions sends its clients a random process id, because clients only need it
-// to cancel a statement: https://github.com/pgbouncer/pgbouncer/pull/945.
+// ownsSession reports whether the connection does not share its session. A pooler that
+// shares sessions sends its clients a random process id:
+// https://github.com/pgbouncer/pgbouncer/pull/945.
 func (s *statements) ownsSession(ctx context.Context) (bool, error) {
 	if s.known {
 		return s.ownSession, nil
 	}
 	rows, err := s.conn.QueryContext(ctx, "SELECT pg_backend_pid()", nil)
 	if err != nil {
-		return false, err //nolint:wrapcheck // a driver's own
+		return false, err //nolint:wrapcheck // drivers return plain errors
 	}
 	defer rows.Close()
 	pid := make([]driver.Value, 1)
 	if err := rows.Next(pid); err != nil {
-		return false, fmt.Errorf("ask for the session's process: %w", err)
+		return false, fmt.Errorf("read the process id of the session: %w", err)
 	}
 	sent, ok := backendPID(s.conn)
 	s.known, s.ownSession = true, ok && pid[0] == sent
 	return s.ownSession, nil
 }
 
-// preparedOnce is a statement that the caller prepares and closes, and that the
-// connection keeps.
+// preparedOnce is a statement that the connection keeps prepared after the caller
+// closes it.
 type preparedOnce struct {
 	conn  *conn
 	query string
@@ -131,7 +128,7 @@ var (
 // Close implements driver.Stmt.
 func (preparedOnce) Close() error { return nil }
 
-// NumInput implements driver.Stmt: the server counts.
+// NumInput implements driver.Stmt. The server checks the number of parameters.
 func (preparedOnce) NumInput() int { return -1 }
 
 // Exec implements driver.Stmt.

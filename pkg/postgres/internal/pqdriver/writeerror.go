@@ -2,8 +2,8 @@ package pqdriver
 
 import "net"
 
-// writeRecorder keeps the error of the last write. An error of lib/pq's does not unwrap
-// to it if the write has failed while connecting:
+// writeRecorder keeps the error of the last write. If a write fails during the
+// handshake, lib/pq returns an error that does not unwrap to it:
 // https://github.com/lib/pq/issues/1396.
 type writeRecorder struct {
 	net.Conn
@@ -15,11 +15,11 @@ type writeRecorder struct {
 func (r *writeRecorder) Write(b []byte) (int, error) {
 	n, err := r.Conn.Write(b)
 	r.err = err
-	return n, err //nolint:wrapcheck // a net.Conn's own
+	return n, err //nolint:wrapcheck // a net.Conn returns plain errors
 }
 
-// explain makes err unwrap to the error of the last write, if that has failed. r is
-// nil if nothing was dialed.
+// explain makes err unwrap to the error of the last write if the write failed. r can be
+// nil.
 func (r *writeRecorder) explain(err error) error {
 	if r == nil || r.err == nil {
 		return err
@@ -27,7 +27,8 @@ func (r *writeRecorder) explain(err error) error {
 	return writeError{error: err, cause: r.err}
 }
 
-// writeError has the text of lib/pq's error, which names all hosts.
+// writeError has the text of lib/pq's error, which names all hosts, and unwraps to the
+// error of the write.
 type writeError struct {
 	error
 
