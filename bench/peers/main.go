@@ -99,7 +99,7 @@ func (c *countdown) wait(ctx context.Context) error {
 	case <-c.done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the caller's own
+		return ctx.Err() //nolint:wrapcheck // the caller's own error
 	}
 }
 
@@ -215,7 +215,7 @@ func drainWatermill(ctx context.Context, dsn string, n int) (time.Duration, erro
 		case message := <-messages:
 			message.Ack()
 		case <-ctx.Done():
-			return 0, ctx.Err() //nolint:wrapcheck // the caller's own
+			return 0, ctx.Err() //nolint:wrapcheck // the caller's own error
 		}
 	}
 	return time.Since(start), nil

@@ -11,12 +11,13 @@ import (
 	"time"
 )
 
-// Chromium returns the path of a Chromium: the one that DIEHARD_CHROMIUM names,
-// an installed one, or the pinned one, which is fetched if need be. The pinned
-// one has no window; there is one for Linux on x64 only.
+// Chromium returns the path of a Chromium browser: the one that
+// DIEHARD_CHROMIUM names, an installed one, or the pinned one, which is
+// downloaded first if necessary. The pinned browser is headless and exists only
+// for Linux on x64.
 //
-// The devstack program does the work: a caller with the race detector would take
-// minutes to unpack the browser.
+// The devstack program does the work, because unpacking the browser takes
+// minutes in a process built with the race detector.
 func Chromium(ctx context.Context) (string, error) {
 	path, err := program()
 	if err != nil {
@@ -25,14 +26,14 @@ func Chromium(ctx context.Context) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, path, "chromium") //nolint:gosec // our own program
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it stops npm
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // the program stops npm
 	cmd.WaitDelay = 10 * time.Second
 	err = cmd.Run()
 	if ctx.Err() != nil {
-		return "", context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		return "", context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 	}
 	if _, ok := errors.AsType[*exec.ExitError](err); ok {
-		_, reason, _ := strings.Cut(stderr.String(), "devstack: ") // after what it says of the download
+		_, reason, _ := strings.Cut(stderr.String(), "devstack: ") // the reason follows the lines about the download
 		return "", errors.New(strings.TrimSpace(reason))
 	}
 	if err != nil {

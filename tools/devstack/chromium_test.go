@@ -10,7 +10,7 @@ import (
 )
 
 var _ = Describe("Chromium", func() {
-	It("is the one that DIEHARD_CHROMIUM names", func(ctx SpecContext) {
+	It("returns the browser that DIEHARD_CHROMIUM names", func(ctx SpecContext) {
 		self, err := os.Executable()
 		Expect(err).NotTo(HaveOccurred())
 		GinkgoT().Setenv("DIEHARD_CHROMIUM", self)

@@ -22,17 +22,17 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/supervisor"
 )
 
-// ClickHouseOptions describe a server. The zero value is one on free ports,
-// whose data go when it stops.
+// ClickHouseOptions describes a server. The zero value is a server on free
+// ports whose data are removed when it stops.
 type ClickHouseOptions struct {
-	DataDir              string    // made if it is not there; "" is a temporary folder that Stop removes
-	HTTPPort, NativePort int       // on 127.0.0.1; 0 is a free one
-	User, Password       string    // what clients must send; "" is the user default, and no password
-	Env                  []string  // further variables of the server's process, NAME=VALUE
-	Log                  io.Writer // the server's log; nil keeps only the end, for the error of a failed start
+	DataDir              string    // created if missing; "" is a temporary folder that Stop removes
+	HTTPPort, NativePort int       // on 127.0.0.1; 0 picks a free port
+	User, Password       string    // the credentials of clients; "" is the user default without a password
+	Env                  []string  // additional environment variables of the server, NAME=VALUE
+	Log                  io.Writer // receives the server's log; if nil, only the last lines are kept, for the error of a failed start
 }
 
-// ClickHouse is the ClickHouse engine in a process of its own, behind
+// ClickHouse is the ClickHouse engine in its own process. It serves
 // ClickHouse's HTTP and native protocols. Its methods are safe for concurrent
 // use.
 type ClickHouse struct {
@@ -42,21 +42,21 @@ type ClickHouse struct {
 	ready   ClickHouseReady
 }
 
-// ClickHouseReady is what `devstack clickhouse-engine` prints, as a line of JSON, once
-// it answers.
+// ClickHouseReady is the JSON line that `devstack clickhouse-engine` prints
+// when it accepts connections.
 type ClickHouseReady struct {
 	HTTPAddr   string `json:"http_addr"`
 	NativeAddr string `json:"native_addr"`
 }
 
-// ClickHousePasswordEnv tells the devstack program the password, which would
-// show in the list of processes as an argument.
+// ClickHousePasswordEnv names the variable that passes the password to the
+// devstack program. An argument would be visible in the list of processes.
 const ClickHousePasswordEnv = "DIEHARD_DEVSTACK_CLICKHOUSE_PASSWORD"
 
-// StartClickHouse starts a server and returns when it answers; ctx bounds the
-// start, and not the server's life. The server ends when this process does,
-// however it ends. It is an error if another process uses the data folder, or if
-// a chosen port is taken.
+// StartClickHouse starts a server and returns when it accepts connections. The
+// context limits the start only. The server ends when this process ends, even
+// after a crash. It returns an error if another process uses the data folder,
+// or if a chosen port is taken.
 func StartClickHouse(ctx context.Context, o ClickHouseOptions) (*ClickHouse, error) {
 	c := &ClickHouse{
 		server:  server{keep: o.DataDir, out: o.Log},
@@ -72,9 +72,9 @@ func StartClickHouse(ctx context.Context, o ClickHouseOptions) (*ClickHouse, err
 
 func address(port int) string { return net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
-// Start starts the server again after Kill, after Stop if its folder is not a
-// temporary one, or after it ended by itself: on the same data and the same
-// ports.
+// Start restarts the server on the same data and the same ports: after Kill,
+// after the process ended by itself, or after Stop if the data folder is not
+// temporary.
 func (c *ClickHouse) Start(ctx context.Context) error {
 	if err := c.start(ctx); err != nil {
 		return fmt.Errorf("start ClickHouse again: %w", err)
@@ -98,7 +98,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	}
 	for _, addr := range []*string{&c.ready.HTTPAddr, &c.ready.NativeAddr} {
 		if !reservesPorts || *addr != address(0) {
-			continue // the server finds one itself
+			continue // the server picks one
 		}
 		port, err := c.reserve(ctx)
 		if err != nil {
@@ -116,7 +116,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	said := &firstLine{line: make(chan []byte, 1)}
 	if err := c.run(supervisor.Command{
 		Path: path, Args: args, Env: slices.Concat(os.Environ(), c.options.Env, []string{ClickHousePasswordEnv + "=" + c.options.Password}),
-		StopSignal: c.farewell(), Grace: stopPatience,
+		StopSignal: c.orphanSignal(), Grace: stopPatience,
 	}, said); err != nil {
 		return err
 	}
@@ -125,9 +125,9 @@ func (c *ClickHouse) start(ctx context.Context) error {
 		var ready ClickHouseReady
 		if err := json.Unmarshal(line, &ready); err != nil {
 			c.process().End(0)
-			return fmt.Errorf("read its addresses from %q: %w", line, err)
+			return fmt.Errorf("read the server's addresses from %q: %w", line, err)
 		}
-		if c.ready != ready { // the first time; who has the addresses may be reading them
+		if c.ready != ready { // only at the first start, because callers may read the addresses concurrently
 			c.ready = ready
 		}
 		return nil
@@ -139,7 +139,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	}
 }
 
-// diagnose is the error of a process that has ended: its own last line.
+// diagnose returns the last line that the process wrote as an error.
 func (c *ClickHouse) diagnose() error {
 	lines := c.log.Lines(1)
 	if len(lines) == 0 {
@@ -153,7 +153,7 @@ type firstLine struct {
 	mu   sync.Mutex
 	buf  []byte
 	said bool
-	line chan []byte // holds one
+	line chan []byte // capacity 1
 }
 
 func (f *firstLine) Write(p []byte) (int, error) {
@@ -170,8 +170,8 @@ func (f *firstLine) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ClickHouseLibrary is the path of the engine, which is fetched if need be;
-// progress is told about a download.
+// ClickHouseLibrary returns the path of the engine and downloads it first if
+// necessary. It reports a download to progress.
 func ClickHouseLibrary(ctx context.Context, progress io.Writer) (string, error) {
 	if path := os.Getenv(engines.ClickHouseLibEnv); path != "" {
 		if _, err := os.Stat(path); err != nil { //nolint:gosec // the developer's own choice
@@ -186,13 +186,13 @@ func ClickHouseLibrary(ctx context.Context, progress io.Writer) (string, error) 
 	return fetched.ClickHouseLib()
 }
 
-// NativeDSN is the address of a database over the native protocol, for
+// NativeDSN returns the address of a database over the native protocol, for
 // clickhouse-go.
 func (c *ClickHouse) NativeDSN(database string) string {
 	return c.dsn("clickhouse", c.ready.NativeAddr, database)
 }
 
-// HTTPDSN is the address of a database over HTTP, for clickhouse-go.
+// HTTPDSN returns the address of a database over HTTP, for clickhouse-go.
 func (c *ClickHouse) HTTPDSN(database string) string {
 	return c.dsn("http", c.ready.HTTPAddr, database)
 }
@@ -215,8 +215,8 @@ func (c *ClickHouse) user() string {
 	return c.options.User
 }
 
-// CreateDatabase makes an empty database. It is an error if there is one of that
-// name.
+// CreateDatabase creates an empty database. It returns an error if the name is
+// taken.
 func (c *ClickHouse) CreateDatabase(ctx context.Context, name string) error {
 	options, err := clickhouse.ParseDSN(c.NativeDSN("default"))
 	if err != nil {
@@ -234,24 +234,25 @@ func (c *ClickHouse) CreateDatabase(ctx context.Context, name string) error {
 	return nil
 }
 
-// farewell is the signal for a server whose parent has gone.
-func (c *ClickHouse) farewell() syscall.Signal {
+// orphanSignal returns the signal that the server gets when its parent has
+// ended.
+func (c *ClickHouse) orphanSignal() syscall.Signal {
 	if c.options.DataDir == "" {
-		return syscall.SIGKILL // nobody will read these data
+		return syscall.SIGKILL // the data are temporary
 	}
 	return syscall.SIGTERM
 }
 
-// Kill ends the engine with SIGKILL. The data stay; Start finds all that was
-// acknowledged.
+// Kill ends the engine with SIGKILL. The data stay. After Start the server has
+// all acknowledged rows.
 func (c *ClickHouse) Kill() error {
 	c.kill(syscall.SIGKILL)
 	return nil
 }
 
-// Stop ends the server, cleanly if its data are kept, and removes a temporary
-// folder. Stopping again does nothing.
+// Stop ends the server and removes a temporary folder. The shutdown is clean if
+// the data are kept. A second call does nothing.
 func (c *ClickHouse) Stop() error {
-	c.stop(c.farewell())
+	c.stop(c.orphanSignal())
 	return nil
 }

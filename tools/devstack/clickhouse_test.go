@@ -30,7 +30,7 @@ var _ = Describe("ClickHouse", func() {
 		return db
 	}
 
-	It("keeps what was acknowledged over a kill, on the same ports", func(ctx SpecContext) {
+	It("keeps acknowledged rows and its ports after a kill", func(ctx SpecContext) {
 		c := start(ctx, devstack.ClickHouseOptions{User: "diehard", Password: "s3cret"})
 		Expect(c.CreateDatabase(ctx, "one")).To(Succeed())
 		for _, dsn := range []string{c.NativeDSN("one"), c.HTTPDSN("one")} {
@@ -47,7 +47,7 @@ var _ = Describe("ClickHouse", func() {
 		}
 	})
 
-	It("keeps a data folder of the caller's, and refuses it to a second server", func(ctx SpecContext) {
+	It("keeps the caller's data folder, and a second server refuses to use it", func(ctx SpecContext) {
 		dir := filepath.Join(GinkgoT().TempDir(), "with a space")
 		first := start(ctx, devstack.ClickHouseOptions{DataDir: dir})
 		_, err := connect(first.HTTPDSN("default")).ExecContext(ctx, "CREATE TABLE t ENGINE = MergeTree ORDER BY n AS SELECT 1 AS n")
@@ -62,7 +62,7 @@ var _ = Describe("ClickHouse", func() {
 		Expect(connect(again.NativeDSN("default")).QueryRowContext(ctx, "SELECT n FROM t").Scan(&n)).To(Succeed())
 	})
 
-	It("says that the chosen port is taken", func(ctx SpecContext) {
+	It("reports that the chosen port is taken", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)

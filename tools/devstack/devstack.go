@@ -1,9 +1,9 @@
-// Package devstack runs a private PostgreSQL and the real ClickHouse engine
-// without Docker and without an installation, for `make run` and for tests.
+// Package devstack runs a private PostgreSQL and the real ClickHouse engine for
+// development and tests. It needs neither Docker nor an installation.
 //
-// The engines are fetched on first use and kept in the user's cache. Each runs
-// in a process of its own that ends with the process that started it, however
-// that ends.
+// The first use downloads the engines into the user's cache. Each engine runs
+// in its own process, which ends when the process that started it ends, even
+// after a crash.
 package devstack
 
 import (
@@ -21,17 +21,18 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
-// ProgramEnv names the devstack program. A process that is not itself the
-// program, and has it not set, builds it once.
+// ProgramEnv names the variable with the path of the devstack program. If it is
+// not set, the package builds the program once.
 const ProgramEnv = "DIEHARD_DEVSTACK_BIN"
 
-// Program is the import path of the devstack program.
+// programPackage is the import path of the devstack program.
 const programPackage = "github.com/diehard-outbox/diehard/tools/devstack/cmd/devstack"
 
 // loopback is the only address that the engines listen on.
 const loopback = "127.0.0.1"
 
-// program is the path of the devstack program, which supervises the engines.
+// program returns the path of the devstack program, which supervises the
+// engines.
 var program = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv(ProgramEnv); path != "" {
 		path, err := filepath.Abs(path)
@@ -49,15 +50,15 @@ var program = sync.OnceValues(func() (string, error) {
 	return build()
 })
 
-// build builds the program into the user's cache. The go command leaves an
-// executable alone that is up to date.
+// build builds the program into the user's cache. The go command does not
+// rebuild an executable that is up to date.
 func build() (string, error) {
 	cache, err := engines.CacheDir()
 	if err != nil {
 		return "", err
 	}
 	dir := filepath.Join(cache, "bin")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs, readable like others
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // programs are readable for all users
 		return "", fmt.Errorf("build the devstack program: %w", err)
 	}
 	unlock, err := filelock.Lock(context.Background(), filepath.Join(dir, "devstack.lock"))
@@ -66,7 +67,7 @@ func build() (string, error) {
 	}
 	defer unlock()
 	path := filepath.Join(dir, "devstack")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, programPackage) //nolint:gosec,noctx // our own program; seconds
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, programPackage) //nolint:gosec,noctx // our own program; takes seconds
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the devstack program (or set %s): %w\n%s", ProgramEnv, err, strings.TrimSpace(string(out)))
@@ -74,11 +75,13 @@ func build() (string, error) {
 	return path, nil
 }
 
-// portTries is how often another free port is tried when somebody was faster.
+// portTries limits the attempts with another free port, after another process
+// took the one before.
 const portTries = 10
 
-// The signals that end a process, from the polite one on, by what they mean to
-// PostgreSQL: https://www.postgresql.org/docs/current/server-shutdown.html
+// The signals that end a process, from the gentlest to the hardest. The names
+// are PostgreSQL's:
+// https://www.postgresql.org/docs/current/server-shutdown.html
 const (
 	fastShutdown      = syscall.SIGINT
 	immediateShutdown = syscall.SIGQUIT

@@ -7,12 +7,14 @@ import (
 	"syscall"
 )
 
-// reservesPorts says that what reservePort returns is nobody else's.
+// reservesPorts reports whether reservePort keeps the port from other
+// processes.
 const reservesPorts = true
 
-// reservePort returns a port that the system gives to nobody else until release is
-// called: a socket has it, and does not listen. A server that sets SO_REUSEADDR,
-// as both engines do, can listen there, and again after it was killed.
+// reservePort returns a port that the system assigns to no other process until
+// release is called. A bound socket that does not listen holds the port. A
+// server that sets SO_REUSEADDR, as both engines do, can listen on it, also
+// after a kill.
 func reservePort(context.Context) (port int, release func(), err error) {
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -10,11 +10,11 @@ import (
 )
 
 var _ = Describe("A reserved port", func() {
-	It("goes to nobody but the server that asks for it, also while that is down", func(ctx SpecContext) {
+	It("is assigned to no other process, even while its server is down", func(ctx SpecContext) {
 		port, release, err := reservePort(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		address := net.JoinHostPort(loopback, strconv.Itoa(port))
-		// The system gives out no port that is bound, whatever the socket's options.
+		// The system never assigns a bound port, whatever the socket options.
 		other := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			controlErr := raw.Control(func(socket uintptr) {
 				err = syscall.SetsockoptInt(int(socket), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 0)

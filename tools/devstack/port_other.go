@@ -9,12 +9,13 @@ import (
 	"net"
 )
 
-// reservesPorts says that what reservePort returns is nobody else's.
+// reservesPorts reports whether reservePort keeps the port from other
+// processes.
 const reservesPorts = false
 
-// reservePort returns a port that nobody uses at this moment. Only Linux can
-// reserve one: somebody may take it before it is used, and while the server that
-// uses it is down.
+// reservePort returns a port that is free at this moment. Only Linux can
+// reserve one. Here another process may take it before the server starts, or
+// while the server is down.
 func reservePort(ctx context.Context) (port int, release func(), err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(loopback, "0"))
 	if err != nil {

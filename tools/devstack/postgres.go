@@ -32,20 +32,20 @@ const (
 
 	readyPoll = 20 * time.Millisecond
 
-	// crashPatience is how long after a crash the processes of the earlier
-	// server may hold on to its memory, which keeps the next from starting.
+	// crashPatience limits the wait for processes of a crashed server. Until
+	// they end they hold its shared memory, and the next server cannot start.
 	crashPatience = 15 * time.Second
 )
 
-// PostgresOptions describe a server. The zero value is a fast one for tests on
-// a free port, whose data go when it stops.
+// PostgresOptions describes a server. The zero value is a fast server for tests
+// on a free port, whose data are removed when it stops.
 type PostgresOptions struct {
-	DataDir  string            // made if it is not there; "" is a temporary folder that Stop removes
-	Port     int               // on 127.0.0.1; 0 is a free one
-	Durable  bool              // what is committed survives a crash of the machine, and not only of the server; off is faster
-	Settings map[string]string // further server settings, by their names in postgresql.conf
-	Env      []string          // further variables of the server's processes, NAME=VALUE
-	Log      io.Writer         // the server's log; nil keeps only the end, for the error of a failed start
+	DataDir  string            // created if missing; "" is a temporary folder that Stop removes
+	Port     int               // on 127.0.0.1; 0 picks a free port
+	Durable  bool              // keeps committed data also if the machine crashes; false is faster and survives only a crash of the server
+	Settings map[string]string // additional settings, by their names in postgresql.conf
+	Env      []string          // additional environment variables of the server, NAME=VALUE
+	Log      io.Writer         // receives the server's log; if nil, only the last lines are kept, for the error of a failed start
 }
 
 // Postgres is a private PostgreSQL server. Its methods are safe for concurrent
@@ -55,18 +55,18 @@ type Postgres struct {
 
 	options  PostgresOptions
 	bin      string
-	user     *supervisor.User // nil: the caller's own
+	user     *supervisor.User // nil is the caller's user
 	password string
 	port     int
 }
 
-// StartPostgres starts a server and returns when it takes connections; ctx
-// bounds the start, and not the server's life. The server ends when this process
-// does, however it ends. It is an error if another server uses the data folder,
-// or if the chosen port is taken.
+// StartPostgres starts a server and returns when it accepts connections. The
+// context limits the start only. The server ends when this process ends, even
+// after a crash. It returns an error if another server uses the data folder, or
+// if the chosen port is taken.
 //
-// As root the server runs as the owner of the data folder, or as nobody if the
-// folder is new.
+// If the caller is root, the server runs as the owner of the data folder. If
+// the folder is new, it runs as nobody.
 func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	p := &Postgres{server: server{keep: o.DataDir, out: o.Log}, options: o, port: o.Port}
 	if err := p.start(ctx); err != nil {
@@ -76,9 +76,9 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	return p, nil
 }
 
-// Start starts the server again after Kill, after Stop if its folder is not a
-// temporary one, or after it ended by itself: on the same data and the same
-// port.
+// Start restarts the server on the same data and the same port: after Kill,
+// after the process ended by itself, or after Stop if the data folder is not
+// temporary.
 func (p *Postgres) Start(ctx context.Context) error {
 	if err := p.start(ctx); err != nil {
 		return fmt.Errorf("start PostgreSQL again: %w", err)
@@ -130,8 +130,8 @@ func (p *Postgres) start(ctx context.Context) error {
 	}
 }
 
-// open finds the programs and the data folder, and makes the folder if it is
-// not there.
+// open finds the programs and the data folder, and creates the folder if it is
+// missing.
 func (p *Postgres) open(ctx context.Context) error {
 	var err error
 	if p.bin, err = postgresBin(ctx); err != nil {
@@ -142,33 +142,33 @@ func (p *Postgres) open(ctx context.Context) error {
 	}
 	if _, err := os.Stat(filepath.Join(p.dataDir, "PG_VERSION")); errors.Is(err, os.ErrNotExist) {
 		if err := p.initialize(ctx); err != nil {
-			return fmt.Errorf("make the data folder %s: %w", p.dataDir, err)
+			return fmt.Errorf("create the data folder %s: %w", p.dataDir, err)
 		}
 	}
 	password, err := os.ReadFile(filepath.Join(p.dataDir, passwordFile))
 	if err != nil {
 		return fmt.Errorf("read the password of the data folder: %w", err)
 	}
-	if p.password == "" { // the first time; who has the DSN may be reading it
+	if p.password == "" { // only at the first start, because callers may read the DSN concurrently
 		p.password = strings.TrimSpace(string(password))
 	}
 	return nil
 }
 
-// passwordFile holds the password of the user diehard, in the data folder. Each
-// folder has its own, so that other users of the machine cannot connect and we
-// cannot mistake another server for ours.
+// passwordFile is the file in the data folder that holds the password of the
+// user diehard. Each folder has its own password. Other users of the machine
+// cannot connect, and we cannot mistake another server for ours.
 const passwordFile = "diehard.password"
 
-// initialize makes the data folder in one step: what is interrupted is made
-// anew the next time.
+// initialize creates the data folder in one step. An interrupted initialization
+// starts again the next time.
 func (p *Postgres) initialize(ctx context.Context) error {
 	staging := p.dataDir + ".init"
 	if err := os.RemoveAll(staging); err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	if err := os.MkdirAll(staging, 0o700); err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	defer func() { _ = os.RemoveAll(staging) }()
 
@@ -177,12 +177,12 @@ func (p *Postgres) initialize(ctx context.Context) error {
 	pwfile := staging + ".password"
 	defer func() { _ = os.Remove(pwfile) }()
 	if err := os.WriteFile(pwfile, []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	if p.user != nil {
 		for _, path := range []string{staging, pwfile} {
 			if err := os.Chown(path, int(p.user.UID), int(p.user.GID)); err != nil {
-				return err //nolint:wrapcheck // names the file already
+				return err //nolint:wrapcheck // the error names the file
 			}
 		}
 	}
@@ -194,19 +194,21 @@ func (p *Postgres) initialize(ctx context.Context) error {
 	args := []string{
 		"--pgdata", p.dataArg(staging),
 		"--username", postgresUser,
-		// From the standard input, which a user who cannot reach the file's
-		// path may read all the same.
+		// The password arrives over standard input, because the server's user
+		// may not be able to reach a file below the caller's folders.
 		"--pwfile", "/dev/stdin",
-		"--auth-local", "trust", // the socket is in the data folder, which is its owner's alone
-		// In clear text, which never leaves the machine: the hashing of
-		// scram-sha-256 would cost each connection milliseconds.
+		"--auth-local", "trust", // the socket is in the data folder, which only its owner can open
+		// The password is sent in clear text, but never leaves the machine.
+		// Hashing with scram-sha-256 would cost milliseconds for each
+		// connection.
 		"--auth-host", "password",
 		"--encoding", "UTF8",
 		"--lc-messages", "C",
 		"--no-instructions",
 	}
 	if version >= builtinLocaleVersion {
-		// The same order and case everywhere, and no locale of the system.
+		// Sort order and case rules are the same everywhere, independent of the
+		// system's locales.
 		args = append(args, "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--locale", "C")
 	} else {
 		args = append(args, "--locale", systemLocale)
@@ -227,30 +229,30 @@ func (p *Postgres) initialize(ctx context.Context) error {
 		return fmt.Errorf("initdb: %w\n%s", err, strings.Join(log.Lines(5), "\n"))
 	}
 	if err := os.Rename(pwfile, filepath.Join(staging, passwordFile)); err != nil {
-		return err //nolint:wrapcheck // names the files already
+		return err //nolint:wrapcheck // the error names the files
 	}
-	return os.Rename(staging, p.dataDir) //nolint:wrapcheck // names the folders already
+	return os.Rename(staging, p.dataDir) //nolint:wrapcheck // the error names the folders
 }
 
 var (
 	errPortTaken  = errors.New("the port is taken")
-	errStillInUse = errors.New("processes of a server that was killed have not ended")
+	errStillInUse = errors.New("processes of the killed server are still running")
 )
 
-// launch starts the server's process and waits until it takes connections.
+// launch starts the server's process and waits until it accepts connections.
 func (p *Postgres) launch(ctx context.Context) error {
 	settings := map[string]string{
 		"listen_addresses": loopback,
 		"port":             strconv.Itoa(p.port),
-		// In the data folder: nobody else gets there, and a relative path is
-		// never too long for a socket's address.
+		// The socket is in the data folder, which other users cannot open. The
+		// path is relative because a socket's address has a maximum length.
 		"unix_socket_directories": ".",
 		"max_connections":         "300",
 		"log_line_prefix":         "%m [%p] %d ",
 	}
 	if !p.options.Durable {
-		// synchronous_commit stays on: without it Kill would lose commits, and
-		// without fsync it costs next to nothing.
+		// synchronous_commit stays on: without it, Kill would lose commits.
+		// With fsync off it costs almost nothing.
 		maps.Copy(settings, map[string]string{"fsync": "off", "full_page_writes": "off"})
 	}
 	maps.Copy(settings, p.options.Settings)
@@ -263,7 +265,7 @@ func (p *Postgres) launch(ctx context.Context) error {
 	if err := p.run(supervisor.Command{
 		Path: filepath.Join(p.bin, "postgres"), Args: args, Env: append(postgresEnv(), p.options.Env...),
 		Dir: p.dataDir, User: p.user,
-		StopSignal: p.farewell(), Grace: stopPatience,
+		StopSignal: p.orphanSignal(), Grace: stopPatience,
 	}, nil); err != nil {
 		return err
 	}
@@ -274,17 +276,18 @@ func (p *Postgres) launch(ctx context.Context) error {
 	return nil
 }
 
-// farewell is the signal for a server whose parent has gone.
-func (p *Postgres) farewell() syscall.Signal {
+// orphanSignal returns the signal that the server gets when its parent has
+// ended.
+func (p *Postgres) orphanSignal() syscall.Signal {
 	if p.options.DataDir == "" {
-		return immediateShutdown // nobody will read these data
+		return immediateShutdown // the data are temporary
 	}
 	return fastShutdown
 }
 
 func (p *Postgres) waitReady(ctx context.Context) error {
-	// Another program on our port may accept the connection and never answer,
-	// when our server has long ended because of it.
+	// Our server may have failed because another program uses its port. That
+	// program may accept the connection and never answer.
 	connector, err := pq.NewConnector(p.DSN("postgres") + "&connect_timeout=2")
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -292,8 +295,8 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 	db := sql.OpenDB(connector)
 	defer func() { _ = db.Close() }()
 	for {
-		// The query too: a server that starts, or another one on our port,
-		// accepts the connection alone.
+		// The ping sends a query, because a starting server, or another program
+		// on the port, may only accept the connection.
 		err := db.PingContext(ctx)
 		if err == nil {
 			return nil
@@ -313,7 +316,7 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 
 var lockOwner = regexp.MustCompile(`Is another \w+ \(PID (\d+)\) running`)
 
-// diagnose tells from the log why the server did not start.
+// diagnose returns the reason from the log why the server did not start.
 func (p *Postgres) diagnose() error {
 	log := p.log.String()
 	switch {
@@ -327,10 +330,11 @@ func (p *Postgres) diagnose() error {
 	case strings.Contains(log, "Address already in use"):
 		return fmt.Errorf("%w: %s", errPortTaken, net.JoinHostPort(loopback, strconv.Itoa(p.port)))
 	}
-	return fmt.Errorf("%w, its log ends:\n%s", p.process().Err(), strings.Join(p.log.Lines(10), "\n"))
+	return fmt.Errorf("%w; last lines of its log:\n%s", p.process().Err(), strings.Join(p.log.Lines(10), "\n"))
 }
 
-// DSN is the address of a database, in the form that lib/pq, pgx and psql take.
+// DSN returns the address of a database in the form that lib/pq, pgx and psql
+// accept.
 func (p *Postgres) DSN(database string) string {
 	address := url.URL{
 		Scheme: "postgres", User: url.UserPassword(postgresUser, p.password),
@@ -340,8 +344,8 @@ func (p *Postgres) DSN(database string) string {
 	return address.String()
 }
 
-// CreateDatabase makes an empty database and gives its DSN. It is an error if
-// there is one of that name.
+// CreateDatabase creates an empty database and returns its DSN. It returns an
+// error if the name is taken.
 func (p *Postgres) CreateDatabase(ctx context.Context, name string) (dsn string, err error) {
 	connector, err := pq.NewConnector(p.DSN("postgres"))
 	if err != nil {
@@ -355,23 +359,24 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) (dsn string,
 	return p.DSN(name), nil
 }
 
-// Kill ends the server like a crash: no checkpoint, connections are cut. The
-// data stay; Start recovers them.
+// Kill ends the server like a crash: it cuts all connections and writes no
+// checkpoint. The data stay, and Start recovers them.
 func (p *Postgres) Kill() error {
 	p.kill(immediateShutdown)
 	return nil
 }
 
-// Stop shuts the server down, cleanly if its data are kept, and removes a
-// temporary folder. Stopping again does nothing.
+// Stop shuts the server down and removes a temporary folder. The shutdown is
+// clean if the data are kept. A second call does nothing.
 func (p *Postgres) Stop() error {
-	p.stop(p.farewell(), immediateShutdown)
+	p.stop(p.orphanSignal(), immediateShutdown)
 	return nil
 }
 
-// clearStaleLock removes the lock file that a crash has left, if its process id
-// meanwhile belongs to something that is no PostgreSQL: the server itself only
-// looks whether there is a process. In containers ids come back soon.
+// clearStaleLock removes the lock file of a crashed server if its process id
+// now belongs to another program. PostgreSQL itself checks only whether a
+// process with this id exists. In containers the system soon assigns the same
+// ids again.
 func clearStaleLock(ctx context.Context, dataDir string) error {
 	path := filepath.Join(dataDir, "postmaster.pid")
 	content, err := os.ReadFile(path)
@@ -379,15 +384,15 @@ func clearStaleLock(ctx context.Context, dataDir string) error {
 		return nil
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	first, _, _ := strings.Cut(string(content), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(first))
 	if err != nil || processName(ctx, pid) == "postgres" {
-		return nil //nolint:nilerr // the server knows best what to say to it
+		return nil //nolint:nilerr // the server reports the error better
 	}
 	if err := os.Remove(path); err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	return nil
 }
@@ -399,12 +404,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		return context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 	}
 }
 
-// postgresEnv is this process's environment without what would configure a
-// server or translate its messages, which diagnose reads.
+// postgresEnv returns this process's environment without the variables that
+// would configure a server or translate its messages. The function diagnose
+// needs the messages in English.
 func postgresEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "LC_") ||
@@ -413,7 +419,7 @@ func postgresEnv() []string {
 	return append(env, "LC_ALL=C")
 }
 
-// postgresBin is the folder of the server's programs.
+// postgresBin returns the folder of the server's programs.
 func postgresBin(ctx context.Context) (string, error) {
 	if dir := os.Getenv(engines.PostgresBinEnv); dir != "" {
 		version, err := postgresVersion(ctx, dir)
@@ -421,7 +427,7 @@ func postgresBin(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("%s: %w", engines.PostgresBinEnv, err)
 		}
 		if version < oldestVersion {
-			return "", fmt.Errorf("%s: %s has PostgreSQL %d, %d or newer is needed", engines.PostgresBinEnv, dir, version, oldestVersion)
+			return "", fmt.Errorf("%s: %s has PostgreSQL %d, but version %d or newer is required", engines.PostgresBinEnv, dir, version, oldestVersion)
 		}
 		return dir, nil
 	}

@@ -22,30 +22,30 @@ const (
 	builtinLocaleVersion = 17 // https://www.postgresql.org/docs/17/release-17.html
 )
 
-// systemLocale is a UTF-8 locale that every installation has.
+// systemLocale is a UTF-8 locale that exists on every installation.
 var systemLocale = map[bool]string{true: "en_US.UTF-8", false: "C.UTF-8"}[runtime.GOOS == "darwin"]
 
 var versionNumber = regexp.MustCompile(`^postgres \(PostgreSQL\) (\d+)`)
 
-// postgresVersion is the major version of the programs in a folder.
+// postgresVersion returns the major version of the programs in a folder.
 func postgresVersion(ctx context.Context, bin string) (int, error) {
 	if _, err := os.Stat(filepath.Join(bin, "initdb")); err != nil { //nolint:gosec // the developer's own choice
-		return 0, err //nolint:wrapcheck // names the program already
+		return 0, err //nolint:wrapcheck // the error names the program
 	}
 	path := filepath.Join(bin, "postgres")
 	out, err := exec.CommandContext(ctx, path, "--version").Output() //nolint:gosec // the developer's own choice
 	if err != nil {
-		return 0, fmt.Errorf("ask %s for its version: %w", path, err)
+		return 0, fmt.Errorf("read the version of %s: %w", path, err)
 	}
 	number := versionNumber.FindSubmatch(out)
 	if number == nil {
-		return 0, fmt.Errorf("%s is no PostgreSQL server: %q", path, strings.TrimSpace(string(out)))
+		return 0, fmt.Errorf("%s is not a PostgreSQL server: %q", path, strings.TrimSpace(string(out)))
 	}
 	return strconv.Atoi(string(number[1])) //nolint:wrapcheck // digits only
 }
 
-// serverUser is who the server of a data folder runs as; nil is the caller.
-// PostgreSQL refuses to run as root.
+// serverUser returns the user that the server of a data folder runs as. If nil,
+// the server runs as the caller. PostgreSQL refuses to run as root.
 func serverUser(dataDir string) (*supervisor.User, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil //nolint:nilnil // documented
@@ -55,7 +55,8 @@ func serverUser(dataDir string) (*supervisor.User, error) {
 			return &supervisor.User{UID: owner.Uid, GID: owner.Gid}, nil
 		}
 	}
-	// One that is in the system's list of users, which PostgreSQL consults.
+	// The user must be in the system's list of users, because PostgreSQL looks
+	// it up.
 	nobody, err := user.Lookup("nobody")
 	if err != nil {
 		return nil, fmt.Errorf("find a user for the server, which must not be root: %w", err)
@@ -68,10 +69,10 @@ func serverUser(dataDir string) (*supervisor.User, error) {
 	return &supervisor.User{UID: uint32(uid), GID: uint32(gid)}, nil
 }
 
-// dataArg is how the server is told its data folder, which is also its working
-// directory. Another user may not be able to pass through the folders above it,
-// such as root's home. On Linux the working directory has a name that leads
-// there all the same.
+// dataArg returns the data folder as the server's argument. The data folder is
+// also the server's working directory. Another user may not be able to pass
+// through the folders above it, for example through root's home. On Linux,
+// /proc has a name for the working directory that works without them.
 func (p *Postgres) dataArg(dir string) string {
 	if p.user != nil && runtime.GOOS == "linux" {
 		return "/proc/self/cwd"
@@ -79,9 +80,9 @@ func (p *Postgres) dataArg(dir string) string {
 	return dir
 }
 
-// processName is the name of a running process's program, or "".
+// processName returns the name of a running process's program, or "".
 func processName(ctx context.Context, pid int) string {
-	if runtime.GOOS == "linux" { // where a small image may lack ps
+	if runtime.GOOS == "linux" { // a small image may lack ps
 		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 		if err != nil {
 			return ""

@@ -34,7 +34,7 @@ var _ = Describe("PostgreSQL", func() {
 		return db
 	}
 
-	It("starts, keeps data over a kill, and stops", func(ctx SpecContext) {
+	It("starts, keeps data after a kill, and stops", func(ctx SpecContext) {
 		p := start(ctx, devstack.PostgresOptions{})
 		dsn, err := p.CreateDatabase(ctx, "one")
 		Expect(err).NotTo(HaveOccurred())
@@ -48,13 +48,13 @@ var _ = Describe("PostgreSQL", func() {
 		Eventually(func() error { return db.QueryRowContext(ctx, "SELECT n FROM t").Scan(&n) }).WithTimeout(patience).Should(Succeed())
 		Expect(n).To(Equal(1))
 
-		By("refusing a second database of the name, and a wrong password")
+		By("refusing a second database with the same name, and a wrong password")
 		_, err = p.CreateDatabase(ctx, "one")
 		Expect(err).To(MatchError(ContainSubstring("already exists")))
 		Expect(connect(wrongPassword(dsn)).PingContext(ctx)).To(MatchError(ContainSubstring("password authentication failed")))
 	})
 
-	It("keeps a data folder of the caller's, and refuses it to a second server", func(ctx SpecContext) {
+	It("keeps the caller's data folder, and a second server refuses to use it", func(ctx SpecContext) {
 		dir := filepath.Join(GinkgoT().TempDir(), "with a space")
 		first := start(ctx, devstack.PostgresOptions{DataDir: dir, Durable: true})
 		db := connect(first.DSN("postgres"))
@@ -73,7 +73,7 @@ var _ = Describe("PostgreSQL", func() {
 		Expect(connect(again.DSN("postgres")).QueryRowContext(ctx, "SELECT n FROM t").Scan(&n)).To(Succeed())
 	})
 
-	It("says that the chosen port is taken", func(ctx SpecContext) {
+	It("reports that the chosen port is taken", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)
@@ -81,7 +81,7 @@ var _ = Describe("PostgreSQL", func() {
 		Expect(err).To(MatchError(ContainSubstring("the port is taken: " + taken.Addr().String())))
 	})
 
-	It("is the one in DIEHARD_DEV_POSTGRES_BIN", Serial, func(ctx SpecContext) {
+	It("uses the programs in DIEHARD_DEV_POSTGRES_BIN", Serial, func(ctx SpecContext) {
 		GinkgoT().Setenv("DIEHARD_DEV_POSTGRES_BIN", GinkgoT().TempDir())
 		_, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
 		Expect(err).To(MatchError(And(ContainSubstring("DIEHARD_DEV_POSTGRES_BIN"), ContainSubstring("initdb"))))

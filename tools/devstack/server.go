@@ -15,64 +15,65 @@ import (
 )
 
 const (
-	// stopPatience is how long a server may take to stop cleanly before it is
-	// ended like in a crash.
+	// stopPatience limits a clean stop of a server. After it the server is
+	// killed.
 	stopPatience = 30 * time.Second
 	killPatience = 5 * time.Second
 )
 
-// server is what both engines have in common: a data folder, and a process that
-// can be started again on it.
+// server is the common part of both engines: a data folder, and a process that
+// can be restarted on it.
 type server struct {
-	keep string    // the data folder; "" is a temporary one
-	out  io.Writer // takes the log
+	keep string    // the caller's data folder; "" means a temporary folder
+	out  io.Writer // receives the log
 
-	life       sync.Mutex             // held while the server starts and stops; guards what follows
-	dataDir    string                 // where the data are
+	life       sync.Mutex             // held while the server starts or stops; guards the fields below
+	dataDir    string                 // the current data folder
 	supervisor *supervisor.Supervisor // nil before the first start and once stopped
-	log        tail.Buffer            // since the last start
-	releases   []func()               // of its ports
+	log        tail.Buffer            // of the current start
+	releases   []func()               // release the reserved ports
 
-	mu      sync.Mutex // for a moment only, so that a start or a stop can be cut short
+	mu      sync.Mutex // held only briefly, so that a start or a stop can be interrupted
 	current *supervisor.Process
 }
 
-// Done is closed when the server's process has ended; each Start begins a new
-// one.
+// Done returns a channel that is closed when the server's process has ended.
+// Each Start makes a new one.
 func (s *server) Done() <-chan struct{} {
 	return s.process().Done()
 }
 
-// PID is the id of the server's process, which is the parent of its others.
+// PID returns the id of the server's process, which is the parent of its other
+// processes.
 func (s *server) PID() int {
 	return s.process().PID()
 }
 
-// DataDir is where the data are, while the server is not stopped.
+// DataDir returns the data folder until the server is stopped.
 func (s *server) DataDir() string {
 	s.life.Lock()
 	defer s.life.Unlock()
 	return s.dataDir
 }
 
-// process is the last one, or nil before the first.
+// process returns the last process, or nil before the first start.
 func (s *server) process() *supervisor.Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.current
 }
 
-// prepare makes ready for run, and says whether this is the first time since
-// the server was made or stopped. The caller holds life.
+// prepare prepares for run. It reports whether this is the first start of the
+// server, or the first after a stop. The caller holds life.
 func (s *server) prepare(name string) (first bool, err error) {
 	if s.running() {
-		return false, errors.New("it is running")
+		return false, errors.New("the server is already running")
 	}
 	if s.supervisor != nil {
 		return false, nil
 	}
 	if s.keep == "" && s.dataDir != "" {
-		return false, errors.New("its temporary folder is gone")
+		return false, errors.New("the temporary folder was removed")
 	}
 	path, err := program()
 	if err != nil {
@@ -91,8 +92,8 @@ func (s *server) prepare(name string) (first bool, err error) {
 	return true, nil
 }
 
-// reserve returns a free port, which stays the server's until it is stopped, also
-// while it is down. The caller holds life.
+// reserve returns a free port, which stays reserved until the server is
+// stopped, even while it is down. The caller holds life.
 func (s *server) reserve(ctx context.Context) (port int, err error) {
 	port, release, err := reservePort(ctx)
 	if err != nil {
@@ -135,7 +136,7 @@ func (s *server) running() bool {
 	}
 }
 
-// kill ends the process, also one that is starting or stopping.
+// kill ends the process, even while it starts or stops.
 func (s *server) kill(signal syscall.Signal) {
 	if s.running() {
 		s.process().End(killPatience, signal)

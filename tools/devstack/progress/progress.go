@@ -1,4 +1,4 @@
-// Package progress reports on a long task where no terminal shows it.
+// Package progress reports on long tasks when the output is not a terminal.
 package progress
 
 import (
@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// EveryMinute writes a line to out every minute until stop is called: the status
-// at that moment and the time since the call. It calls status in a goroutine of
-// its own. Stop returns when that goroutine has ended, and must be called once.
-// A nil out is silence.
+// EveryMinute writes one line to out every minute until stop is called: the
+// current status and the time since the call. It calls status in its own
+// goroutine. The function stop must be called once; it returns when that
+// goroutine has ended. If out is nil, EveryMinute does nothing.
 func EveryMinute(out io.Writer, status func() string) (stop func()) {
 	if out == nil {
 		return func() {}
@@ -23,7 +23,7 @@ func EveryMinute(out io.Writer, status func() string) (stop func()) {
 	}
 }
 
-// atEach is EveryMinute with ticks for minutes.
+// atEach does the work of EveryMinute with the given ticks.
 func atEach(out io.Writer, status func() string, start time.Time, ticks <-chan time.Time) (stop func()) {
 	stopped, ended := make(chan struct{}), make(chan struct{})
 	go func() {

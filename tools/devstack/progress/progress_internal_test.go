@@ -16,7 +16,7 @@ func TestProgress(t *testing.T) {
 }
 
 var _ = Describe("A report", func() {
-	It("is a line with the status and the time for each tick, and nothing after its stop", func() {
+	It("writes one line with status and time at each tick, and nothing after stop", func() {
 		out, ticks, start := gbytes.NewBuffer(), make(chan time.Time), time.Now()
 		statuses := []string{"10 of 30 MB", "20 of 30 MB"}
 		stop := atEach(out, func() string {
@@ -32,7 +32,7 @@ var _ = Describe("A report", func() {
 		Expect(ticks).NotTo(BeSent(start))
 	})
 
-	It("is silent without an output", func() {
+	It("writes nothing without an output", func() {
 		EveryMinute(nil, func() string { panic("asked for the status") })()
 	})
 })

@@ -9,13 +9,14 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/engines"
 )
 
-// chromiumCommand is for the browser what fetchCommand is for the engines.
+// chromiumCommand prints the path of a browser, as fetchCommand does for the
+// engines.
 func chromiumCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "chromium",
-		Short: "Print the path of a Chromium, and get it into the cache if none is installed",
-		Long: "Print the path of a Chromium: the one that " + engines.ChromiumEnv + " names, an installed one, or\n" +
-			"one without a window, which is fetched into the cache (Linux on x64 only).",
+		Short: "Print the path of a Chromium browser, and download it if none is installed",
+		Long: "Print the path of a Chromium browser: the one that " + engines.ChromiumEnv + " names, an installed one, or\n" +
+			"a headless one, which is downloaded into the cache (Linux on x64 only).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path, err := engines.Chromium(cmd.Context(), engines.Options{Progress: os.Stderr})
@@ -23,7 +24,7 @@ func chromiumCommand() *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), path)
-			return err //nolint:wrapcheck // the terminal's
+			return err //nolint:wrapcheck // an error of the terminal
 		},
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chserver"
 )
 
-// engineCommand serves the engine in this process. It is what package devstack runs.
+// engineCommand serves the engine in this process. Package devstack runs it.
 func engineCommand() *cobra.Command {
 	o := chserver.Options{}
 	cmd := &cobra.Command{
@@ -28,12 +28,12 @@ func engineCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.Library, "library", "", "the engine, libchdb.so")
-	flags.StringVar(&o.DataDir, "data-dir", "", "the folder of the data")
-	flags.StringVar(&o.HTTPAddr, "http-addr", "127.0.0.1:8123", "address of the HTTP interface; port 0 is a free one")
-	flags.StringVar(&o.NativeAddr, "native-addr", "127.0.0.1:9000", "address of the native protocol; port 0 is a free one")
-	flags.StringVar(&o.User, "user", "default", "the user that clients name")
-	_ = cmd.MarkFlagRequired("data-dir") // fails for a flag that is not there
+	flags.StringVar(&o.Library, "library", "", "path of the engine, libchdb.so")
+	flags.StringVar(&o.DataDir, "data-dir", "", "data folder")
+	flags.StringVar(&o.HTTPAddr, "http-addr", "127.0.0.1:8123", "address of the HTTP interface; port 0 picks a free port")
+	flags.StringVar(&o.NativeAddr, "native-addr", "127.0.0.1:9000", "address of the native protocol; port 0 picks a free port")
+	flags.StringVar(&o.User, "user", "default", "user name that clients send")
+	_ = cmd.MarkFlagRequired("data-dir") // fails only for an unknown flag
 	return cmd
 }
 
@@ -46,11 +46,11 @@ func serveClickHouse(ctx context.Context, o chserver.Options) error {
 	if err != nil {
 		return err //nolint:wrapcheck // cannot happen with this type
 	}
-	fmt.Println(string(ready)) //nolint:forbidigo // what the caller waits for
+	fmt.Println(string(ready)) //nolint:forbidigo // the caller waits for this line
 	return server.Serve(ctx)
 }
 
-// clickhouseCommand runs a server for another program.
+// clickhouseCommand runs a ClickHouse server for another program.
 func clickhouseCommand() *cobra.Command {
 	var (
 		o        devstack.ClickHouseOptions
@@ -58,10 +58,10 @@ func clickhouseCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "clickhouse",
-		Short: "Run the ClickHouse engine behind HTTP and the native protocol, until it is stopped",
-		Long: "Run the ClickHouse engine behind HTTP and the native protocol, until it is stopped. Once it\n" +
-			`answers, it prints a line of JSON: {"native_dsn": "clickhouse://…", "http_dsn": "http://…"}, the` + "\n" +
-			"addresses of its database default. " + devstack.ClickHousePasswordEnv + " sets the password.\n\n" + signalsHelp,
+		Short: "Run ClickHouse with HTTP and the native protocol until it is stopped",
+		Long: "Run the ClickHouse engine with HTTP and the native protocol until it is stopped.\n\nWhen it " +
+			`accepts connections, it prints one line of JSON:` + "\n" +
+			`{"native_dsn": "clickhouse://…", "http_dsn": "http://…"}, the addresses of the database default.` + "\n" + devstack.ClickHousePasswordEnv + " sets the password.\n\n" + signalsHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, crashed, stop := whileWanted(cmd.Context(), attached)
@@ -78,10 +78,10 @@ func clickhouseCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.DataDir, "data-dir", "", "folder of the data; made if it does not exist (default: a temporary folder, removed at the end)")
-	flags.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP interface on 127.0.0.1 (default: a free one)")
-	flags.IntVar(&o.NativePort, "native-port", 0, "port of the native protocol on 127.0.0.1 (default: a free one)")
-	flags.StringVar(&o.User, "user", "", "user that clients have to name (default: the user default, without a password)")
+	flags.StringVar(&o.DataDir, "data-dir", "", "data folder, created if missing (default: a temporary folder, removed at the end)")
+	flags.IntVar(&o.HTTPPort, "http-port", 0, "port of the HTTP interface on 127.0.0.1 (default: a free port)")
+	flags.IntVar(&o.NativePort, "native-port", 0, "port of the native protocol on 127.0.0.1 (default: a free port)")
+	flags.StringVar(&o.User, "user", "", "user name that clients send (default: the user default, without a password)")
 	flags.BoolVar(&attached, "attached", false, attachedUsage)
 	return cmd
 }

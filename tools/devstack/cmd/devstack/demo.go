@@ -14,7 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
 )
 
-// demoCommand is `make demo`.
+// demoCommand runs `make demo`.
 func demoCommand() *cobra.Command {
 	var (
 		o stack.Options
@@ -23,8 +23,8 @@ func demoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Create users over HTTP and watch their events reach ClickHouse",
-		Long: "Create users over HTTP and watch their events reach ClickHouse, on the stack that is up\n" +
-			"in the folder, or else on one that runs as long as the demo.",
+		Long: "Create users over HTTP and watch their events reach ClickHouse. The demo uses the stack that\n" +
+			"runs in the folder. If none runs, it starts one and stops it at the end.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
@@ -34,8 +34,8 @@ func demoCommand() *cobra.Command {
 		},
 	}
 	addStackFlags(cmd.Flags(), &o)
-	cmd.Flags().IntVar(&d.Users, "users", 10_000, "how many users to create")
-	cmd.Flags().StringVar(&d.APIKey, "api-key", "", "key for the API, where DIEHARD_API_KEYS has it ask for one; also by "+stack.Variable("api-key"))
+	cmd.Flags().IntVar(&d.Users, "users", 10_000, "number of users to create")
+	cmd.Flags().StringVar(&d.APIKey, "api-key", "", "API key, required if DIEHARD_API_KEYS is set; also set by "+stack.Variable("api-key"))
 	return cmd
 }
 
@@ -44,7 +44,7 @@ func runDemo(ctx context.Context, o stack.Options, d demo.Options) error {
 	state, err := stack.ReadState(o.Dir)
 	switch {
 	case err == nil && state.Answers(ctx):
-		_, _ = fmt.Fprintf(out, "using the stack that is up: %s\n", state.APIURL)
+		_, _ = fmt.Fprintf(out, "using the running stack: %s\n", state.APIURL)
 	case err == nil || errors.Is(err, os.ErrNotExist):
 		o.Out, o.Logs, o.Hurry = out, stack.FileLogs(filepath.Join(o.Dir, "logs")), secondSignal(ctx)
 		started, err := stack.Start(ctx, o)

@@ -10,12 +10,12 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/engines"
 )
 
-// fetchCommand is for a machine that will be offline, or a cache to be warmed.
+// fetchCommand fills the cache, for example before the machine goes offline.
 func fetchCommand() *cobra.Command {
 	var verify bool
 	cmd := &cobra.Command{
 		Use:   "fetch",
-		Short: "Get the database engines into the cache, and say where",
+		Short: "Download the database engines into the cache, and print its path",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			fetched, err := engines.Fetch(cmd.Context(), engines.Options{Progress: os.Stderr, Verify: verify})
@@ -27,9 +27,9 @@ func fetchCommand() *cobra.Command {
 			} else {
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), "no engines are pinned for this platform")
 			}
-			return err //nolint:wrapcheck // the terminal's
+			return err //nolint:wrapcheck // an error of the terminal
 		},
 	}
-	cmd.Flags().BoolVar(&verify, "verify", false, "read every file that is in the cache, and fetch again what is damaged")
+	cmd.Flags().BoolVar(&verify, "verify", false, "check every file in the cache, and download damaged files again")
 	return cmd
 }

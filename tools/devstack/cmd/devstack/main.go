@@ -1,5 +1,5 @@
-// Command devstack runs Diehard and the databases it needs on one machine,
-// without Docker. `make run` and `make demo` call it.
+// Command devstack runs PostgreSQL, the ClickHouse engine, and Diehard with
+// both, on one machine without Docker. `make run` and `make demo` call it.
 package main
 
 import (
@@ -34,7 +34,8 @@ func main() {
 	}
 }
 
-// superviseCommand is what package devstack runs between itself and a server.
+// superviseCommand supervises a server. Package devstack runs it between itself
+// and the server.
 func superviseCommand() *cobra.Command {
 	var temporary bool
 	cmd := &cobra.Command{
@@ -45,6 +46,6 @@ func superviseCommand() *cobra.Command {
 			return supervisor.Serve(os.Stdin, os.Stdout, temporary)
 		},
 	}
-	cmd.Flags().BoolVar(&temporary, "temporary", false, "make a folder that goes when this ends")
+	cmd.Flags().BoolVar(&temporary, "temporary", false, "create a folder that is removed when this process ends")
 	return cmd
 }

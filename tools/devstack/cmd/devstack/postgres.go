@@ -8,7 +8,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
-// postgresCommand runs a server for another program.
+// postgresCommand runs a PostgreSQL server for another program.
 func postgresCommand() *cobra.Command {
 	var (
 		o        devstack.PostgresOptions
@@ -16,9 +16,9 @@ func postgresCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "postgres",
-		Short: "Run a private PostgreSQL, until it is stopped",
-		Long: "Run a private PostgreSQL, until it is stopped. Once it takes connections, it prints a line of\n" +
-			`JSON: {"dsn": "postgres://…"}, the address of its database postgres.` + "\n\n" + signalsHelp,
+		Short: "Run a private PostgreSQL server until it is stopped",
+		Long: "Run a private PostgreSQL server until it is stopped.\n\nWhen it accepts connections, it prints one line of JSON:\n" +
+			`{"dsn": "postgres://…"}, the address of the database postgres.` + "\n\n" + signalsHelp,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, crashed, stop := whileWanted(cmd.Context(), attached)
@@ -32,10 +32,10 @@ func postgresCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.DataDir, "data-dir", "", "folder of the data; made if it does not exist (default: a temporary folder, removed at the end)")
-	flags.IntVar(&o.Port, "port", 0, "port on 127.0.0.1 (default: a free one)")
-	flags.BoolVar(&o.Durable, "durable", false, "keep what is committed if the machine crashes, too, and not only the server")
-	flags.StringToStringVar(&o.Settings, "setting", nil, "further setting of the server, NAME=VALUE; may be repeated")
+	flags.StringVar(&o.DataDir, "data-dir", "", "data folder, created if missing (default: a temporary folder, removed at the end)")
+	flags.IntVar(&o.Port, "port", 0, "port on 127.0.0.1 (default: a free port)")
+	flags.BoolVar(&o.Durable, "durable", false, "keep committed data also if the machine crashes (slower)")
+	flags.StringToStringVar(&o.Settings, "setting", nil, "additional server setting, NAME=VALUE; may be repeated")
 	flags.BoolVar(&attached, "attached", false, attachedUsage)
 	return cmd
 }

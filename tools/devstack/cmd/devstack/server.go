@@ -12,26 +12,26 @@ import (
 )
 
 const (
-	signalsHelp = "SIGTERM and SIGINT stop the server cleanly. SIGQUIT ends it as in a crash; with --data-dir it can be\n" +
-		"started again on the same data."
-	attachedUsage = "stop when the standard input ends: the program that holds it has ended, in whatever way"
+	signalsHelp = "SIGTERM and SIGINT stop the server cleanly. SIGQUIT ends it like a crash. A server with --data-dir\n" +
+		"can be started again on the same data."
+	attachedUsage = "stop when standard input is closed, which happens when the calling program ends, even after a crash"
 )
 
-// server is what both engines have in common.
+// server is the part of both engines that the commands need.
 type server interface {
 	Done() <-chan struct{}
 	Kill() error
 	Stop() error
 }
 
-// runServer prints where the server is, and stops it when ctx ends or kills it when
-// crashed is closed.
+// runServer prints the addresses of the server. It stops the server when ctx
+// ends, and kills it when crashed is closed.
 func runServer(ctx context.Context, crashed <-chan struct{}, s server, addresses map[string]string) error {
 	line, err := json.Marshal(addresses)
 	if err != nil {
 		return err //nolint:wrapcheck // cannot happen with this type
 	}
-	fmt.Println(string(line)) //nolint:forbidigo // what the caller waits for
+	fmt.Println(string(line)) //nolint:forbidigo // the caller waits for this line
 	select {
 	case <-ctx.Done():
 	case <-crashed:
@@ -42,10 +42,10 @@ func runServer(ctx context.Context, crashed <-chan struct{}, s server, addresses
 	return errors.Join(err, s.Stop())
 }
 
-var errServerEnded = errors.New("the server has ended by itself")
+var errServerEnded = errors.New("the server ended unexpectedly")
 
-// whileWanted returns a context that ends when nobody needs the server any more, and a
-// channel that is closed when it is to be ended as in a crash.
+// whileWanted returns a context that ends when the server is to be stopped, and
+// a channel that is closed when the server is to be killed like in a crash.
 func whileWanted(ctx context.Context, attached bool) (wanted context.Context, crashed <-chan struct{}, stop func()) {
 	wanted, cancel := context.WithCancel(ctx)
 	if attached {

@@ -16,15 +16,15 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
 )
 
-// upCommand is `make run`.
+// upCommand runs `make run`.
 func upCommand() *cobra.Command {
 	var o stack.Options
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Run PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C",
-		Long: "Run PostgreSQL, ClickHouse, the API and the relay, until Ctrl-C. The data stay.\n\n" +
-			"The API and the relay get the DIEHARD_ variables of the environment. Each flag can be\n" +
-			"set by a variable too: --postgres-port by " + stack.Variable("--postgres-port") + ".",
+		Short: "Run PostgreSQL, ClickHouse, the API and the relay until Ctrl-C",
+		Long: "Run PostgreSQL, ClickHouse, the API and the relay until Ctrl-C. The data stay.\n\n" +
+			"The API and the relay inherit the DIEHARD_ variables of the environment. A variable can set\n" +
+			"each flag too: " + stack.Variable("--postgres-port") + " sets --postgres-port.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
@@ -43,18 +43,18 @@ func up(ctx context.Context, o stack.Options) error {
 	s, err := stack.Start(ctx, o)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // told to stop while it started
+			return nil //nolint:nilerr // stopped while it started
 		}
 		return err
 	}
-	fmt.Print(s.Panel()) //nolint:forbidigo // what the caller wants to read
+	fmt.Print(s.Panel()) //nolint:forbidigo // the output of the command
 	err = s.Wait(ctx)
 	s.Stop()
 	return err
 }
 
-// secondSignal returns a channel that is closed when, after the signal that has
-// ended ctx, another one comes.
+// secondSignal returns a channel that is closed when another signal arrives
+// after the one that ended ctx.
 func secondSignal(ctx context.Context) <-chan struct{} {
 	hurry := make(chan struct{})
 	context.AfterFunc(ctx, func() {
@@ -67,17 +67,18 @@ func secondSignal(ctx context.Context) <-chan struct{} {
 }
 
 func addStackFlags(flags *pflag.FlagSet, o *stack.Options) {
-	flags.StringVar(&o.Dir, "dir", ".devstack", "folder of the data and logs")
-	flags.StringVar(&o.Bin, "bin", besidesThis(), "folder of the programs api and relay")
+	flags.StringVar(&o.Dir, "dir", ".devstack", "folder for data and logs")
+	flags.StringVar(&o.Bin, "bin", besidesThis(), "folder with the programs api and relay")
 	for _, port := range usualPorts {
-		flags.IntVar(port.option(o), port.flag, port.usual, port.usage+" (if that is taken and the flag not given: a free one)")
+		flags.IntVar(port.option(o), port.flag, port.usual, port.usage+" (if the default is taken: a free port)")
 	}
-	flags.StringVar(&o.APIAddr, "http-addr", "127.0.0.1:8080", "address of the API; also by DIEHARD_HTTP_ADDR")
+	flags.StringVar(&o.APIAddr, "http-addr", "127.0.0.1:8080", "address of the API; also set by DIEHARD_HTTP_ADDR")
 	flags.StringVar(&o.APIAdminAddr, "api-admin-addr", "127.0.0.1:9090", "address of the API's admin port")
 	flags.StringVar(&o.RelayAdminAddr, "relay-admin-addr", "127.0.0.1:9091", "address of the relay's admin port")
 }
 
-// usualPorts are the databases': not their own, which a developer's servers have.
+// usualPorts are the default ports of the databases. They differ from the
+// standard ports, which a developer's own servers may use.
 var usualPorts = []struct {
 	flag, usage string
 	usual       int
@@ -88,8 +89,8 @@ var usualPorts = []struct {
 	{"clickhouse-native-port", "port of ClickHouse's native protocol", 19000, func(o *stack.Options) *int { return &o.ClickHouseNativePort }},
 }
 
-// completeStackFlags sets the flags that were not given from the environment,
-// and to a free port where the usual one is taken.
+// completeStackFlags sets the flags that were not given: from the environment,
+// or to a free port if the default port is taken.
 func completeStackFlags(ctx context.Context, flags *pflag.FlagSet) error {
 	if err := setFromEnvironment(flags); err != nil {
 		return err
@@ -110,7 +111,7 @@ func completeStackFlags(ctx context.Context, flags *pflag.FlagSet) error {
 	return nil
 }
 
-// besidesThis is the folder of this program.
+// besidesThis returns the folder of this program.
 func besidesThis() string {
 	path, err := os.Executable()
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package chengine runs ClickHouse's engine, libchdb, inside this process. The
-// library is loaded at run time, without cgo.
+// Package chengine runs ClickHouse's engine, libchdb, inside this process. It
+// loads the library at run time, without cgo.
 //
-// libchdb keeps its state in the process: there can be one Engine at a time,
-// with one data folder. Within it any number of sessions work in parallel.
+// libchdb keeps its state in the process, so only one Engine with one data
+// folder can be open at a time. Any number of its sessions work in parallel.
 package chengine
 
 import (
@@ -29,12 +29,12 @@ type Engine struct {
 
 	mu     sync.Mutex
 	closed bool
-	open   sync.WaitGroup // sessions that NewSession gave out
+	open   sync.WaitGroup // open sessions
 }
 
 // Open loads libchdb from the file named library and starts the engine on
-// dataDir, which is created where it is missing. It returns an *InUseError
-// where another process has that folder open.
+// dataDir, which it creates if missing. It returns an *InUseError if another
+// process uses that folder.
 func Open(library, dataDir string) (*Engine, error) {
 	dataDir, err := filepath.Abs(dataDir)
 	if err != nil {
@@ -59,8 +59,8 @@ func Open(library, dataDir string) (*Engine, error) {
 	lib.setSignalHandlersEnabled(0)
 
 	e := &Engine{lib: lib, dataDir: dataDir}
-	// The engine starts with its first connection and stops with its last one:
-	// this one stays, unused.
+	// The engine starts with its first connection and stops with its last one.
+	// This connection stays open, unused.
 	e.anchor, err = e.connect()
 	if err != nil {
 		return nil, fmt.Errorf("start the engine on %s: %w", dataDir, err)
@@ -68,8 +68,9 @@ func Open(library, dataDir string) (*Engine, error) {
 	return e, nil
 }
 
-// config has the engine keep what it has merged for as long as the server does.
-// By itself it deletes it at once, though it does not sync what it merges.
+// config sets how long the engine keeps merged parts, to the value of
+// clickhouse-server. By default libchdb deletes them at once, although it does
+// not sync the new part to disk.
 const config = `<clickhouse>
     <merge_tree>
         <old_parts_lifetime>480</old_parts_lifetime>
@@ -90,8 +91,8 @@ func (e *Engine) Close() {
 	e.anchor.disconnect()
 }
 
-// NewSession opens a session: a current database, settings and temporary
-// tables of its own. It takes about a tenth of a millisecond.
+// NewSession opens a session with its own current database, settings and
+// temporary tables. It takes about 0.1 ms.
 func (e *Engine) NewSession() (*Session, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -111,9 +112,10 @@ func (e *Engine) connect() (*Session, error) {
 	arguments := []string{
 		"clickhouse",
 		"--path=" + e.dataDir,
-		// Else it looks for one in the working directory and in the home folder.
+		// Without this option the engine searches the working directory and the
+		// home folder for a configuration.
 		"--config-file=" + configFile(e.dataDir),
-		// clickhouse-local takes `1+1` for a query; the server does not.
+		// clickhouse-local accepts `1+1` as a query; the server does not.
 		"--implicit_select=0",
 		"--" + sessionSetting + "=" + id,
 	}
@@ -127,15 +129,15 @@ func (e *Engine) connect() (*Session, error) {
 	}
 	pinner.Pin(&argv[0])
 
-	connection := e.lib.connect(int32(len(argv)), &argv[0]) //nolint:gosec // a handful
+	connection := e.lib.connect(int32(len(argv)), &argv[0]) //nolint:gosec // few arguments
 	if connection == nil {
 		return nil, errors.New("libchdb refused the connection; it prints the reason to standard error")
 	}
 	return &Session{engine: e, id: id, connection: connection}, nil
 }
 
-// kill asks the engine to end what the session with this id is running. It
-// does not wait for that: a KILL QUERY with SYNC can hang.
+// kill cancels the statement of the session with this id. It does not wait for
+// the end, because KILL QUERY with SYNC can hang.
 func (e *Engine) kill(id string) error {
 	session, err := e.connect()
 	if err != nil {
@@ -145,7 +147,7 @@ func (e *Engine) kill(id string) error {
 	return session.exec("KILL QUERY WHERE Settings['" + sessionSetting + "'] = '" + id + "' ASYNC FORMAT Null")
 }
 
-// InUseError says that another process has the data folder open.
+// InUseError reports that another process uses the data folder.
 type InUseError struct {
 	DataDir string
 }
@@ -154,8 +156,9 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("the data folder %s is in use by another ClickHouse", e.DataDir)
 }
 
-// checkFree tries the lock that ClickHouse itself holds on its data folder:
-// the engine would only refuse the connection, without an error to hand on.
+// checkFree tries the lock that ClickHouse itself holds on its data folder.
+// Without this check the engine would refuse the connection and return no
+// error.
 func checkFree(dataDir string) error {
 	status, err := os.OpenFile(filepath.Join(dataDir, "status"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -8,26 +8,26 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// Exception is ClickHouse's own kind of error.
-type Exception struct { //nolint:errname // as ClickHouse and its drivers call it
+// Exception is a ClickHouse error.
+type Exception struct { //nolint:errname // the name that ClickHouse and its drivers use
 	// Code is one of ClickHouse's error codes.
 	Code proto.Error
 	// Name is the code's symbol, such as UNKNOWN_TABLE.
 	Name string
-	// Message says what happened, without code and name.
+	// Message is the text without code and name.
 	Message string
 }
 
-// Error gives the exception in the form in which ClickHouse prints it.
+// Error returns the exception in the form that ClickHouse prints.
 func (e *Exception) Error() string {
 	return fmt.Sprintf("Code: %d. DB::Exception: %s (%s)", e.Code, e.Message, e.Name)
 }
 
-// exceptionText matches what libchdb reports. The last pair of parentheses in
-// capitals is the name of the code; a version may follow.
+// exceptionText matches the errors of libchdb. The last pair of parentheses
+// with capital letters holds the name of the code; a version may follow.
 var exceptionText = regexp.MustCompile(`(?s)^(?:Error: )?Code: (\d+)\. DB::\w*Exception: (.*) \(([A-Z0-9_]+)\)(?: \(version [^)]*\))?\s*$`)
 
-// newException reads the text of an error that libchdb reported.
+// newException parses the text of a libchdb error.
 func newException(text string) *Exception {
 	match := exceptionText.FindStringSubmatch(text)
 	if match == nil {

@@ -6,16 +6,16 @@ import (
 	"unsafe"
 )
 
-// Insert is a running INSERT that takes its data in pieces. One of Commit and
-// Cancel must end it.
+// Insert is a running INSERT that receives its data in pieces. The caller must
+// end it with Commit or Cancel.
 type Insert struct {
 	session *Session
 	release func()
 	handle  unsafe.Pointer
 }
 
-// Insert starts an INSERT whose data follow in the statement's format. The end
-// of ctx kills it. Its errors are an *Exception.
+// Insert starts an INSERT whose data follow in the statement's format. The
+// statement is killed when ctx ends. The error is an *Exception.
 func (s *Session) Insert(ctx context.Context, statement Statement) (*Insert, error) {
 	i := &Insert{session: s, release: s.killWhenDone(ctx)}
 	i.handle = s.start(s.engine.lib.streamInsert, statement)
@@ -26,8 +26,8 @@ func (s *Session) Insert(ctx context.Context, statement Statement) (*Insert, err
 	return i, nil
 }
 
-// Write passes data on to the engine; pieces need not be whole rows or blocks.
-// It waits where the engine is behind. An error is an *Exception.
+// Write passes data to the engine. A piece may end within a row or a block.
+// Write waits while the engine is busy. The error is an *Exception.
 func (i *Insert) Write(data []byte) (int, error) {
 	if len(data) == 0 {
 		return 0, nil
@@ -38,11 +38,11 @@ func (i *Insert) Write(data []byte) (int, error) {
 	if err := i.error(); err != nil {
 		return 0, err
 	}
-	return 0, errors.New("libchdb refuses more data of this insert")
+	return 0, errors.New("libchdb refused more data for this insert")
 }
 
-// Commit ends the data and waits until they are inserted. Its error is an
-// *Exception.
+// Commit ends the data and waits until all of them are inserted. The error is
+// an *Exception.
 func (i *Insert) Commit() (Stats, error) {
 	engine := i.session.engine
 	result := engine.lib.insertDone(i.handle)
@@ -54,8 +54,8 @@ func (i *Insert) Commit() (Stats, error) {
 	return engine.resultStats(result), nil
 }
 
-// Cancel ends the INSERT without inserting what has not been written to the
-// table yet: nothing, unless the data exceed one block of the table.
+// Cancel ends the INSERT. Data that are not yet in the table are dropped. That
+// is all data, unless they exceed one block of the table.
 func (i *Insert) Cancel() {
 	i.end()
 }

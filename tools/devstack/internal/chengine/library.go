@@ -7,9 +7,9 @@ import (
 	"github.com/ebitengine/purego"
 )
 
-// library is the part of libchdb's C interface that is used here; chdb.h in
-// chdb's sources describes it. Every handle that it gives out must be given
-// back to its destroy or close function.
+// library is the part of libchdb's C interface that this package uses; chdb.h
+// in chdb's sources describes it. Every handle must be released with its
+// destroy or close function.
 type library struct {
 	setSignalHandlersEnabled func(enabled int32)
 
@@ -38,8 +38,8 @@ type library struct {
 	destroyInsert func(insert unsafe.Pointer)
 }
 
-// startStatement is the signature that the three ways to start a statement
-// share. Lengths count bytes; nothing needs a terminating zero.
+// startStatement is the common signature of the three functions that start a
+// statement. Lengths count bytes, and no string needs a terminating zero.
 type startStatement func(
 	connection unsafe.Pointer,
 	sql *byte, sqlLength uintptr,
@@ -49,8 +49,8 @@ type startStatement func(
 	parameters uintptr,
 ) unsafe.Pointer
 
-// loadLibrary maps libchdb from the file at path and binds its functions. It
-// stays mapped until the process ends.
+// loadLibrary maps libchdb from the file at path and binds its functions. The
+// library stays mapped until the process ends.
 func loadLibrary(path string) (*library, error) {
 	handle, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
 	if err != nil {

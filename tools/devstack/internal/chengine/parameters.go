@@ -5,8 +5,9 @@ import (
 	"unsafe"
 )
 
-// parameterArrays are parameters in the four parallel arrays that libchdb
-// takes. What they point to stays pinned until the pinner is released.
+// parameterArrays holds parameters in the four parallel arrays that libchdb
+// expects. The memory that they point to stays pinned until the pinner is
+// released.
 type parameterArrays struct {
 	pinner                    runtime.Pinner
 	names, values             []*byte
@@ -29,7 +30,7 @@ func newParameterArrays(parameters []Parameter) *parameterArrays {
 }
 
 func (a *parameterArrays) pin(text string) *byte {
-	// One byte more, so that an empty text has an address too.
+	// The extra byte gives an empty text an address too.
 	bytes := unsafe.SliceData(append([]byte(text), 0))
 	a.pinner.Pin(bytes)
 	return bytes

@@ -7,24 +7,24 @@ import (
 	"unsafe"
 )
 
-// blockFormats are formats whose blocks can be written one after another. In
-// the others libchdb would give each block a beginning and an end of its own,
-// so they need the whole result at once.
+// blockFormats lists formats whose blocks can be written one after another. In
+// other formats libchdb would write a start and an end for each block, so these
+// are read as a whole.
 var blockFormats = []string{"Native", "RowBinary", "TabSeparated", "TSV"}
 
-// Result is what a statement returns, in its format, piece by piece.
+// Result is the output of a statement, in its format, piece by piece.
 type Result struct {
 	session *Session
 	release func()
-	stream  unsafe.Pointer // nil where the piece is the whole result
-	piece   unsafe.Pointer // the piece that Next gave, or the whole result before that
-	waiting bool           // the piece has not been given yet
+	stream  unsafe.Pointer // nil if the piece is the whole result
+	piece   unsafe.Pointer // the piece that Next returned, or the whole result before the first Next
+	waiting bool           // Next has not returned the piece yet
 	stats   Stats
 }
 
-// Query runs a statement. A SELECT in a format that allows it is read block by
-// block while it runs; everything else has run when Query returns. The end of
-// ctx kills the statement. Errors are an *Exception.
+// Query runs a statement. If its format allows, the result of a SELECT is read
+// block by block while it runs. Other statements have completed when Query
+// returns. The statement is killed when ctx ends. The error is an *Exception.
 func (s *Session) Query(ctx context.Context, statement Statement) (*Result, error) {
 	r := &Result{session: s, release: s.killWhenDone(ctx)}
 	if err := r.start(statement); err != nil {
@@ -34,8 +34,8 @@ func (s *Session) Query(ctx context.Context, statement Statement) (*Result, erro
 	return r, nil
 }
 
-// QueryWhole is Query without streaming: an exception cannot come after the
-// first piece.
+// QueryWhole is Query without streaming: no exception can follow the first
+// piece.
 func (s *Session) QueryWhole(ctx context.Context, statement Statement) (*Result, error) {
 	r := &Result{session: s, release: s.killWhenDone(ctx)}
 	if err := r.startWhole(statement); err != nil {
@@ -76,14 +76,15 @@ func (r *Result) startWhole(statement Statement) error {
 	return nil
 }
 
-// isNotStreamable says whether libchdb refused to stream, which it does before
-// it runs anything.
+// isNotStreamable reports whether libchdb refused to stream. It refuses before
+// it runs the statement.
 func isNotStreamable(err error) bool {
-	exception, ok := err.(*Exception) //nolint:errorlint // made by resultError
+	exception, ok := err.(*Exception) //nolint:errorlint // resultError returns this type
 	return ok && strings.HasPrefix(exception.Message, "Streaming query is not supported")
 }
 
-// Next gives the next piece, valid until the following call, or nil at the end.
+// Next returns the next piece, or nil at the end. The piece is valid until the
+// next call.
 func (r *Result) Next() ([]byte, error) {
 	engine := r.session.engine
 	if !r.waiting {
@@ -105,12 +106,12 @@ func (r *Result) Next() ([]byte, error) {
 	return data, nil
 }
 
-// Stats counts what the pieces given so far took.
+// Stats returns the work counted for the pieces so far.
 func (r *Result) Stats() Stats {
 	return r.stats
 }
 
-// Close frees the result, and ends the statement where it is still running.
+// Close frees the result, and ends the statement if it is still running.
 func (r *Result) Close() {
 	r.dropPiece()
 	if r.stream != nil {

@@ -6,17 +6,17 @@ import (
 	"unsafe"
 )
 
-// sessionSetting carries a session's id, by which KILL QUERY finds what it is
-// running: libchdb makes up query ids and does not tell them. The setting is
-// a label for entries of the query cache, which libchdb does not have.
+// sessionSetting is the setting that holds a session's id, so that KILL QUERY
+// finds its statement. libchdb chooses query ids and does not return them. The
+// setting labels entries of the query cache, which libchdb does not have.
 const sessionSetting = "query_cache_tag"
 
-// killInterval is how often a canceled statement is killed again: it may not
-// have been on the list of running queries yet.
+// killInterval is the pause between attempts to kill a canceled statement. The
+// statement may not yet be on the list of running queries.
 const killInterval = 20 * time.Millisecond
 
-// Session runs one statement at a time; what it returns must be closed before
-// the next one. It is not safe for concurrent use.
+// Session runs one statement at a time. The result must be closed before the
+// next statement. It is not safe for concurrent use.
 type Session struct {
 	engine     *Engine
 	connection *unsafe.Pointer
@@ -25,11 +25,11 @@ type Session struct {
 
 // Statement is one SQL statement.
 type Statement struct {
-	// SQL is the statement. Of an INSERT with data, what stands before FORMAT
-	// or VALUES.
+	// SQL is the statement. For an INSERT with data it is the part before
+	// FORMAT or VALUES.
 	SQL string
-	// Format is the format of the result where the SQL names none, or of the
-	// data to insert.
+	// Format is the format of the result if the SQL names none, or of the data
+	// to insert.
 	Format string
 	// Parameters are the values of {name:Type} in the SQL, in escaped form.
 	Parameters []Parameter
@@ -64,7 +64,7 @@ func (s *Session) disconnect() {
 	s.connection = nil
 }
 
-// Exec runs a statement and drops its result. Its error is an *Exception.
+// Exec runs a statement and drops its result. The error is an *Exception.
 func (s *Session) Exec(ctx context.Context, statement Statement) error {
 	result, err := s.QueryWhole(ctx, statement)
 	if err != nil {
@@ -80,7 +80,7 @@ func (s *Session) exec(sql string) error {
 	return s.engine.resultError(handle)
 }
 
-// start passes a statement to one of libchdb's three ways to run it.
+// start starts a statement with one of libchdb's three functions.
 func (s *Session) start(by startStatement, statement Statement) unsafe.Pointer {
 	parameters := newParameterArrays(statement.Parameters)
 	defer parameters.pinner.Unpin()
@@ -95,9 +95,9 @@ func (s *Session) start(by startStatement, statement Statement) unsafe.Pointer {
 	)
 }
 
-// killWhenDone has the session's statement killed when ctx ends. The function
-// returned must be called when the statement has ended; after it nothing will
-// be killed any more.
+// killWhenDone kills the session's statement when ctx ends. The caller must
+// call release when the statement has ended; release guarantees that no later
+// statement is killed.
 func (s *Session) killWhenDone(ctx context.Context) (release func()) {
 	ended, killed := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -105,7 +105,8 @@ func (s *Session) killWhenDone(ctx context.Context) (release func()) {
 		ticker := time.NewTicker(killInterval)
 		defer ticker.Stop()
 		for {
-			// An error means that the engine has no session to spare: try again.
+			// An error means that the engine has no free session, so the next
+			// attempt may succeed.
 			_ = s.engine.kill(s.id)
 			select {
 			case <-ended:
@@ -122,7 +123,7 @@ func (s *Session) killWhenDone(ctx context.Context) (release func()) {
 	}
 }
 
-// resultError is the exception that a result carries, or nil.
+// resultError returns the exception of a result, or nil.
 func (e *Engine) resultError(handle unsafe.Pointer) error {
 	if text := e.lib.resultError(handle); text != "" {
 		return newException(text)
@@ -130,7 +131,8 @@ func (e *Engine) resultError(handle unsafe.Pointer) error {
 	return nil
 }
 
-// resultData is the result's memory, valid until the result is destroyed.
+// resultData returns the result's memory, which is valid until the result is
+// destroyed.
 func (e *Engine) resultData(handle unsafe.Pointer) []byte {
 	return unsafe.Slice(e.lib.resultBuffer(handle), e.lib.resultLength(handle))
 }

@@ -6,10 +6,10 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// defaultUser is who a client is that names nobody.
+// defaultUser is the user of a client that sends no name.
 const defaultUser = "default"
 
-// credentials are the one user that this server knows.
+// credentials is the only user of this server.
 type credentials struct {
 	user, password string
 }
@@ -21,7 +21,7 @@ func newCredentials(user, password string) credentials {
 	return credentials{user: user, password: password}
 }
 
-// check compares with what a client sent.
+// check compares the credentials with those of a client.
 func (c credentials) check(user, password string) error {
 	if user == "" {
 		user = defaultUser

@@ -12,11 +12,11 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 )
 
-// The Native format differs with the protocol revision that a client speaks:
-// on the wire a block begins with a few flags, and each column tells whether
-// its serialization is a custom one. The engine reads and writes revision 0,
-// which has neither. The data are the same, so that they are copied as they
-// are; but to find where a column ends it must be decoded.
+// The Native format depends on the client's protocol revision. On the wire a
+// block begins with a few flags, and each column tells whether its
+// serialization is custom. The engine reads and writes revision 0, which has
+// neither. The data are the same in all revisions, so this server copies them
+// unchanged. It decodes them only to find the end of a column.
 
 // engineRevision is the revision of the Native format in libchdb.
 const engineRevision = 0
@@ -27,7 +27,7 @@ type blockColumn struct {
 }
 
 // blockReader reads blocks of the Native format. It keeps the bytes of the
-// column that it is reading.
+// current column.
 type blockReader struct {
 	source   io.Reader
 	buffered *bufio.Reader
@@ -39,22 +39,22 @@ type blockReader struct {
 	keeping  bool
 }
 
-// newBlockReader reads blocks in a revision of the format, from an engine of
-// some version.
+// newBlockReader returns a reader of blocks in a revision of the format,
+// written by an engine of version v.
 func newBlockReader(source io.Reader, revision int, v version) *blockReader {
 	b := &blockReader{source: source, revision: revision, dialect: &column.ServerContext{
-		VersionMajor: uint64(v.major), //nolint:gosec // a version
-		VersionMinor: uint64(v.minor), //nolint:gosec // a version
-		VersionPatch: uint64(v.patch), //nolint:gosec // a version
+		VersionMajor: uint64(v.major), //nolint:gosec // a version number is small
+		VersionMinor: uint64(v.minor), //nolint:gosec // a version number is small
+		VersionPatch: uint64(v.patch), //nolint:gosec // a version number is small
 	}}
-	// proto.NewReader takes this bufio.Reader for its own, so that what is
-	// buffered but not consumed yet is known here.
+	// proto.NewReader uses this bufio.Reader itself, so that this code knows
+	// which bytes are buffered but not consumed.
 	b.buffered = bufio.NewReaderSize(blockSource{b}, 128<<10)
 	b.Reader = proto.NewReader(b.buffered)
 	return b
 }
 
-// blockSource is what the buffered reader reads from.
+// blockSource is the source of the buffered reader.
 type blockSource struct{ *blockReader }
 
 func (s blockSource) Read(p []byte) (int, error) {
@@ -62,28 +62,28 @@ func (s blockSource) Read(p []byte) (int, error) {
 	if s.keeping {
 		s.kept = append(s.kept, p[:n]...)
 	}
-	return n, err //nolint:wrapcheck // a reader in between
+	return n, err //nolint:wrapcheck // passes the error through
 }
 
-// keep starts to keep what is consumed.
+// keep starts to keep the consumed bytes.
 func (b *blockReader) keep() {
 	ahead, _ := b.buffered.Peek(b.buffered.Buffered())
 	b.kept, b.keeping = append(b.kept[:0], ahead...), true
 }
 
-// taken ends keeping and gives what was consumed.
+// taken returns the bytes consumed since keep, and stops keeping.
 func (b *blockReader) taken() []byte {
 	b.keeping = false
 	return b.kept[:len(b.kept)-b.buffered.Buffered()]
 }
 
-// atEnd says whether the source has ended.
+// atEnd reports whether the source has ended.
 func (b *blockReader) atEnd() bool {
 	_, err := b.buffered.Peek(1)
 	return err != nil
 }
 
-// head reads the beginning of a block. One without columns ends the data.
+// head reads the head of a block. A block without columns ends the data.
 func (b *blockReader) head() (proto.Block, error) {
 	var head proto.Block
 	if proto.FeatureBlockInfo.In(b.revision) {
@@ -101,14 +101,14 @@ func (b *blockReader) head() (proto.Block, error) {
 	}
 	const most = 1 << 30
 	if columns > most || rows > most {
-		return head, fmt.Errorf("a block of %d columns and %d rows is not plausible", columns, rows)
+		return head, fmt.Errorf("invalid block: %d columns and %d rows", columns, rows)
 	}
 	head.Columns, head.Rows = int(columns), int(rows)
 	return head, nil
 }
 
-// columns reads the columns of a block and hands on each and its data, which are
-// good during the call only.
+// columns reads the columns of a block and passes each with its data to emit.
+// The data are valid only during the call.
 func (b *blockReader) columns(head proto.Block, emit func(blockColumn, []byte) error) error {
 	for range head.Columns {
 		c, err := b.columnHead()
@@ -144,7 +144,7 @@ func (b *blockReader) columnHead() (blockColumn, error) {
 		}
 		if custom {
 			return blockColumn{}, newException(proto.ErrNotImplemented, "NOT_IMPLEMENTED",
-				"Column %s has a custom serialization, which this server does not read", name)
+				"Column %s has an unsupported custom serialization", name)
 		}
 	}
 	return blockColumn{name: name, kind: kind}, nil
@@ -152,13 +152,13 @@ func (b *blockReader) columnHead() (blockColumn, error) {
 
 // skipColumn consumes a column's data.
 func (b *blockReader) skipColumn(c blockColumn, rows int) error {
-	if c.kind == "String" { // most of the data, mostly
+	if c.kind == "String" { // usually most of the data
 		return b.skipStrings(c, rows)
 	}
 	data, err := column.Type(c.kind).Column(c.name, b.dialect)
 	if err != nil {
 		return newException(proto.ErrNotImplemented, "NOT_IMPLEMENTED",
-			"Column %s has a type that this server does not know: %s", c.name, c.kind)
+			"Column %s has an unsupported type: %s", c.name, c.kind)
 	}
 	if prefixed, ok := data.(column.CustomSerialization); ok {
 		if err := prefixed.ReadStatePrefix(b.Reader); err != nil {
@@ -171,12 +171,12 @@ func (b *blockReader) skipColumn(c blockColumn, rows int) error {
 	return nil
 }
 
-// skipStrings consumes strings without making a column of them.
+// skipStrings consumes strings without decoding them into a column.
 func (b *blockReader) skipStrings(c blockColumn, rows int) error {
 	for range rows {
 		size, err := binary.ReadUvarint(b.buffered)
 		if err == nil && size > math.MaxInt32 {
-			err = fmt.Errorf("a string of %d bytes is not plausible", size)
+			err = fmt.Errorf("invalid string length: %d bytes", size)
 		}
 		if err == nil {
 			_, err = b.buffered.Discard(int(size)) //nolint:gosec // checked
@@ -188,8 +188,8 @@ func (b *blockReader) skipStrings(c blockColumn, rows int) error {
 	return nil
 }
 
-// transcode gives blocks that the engine wrote in another revision of the
-// format, one by one; each is valid during the call only.
+// transcode converts blocks of the engine into another revision of the format
+// and passes them to emit one by one. Each block is valid only during the call.
 func (s *Server) transcode(blocks []byte, revision int, emit func([]blockColumn, []byte) error) error {
 	reader := newBlockReader(bytes.NewReader(blocks), engineRevision, s.version)
 	var out proto.Buffer
@@ -233,8 +233,8 @@ func appendColumnHead(out *proto.Buffer, c blockColumn, revision int) {
 	}
 }
 
-// appendEmptyBlock adds a block without rows: a result's header, or, without
-// columns, the end of the data.
+// appendEmptyBlock appends a block without rows. With columns it is a result's
+// header; without columns it ends the data.
 func appendEmptyBlock(out *proto.Buffer, columns []blockColumn, revision int) {
 	appendBlockHead(out, len(columns), 0, revision)
 	for _, c := range columns {

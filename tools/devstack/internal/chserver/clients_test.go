@@ -27,7 +27,7 @@ import (
 const patience = time.Minute
 
 var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
-	// running counts the queries that hold the mark.
+	// running counts the queries that contain the mark.
 	running := func(ctx context.Context, mark string) int {
 		GinkgoHelper()
 		var n int
@@ -35,12 +35,12 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Expect(err).NotTo(HaveOccurred())
 		return n
 	}
-	// slow runs until it is canceled, or much too long.
+	// slow is a query that runs until it is canceled, or for minutes.
 	slow := func(mark string) string {
 		return "SELECT sum(sleepEachRow(0.1)) FROM numbers(3000) WHERE '" + mark + "' != '' SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0"
 	}
 
-	It("are served side by side, and their queries end when they go", func(ctx SpecContext) {
+	It("run concurrently, and their queries end when they disconnect", func(ctx SpecContext) {
 		mark := newName("mark")
 		working, giveUp := context.WithCancel(ctx)
 		var group sync.WaitGroup
@@ -57,7 +57,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Eventually(ctx, running).WithArguments(ctx, mark).WithTimeout(patience).Should(BeZero())
 	})
 
-	It("have errors with ClickHouse's codes, and go on after one", func(ctx SpecContext) {
+	It("get errors with ClickHouse's codes, and continue after one", func(ctx SpecContext) {
 		conn := open(options(protocol))
 		for range 2 {
 			exception, ok := errors.AsType[*clickhouse.Exception](conn.Exec(ctx, "SELECT * FROM no_such_table"))
@@ -68,7 +68,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		}
 	})
 
-	It("give parameters and settings with a query, which do not stay", func(ctx SpecContext) {
+	It("send parameters and settings that apply to one query only", func(ctx SpecContext) {
 		conn := openSession(protocol)
 		var name, threads string
 		Expect(conn.QueryRow(clickhouse.Context(ctx,
@@ -87,12 +87,12 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		defer rows.Close()
 		Expect(rows.Next()).To(BeFalse())
 		Expect(rows.Err()).NotTo(HaveOccurred())
-		if protocol == clickhouse.Native { // over HTTP the driver has them of the first block only
+		if protocol == clickhouse.Native { // over HTTP the driver reads them from the first block only
 			Expect(rows.Columns()).To(Equal([]string{"a", "b"}))
 		}
 	})
 
-	It("are refused with a wrong password", func(ctx SpecContext) {
+	It("are refused if the password is wrong", func(ctx SpecContext) {
 		o := options(protocol)
 		o.Auth.Password = "guess"
 		err := open(o).Ping(ctx)
@@ -100,7 +100,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Expect(err.Error()).NotTo(ContainSubstring("guess"))
 	})
 
-	It("may go in the middle of an insert, of which nothing stays", func(ctx SpecContext) {
+	It("may disconnect during an insert, which then leaves no rows", func(ctx SpecContext) {
 		table := newTable(ctx)
 		batch, err := open(options(protocol)).PrepareBatch(ctx, "INSERT INTO "+table)
 		Expect(err).NotTo(HaveOccurred())
@@ -111,7 +111,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 })
 
 var _ = Describe("The native protocol", func() {
-	It("keeps a client's session apart from the others'", func(ctx SpecContext) {
+	It("gives each client its own session", func(ctx SpecContext) {
 		one, other := openSession(clickhouse.Native), openSession(clickhouse.Native)
 		Expect(one.Exec(ctx, "CREATE TEMPORARY TABLE mine (n UInt8)")).To(Succeed())
 		Expect(one.Exec(ctx, "SET max_threads = 3")).To(Succeed())
@@ -130,7 +130,7 @@ var _ = Describe("The native protocol", func() {
 		Expect(other.Exec(ctx, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
 	})
 
-	It("takes settings for an INSERT alone, which yield to those in its text", func(ctx SpecContext) {
+	It("applies settings to one INSERT, whose own settings take precedence", func(ctx SpecContext) {
 		table := newName("tokens")
 		query(ctx, "CREATE TABLE "+table+" (n UInt64, s String) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
 		conn := openSession(clickhouse.Native)
@@ -154,14 +154,14 @@ var _ = Describe("The native protocol", func() {
 		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (101, 'x')")).To(Succeed())
 		Expect(query(ctx, "SELECT n FROM "+table+" WHERE n >= 100 ORDER BY n")).To(Equal("100\n101\n"))
 
-		By("one that does not exist")
+		By("refusing an unknown setting")
 		unknown := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"max_sped": 1}))
 		_, err := conn.PrepareBatch(unknown, "INSERT INTO "+table)
 		Expect(err).To(MatchError(ContainSubstring("code: 115")))
 		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (102, 'x')")).To(Succeed())
 	})
 
-	It("sees a table's columns as they are now", func(ctx SpecContext) {
+	It("returns the current columns of a table", func(ctx SpecContext) {
 		table := newName("changing")
 		query(ctx, "CREATE TABLE "+table+" (a UInt8) ENGINE = MergeTree ORDER BY a")
 		conn := openSession(clickhouse.Native)
@@ -171,21 +171,21 @@ var _ = Describe("The native protocol", func() {
 			for _, c := range batch.Columns() {
 				names = append(names, c.Name()+" "+string(c.Type()))
 			}
-			Expect(batch.Send()).To(Succeed()) // to abort would end the connection
+			Expect(batch.Send()).To(Succeed()) // Abort would close the connection
 			return names
 		}
 		Expect(columns()).To(Equal([]string{"a UInt8"}))
 		Expect(columns()).To(Equal([]string{"a UInt8"}))
 
-		By("another client's change, over HTTP")
+		By("after a change by another client over HTTP")
 		query(ctx, "ALTER TABLE "+table+" ADD COLUMN b String")
 		Expect(columns()).To(Equal([]string{"a UInt8", "b String"}))
 
-		By("another client's change, over the native protocol")
+		By("after a change by another client over the native protocol")
 		Expect(open(options(clickhouse.Native)).Exec(ctx, "ALTER TABLE "+table+" DROP COLUMN b")).To(Succeed())
 		Expect(columns()).To(Equal([]string{"a UInt8"}))
 
-		By("another database")
+		By("in another database")
 		database := newName("other")
 		query(ctx, "CREATE DATABASE "+database)
 		query(ctx, "CREATE TABLE "+database+"."+table+" (c UInt8) ENGINE = Memory")
@@ -194,7 +194,7 @@ var _ = Describe("The native protocol", func() {
 		Expect(columns()).To(Equal([]string{"c UInt8"}))
 	})
 
-	It("tells a browser where it should go", func(ctx SpecContext) {
+	It("tells a browser which port to use", func(ctx SpecContext) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.NativeAddr(), http.NoBody)
 		Expect(err).NotTo(HaveOccurred())
 		response, err := http.DefaultClient.Do(request)
@@ -203,7 +203,7 @@ var _ = Describe("The native protocol", func() {
 		Expect(response.StatusCode).To(Equal(http.StatusBadRequest))
 	})
 
-	It("does not fall over nonsense", func(ctx SpecContext) {
+	It("survives invalid packets", func(ctx SpecContext) {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.NativeAddr())
 		Expect(err).NotTo(HaveOccurred())
 		_, err = conn.Write([]byte(strings.Repeat("\xff", 100)))
@@ -213,7 +213,7 @@ var _ = Describe("The native protocol", func() {
 	})
 })
 
-// child is a server in a process of its own.
+// child is a server in its own process.
 type child struct {
 	cmd          *exec.Cmd
 	http, native string
@@ -221,7 +221,7 @@ type child struct {
 
 func startChild(ctx context.Context, dataDir string) *child {
 	GinkgoHelper()
-	c := &child{cmd: exec.CommandContext(context.WithoutCancel(ctx), os.Args[0])} //nolint:gosec // this test
+	c := &child{cmd: exec.CommandContext(context.WithoutCancel(ctx), os.Args[0])} //nolint:gosec // this test binary
 	c.cmd.Env = append(os.Environ(), childEnv+"="+dataDir, libraryEnv+"="+library)
 	c.cmd.Stderr = GinkgoWriter
 	stdout, err := c.cmd.StdoutPipe()
@@ -255,7 +255,7 @@ var _ = eachProtocol("a data folder", func(protocol clickhouse.Protocol) {
 	var dir string
 	BeforeEach(func() { dir = filepath.Join(GinkgoT().TempDir(), "with a space") })
 
-	It("keeps every insert that was acknowledged, and whole ones only, when the server is killed", func(ctx SpecContext) {
+	It("keeps every acknowledged insert, and only complete ones, after a kill", func(ctx SpecContext) {
 		const rows = 1000
 		first := startChild(ctx, dir)
 		conn := first.open(protocol)
@@ -299,18 +299,18 @@ var _ = eachProtocol("a data folder", func(protocol clickhouse.Protocol) {
 		var batches, all, whole uint64
 		Expect(again.QueryRow(ctx, `SELECT count(), sum(c), countIf(c = 1000 AND d = 1000)
 			FROM (SELECT batch, count() AS c, uniqExact(n) AS d FROM t GROUP BY batch)`).Scan(&batches, &all, &whole)).To(Succeed())
-		Expect(batches).To(BeElementOf(count, count+1), "the last one may be there without its answer")
+		Expect(batches).To(BeElementOf(count, count+1), "the last insert may be complete but unacknowledged")
 		Expect(whole).To(Equal(batches))
 		Expect(all).To(Equal(batches * rows))
 
-		By("remembering the tokens")
+		By("checking that the server remembers the tokens")
 		Expect(insert(again, 0)).To(Succeed())
 		var after uint64
 		Expect(again.QueryRow(ctx, "SELECT count() FROM t").Scan(&after)).To(Succeed())
 		Expect(after).To(Equal(all))
 	})
 
-	It("is refused to a second server", func(ctx SpecContext) {
+	It("cannot be opened by a second server", func(ctx SpecContext) {
 		first := startChild(ctx, dir)
 		Expect(first.open(protocol).Ping(ctx)).To(Succeed())
 		_, err := chserver.New(chserver.Options{Library: library, DataDir: dir})

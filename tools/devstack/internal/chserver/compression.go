@@ -14,7 +14,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// frameSize is how much ClickHouse puts into one compressed frame.
+// frameSize is the amount of data that ClickHouse puts into one compressed
+// frame.
 const frameSize = 1 << 20
 
 // frameReader reads ClickHouse's own compressed frames.
@@ -28,7 +29,8 @@ func newFrameReader(source io.Reader) *frameReader {
 	return &frameReader{source: counting, frames: compress.NewReader(counting)}
 }
 
-// Read implements io.Reader. Data that end within a frame are an error.
+// Read implements io.Reader. It returns an error if the data end within a
+// frame.
 func (f *frameReader) Read(p []byte) (int, error) {
 	before := f.source.count
 	n, err := f.frames.Read(p)
@@ -52,7 +54,7 @@ type countingReader struct {
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.source.Read(p)
 	c.count += int64(n)
-	return n, err //nolint:wrapcheck // a reader in between
+	return n, err //nolint:wrapcheck // passes the error through
 }
 
 // frameWriter writes ClickHouse's own compressed frames.
@@ -61,8 +63,8 @@ type frameWriter struct {
 	frames *compress.Writer
 }
 
-// newFrameWriter compresses by a method as network_compression_method names
-// it; LZ4 where it names none.
+// newFrameWriter returns a writer that compresses with a method of
+// network_compression_method; the default is LZ4.
 func newFrameWriter(target io.Writer, method string) *frameWriter {
 	m := compress.LZ4
 	switch strings.ToUpper(method) {
@@ -83,7 +85,7 @@ func (f *frameWriter) Write(p []byte) (int, error) {
 			return written, fmt.Errorf("compress: %w", err)
 		}
 		if _, err := f.target.Write(f.frames.Data); err != nil {
-			return written, err //nolint:wrapcheck // a writer in between
+			return written, err //nolint:wrapcheck // passes the error through
 		}
 		written += len(piece)
 		p = p[len(piece):]
@@ -91,7 +93,7 @@ func (f *frameWriter) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// decodeContent undoes an HTTP Content-Encoding.
+// decodeContent decodes an HTTP Content-Encoding.
 func decodeContent(encoding string, body io.Reader) (io.Reader, error) {
 	var decoded io.Reader
 	var err error
@@ -117,12 +119,13 @@ func decodeContent(encoding string, body io.Reader) (io.Reader, error) {
 }
 
 func newZstdReader(body io.Reader) (io.Reader, error) {
-	// With a concurrency of one it starts no goroutines that Close would end.
-	return zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true)) //nolint:wrapcheck // see the caller
+	// With a concurrency of one the decoder starts no goroutines, so it needs
+	// no Close.
+	return zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true)) //nolint:wrapcheck // the caller wraps it
 }
 
-// encodeContent starts the first HTTP content encoding of a client's list that
-// is known here. It gives "" and nil where the list has none.
+// encodeContent starts the first supported HTTP content encoding of a client's
+// list. It returns "" and nil if it supports none of them.
 func encodeContent(accepted string, body io.Writer) (string, io.WriteCloser, error) {
 	for name := range strings.SplitSeq(accepted, ",") {
 		name, quality, _ := strings.Cut(strings.ToLower(strings.TrimSpace(name)), ";")
@@ -138,7 +141,7 @@ func encodeContent(accepted string, body io.Writer) (string, io.WriteCloser, err
 			return name, brotli.NewWriterLevel(body, brotli.BestSpeed), nil
 		case "zstd":
 			encoder, err := zstd.NewWriter(body, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))
-			return name, encoder, err //nolint:wrapcheck // only an invalid option
+			return name, encoder, err //nolint:wrapcheck // fails only for an invalid option
 		}
 	}
 	return "", nil, nil

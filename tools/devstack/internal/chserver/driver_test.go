@@ -16,14 +16,14 @@ var _ = eachProtocol("clickhouse-go", func(protocol clickhouse.Protocol) {
 		conn = open(options(protocol))
 	})
 
-	It("pings and says its version", func(ctx context.Context) {
+	It("answers a ping and reports its version", func(ctx context.Context) {
 		Expect(conn.Ping(ctx)).To(Succeed())
 		version, err := conn.ServerVersion()
 		Expect(err).NotTo(HaveOccurred())
 		Expect(version.Version.Major).To(BeNumerically(">=", 26))
 	})
 
-	It("runs statements, and reads back what was inserted", func(ctx context.Context) {
+	It("runs statements and returns inserted rows", func(ctx context.Context) {
 		table := newName("t")
 		Expect(conn.Exec(ctx, "CREATE TABLE "+table+" (id UInt64, name String) ENGINE = MergeTree ORDER BY id")).To(Succeed())
 		batch, err := conn.PrepareBatch(ctx, "INSERT INTO "+table)

@@ -10,12 +10,12 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// newException is an error of this server's own in ClickHouse's form.
+// newException returns an error of this server in ClickHouse's form.
 func newException(code proto.Error, name, format string, args ...any) *chengine.Exception {
 	return &chengine.Exception{Code: code, Name: name, Message: fmt.Sprintf(format, args...)}
 }
 
-// asException gives any error a ClickHouse code.
+// asException converts any error to one with a ClickHouse code.
 func asException(err error) *chengine.Exception {
 	if exception, ok := errors.AsType[*chengine.Exception](err); ok {
 		return exception
@@ -23,8 +23,8 @@ func asException(err error) *chengine.Exception {
 	return newException(proto.ErrStdException, "STD_EXCEPTION", "%v", err)
 }
 
-// httpStatus is the status with which ClickHouse's HTTP interface answers an
-// exception (src/Server/HTTP/exceptionCodeToHTTPStatus.cpp).
+// httpStatus returns the status that ClickHouse's HTTP interface sends for an
+// exception code (src/Server/HTTP/exceptionCodeToHTTPStatus.cpp).
 func httpStatus(code proto.Error) int {
 	switch code {
 	case proto.ErrRequiredPassword:

@@ -18,17 +18,17 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// headSize is how much of a body is searched for the beginning of the data,
-// where the query stands in the body: ClickHouse's max_query_size.
+// headSize limits the search for the beginning of the data when the query is in
+// the body. It is ClickHouse's max_query_size.
 const headSize = 256 << 10
 
-// ownParameters are the URL parameters that are no settings.
+// ownParameters lists the URL parameters that are not settings.
 var ownParameters = []string{
 	"query", "query_id", "database", "default_format", "user", "password", "quota_key",
 	"compress", "decompress", "client_protocol_version", "wait_end_of_query", "buffer_size", "stacktrace",
 }
 
-// handler is the HTTP interface
+// handler returns the HTTP interface
 // (https://clickhouse.com/docs/interfaces/http).
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -64,7 +64,7 @@ func (s *Server) serveQuery(w http.ResponseWriter, r *http.Request) {
 	response.end(s.version, err)
 }
 
-// request is what the URL and the headers of a request say.
+// request holds the content of a request's URL and headers.
 type request struct {
 	user, password       string
 	id                   string
@@ -96,7 +96,7 @@ func readRequest(r *http.Request) *request {
 		wait:              isTrue(values.Get("wait_end_of_query")),
 		tables:            values,
 	}
-	// Blocks are no different in later revisions than the one known here.
+	// Later revisions do not change blocks.
 	protocol, err := strconv.Atoi(values.Get("client_protocol_version"))
 	if err == nil {
 		q.protocol = min(protocol, proto.Version)
@@ -113,7 +113,7 @@ func readRequest(r *http.Request) *request {
 			q.settings = append(q.settings, setting{name: name, value: of[0]})
 		}
 	}
-	// As ClickHouse has it: a GET must not change anything.
+	// Like in ClickHouse, a GET must not change anything.
 	if r.Method != http.MethodPost && r.Method != http.MethodPut && !values.Has("readonly") {
 		q.settings = append(q.settings, setting{name: "readonly", value: "2"})
 	}
@@ -124,7 +124,7 @@ func isTrue(value string) bool {
 	return value == "1" || value == "true"
 }
 
-// answer runs the request's query in a session of its own.
+// answer runs the request's query in its own session.
 func (s *Server) answer(r *http.Request, q *request, response *response) error {
 	session, err := s.engine.NewSession()
 	if err != nil {
@@ -161,8 +161,9 @@ func (s *Server) answer(r *http.Request, q *request, response *response) error {
 	return s.writeResult(ctx, session, query, q, response)
 }
 
-// body gives a request's body decompressed. Of a form it takes the tables, and
-// the query into the request; then there is no other body.
+// body returns the decompressed body of a request. If the body is a form, it
+// loads the form's tables, stores the query in the request, and returns no
+// body.
 func (s *Server) body(ctx context.Context, r *http.Request, q *request, session *chengine.Session) (io.Reader, error) {
 	body, err := decodeContent(r.Header.Get("Content-Encoding"), r.Body)
 	if err != nil {
@@ -219,8 +220,8 @@ func loadExternalTable(ctx context.Context, session *chengine.Session, q *reques
 	return err
 }
 
-// readStatement reads a query that begins in the URL and goes on in the body,
-// and gives what follows it: the data of an INSERT.
+// readStatement reads a query that begins in the URL and continues in the body.
+// It also returns the rest of the body, which is the data of an INSERT.
 func readStatement(text string, body io.Reader) (statement, io.Reader, error) {
 	if text != "" {
 		text += "\n"

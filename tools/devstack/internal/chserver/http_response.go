@@ -12,21 +12,21 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// response answers one HTTP request. Its headers go out with the first byte,
-// so that an error before that still decides the status.
+// response answers one HTTP request. It sends its headers with the first byte,
+// so that an earlier error can still set the status.
 type response struct {
 	writer  http.ResponseWriter
 	request *http.Request
 	query   *request
 	began   time.Time
 
-	// format and stats are for the headers.
+	// format and stats are sent in headers.
 	format string
 	stats  chengine.Stats
 
-	// tag marks an exception that comes after a part of the result.
+	// tag marks an exception that follows a part of the result.
 	tag     string
-	out     io.Writer // what the result is written to, nil before the headers
+	out     io.Writer // the writer of the result; nil before the headers
 	encoded io.Writer // out without ClickHouse's own compression
 	encoder io.Closer // the content encoding, or nil
 }
@@ -42,10 +42,10 @@ func (r *response) Write(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return r.out.Write(p) //nolint:wrapcheck // a writer in between
+	return r.out.Write(p) //nolint:wrapcheck // passes the error through
 }
 
-// end finishes the response, with an exception where err is one.
+// end finishes the response. If err is not nil, it sends the exception.
 func (r *response) end(v version, err error) {
 	if err == nil {
 		if r.out == nil {
@@ -60,7 +60,7 @@ func (r *response) end(v version, err error) {
 	exception := asException(err)
 	text := fmt.Sprintf("%v (version %s)\n", exception, v.text)
 	if r.out == nil {
-		// Clients that are still sending may not read the answer before.
+		// A client may read the answer only after it has sent the whole body.
 		_, _ = io.Copy(io.Discard, r.request.Body)
 		r.format = ""
 		r.writer.Header().Set("X-ClickHouse-Exception-Code", strconv.Itoa(int(exception.Code)))
@@ -71,15 +71,15 @@ func (r *response) end(v version, err error) {
 		return
 	}
 
-	// The status is out: a marked block says what went wrong, and a broken end
-	// of the body that something did.
+	// The status is already sent. A marked block carries the error, and a
+	// broken end of the body tells the client that the response failed.
 	_, _ = fmt.Fprintf(r.encoded, "\r\n__exception__\r\n%s\r\n%s%d %s\r\n__exception__\r\n", r.tag, text, len(text), r.tag)
 	r.close()
 	_ = http.NewResponseController(r.writer).Flush()
 	panic(http.ErrAbortHandler)
 }
 
-// start sends the headers and sets up the compression that was asked for.
+// start sends the headers and sets up the requested compression.
 func (r *response) start(status int) error {
 	header := r.writer.Header()
 	header.Set("Content-Type", contentType(r.format))
@@ -106,14 +106,15 @@ func (r *response) start(status int) error {
 	return nil
 }
 
-// close ends the content encoding. A client that has gone is not an error.
+// close ends the content encoding. It ignores errors of a client that has
+// disconnected.
 func (r *response) close() {
 	if r.encoder != nil {
 		_ = r.encoder.Close()
 	}
 }
 
-// identify sets the headers that every answer has.
+// identify sets the headers that every response has.
 func (r *response) identify(v version) {
 	header := r.writer.Header()
 	header.Set("X-ClickHouse-Server-Display-Name", displayName)
@@ -121,13 +122,13 @@ func (r *response) identify(v version) {
 	header.Set("X-ClickHouse-Timezone", v.timezone)
 }
 
-// summary is what has been read and written up to now.
+// summary returns the rows and bytes read and written so far.
 func (r *response) summary() string {
 	return fmt.Sprintf(`{"read_rows":"%d","read_bytes":"%d","written_rows":"%d","written_bytes":"%d","result_rows":"%d","elapsed_ns":"%d"}`,
 		r.stats.RowsRead, r.stats.BytesRead, r.stats.RowsWritten, r.stats.BytesWritten, r.stats.RowsReturned, time.Since(r.began).Nanoseconds())
 }
 
-// contentType is the media type of a ClickHouse format.
+// contentType returns the media type of a ClickHouse format.
 func contentType(format string) string {
 	switch f := strings.ToLower(format); {
 	case f == "":

@@ -17,14 +17,14 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// call is one request, made as by curl.
+// call is one request, like a request of curl.
 type call struct {
 	method     string // POST by default
 	path       string // / by default
 	parameters map[string]string
 	headers    map[string]string
 	body       string
-	anonymous  bool // no credentials but those in headers and parameters
+	anonymous  bool // sends only the credentials in headers and parameters
 }
 
 type answer struct {
@@ -63,7 +63,7 @@ func (c call) do(ctx context.Context) answer {
 	return answer{response.StatusCode, response.Header, string(body)}
 }
 
-// query runs a statement and expects it to work.
+// query runs a statement and expects it to succeed.
 func query(ctx context.Context, statement string) string {
 	GinkgoHelper()
 	a := call{body: statement}.do(ctx)
@@ -71,7 +71,7 @@ func query(ctx context.Context, statement string) string {
 	return a.body
 }
 
-// newTable creates a table of numbered texts.
+// newTable creates a table with a number and a text column.
 func newTable(ctx context.Context) string {
 	GinkgoHelper()
 	table := newName("t")
@@ -80,7 +80,7 @@ func newTable(ctx context.Context) string {
 }
 
 var _ = Describe("The HTTP interface", func() {
-	It("answers health checks, without credentials", func(ctx SpecContext) {
+	It("answers health checks without credentials", func(ctx SpecContext) {
 		for _, path := range []string{"/ping", "/", "/replicas_status"} {
 			a := call{method: http.MethodGet, path: path, anonymous: true}.do(ctx)
 			Expect(a.status).To(Equal(http.StatusOK), path)
@@ -89,7 +89,7 @@ var _ = Describe("The HTTP interface", func() {
 		Expect(call{path: "/nowhere"}.do(ctx).status).To(Equal(http.StatusNotFound))
 	})
 
-	DescribeTable("takes a query from", func(ctx SpecContext, c call) {
+	DescribeTable("accepts a query from", func(ctx SpecContext, c call) {
 		a := c.do(ctx)
 		Expect(a.status).To(Equal(http.StatusOK), a.body)
 		Expect(a.body).To(Equal("3\n"))
@@ -101,10 +101,10 @@ var _ = Describe("The HTTP interface", func() {
 		Entry("the URL, by GET", call{method: http.MethodGet, parameters: map[string]string{"query": "SELECT 1 + 2"}}),
 		Entry("the URL, by POST", call{parameters: map[string]string{"query": "SELECT 1 + 2"}}),
 		Entry("the body", call{body: "SELECT 1 + 2"}),
-		Entry("both, one after the other", call{parameters: map[string]string{"query": "SELECT 1"}, body: "+ 2"}),
+		Entry("the URL and the body, joined", call{parameters: map[string]string{"query": "SELECT 1"}, body: "+ 2"}),
 	)
 
-	DescribeTable("takes the data of an INSERT in the text formats and in Native",
+	DescribeTable("accepts the data of an INSERT in text formats and in Native",
 		func(ctx SpecContext, format, data string) {
 			table := newTable(ctx)
 			a := call{parameters: map[string]string{"query": "INSERT INTO " + table + " FORMAT " + format}, body: data}.do(ctx)
@@ -121,16 +121,16 @@ var _ = Describe("The HTTP interface", func() {
 		Entry(nil, "TabSeparated", "1\tone\n2\ttwo\\nlines\n"),
 		Entry(nil, "CSV", "1,one\n2,\"two\nlines\"\n"),
 		Entry(nil, "Values", `(1, 'one'), (2, 'two\nlines')`),
-		// Two columns, two rows; 10 is also the byte of a newline.
+		// Two columns, two rows. The value 10 is also the newline byte.
 		Entry(nil, "Native", "\x02\x02\x01n\x06UInt64\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00"+
 			"\x01s\x06String\x03one\x09two\nlines"),
 	)
 
-	It("keeps what it has merged as long as clickhouse-server", func(ctx SpecContext) {
+	It("keeps merged parts as long as clickhouse-server does", func(ctx SpecContext) {
 		Expect(query(ctx, "SELECT value FROM system.merge_tree_settings WHERE name = 'old_parts_lifetime'")).To(Equal("480\n"))
 	})
 
-	It("takes settings and parameters from the URL, each for its query alone", func(ctx SpecContext) {
+	It("applies settings and parameters of the URL to one query only", func(ctx SpecContext) {
 		a := call{
 			parameters: map[string]string{"max_threads": "3", "param_name": "it's \\ \"x\"", "param_n": "42"},
 			body:       "SELECT getSetting('max_threads'), {name:String}, {n:UInt8} FORMAT JSONCompactEachRow",
@@ -139,7 +139,7 @@ var _ = Describe("The HTTP interface", func() {
 		Expect(query(ctx, "SELECT value, changed FROM system.settings WHERE name = 'max_threads'")).NotTo(HavePrefix("3\t"))
 	})
 
-	It("drops an insert whose insert_deduplication_token it has seen", func(ctx SpecContext) {
+	It("drops an insert with a known insert_deduplication_token", func(ctx SpecContext) {
 		table := newTable(ctx)
 		for _, token := range []string{"a", "a", "b"} {
 			a := call{
@@ -151,7 +151,7 @@ var _ = Describe("The HTTP interface", func() {
 		Expect(query(ctx, "SELECT count() FROM "+table)).To(Equal("2\n"))
 	})
 
-	DescribeTable("answers in the format that is asked for",
+	DescribeTable("answers in the requested format",
 		func(ctx SpecContext, c call, contentType string) {
 			c.body += "SELECT 1 AS one" + c.parameters["after"]
 			c.parameters = maps.Clone(c.parameters)
@@ -215,7 +215,7 @@ var _ = Describe("The HTTP interface", func() {
 			Expect(io.ReadAll(plain)).To(BeEquivalentTo("1\n"))
 		})
 
-		It("that is broken is refused, and nothing is inserted", func(ctx SpecContext) {
+		It("with invalid data is refused, and inserts no rows", func(ctx SpecContext) {
 			table := newTable(ctx)
 			a := call{
 				parameters: map[string]string{"query": "INSERT INTO " + table + " FORMAT CSV", "decompress": "1"},
@@ -227,7 +227,7 @@ var _ = Describe("The HTTP interface", func() {
 		})
 	})
 
-	DescribeTable("answers an error with ClickHouse's code and status",
+	DescribeTable("reports an error with ClickHouse's code and status",
 		func(ctx SpecContext, c call, status int, code, text string) {
 			a := c.do(ctx)
 			Expect(a.status).To(Equal(status), a.body)
@@ -241,13 +241,13 @@ var _ = Describe("The HTTP interface", func() {
 		Entry("of a missing table", call{body: "SELECT * FROM no_such_table"}, http.StatusNotFound, "60", "UNKNOWN_TABLE"),
 		Entry("of a missing database", call{body: "SELECT 1", parameters: map[string]string{"database": "nowhere"}}, http.StatusNotFound, "81", "UNKNOWN_DATABASE"),
 		Entry("of an unknown setting", call{body: "SELECT 1", parameters: map[string]string{"max_sped": "1"}}, http.StatusNotFound, "115", "UNKNOWN_SETTING"),
-		Entry("of data that cannot be read", call{body: "SELECT toUInt8('x')"}, http.StatusBadRequest, "6", "CANNOT_PARSE_TEXT"),
-		Entry("at the run", call{body: "SELECT throwIf(1)"}, http.StatusInternalServerError, "395", "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO"),
-		Entry("of a GET that would change something",
+		Entry("of an invalid value", call{body: "SELECT toUInt8('x')"}, http.StatusBadRequest, "6", "CANNOT_PARSE_TEXT"),
+		Entry("during execution", call{body: "SELECT throwIf(1)"}, http.StatusInternalServerError, "395", "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO"),
+		Entry("of a GET that would change data",
 			call{method: http.MethodGet, parameters: map[string]string{"query": "CREATE DATABASE by_get"}}, http.StatusInternalServerError, "164", "READONLY"),
 	)
 
-	It("marks an error that comes after a part of the result, or waits for it where that is asked for", func(ctx SpecContext) {
+	It("marks an error after a part of the result, or waits for the end on request", func(ctx SpecContext) {
 		const failsLate = "SELECT throwIf(number = 9000000) FROM numbers(10000000) SETTINGS max_block_size = 1000"
 		r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+server.HTTPAddr(), strings.NewReader(failsLate))
 		Expect(err).NotTo(HaveOccurred())
@@ -257,7 +257,7 @@ var _ = Describe("The HTTP interface", func() {
 		defer response.Body.Close()
 		Expect(response.StatusCode).To(Equal(http.StatusOK))
 		body, err := io.ReadAll(response.Body)
-		Expect(err).To(HaveOccurred(), "the body must not end well")
+		Expect(err).To(HaveOccurred(), "the body must end with an error")
 		Expect(string(body[len(body)-min(len(body), 1000):])).To(And(
 			ContainSubstring("__exception__\r\n"+response.Header.Get("X-ClickHouse-Exception-Tag")), ContainSubstring("Code: 395.")))
 
@@ -266,7 +266,7 @@ var _ = Describe("The HTTP interface", func() {
 		Expect(a.headers.Get("X-ClickHouse-Exception-Code")).To(Equal("395"))
 	})
 
-	DescribeTable("knows its user by", func(ctx SpecContext, c call, status int) {
+	DescribeTable("authenticates by", func(ctx SpecContext, c call, status int) {
 		c.anonymous, c.body = true, "SELECT 1"
 		a := c.do(ctx)
 		Expect(a.status).To(Equal(status), a.body)
@@ -277,8 +277,8 @@ var _ = Describe("The HTTP interface", func() {
 	},
 		Entry("headers", call{headers: map[string]string{"X-ClickHouse-User": user, "X-ClickHouse-Key": password}}, http.StatusOK),
 		Entry("the URL", call{parameters: map[string]string{"user": user, "password": password}}, http.StatusOK),
-		Entry("nothing: it is refused", call{}, http.StatusForbidden),
-		Entry("a wrong password: it is refused", call{parameters: map[string]string{"user": user, "password": "guess"}}, http.StatusForbidden),
-		Entry("a wrong name: it is refused", call{parameters: map[string]string{"user": "root", "password": password}}, http.StatusForbidden),
+		Entry("nothing, and refuses", call{}, http.StatusForbidden),
+		Entry("a wrong password, and refuses", call{parameters: map[string]string{"user": user, "password": "guess"}}, http.StatusForbidden),
+		Entry("a wrong name, and refuses", call{parameters: map[string]string{"user": "root", "password": password}}, http.StatusForbidden),
 	)
 })

@@ -2,7 +2,7 @@ package chserver
 
 import "strings"
 
-// token is a word, a number, a quoted text or a single other byte. An empty
+// token is a word, a number, a quoted text or any other single byte. An empty
 // text marks the end.
 type token struct {
 	text  string
@@ -13,18 +13,18 @@ func (t token) end() int {
 	return t.start + len(t.text)
 }
 
-// is compares with a keyword.
+// is compares the token with a keyword.
 func (t token) is(keyword string) bool {
 	return strings.EqualFold(t.text, keyword)
 }
 
-// lexer cuts SQL into tokens, leaving out white space and comments.
+// lexer splits SQL into tokens. It drops white space and comments.
 type lexer struct {
 	text     string
 	position int
 }
 
-// next gives the next token.
+// next returns the next token.
 func (l *lexer) next() token {
 	l.skipBlanks()
 	start := l.position
@@ -46,13 +46,13 @@ func (l *lexer) next() token {
 	return token{text: l.text[start:l.position], start: start}
 }
 
-// peek gives the next token without going on to it.
+// peek returns the next token without consuming it.
 func (l *lexer) peek() token {
 	ahead := *l
 	return ahead.next()
 }
 
-// skipGroup goes on behind the bracket that closes the one just read.
+// skipGroup skips to the end of the group whose opening bracket was just read.
 func (l *lexer) skipGroup() {
 	for depth := 1; depth > 0; {
 		switch l.next().text {
@@ -88,7 +88,8 @@ func (l *lexer) skipQuoted(quote byte) {
 		case '\\':
 			l.position++
 		case quote:
-			// A doubled quote goes on as another quoted text, to the same effect.
+			// A doubled quote continues as another quoted text, with the same
+			// result.
 			l.position++
 			return
 		}
@@ -96,7 +97,7 @@ func (l *lexer) skipQuoted(quote byte) {
 	l.position = len(l.text)
 }
 
-// skipHeredoc skips $tag$ … $tag$, or one byte where it is no heredoc.
+// skipHeredoc skips $tag$ … $tag$, or one byte if the text is not a heredoc.
 func (l *lexer) skipHeredoc() {
 	rest := l.text[l.position:]
 	length := strings.IndexByte(rest[1:], '$') + 2
@@ -107,8 +108,8 @@ func (l *lexer) skipHeredoc() {
 	l.skipThrough(rest[:length], length)
 }
 
-// skipThrough goes on behind the next occurrence of text, searching from an
-// offset on.
+// skipThrough skips the next occurrence of text. The search begins at an
+// offset.
 func (l *lexer) skipThrough(text string, offset int) {
 	from := l.position + offset
 	if i := strings.Index(l.text[from:], text); i >= 0 {

@@ -13,10 +13,10 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// displayName is how the server introduces itself.
+// displayName is the server's name in the handshake.
 const displayName = "devstack"
 
-// serveNative answers clients of the native protocol until ctx is canceled.
+// serveNative serves clients of the native protocol until ctx is canceled.
 func (s *Server) serveNative(ctx context.Context) error {
 	var clients sync.WaitGroup
 	defer clients.Wait()
@@ -51,27 +51,28 @@ func (s *Server) serveClient(ctx context.Context, conn net.Conn) {
 }
 
 // nativeClient is one connection of the native protocol. Like a connection to
-// clickhouse-server it is a session: USE, SET and temporary tables stay.
+// clickhouse-server it is a session: the effects of USE and SET and the
+// temporary tables stay.
 type nativeClient struct {
 	server   *Server
 	conn     *impatientConn
 	revision int
 	session  *chengine.Session
-	// sets are the SET statements that the client ran.
+	// sets holds the SET statements that the client ran.
 	sets []string
-	// inserted are the columns of its last INSERT.
+	// inserted holds the columns of the last INSERT.
 	inserted described
 
-	wire   *blockReader // what the client sends
-	frames *blockReader // the same where it is compressed
-	out    proto.Buffer // what will be sent to it
+	wire   *blockReader // the client's bytes
+	frames *blockReader // the client's bytes, decompressed
+	out    proto.Buffer // the next bytes for the client
 
-	packets chan packet // the packet that is being waited for
+	packets chan packet // receives the awaited packet
 	waiting bool
-	pending *packet // a packet that came during a query
+	pending *packet // a packet that arrived during a query
 }
 
-// packet is the beginning of what a client sends.
+// packet is the beginning of a client's message.
 type packet struct {
 	code proto.ClientCode
 	err  error
@@ -93,7 +94,7 @@ func (c *nativeClient) release() {
 	}
 }
 
-// serve answers until the connection breaks.
+// serve serves the client until the connection ends.
 func (c *nativeClient) serve(ctx context.Context) error {
 	if err := c.handshake(ctx); err != nil {
 		return err
@@ -114,32 +115,32 @@ func (c *nativeClient) serve(ctx context.Context) error {
 				return err
 			}
 		case proto.ClientCodeCancel:
-			// It came when the query had ended.
+			// The cancel arrived after the query had ended.
 		default:
 			return c.fail(newException(proto.ErrUnknownPacketFromClient, "UNKNOWN_PACKET_FROM_CLIENT", "Unknown packet %d from client", p.code))
 		}
 	}
 }
 
-// handshake answers the client's hello.
+// handshake answers the client's hello packet.
 func (c *nativeClient) handshake(ctx context.Context) error {
 	first := c.receive()
 	if first.err != nil {
 		return first.err
 	}
 	if first.code == 'G' || first.code == 'P' {
-		// GET or POST: as clickhouse-server says it.
+		// The client sent GET or POST. The text is clickhouse-server's.
 		fmt.Fprintf(&bufferWriter{&c.out}, "HTTP/1.0 400 Bad Request\r\n\r\n%s is for clickhouse-client program\r\nYou must use %s for HTTP.\r\n",
 			c.server.NativeAddr(), c.server.HTTPAddr())
 		return c.flush()
 	}
 	if first.code != proto.ClientCodeHello {
-		return c.fail(newException(proto.ErrUnexpectedPacketFromClient, "UNEXPECTED_PACKET_FROM_CLIENT", "Unexpected packet %d from client: no hello", first.code))
+		return c.fail(newException(proto.ErrUnexpectedPacketFromClient, "UNEXPECTED_PACKET_FROM_CLIENT", "Unexpected packet %d from client: expected Hello", first.code))
 	}
 
 	var hello proto.ClientHello
 	if err := hello.Decode(c.wire.Reader); err != nil {
-		return fmt.Errorf("read the hello: %w", err)
+		return fmt.Errorf("read the hello packet: %w", err)
 	}
 	c.revision = min(hello.ProtocolVersion, proto.Version)
 	c.wire.revision = c.revision
@@ -176,7 +177,7 @@ func (c *nativeClient) handshake(ctx context.Context) error {
 	return nil
 }
 
-// fail sends an exception and gives the error with which the connection ends.
+// fail sends an exception and returns the error that ends the connection.
 func (c *nativeClient) fail(err error) error {
 	c.appendException(err)
 	return errors.Join(err, c.flush())
@@ -192,7 +193,7 @@ func (c *nativeClient) appendException(err error) {
 	}).EncodeAware(&c.out, c.revision)
 }
 
-// flush sends what has been put into out.
+// flush sends the content of out.
 func (c *nativeClient) flush() error {
 	_, err := c.conn.Write(c.out.Buf)
 	c.out.Reset()
@@ -213,14 +214,14 @@ func (c *nativeClient) receive() packet {
 	return p
 }
 
-// next starts to wait for a packet, unless somebody has.
+// next starts to wait for a packet, unless a wait is already in progress.
 func (c *nativeClient) next() <-chan packet {
 	if !c.waiting {
 		c.waiting = true
 		go func() {
 			code, err := c.wire.UVarInt()
 			if err == nil && code > 0xff {
-				err = fmt.Errorf("packet %d is not known", code)
+				err = fmt.Errorf("unknown packet %d", code)
 			}
 			c.packets <- packet{code: proto.ClientCode(code), err: err} //nolint:gosec // checked
 		}()
@@ -228,8 +229,8 @@ func (c *nativeClient) next() <-chan packet {
 	return c.packets
 }
 
-// watch cancels a query when the client asks for it or goes away, until the
-// function that it returns is called.
+// watch cancels a query when the client cancels it or disconnects. It watches
+// until the returned function is called.
 func (c *nativeClient) watch(cancel func()) (stop func()) {
 	packets, ended := c.next(), make(chan struct{})
 	var watching sync.WaitGroup

@@ -9,8 +9,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// insert runs an INSERT with the blocks that the client sends. If it goes away
-// before the end of the data, nothing is inserted.
+// insert runs an INSERT with the client's blocks. If the client disconnects
+// before the end of the data, no row is inserted.
 func (q *nativeQuery) insert(ctx context.Context, query chengine.Statement, parsed statement) error {
 	columns, err := q.insertColumns(ctx, query, parsed)
 	if err != nil {
@@ -48,9 +48,9 @@ func (q *nativeQuery) insert(ctx context.Context, query chengine.Statement, pars
 	return nil
 }
 
-// insertBlocks passes blocks on until an empty one ends the data. What the
-// engine says against them is refused: the client reads no answer before it
-// has sent everything.
+// insertBlocks passes blocks to the engine until an empty block ends the data.
+// It returns an error of the engine as refused and reads on, because the client
+// reads no answer before it has sent everything.
 func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error) {
 	write := func(data []byte) {
 		if refused == nil {
@@ -81,15 +81,17 @@ func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error)
 	}
 }
 
-// described are the columns of a selection as they were at a count of changes.
+// described caches the columns of a selection, together with the count of
+// changes at that time.
 type described struct {
 	selection string
 	changes   uint64
 	columns   []blockColumn
 }
 
-// insertColumns gives the columns that an INSERT takes. To ask the engine takes
-// it a fifth of the time of a small INSERT, and a client repeats the same one.
+// insertColumns returns the columns that an INSERT expects. It caches them:
+// asking the engine takes a fifth of the time of a small INSERT, and a client
+// usually repeats its INSERT.
 func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statement, parsed statement) ([]blockColumn, error) {
 	list := "*"
 	if parsed.columns != "" {
@@ -109,7 +111,7 @@ func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statemen
 		}
 		return columns, nil
 	}
-	// The INSERT itself says better what is wrong with it.
+	// The error of the INSERT itself is clearer.
 	insert, insertErr := q.session.Insert(ctx, query)
 	if insertErr != nil {
 		return nil, insertErr

@@ -13,22 +13,22 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// nativeQuery is a query of a native client, while it runs.
+// nativeQuery is a running query of a native client.
 type nativeQuery struct {
 	*nativeClient
 	proto.Query
 
 	cancel   func()
 	settings []setting
-	set      bool     // the session has them now
+	set      bool     // the session has the settings
 	tables   []string // external tables
-	method   string   // of the compression of blocks
+	method   string   // the compression method of blocks
 	blocks   int      // data blocks sent
-	header   bool     // the result's header was sent
+	header   bool     // whether the result's header was sent
 }
 
-// serveQuery reads a query and answers it. Its error is one of the connection;
-// what goes wrong with the query the client is told.
+// serveQuery reads a query and answers it. It returns only errors of the
+// connection. It sends errors of the query to the client.
 func (c *nativeClient) serveQuery(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -64,16 +64,16 @@ func (c *nativeClient) serveQuery(ctx context.Context) error {
 	return q.flush()
 }
 
-// connectionError is an error after which nobody knows what the client's next
-// byte means, so that the connection must end.
+// connectionError is an error after which the server cannot interpret the
+// client's next bytes, so the connection must end.
 type connectionError struct{ cause error }
 
 func (e *connectionError) Error() string { return e.cause.Error() }
 func (e *connectionError) Unwrap() error { return e.cause }
 
-// readTables reads the blocks that come before the query runs: external
-// tables, and an empty one that ends them. What the engine says against a
-// table is refused; the blocks are read all the same.
+// readTables reads the blocks before the query: external tables, and an empty
+// block that ends them. It returns an error of the engine as refused, and still
+// reads all blocks.
 func (q *nativeQuery) readTables(ctx context.Context) (refused, err error) {
 	for {
 		reader, head, table, err := q.receiveBlock()
@@ -111,9 +111,9 @@ func (q *nativeQuery) loadTable(ctx context.Context, table, structure string, da
 	return err
 }
 
-// receiveBlock reads the beginning of a block that the client sends, and the
-// name of the table that it is for. Its errors are those of the connection,
-// unless the client cancels.
+// receiveBlock reads the beginning of a client's block and the name of its
+// table. It returns errors of the connection, or the exception of a canceled
+// query.
 func (q *nativeQuery) receiveBlock() (*blockReader, proto.Block, string, error) {
 	p := q.receive()
 	switch {
@@ -123,7 +123,7 @@ func (q *nativeQuery) receiveBlock() (*blockReader, proto.Block, string, error) 
 		return nil, proto.Block{}, "", newException(proto.ErrQueryWasCancelled, "QUERY_WAS_CANCELLED", "Query was cancelled")
 	case p.code != proto.ClientCodeData:
 		return nil, proto.Block{}, "", &connectionError{newException(proto.ErrUnexpectedPacketFromClient, "UNEXPECTED_PACKET_FROM_CLIENT",
-			"Unexpected packet %d from client: no data", p.code)}
+			"Unexpected packet %d from client: expected Data", p.code)}
 	}
 	var data proto.ClientData
 	if err := data.DecodeAware(q.wire.Reader, q.revision); err != nil {
@@ -185,7 +185,7 @@ func (q *nativeQuery) run(ctx context.Context) error {
 	return nil
 }
 
-// cleanUp takes back what must not outlive the query.
+// cleanUp drops the query's temporary tables and resets its settings.
 func (q *nativeQuery) cleanUp(ctx context.Context) error {
 	for _, table := range q.tables {
 		if err := q.session.Exec(ctx, chengine.Statement{SQL: "DROP TEMPORARY TABLE " + quoteName(table)}); err != nil {
@@ -196,7 +196,7 @@ func (q *nativeQuery) cleanUp(ctx context.Context) error {
 		return nil
 	}
 	if err := resetAll(ctx, q.session, q.settings); err != nil {
-		// It names a setting that does not exist: nothing was set.
+		// A setting does not exist, so no setting was changed.
 		if asException(err).Code == proto.ErrUnknownSetting {
 			return nil
 		}
@@ -210,7 +210,7 @@ func (q *nativeQuery) cleanUp(ctx context.Context) error {
 	return nil
 }
 
-// sendResult runs a query that is no INSERT with data, and sends its rows.
+// sendResult runs any query other than an INSERT with data, and sends its rows.
 func (q *nativeQuery) sendResult(ctx context.Context, query chengine.Statement, parsed statement) error {
 	defer q.watch(q.cancel)()
 	result, err := q.session.Query(ctx, query)
@@ -233,7 +233,7 @@ func (q *nativeQuery) sendResult(ctx context.Context, query chengine.Statement, 
 			return err
 		}
 	}
-	proto.Profile{Rows: stats.RowsReturned, Blocks: uint64(q.blocks), Bytes: stats.BytesRead}.EncodeAware(&q.out, q.revision) //nolint:gosec // a count
+	proto.Profile{Rows: stats.RowsReturned, Blocks: uint64(q.blocks), Bytes: stats.BytesRead}.EncodeAware(&q.out, q.revision) //nolint:gosec // a count is not negative
 	q.appendProgress(stats)
 	return nil
 }
@@ -265,7 +265,7 @@ func (q *nativeQuery) sendBlocks(result *chengine.Result) error {
 	}
 }
 
-// appendHeader adds the block without rows that begins a result.
+// appendHeader appends the block without rows that begins a result.
 func (q *nativeQuery) appendHeader(columns []blockColumn) error {
 	q.header = true
 	var block proto.Buffer
@@ -275,7 +275,7 @@ func (q *nativeQuery) appendHeader(columns []blockColumn) error {
 
 func (q *nativeQuery) appendData(block []byte) error {
 	proto.ServerCodeData.Encode(&q.out)
-	q.out.PutString("") // of no table
+	q.out.PutString("") // no table name
 	if q.Compression != proto.CompressionEnabled {
 		q.out.PutRaw(block)
 		return nil
@@ -294,7 +294,7 @@ func (q *nativeQuery) appendProgress(stats chengine.Stats) {
 	}.EncodeAware(&q.out, q.revision)
 }
 
-// unquote undoes the quotes in which a parameter's value comes.
+// unquote removes the quotes around a parameter's value.
 func unquote(value string) string {
 	if len(value) < 2 || value[0] != '\'' || value[len(value)-1] != '\'' {
 		return value

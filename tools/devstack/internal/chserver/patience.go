@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// How long clickhouse-server waits for the data of an insert.
+// The time that clickhouse-server waits for the data of an insert.
 //
 // https://clickhouse.com/docs/operations/settings/settings#receive_timeout
 const (
@@ -28,7 +28,7 @@ func receiveTimeout(settings []setting) time.Duration {
 	return defaultReceiveTimeout
 }
 
-// impatientConn bounds each read while it has a limit.
+// impatientConn limits the time of each read while a limit is set.
 type impatientConn struct {
 	net.Conn
 
@@ -42,10 +42,10 @@ func (c *impatientConn) Read(p []byte) (int, error) {
 		deadline = time.Now().Add(limit)
 	}
 	_ = c.SetReadDeadline(deadline)
-	return c.Conn.Read(p) //nolint:wrapcheck // the connection's own
+	return c.Conn.Read(p) //nolint:wrapcheck // the connection's own error
 }
 
-// impatientBody bounds each read of a request's body.
+// impatientBody limits the time of each read of a request's body.
 type impatientBody struct {
 	io.ReadCloser
 
@@ -57,5 +57,5 @@ func (b impatientBody) Read(p []byte) (int, error) {
 	_ = b.conn.SetReadDeadline(time.Now().Add(defaultHTTPReceiveTimeout))
 	n, err := b.ReadCloser.Read(p)
 	_ = b.conn.SetReadDeadline(time.Time{})
-	return n, err //nolint:wrapcheck // the body's own
+	return n, err //nolint:wrapcheck // the body's own error
 }

@@ -11,11 +11,11 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// insertPiece is how much of an INSERT's data goes to the engine at a time.
+// insertPiece is the size of the pieces in which INSERT data go to the engine.
 const insertPiece = 256 << 10
 
-// insertFrom runs an INSERT with the data of a reader. If reading fails,
-// nothing is inserted.
+// insertFrom runs an INSERT with the data of a reader. If reading fails, no row
+// is inserted.
 func insertFrom(ctx context.Context, session *chengine.Session, s chengine.Statement, data io.Reader) (chengine.Stats, error) {
 	insert, err := session.Insert(ctx, s)
 	if err != nil {
@@ -38,7 +38,7 @@ func insertFrom(ctx context.Context, session *chengine.Session, s chengine.State
 	}
 }
 
-// createExternalTable makes the temporary table for what a client sends along
+// createExternalTable creates the temporary table for data that a client sends
 // with its query.
 func createExternalTable(ctx context.Context, session *chengine.Session, name, structure string) error {
 	return session.Exec(ctx, chengine.Statement{
@@ -46,14 +46,14 @@ func createExternalTable(ctx context.Context, session *chengine.Session, name, s
 	})
 }
 
-// ran must be called when a statement has ended.
+// ran must be called after each statement.
 func (s *Server) ran(parsed statement) {
 	if parsed.verb != "INSERT" && !parsed.returnsRows() {
 		s.changes.Add(1)
 	}
 }
 
-// describe gives the columns of a SELECT without running it.
+// describe returns the columns of a SELECT without running it.
 func (s *Server) describe(ctx context.Context, session *chengine.Session, query chengine.Statement) ([]blockColumn, error) {
 	query.SQL = "DESCRIBE (" + query.SQL + "\n)"
 	query.Format = "RowBinary"
@@ -67,7 +67,8 @@ func (s *Server) describe(ctx context.Context, session *chengine.Session, query 
 		return nil, err
 	}
 
-	// Name, type, kind and expression of the default, comment, codec, TTL.
+	// The fields: name, type, kind and expression of the default, comment,
+	// codec, TTL.
 	const fields = 7
 	var columns []blockColumn
 	reader := proto.NewReader(bytes.NewReader(rows))
@@ -85,14 +86,14 @@ func (s *Server) describe(ctx context.Context, session *chengine.Session, query 
 	}
 }
 
-// columnsOf gives the columns of a query that has returned no rows: the engine
-// writes no header then.
+// columnsOf returns the columns of a query that has returned no rows. In this
+// case the engine writes no header.
 func (s *Server) columnsOf(ctx context.Context, session *chengine.Session, query chengine.Statement, verb string) ([]blockColumn, error) {
 	switch verb {
 	case "SELECT", "WITH", "FROM", "(":
 		return s.describe(ctx, session, query)
 	}
-	// SHOW and the like cannot be described, but run again.
+	// SHOW and similar statements cannot be described, so they run again.
 	query.Format = "RowBinaryWithNamesAndTypes"
 	result, err := session.QueryWhole(ctx, query)
 	if err != nil {

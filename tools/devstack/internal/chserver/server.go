@@ -1,9 +1,9 @@
-// Package chserver makes ClickHouse's embedded engine a server: it answers on
-// ClickHouse's HTTP interface and on its native TCP protocol, so that drivers,
-// migrations, curl and database tools work as against clickhouse-server.
+// Package chserver turns ClickHouse's embedded engine into a server. It serves
+// ClickHouse's HTTP interface and its native TCP protocol, so that drivers,
+// migrations, curl and database tools work as with clickhouse-server.
 //
-// It is for development and tests: there is one user, it listens on the
-// loopback interface only, and SQL functions such as file() reach the host.
+// It is for development and tests only: it has one user, listens only on the
+// loopback interface, and lets SQL functions such as file() access the host.
 package chserver
 
 import (
@@ -25,19 +25,19 @@ import (
 type Options struct {
 	// Library is the path of libchdb.so.
 	Library string
-	// DataDir is the folder of the data; it is created where it is missing.
+	// DataDir is the data folder, which is created if missing.
 	DataDir string
 	// HTTPAddr and NativeAddr are host:port on the loopback interface. Port 0
-	// is a free one; an empty address is 127.0.0.1:0.
+	// picks a free port; an empty address means 127.0.0.1:0.
 	HTTPAddr, NativeAddr string
-	// User and Password are what clients must send. Without a user it is
-	// "default", without a password none is needed.
+	// User and Password are the credentials of clients. The default user is
+	// "default". Without a password, clients need none.
 	User, Password string
-	// Log takes connections that broke; nil drops it.
+	// Log receives warnings about broken connections. If nil, they are dropped.
 	Log *slog.Logger
 }
 
-// Server is a running engine that listens. There can be one in a process.
+// Server is a running engine that listens. A process can have only one.
 type Server struct {
 	engine      *chengine.Engine
 	version     version
@@ -46,12 +46,12 @@ type Server struct {
 	http        net.Listener
 	native      net.Listener
 
-	// changes counts the statements that may have changed a table.
+	// changes counts statements that may have changed a table.
 	changes atomic.Uint64
 }
 
-// New starts the engine and listens; clients wait until Serve. It fails with a
-// *chengine.InUseError where another process uses the data folder.
+// New starts the engine and listens. Clients wait until Serve is called. It
+// returns a *chengine.InUseError if another process uses the data folder.
 func New(o Options) (*Server, error) {
 	s := &Server{credentials: newCredentials(o.User, o.Password), log: o.Log}
 	if s.log == nil {
@@ -84,7 +84,7 @@ func listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && !ip.IsLoopback() {
-		return nil, fmt.Errorf("listen on %s: not an address of the loopback interface", address)
+		return nil, fmt.Errorf("listen on %s: not a loopback address", address)
 	}
 	listener, err := net.Listen("tcp", address) //nolint:noctx // returns at once
 	if err != nil {
@@ -93,19 +93,19 @@ func listen(address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// HTTPAddr is the host:port of the HTTP interface.
+// HTTPAddr returns the host:port of the HTTP interface.
 func (s *Server) HTTPAddr() string {
 	return s.http.Addr().String()
 }
 
-// NativeAddr is the host:port of the native protocol.
+// NativeAddr returns the host:port of the native protocol.
 func (s *Server) NativeAddr() string {
 	return s.native.Addr().String()
 }
 
-// Serve answers clients until ctx is canceled; then it closes all connections,
-// which ends what is running, stops the engine and returns nil. It must be
-// called once.
+// Serve serves clients until ctx is canceled. Then it closes all connections,
+// which cancels their statements, stops the engine and returns nil. It must be
+// called only once.
 func (s *Server) Serve(ctx context.Context) error {
 	defer s.engine.Close()
 	group, ctx := errgroup.WithContext(ctx)
@@ -127,5 +127,5 @@ func (s *Server) Serve(ctx context.Context) error {
 		return web.Close()
 	})
 	group.Go(func() error { return s.serveNative(ctx) })
-	return group.Wait() //nolint:wrapcheck // ours
+	return group.Wait() //nolint:wrapcheck // an error of Serve itself
 }

@@ -15,7 +15,7 @@ type setting struct {
 	name, value string
 }
 
-// quoted is the value as a literal.
+// quoted returns the value as a literal.
 func (s setting) quoted() string {
 	return "'" + stringEscape.Replace(s.value) + "'"
 }
@@ -26,13 +26,13 @@ var (
 	nameEscape   = strings.NewReplacer(`\`, `\\`, "`", "\\`")
 )
 
-// setAll applies settings to the session, where they stay: of most statements
-// the engine takes no settings of their own.
+// setAll applies settings to the session until resetAll. For most statements
+// the engine accepts no settings of their own.
 func setAll(ctx context.Context, session *chengine.Session, settings []setting) error {
 	return set(ctx, session, settings, setting.quoted)
 }
 
-// resetAll takes settings back.
+// resetAll resets the settings.
 func resetAll(ctx context.Context, session *chengine.Session, settings []setting) error {
 	return set(ctx, session, settings, func(setting) string { return "DEFAULT" })
 }
@@ -48,7 +48,7 @@ func set(ctx context.Context, session *chengine.Session, settings []setting, val
 	return session.Exec(ctx, chengine.Statement{SQL: "SET " + list})
 }
 
-// assign gives the list that follows SET or SETTINGS.
+// assign returns the list that follows SET or SETTINGS.
 func assign(settings []setting, value func(setting) string) (string, error) {
 	assignments := make([]string, len(settings))
 	for i, s := range settings {

@@ -6,29 +6,30 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// statement is what has to be known of an SQL statement before the engine gets
-// it: libchdb takes the data of an INSERT separately from its text.
+// statement holds the facts about an SQL statement that the server needs before
+// it runs. libchdb takes the data of an INSERT separately from its text.
 type statement struct {
 	// verb is the first word, in capitals, or an opening parenthesis.
 	verb string
-	// sql is the statement without its FORMAT clause; of an INSERT with data,
-	// what stands before VALUES or FORMAT.
+	// sql is the statement without its FORMAT clause. For an INSERT with data
+	// it is the part before VALUES or FORMAT.
 	sql string
-	// format is what FORMAT or VALUES asks for, or "".
+	// format is the format named by FORMAT or VALUES, or "".
 	format string
-	// takesData says that it is an INSERT whose rows the client sends.
+	// takesData reports whether the statement is an INSERT whose rows the
+	// client sends.
 	takesData bool
-	// dataStart is where the data begin in the text of such an INSERT.
+	// dataStart is the position of the data in the text of such an INSERT.
 	dataStart int
-	// target is its table or table function, columns its list of columns with
-	// the parentheses, or "".
+	// target is its table or table function. columns is its list of columns
+	// with the parentheses, or "".
 	target, columns string
-	// settings is where its list of settings begins, or 0.
+	// settings is the position of its list of settings, or 0.
 	settings int
 }
 
-// parseStatement looks no further than it has to: words, quotes, comments and
-// brackets. The grammar is the engine's.
+// parseStatement parses only words, quotes, comments and brackets. The engine
+// parses the grammar.
 func parseStatement(text string) (statement, error) {
 	l := &lexer{text: text}
 	first := l.next()
@@ -42,7 +43,8 @@ func parseStatement(text string) (statement, error) {
 		return s, nil
 	}
 
-	// In one of a row, the parenthesis that was read opens a group.
+	// In a parenthesized statement, the parenthesis that was read opens a
+	// group.
 	if s.verb == "(" {
 		l.skipGroup()
 	}
@@ -57,12 +59,12 @@ func parseStatement(text string) (statement, error) {
 			}
 			s.sql = s.sql[:t.start]
 		case t.is("FORMAT"):
-			// A column can have that name too; then something else follows.
+			// A column can also be named FORMAT; then other tokens follow.
 			after := *l
 			name := after.next()
 			if end := after.peek(); name.text != "" && (end.text == "" || end.text == ";" || end.is("SETTINGS")) {
 				s.format = name.text
-				// Blanks keep the positions in the engine's messages right.
+				// Spaces preserve the positions in the engine's messages.
 				s.sql = text[:t.start] + strings.Repeat(" ", name.end()-t.start) + text[name.end():]
 				*l = after
 			}
@@ -71,7 +73,7 @@ func parseStatement(text string) (statement, error) {
 	return s, nil
 }
 
-// parseInsert reads on behind the word INSERT.
+// parseInsert parses the statement after the word INSERT.
 func (s *statement) parseInsert(l *lexer) {
 	t := l.next()
 	for t.is("INTO") || t.is("TABLE") {
@@ -134,8 +136,8 @@ func (s *statement) takeData(sql, format string, start int) {
 	s.takesData, s.sql, s.format, s.dataStart = true, sql, format, start
 }
 
-// withSettings gives the text of an INSERT with data, with settings that yield
-// to its own.
+// withSettings returns the text of an INSERT with data and with additional
+// settings. The statement's own settings take precedence.
 func (s *statement) withSettings(settings string) string {
 	switch {
 	case settings == "":
@@ -143,12 +145,12 @@ func (s *statement) withSettings(settings string) string {
 	case s.settings > 0:
 		return s.sql[:s.settings] + " " + settings + "," + s.sql[s.settings:]
 	default:
-		return s.sql + "\nSETTINGS " + settings // on a line of its own, for a comment before it
+		return s.sql + "\nSETTINGS " + settings // on a new line, because a comment may precede it
 	}
 }
 
-// returnsRows says whether a client may expect columns even where there are
-// no rows.
+// returnsRows reports whether a client may expect columns even if the result
+// has no rows.
 func (s *statement) returnsRows() bool {
 	switch s.verb {
 	case "SELECT", "WITH", "FROM", "(", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN", "CHECK":
@@ -158,8 +160,8 @@ func (s *statement) returnsRows() bool {
 	}
 }
 
-// skipLineEnd skips what may separate the name of a format from the data:
-// blanks, then one end of line.
+// skipLineEnd skips the separator between the name of a format and the data:
+// spaces, then one line end.
 func skipLineEnd(text string, position int) int {
 	for position < len(text) && strings.IndexByte(" \t\f", text[position]) >= 0 {
 		position++

@@ -26,8 +26,8 @@ func TestServer(t *testing.T) {
 	RunSpecs(t, "ClickHouse Server Suite")
 }
 
-// childEnv makes the test binary a server instead: what must be killed has to
-// be another process, and a process can have one engine.
+// childEnv turns the test binary into a server. A server that a test kills must
+// be another process, and a process can have only one engine.
 const childEnv = "CHSERVER_TEST_CHILD_DATA"
 
 func TestMain(m *testing.M) {
@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveChild serves until SIGTERM; it first prints its two addresses.
+// serveChild prints its two addresses and serves until SIGTERM.
 func serveChild(dataDir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -55,7 +55,7 @@ func serveChild(dataDir string) error {
 	return server.Serve(ctx)
 }
 
-// libraryEnv hands the library on to a child.
+// libraryEnv passes the library to a child.
 const libraryEnv = "CHSERVER_TEST_LIBRARY"
 
 const (
@@ -63,7 +63,7 @@ const (
 	password = "s3cret&?"
 )
 
-// The engine of this process, and its library.
+// The engine of this process and its library.
 var (
 	server  *chserver.Server
 	library string
@@ -96,7 +96,7 @@ var _ = SynchronizedBeforeSuite(func(ctx context.Context) []byte {
 	})
 })
 
-// options are how clickhouse-go connects to the server of this process.
+// options returns the options of clickhouse-go for the server of this process.
 func options(protocol clickhouse.Protocol) *clickhouse.Options {
 	address := server.NativeAddr()
 	if protocol == clickhouse.HTTP {
@@ -116,7 +116,7 @@ func open(o *clickhouse.Options) driver.Conn {
 	return conn
 }
 
-// openSession gives a client that keeps to one connection.
+// openSession returns a client that uses only one connection.
 func openSession(protocol clickhouse.Protocol) driver.Conn {
 	o := options(protocol)
 	o.MaxOpenConns = 1
@@ -125,7 +125,7 @@ func openSession(protocol clickhouse.Protocol) driver.Conn {
 
 var names atomic.Int64
 
-// newName makes up a name for a table or a database.
+// newName returns a unique name for a table or a database.
 func newName(prefix string) string {
 	return fmt.Sprintf("%s_%d_%d", prefix, os.Getpid(), names.Add(1))
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/shopspring/decimal"
 )
 
-// row has a column of each type that matters.
+// row has a column of each supported type.
 type row struct {
 	ID      uint64            `ch:"id"`
 	Small   int8              `ch:"small"`
@@ -68,7 +68,7 @@ func makeRow(i uint64) row {
 		LowMap:  map[string]string{"k": fmt.Sprint(i)},
 		Choice:  []string{"yes", "no"}[i%2],
 		Price:   decimal.New(int64(i)*7, -4),          //nolint:gosec // small
-		Address: net.IPv4(10, 0, byte(i>>8), byte(i)), //nolint:gosec // cut on purpose
+		Address: net.IPv4(10, 0, byte(i>>8), byte(i)), //nolint:gosec // truncates on purpose
 		Pair:    map[string]any{"name": fmt.Sprint(i), "size": i},
 	}
 	for j := range r.Numbers {
@@ -90,7 +90,7 @@ func makeRow(i uint64) row {
 	return r
 }
 
-// canonical makes rows comparable that mean the same.
+// canonical makes rows with the same meaning comparable.
 func canonical(r row) row {
 	r.Day, r.Second, r.Micro = r.Day.UTC(), r.Second.UTC(), r.Micro.UTC()
 	r.Price = decimal.New(r.Price.Shift(4).IntPart(), -4)
@@ -136,7 +136,7 @@ func roundTrip(ctx context.Context, o *clickhouse.Options, count uint64) {
 }
 
 var _ = eachProtocol("column types", func(protocol clickhouse.Protocol) {
-	It("gives 100,000 rows of every type back as they were sent", func(ctx context.Context) {
+	It("returns 100,000 rows of every type unchanged", func(ctx context.Context) {
 		roundTrip(ctx, options(protocol), 100_000)
 	})
 
@@ -145,7 +145,7 @@ var _ = eachProtocol("column types", func(protocol clickhouse.Protocol) {
 		compressions = append(compressions, clickhouse.CompressionGZIP, clickhouse.CompressionDeflate, clickhouse.CompressionBrotli)
 	}
 	for _, method := range compressions {
-		It("gives rows back compressed with "+method.String(), func(ctx context.Context) {
+		It("returns rows compressed with "+method.String(), func(ctx context.Context) {
 			o := options(protocol)
 			o.Compression = &clickhouse.Compression{Method: method, Level: 1}
 			o.Settings = clickhouse.Settings{"network_compression_method": "LZ4"}

@@ -9,7 +9,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// version is what the engine says about itself.
+// version is the engine's version and time zone.
 type version struct {
 	major, minor, patch int
 	text, timezone      string
@@ -26,18 +26,18 @@ func readVersion(engine *chengine.Engine) (version, error) {
 		Format: "TabSeparated",
 	})
 	if err != nil {
-		return version{}, fmt.Errorf("ask the engine for its version: %w", err)
+		return version{}, fmt.Errorf("read the engine's version: %w", err)
 	}
 	defer result.Close()
 	line, err := result.Next()
 	if err != nil {
-		return version{}, fmt.Errorf("ask the engine for its version: %w", err)
+		return version{}, fmt.Errorf("read the engine's version: %w", err)
 	}
 
 	text, timezone, _ := strings.Cut(string(bytes.TrimSpace(line)), "\t")
 	v := version{text: text, timezone: timezone}
 	if _, err := fmt.Sscanf(text, "%d.%d.%d", &v.major, &v.minor, &v.patch); err != nil {
-		return version{}, fmt.Errorf("read the engine's version %q: %w", text, err)
+		return version{}, fmt.Errorf("parse the engine's version %q: %w", text, err)
 	}
 	return v, nil
 }

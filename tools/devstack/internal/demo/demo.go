@@ -1,5 +1,5 @@
-// Package demo shows Diehard at work: users are created over HTTP, and their
-// events arrive in ClickHouse.
+// Package demo demonstrates Diehard: it creates users over HTTP and waits for
+// their events in ClickHouse.
 package demo
 
 import (
@@ -22,37 +22,37 @@ import (
 )
 
 const (
-	// clients is how many requests are under way at once: what the API's pool
-	// of connections serves without a queue.
+	// clients is the number of concurrent requests. The API's connection pool
+	// serves this number without a queue.
 	clients = 16
 	poll    = 100 * time.Millisecond
-	// patience is how long nothing may arrive before the demo gives up.
+	// patience limits the time without progress before the demo gives up.
 	patience = time.Minute
 )
 
-// Options say what to show, and where.
+// Options configures a demo.
 type Options struct {
 	State  stack.State
 	Users  int
-	APIKey string // empty where the API asks for none
+	APIKey string // empty if the API requires none
 	Out    io.Writer
 }
 
 type demo struct {
 	o          Options
-	prefix     string // of the addresses of this run
+	prefix     string // of this run's e-mail addresses
 	http       *http.Client
 	postgres   *sql.DB
 	clickHouse *sql.DB
 	progress   *progress
 }
 
-// Run creates the users and returns when their events are in ClickHouse, each
-// once, and the outbox is empty. Anything else is an error.
+// Run creates the users. It returns when ClickHouse has each of their events
+// once and the outbox is empty. Any other outcome is an error.
 func Run(ctx context.Context, o Options) error {
 	d := &demo{
 		o: o,
-		// Data are kept, and addresses are unique.
+		// The data of earlier runs stay, and e-mail addresses are unique.
 		prefix: "demo-" + strconv.FormatInt(time.Now().UnixMilli(), 36) + "-",
 		http:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}},
 	}
@@ -81,12 +81,12 @@ func Run(ctx context.Context, o Options) error {
 		return errors.New("interrupted")
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // says what failed
+		return err //nolint:wrapcheck // the error names the operation
 	}
 	return d.report(ctx, creating, time.Since(began))
 }
 
-// create creates the users, and stops at the first that fails.
+// create creates the users, and stops at the first error.
 func (d *demo) create(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(clients)
@@ -102,7 +102,7 @@ func (d *demo) create(ctx context.Context) error {
 			return nil
 		})
 	}
-	return group.Wait() //nolint:wrapcheck // says what failed
+	return group.Wait() //nolint:wrapcheck // the error names the operation
 }
 
 func (d *demo) createOne(ctx context.Context, n int) error {
@@ -116,7 +116,7 @@ func (d *demo) createOne(ctx context.Context, n int) error {
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.o.State.APIURL+"/v1/users", bytes.NewReader(body))
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	request.Header.Set("Content-Type", "application/json")
 	if d.o.APIKey != "" {
@@ -124,13 +124,13 @@ func (d *demo) createOne(ctx context.Context, n int) error {
 	}
 	response, err := d.http.Do(request)
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	defer response.Body.Close()
 	const enough = 4 << 10
 	answer, err := io.ReadAll(io.LimitReader(response.Body, enough))
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	if response.StatusCode != http.StatusCreated {
 		return fmt.Errorf("%s: %s", response.Status, bytes.TrimSpace(answer))
@@ -163,13 +163,13 @@ func (d *demo) watch(ctx context.Context) error {
 			return nil
 		}
 		if time.Since(lastChange) > patience {
-			return fmt.Errorf("nothing has moved for %s: %d of %d events in ClickHouse, %d left in the outbox",
+			return fmt.Errorf("no progress for %s: %d of %d events in ClickHouse, %d left in the outbox",
 				patience, arrived, d.o.Users, left)
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return context.Cause(ctx) //nolint:wrapcheck // the caller's
+			return context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 		}
 	}
 }
@@ -184,7 +184,7 @@ func (d *demo) look(ctx context.Context) (arrived, left int, err error) {
 	return arrived, left, nil
 }
 
-// ownEvents is the rest of a query for the events of this run.
+// ownEvents returns the end of a query that selects the events of this run.
 func (d *demo) ownEvents() string {
 	return "FROM " + d.o.State.EventTable +
 		" WHERE event_type = 'user_created' AND startsWith(JSONExtractString(event_context, 'email'), '" + d.prefix + "')"
@@ -217,12 +217,12 @@ The first of them in ClickHouse:
 		"in ClickHouse", rows, delivering.Seconds(), distinct,
 		"left in the outbox", left, table)
 	if rows != d.o.Users || distinct != d.o.Users {
-		return fmt.Errorf("%d users were created, and ClickHouse has %d events, %d of them distinct", d.o.Users, rows, distinct)
+		return fmt.Errorf("%d users were created, but ClickHouse has %d events (%d distinct)", d.o.Users, rows, distinct)
 	}
 	return nil
 }
 
-// table returns the answer to a query as ClickHouse shows it.
+// table returns the result of a query in ClickHouse's table format.
 func (d *demo) table(ctx context.Context, query string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, stack.ClickHouseURL(d.o.State.ClickHouseHTTPDSN), bytes.NewBufferString(query))
 	if err != nil {

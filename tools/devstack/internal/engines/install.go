@@ -15,32 +15,33 @@ import (
 	"time"
 )
 
-var errNoNPM = errors.New("npm is missing: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)")
+var errNoNPM = errors.New("npm is missing: install Node.js from https://nodejs.org or with your package manager (Debian: apt install npm)")
 
-// install downloads into a staging folder beside in.dir and puts it in place in
-// one step. The caller holds the lock.
+// install downloads into a staging folder beside in.dir and moves it into place
+// in one step. The caller holds the lock.
 func (g group) install(ctx context.Context, in installed, progress io.Writer) error {
 	npm, err := exec.LookPath("npm")
 	if err != nil {
 		return errNoNPM
 	}
-	// What an installation that was killed has left. Nobody else is at it.
+	// Remove what a killed installation has left. The lock excludes other
+	// installations.
 	leftovers, err := filepath.Glob(in.dir + ".new-*")
 	if err != nil {
-		return err //nolint:wrapcheck // a bad pattern, which it is not
+		return err //nolint:wrapcheck // fails only for an invalid pattern
 	}
 	for _, dir := range append(leftovers, in.dir) {
 		if err := os.RemoveAll(dir); err != nil {
-			return err //nolint:wrapcheck // names the folder already
+			return err //nolint:wrapcheck // the error names the folder
 		}
 	}
 	staging, err := os.MkdirTemp(filepath.Dir(in.dir), filepath.Base(in.dir)+".new-")
 	if err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	defer func() { _ = os.RemoveAll(staging) }()
-	if err := os.Chmod(staging, 0o755); err != nil { //nolint:gosec // programs, readable like others
-		return err //nolint:wrapcheck // names the folder already
+	if err := os.Chmod(staging, 0o755); err != nil { //nolint:gosec // programs are readable for all users
+		return err //nolint:wrapcheck // the error names the folder
 	}
 
 	if err := writePackageFiles(staging, in.packages); err != nil {
@@ -53,9 +54,9 @@ func (g group) install(ctx context.Context, in installed, progress io.Writer) er
 		return err
 	}
 	if err := writeManifest(staging); err != nil {
-		return fmt.Errorf("record what was installed: %w", err)
+		return fmt.Errorf("record the installed files: %w", err)
 	}
-	return os.Rename(staging, in.dir) //nolint:wrapcheck // names both already
+	return os.Rename(staging, in.dir) //nolint:wrapcheck // the error names both paths
 }
 
 // download fills the staging folder.
@@ -71,9 +72,9 @@ func (g group) download(ctx context.Context, npm, staging string, packages map[s
 	return nil
 }
 
-// writePackageFiles writes the part of the pinned files that is for this
-// platform, with every package required: what npm takes for optional it leaves
-// out in silence when it cannot be downloaded or fails its check.
+// writePackageFiles writes this platform's part of the pinned files, with every
+// package required. If an optional package fails its download or its check, npm
+// silently leaves it out.
 func writePackageFiles(dir string, packages map[string]lockPkg) error {
 	dependencies := map[string]string{}
 	locked := map[string]any{}
@@ -89,10 +90,10 @@ func writePackageFiles(dir string, packages map[string]lockPkg) error {
 	} {
 		encoded, err := json.MarshalIndent(content, "", "  ")
 		if err != nil {
-			return err //nolint:wrapcheck // cannot happen with these types
+			return err //nolint:wrapcheck // cannot fail with these types
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), encoded, 0o644); err != nil { //nolint:gosec // no secret
-			return err //nolint:wrapcheck // names the file already
+		if err := os.WriteFile(filepath.Join(dir, name), encoded, 0o644); err != nil { //nolint:gosec // not a secret
+			return err //nolint:wrapcheck // the error names the file
 		}
 	}
 	return nil
@@ -101,20 +102,21 @@ func writePackageFiles(dir string, packages map[string]lockPkg) error {
 func runNPM(ctx context.Context, npm, dir string) error {
 	var out bytes.Buffer
 	p := thisPlatform()
-	cmd := exec.CommandContext(ctx, npm, "ci", //nolint:gosec // the npm of the PATH
-		"--ignore-scripts", // and group.complete does what theirs would
+	cmd := exec.CommandContext(ctx, npm, "ci", //nolint:gosec // the npm in PATH
+		"--ignore-scripts", // group.complete does the work of the packages' scripts
 		"--omit-lockfile-registry-resolved",
-		"--os="+p.os, "--cpu="+p.cpu, // Node.js may be built for another: x64 under Rosetta
+		"--os="+p.os, "--cpu="+p.cpu, // Node.js may be built for another CPU: x64 under Rosetta
 		"--no-audit", "--no-fund", "--no-update-notifier", "--no-progress", "--loglevel=error")
 	cmd.Dir = dir
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	// A group of its own: Ctrl-C goes to us, and we tell npm.
+	// npm gets its own process group, so that Ctrl-C reaches only us, and we
+	// stop npm.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		return context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		return context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 	}
 	if err != nil {
 		return fmt.Errorf("npm ci: %w\n%s", err, strings.TrimSpace(out.String()))
@@ -122,35 +124,35 @@ func runNPM(ctx context.Context, npm, dir string) error {
 	return nil
 }
 
-// restoreSymlinks makes the links that an npm package cannot hold and that
-// PostgreSQL's install script would make.
+// restoreSymlinks creates the symbolic links that PostgreSQL's install script
+// would create. An npm package cannot contain them.
 func restoreSymlinks(dir string) error {
 	list, err := os.ReadFile(filepath.Join(dir, "native", "pg-symlinks.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	var links []struct {
-		Source string `json:"source"` // what the link points to
-		Target string `json:"target"` // where the link is
+		Source string `json:"source"` // the link's target
+		Target string `json:"target"` // the link's path
 	}
 	if err := json.Unmarshal(list, &links); err != nil {
 		return err //nolint:wrapcheck // the caller names the package
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return err //nolint:wrapcheck // names the folder already
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	defer func() { _ = root.Close() }()
 	for _, link := range links {
 		to, err := filepath.Rel(filepath.Dir(link.Target), link.Source)
 		if err != nil {
-			return err //nolint:wrapcheck // names both already
+			return err //nolint:wrapcheck // the error names both paths
 		}
 		if err := root.Symlink(to, link.Target); err != nil && !errors.Is(err, os.ErrExist) {
-			return err //nolint:wrapcheck // names both already
+			return err //nolint:wrapcheck // the error names both paths
 		}
 	}
 	return nil

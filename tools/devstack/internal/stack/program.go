@@ -16,8 +16,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/tail"
 )
 
-// stopPatience is how long a program may take to finish its work when it is
-// told to stop. The programs' own limits are shorter.
+// stopPatience limits a program's clean stop. The programs' own limits are
+// shorter.
 const stopPatience = time.Minute
 
 // program is the API or the relay.
@@ -28,11 +28,11 @@ type program struct {
 	log        *tail.Buffer
 }
 
-// run runs one of Diehard's programs; its log goes to the place of name.
+// run runs a program of Diehard and writes its log to the log of that name.
 func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what it did
+		return nil, err //nolint:wrapcheck // the error names the operation
 	}
 	keeper, err := supervisor.Start(self, false)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	p := &program{name: name, supervisor: keeper, log: &tail.Buffer{}}
 	path, err := filepath.Abs(filepath.Join(s.options.Bin, binary))
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says what it did
+		return nil, err //nolint:wrapcheck // the error names the operation
 	}
 	log := io.MultiWriter(p.log, s.options.Logs(name))
 	p.process, err = keeper.Run(supervisor.Command{
@@ -54,7 +54,7 @@ func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	return p, nil
 }
 
-// runToEnd runs a program that does its work and ends.
+// runToEnd runs a program and waits for its end.
 func (s *Stack) runToEnd(ctx context.Context, name, binary string, args, env []string) error {
 	p, err := s.run(name, binary, args, env)
 	if err != nil {
@@ -67,7 +67,7 @@ func (s *Stack) runToEnd(ctx context.Context, name, binary string, args, env []s
 	return nil
 }
 
-// launch runs a program that stays.
+// launch starts a program that keeps running.
 func (s *Stack) launch(name, command string, env []string) (*program, error) {
 	p, err := s.run(name, name, []string{command}, env)
 	if err != nil {
@@ -78,7 +78,7 @@ func (s *Stack) launch(name, command string, env []string) (*program, error) {
 	return p, nil
 }
 
-// stop asks the program to end, and kills it when hurried is closed.
+// stop terminates the program, and kills it when hurried is closed.
 func (p *program) stop(hurried <-chan struct{}) {
 	finished := make(chan struct{})
 	defer close(finished)
@@ -93,13 +93,13 @@ func (p *program) stop(hurried <-chan struct{}) {
 	p.supervisor.Close()
 }
 
-// waitReady waits until the program says at its admin port that it is ready.
+// waitReady waits until the program's admin port reports that it is ready.
 func (p *program) waitReady(ctx context.Context, url string) error {
 	const (
 		limit = time.Minute
 		poll  = 50 * time.Millisecond
 	)
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("it was not ready after %s", limit))
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not ready after %s", limit))
 	defer cancel()
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
@@ -119,17 +119,17 @@ func (p *program) waitReady(ctx context.Context, url string) error {
 func isReady(ctx context.Context, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", http.NoBody)
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	defer func() { _ = response.Body.Close() }()
 	const enough = 4 << 10
 	body, err := io.ReadAll(io.LimitReader(response.Body, enough))
 	if err != nil {
-		return err //nolint:wrapcheck // names the address already
+		return err //nolint:wrapcheck // the error names the address
 	}
 	if response.StatusCode != http.StatusOK {
 		return errors.New(response.Status + ": " + strings.TrimSpace(string(body)))

@@ -1,5 +1,5 @@
-// Package stack runs all of Diehard on one machine: the databases, the API and
-// the relay.
+// Package stack runs a complete Diehard on one machine: the databases, the API
+// and the relay.
 package stack
 
 import (
@@ -28,16 +28,16 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/tail"
 )
 
-// databaseName is the database in PostgreSQL and the one in ClickHouse, and the
-// user of both.
+// databaseName is the name of the database in PostgreSQL and ClickHouse, and of
+// the user in both.
 const databaseName = "diehard"
 
-// Options say where a stack keeps its data and listens.
+// Options configures a stack's folders, addresses and output.
 type Options struct {
 	Dir string // data, logs and the state file
-	Bin string // the folder of the programs api and relay
+	Bin string // the folder with the programs api and relay
 
-	// Port 0 is a free one.
+	// Port 0 picks a free port.
 	PostgresPort         int
 	ClickHouseHTTPPort   int
 	ClickHouseNativePort int
@@ -46,19 +46,18 @@ type Options struct {
 	APIAdminAddr   string
 	RelayAdminAddr string
 
-	Out  io.Writer // takes progress in words; nil is silence
-	Logs Logs      // take the programs' logs
+	Out  io.Writer // receives progress messages; nil writes nothing
+	Logs Logs      // receive the programs' logs
 
-	// Hurry, once closed, has everything killed that has been told to stop and
-	// has not ended.
+	// When Hurry is closed, every process that is stopping is killed.
 	Hurry <-chan struct{}
 }
 
-// Logs give each program's log a place.
+// Logs returns the writer for a program's log.
 type Logs func(name string) io.Writer
 
-// ErrUp says that a stack runs in the folder already.
-var ErrUp = errors.New("it is up already")
+// ErrUp reports that a stack already runs in the folder.
+var ErrUp = errors.New("a stack is already running")
 
 // Stack is a running stack.
 type Stack struct {
@@ -66,12 +65,12 @@ type Stack struct {
 	state      State
 	postgres   *devstack.Postgres
 	clickhouse *devstack.ClickHouse
-	programs   []*program // in the order of their start
+	programs   []*program // in start order
 	closers    []func()
 	ended      chan ended
 }
 
-// ended is a part that ended by itself.
+// ended is a part that ended unexpectedly.
 type ended struct {
 	name string
 	err  error
@@ -79,12 +78,12 @@ type ended struct {
 }
 
 // Start starts everything and returns when the API and the relay are ready. If
-// a part fails, or ctx ends before, it stops what it has started.
+// a part fails or ctx ends first, it stops all started parts.
 func Start(ctx context.Context, o Options) (*Stack, error) {
 	s := &Stack{options: o, ended: make(chan ended, 4)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// A part that ends while another starts: that one need not be waited for.
+	// If a part ends while another starts, the start need not be awaited.
 	started := make(chan struct{})
 	watching := make(chan struct{})
 	go func() {
@@ -99,7 +98,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	close(started)
 	<-watching
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // what the error came from
+		err = cause // the cause of the error
 	}
 	if err != nil {
 		s.Stop()
@@ -130,15 +129,15 @@ func (s *Stack) start(ctx context.Context) error {
 	return s.writeState()
 }
 
-// occupy makes the folder this stack's own.
+// occupy claims the folder for this stack.
 func (s *Stack) occupy() error {
 	dir, err := filepath.Abs(s.options.Dir)
 	if err != nil {
 		return err //nolint:wrapcheck // says what it did
 	}
 	s.options.Dir = dir
-	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o755); err != nil { //nolint:gosec // what is secret in it has its own mode
-		return err //nolint:wrapcheck // names the folder already
+	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o755); err != nil { //nolint:gosec // secret files in it have their own mode
+		return err //nolint:wrapcheck // the error names the folder
 	}
 	unlock, err := filelock.TryLock(filepath.Join(dir, "lock"))
 	if errors.Is(err, filelock.ErrHeld) {
@@ -151,7 +150,7 @@ func (s *Stack) occupy() error {
 		return err
 	}
 	s.closers = append(s.closers, unlock)
-	return removeState(dir) // a stack's that was killed
+	return removeState(dir) // left by a killed stack
 }
 
 func (s *Stack) checkPrograms() error {
@@ -163,15 +162,15 @@ func (s *Stack) checkPrograms() error {
 	return nil
 }
 
-// chooseAddresses picks the ports that are left to choose, and names all that
-// are taken before anything is started.
+// chooseAddresses picks free ports where the port is 0. It reports all ports
+// that are in use before it starts anything.
 func (s *Stack) chooseAddresses(ctx context.Context) error {
 	var taken []string
 	check := func(what, setting, address string) string {
 		listener, err := listen(ctx, address)
 		if err != nil {
 			if errors.Is(err, syscall.EADDRINUSE) {
-				err = errors.New("another program has it")
+				err = errors.New("the port is in use")
 			}
 			taken = append(taken, fmt.Sprintf("%s cannot listen on %s: %v; choose another with %s", what, address, err, setting))
 			return address
@@ -180,8 +179,8 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return listener.Addr().String()
 	}
 	o := &s.options
-	// The engines find free ports themselves, without a moment in which
-	// somebody else could take them.
+	// The engines pick and keep free ports themselves. A port picked here could
+	// be taken before they listen.
 	for _, engine := range []struct {
 		what, setting string
 		port          int
@@ -203,33 +202,34 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 	return nil
 }
 
-// listen listens on address. A free port is one that nobody is given by chance
-// until the program listens there: below those that the system hands out.
+// listen listens on address. It picks a free port below the range that the
+// system assigns from, so that no other process gets it by chance before the
+// program listens.
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	var config net.ListenConfig
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || port != "0" {
-		return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // names the address already
+		return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // the error names the address
 	}
 	const (
 		lowest, ports = 20_000, 10_000
 		tries         = 100
 	)
 	for range tries {
-		port := lowest + mathrand.IntN(ports) //nolint:gosec // no secret
+		port := lowest + mathrand.IntN(ports) //nolint:gosec // not a secret
 		if listener, err := config.Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
 			return listener, nil
 		}
 	}
-	return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // names the address already
+	return config.Listen(ctx, "tcp", address) //nolint:wrapcheck // the error names the address
 }
 
-// Variable is the environment variable that stands for a flag of `devstack up`.
+// Variable returns the environment variable that sets a flag of `devstack up`.
 func Variable(flag string) string {
 	return "DIEHARD_DEVSTACK_" + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
 }
 
-// sayf tells whoever watches.
+// sayf writes a progress message.
 func (s *Stack) sayf(format string, args ...any) {
 	if s.options.Out != nil {
 		_, _ = fmt.Fprintf(s.options.Out, format+"\n", args...)
@@ -249,7 +249,7 @@ func (s *Stack) startPostgres(ctx context.Context) error {
 		return err
 	}
 	s.postgres = p
-	s.watch("PostgreSQL", p.Done(), func() error { return errors.New("its process is gone") }, end)
+	s.watch("PostgreSQL", p.Done(), func() error { return errors.New("its process ended") }, end)
 	if _, err := p.CreateDatabase(ctx, databaseName); err != nil && !isPostgresCode(err, "42P04") { // duplicate_database
 		return err
 	}
@@ -278,7 +278,7 @@ func (s *Stack) startClickHouse(ctx context.Context) error {
 		return err
 	}
 	s.clickhouse = c
-	s.watch("ClickHouse", c.Done(), func() error { return errors.New("its process is gone") }, end)
+	s.watch("ClickHouse", c.Done(), func() error { return errors.New("its process ended") }, end)
 	if err := c.CreateDatabase(ctx, databaseName); err != nil && !isClickHouseCode(err, 82) { // DATABASE_ALREADY_EXISTS
 		return err
 	}
@@ -289,8 +289,9 @@ func (s *Stack) startClickHouse(ctx context.Context) error {
 	return nil
 }
 
-// clickHousePassword is this folder's own. The engine reads and writes files on
-// behalf of whoever gets in, and a web page may send requests to any local port.
+// clickHousePassword returns the password of this folder. Any client that
+// connects can read and write the host's files through the engine, and a web
+// page can send requests to any local port.
 func (s *Stack) clickHousePassword() (string, error) {
 	path := filepath.Join(s.options.Dir, "clickhouse.password")
 	content, err := os.ReadFile(path)
@@ -298,19 +299,20 @@ func (s *Stack) clickHousePassword() (string, error) {
 		return strings.TrimSpace(string(content)), nil
 	}
 	if !errors.Is(err, os.ErrNotExist) {
-		return "", err //nolint:wrapcheck // names the file already
+		return "", err //nolint:wrapcheck // the error names the file
 	}
 	secret := make([]byte, 8)
 	_, _ = rand.Read(secret) // never fails
 	password := hex.EncodeToString(secret)
-	return password, os.WriteFile(path, []byte(password+"\n"), 0o600) //nolint:wrapcheck // names the file already
+	return password, os.WriteFile(path, []byte(password+"\n"), 0o600) //nolint:wrapcheck // the error names the file
 }
 
-// engineLog is a file for the log of an engine, of this start, and its end.
+// engineLog returns a new file for the log of an engine, and a buffer that
+// keeps the end of the log.
 func (s *Stack) engineLog(name string) (io.Writer, *tail.Buffer, error) {
 	file, err := os.Create(filepath.Join(s.options.Dir, "logs", name+".log"))
 	if err != nil {
-		return nil, nil, err //nolint:wrapcheck // names the file already
+		return nil, nil, err //nolint:wrapcheck // the error names the file
 	}
 	s.closers = append(s.closers, func() { _ = file.Close() })
 	end := &tail.Buffer{}
@@ -319,7 +321,7 @@ func (s *Stack) engineLog(name string) (io.Writer, *tail.Buffer, error) {
 
 func (s *Stack) startPrograms(ctx context.Context) error {
 	began := time.Now()
-	// The relay migrates ClickHouse and the outbox, the API the users as well.
+	// The relay migrates ClickHouse and the outbox, and the API its own tables as well.
 	for _, binary := range []string{"relay", "api"} {
 		if err := s.runToEnd(ctx, "migrate", binary, []string{"migrate"}, s.environment("")); err != nil {
 			return err
@@ -354,8 +356,8 @@ func (s *Stack) startPrograms(ctx context.Context) error {
 	return nil
 }
 
-// environment is what the programs are configured with: the caller's own
-// DIEHARD_ variables, and over them where the databases are.
+// environment returns the programs' environment: the caller's DIEHARD_
+// variables, overridden by the addresses of the databases.
 func (s *Stack) environment(adminAddr string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_DEVSTACK_") || strings.HasPrefix(variable, "DIEHARD_DEV_")
@@ -378,29 +380,29 @@ func (s *Stack) environment(adminAddr string) []string {
 	return env
 }
 
-// watch reports a part that ends by itself.
+// watch reports a part that ends unexpectedly.
 func (s *Stack) watch(name string, done <-chan struct{}, err func() error, log *tail.Buffer) {
 	go func() {
 		<-done
 		const lines = 10
 		select {
 		case s.ended <- ended{name: name, err: err(), tail: log.Lines(lines)}:
-		default: // everything is coming down
+		default: // the stack is stopping
 		}
 	}()
 }
 
-// Err says which part has ended, with the end of its log.
+// Err returns an error that names the part and contains the end of its log.
 func (e ended) Err() error {
 	text := "its log is empty"
 	if len(e.tail) > 0 {
-		text = "its log ends:\n  " + strings.Join(e.tail, "\n  ")
+		text = "last lines of its log:\n  " + strings.Join(e.tail, "\n  ")
 	}
 	return fmt.Errorf("%s ended unexpectedly: %w; %s", e.name, e.err, text)
 }
 
-// Wait waits until ctx ends, which is fine, or a part ends by itself, which is
-// an error.
+// Wait waits until ctx ends, and then returns nil. It returns an error if a
+// part ends unexpectedly.
 func (s *Stack) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -410,10 +412,10 @@ func (s *Stack) Wait(ctx context.Context) error {
 	}
 }
 
-// State is where the parts are.
+// State returns the addresses of the parts.
 func (s *Stack) State() State { return s.state }
 
-// Stop stops everything: first who writes, then who is written to.
+// Stop stops everything: first the programs, then the databases.
 func (s *Stack) Stop() {
 	if len(s.closers) > 0 {
 		_ = removeState(s.options.Dir)
@@ -421,7 +423,7 @@ func (s *Stack) Stop() {
 	for _, p := range slices.Backward(s.programs) {
 		p.stop(s.options.Hurry)
 	}
-	// The servers' Stop cannot be told to hurry, their Kill cuts it short.
+	// Stop of a server cannot be hurried, but Kill interrupts it.
 	var engines sync.WaitGroup
 	finished := make(chan struct{})
 	engines.Go(func() {

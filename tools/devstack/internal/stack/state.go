@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 )
 
-// State is what a running stack leaves in its folder for others to find it.
+// State is the content of the file by which others find a running stack.
 type State struct {
-	PID               int    `json:"pid"` // of the program that holds it together
+	PID               int    `json:"pid"` // of the devstack program
 	APIURL            string `json:"api_url"`
 	APIAdminURL       string `json:"api_admin_url"`
 	RelayAdminURL     string `json:"relay_admin_url"`
@@ -27,8 +27,8 @@ type State struct {
 
 func statePath(dir string) string { return filepath.Join(dir, "state.json") }
 
-// ReadState reads the state of the stack in a folder. The error is
-// os.ErrNotExist if there is none that is ready.
+// ReadState reads the state of the stack in a folder. It returns os.ErrNotExist
+// if no stack is ready there.
 func ReadState(dir string) (State, error) {
 	content, err := os.ReadFile(statePath(dir))
 	if err != nil {
@@ -41,8 +41,8 @@ func ReadState(dir string) (State, error) {
 	return state, nil
 }
 
-// writeState writes in one step: who reads finds all or nothing. It holds
-// passwords.
+// writeState writes the file in one step, so that readers see all of it or
+// none. The file contains passwords.
 func (s *Stack) writeState() error {
 	content, err := json.MarshalIndent(s.state, "", "  ")
 	if err != nil {
@@ -60,12 +60,12 @@ func (s *Stack) writeState() error {
 
 func removeState(dir string) error {
 	if err := os.Remove(statePath(dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err //nolint:wrapcheck // names the file already
+		return err //nolint:wrapcheck // the error names the file
 	}
 	return nil
 }
 
-// Answers says whether the stack is there and ready.
+// Answers reports whether the stack is running and ready.
 func (s State) Answers(ctx context.Context) bool {
 	return isReady(ctx, s.APIAdminURL) == nil && isReady(ctx, s.RelayAdminURL) == nil
 }

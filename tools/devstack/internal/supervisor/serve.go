@@ -13,27 +13,27 @@ import (
 	"time"
 )
 
-// drain is how long the output of a process is read after its end: its own
+// drain limits the time in which the output of an ended process is read. Its
 // children may hold the pipe open.
 const drain = time.Second
 
-// server is the supervisor's own state.
+// server is the state of the supervisor process.
 type server struct {
 	reports reporter
-	exited  chan error // of the process that runs; nil while none does
+	exited  chan error // receives the end of the running process; nil if none runs
 	command Command
 	cmd     *exec.Cmd
 }
 
-// Serve is the supervisor: it takes requests from stdin and answers on stdout
-// until stdin ends or it is told to stop by a signal. It must be called by a
-// process that does nothing else.
+// Serve runs the supervisor: it reads requests from stdin and answers on stdout
+// until stdin ends or a signal stops it. It must be called by a process that
+// does nothing else.
 func Serve(stdin io.Reader, stdout io.Writer, temporary bool) error {
 	// The kernel sends the signal of Pdeathsig when the thread that started the
-	// process ends, so that thread must be one that stays.
+	// process ends. Therefore that thread must not end.
 	runtime.LockOSThread()
 
-	// A parent that was killed leaves a pipe without a reader.
+	// If the parent was killed, the pipe has no reader.
 	signal.Ignore(syscall.SIGPIPE)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -42,7 +42,7 @@ func Serve(stdin io.Reader, stdout io.Writer, temporary bool) error {
 	if temporary {
 		dir, err := makeTempDir()
 		if err != nil {
-			return fmt.Errorf("make a temporary folder: %w", err)
+			return fmt.Errorf("create a temporary folder: %w", err)
 		}
 		defer removeAll(dir)
 		hello.TempDir = dir
@@ -99,7 +99,7 @@ func (s *server) run(c Command) {
 
 func (s *server) start(c Command) error {
 	s.command = c
-	s.cmd = exec.Command(c.Path, c.Args...) //nolint:gosec,noctx // what the parent asks for; ended by end
+	s.cmd = exec.Command(c.Path, c.Args...) //nolint:gosec,noctx // the parent's command; the method end stops it
 	s.cmd.Env = c.Env
 	s.cmd.WaitDelay = drain
 	s.cmd.SysProcAttr = sysProcAttr(c)
@@ -107,15 +107,16 @@ func (s *server) start(c Command) error {
 		s.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}
 	if c.Dir != "" {
-		// Here and not by Cmd.Dir, which is entered as the other user.
+		// Cmd.Dir would be entered as the other user, who may not be able to
+		// reach it.
 		if err := os.Chdir(c.Dir); err != nil {
-			return err //nolint:wrapcheck // names the folder already
+			return err //nolint:wrapcheck // the error names the folder
 		}
 	}
 	if c.Stdin != "" {
 		file, err := os.Open(c.Stdin)
 		if err != nil {
-			return err //nolint:wrapcheck // names the file already
+			return err //nolint:wrapcheck // the error names the file
 		}
 		defer func() { _ = file.Close() }()
 		s.cmd.Stdin = file
@@ -123,7 +124,7 @@ func (s *server) start(c Command) error {
 	s.cmd.Stdout = s.reports.writer(func(b []byte) report { return report{Stdout: b} })
 	s.cmd.Stderr = s.reports.writer(func(b []byte) report { return report{Stderr: b} })
 	if err := s.cmd.Start(); err != nil {
-		return err //nolint:wrapcheck // names the program already
+		return err //nolint:wrapcheck // the error names the program
 	}
 	exited := make(chan error, 1)
 	cmd := s.cmd
@@ -142,7 +143,7 @@ func (s *server) finish(err error) {
 	s.reports.send(r)
 }
 
-// end ends the process that runs, if one does.
+// end ends the running process, if any.
 func (s *server) end() {
 	if s.exited == nil {
 		return
@@ -160,8 +161,8 @@ func (s *server) end() {
 	s.finish(err)
 }
 
-// reporter sends reports, from several goroutines. Failures are those of a
-// parent that has gone, which stdin tells too.
+// reporter sends reports from several goroutines. It ignores errors: they mean
+// that the parent has ended, which the end of stdin reports too.
 type reporter struct {
 	mu      sync.Mutex
 	encoder *gob.Encoder
@@ -184,8 +185,8 @@ type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// removeAll removes dir. Children of a server that was killed may still be
-// writing there for a moment.
+// removeAll removes dir. Children of a killed server may still write there for
+// a moment.
 func removeAll(dir string) {
 	const tries = 50
 	for range tries {

@@ -1,11 +1,11 @@
-// Package supervisor runs processes that must not outlive their parent, however
-// that parent ends.
+// Package supervisor runs processes that end with their parent, even if the
+// parent crashes.
 //
-// Between the parent and its process stands a small process of its own, the
-// supervisor, which is told what to run over a pipe. When the pipe closes,
-// because the parent is done or because it was killed, the supervisor ends what
-// it runs, removes its temporary folder and goes. On Linux the kernel kills the
-// process if the supervisor itself is killed.
+// Between the parent and its process runs a small process, the supervisor. The
+// parent sends it commands over a pipe. When the parent ends or is killed, the
+// pipe closes. The supervisor then ends its process, removes its temporary
+// folder and exits. On Linux the kernel kills the process if the supervisor
+// itself is killed.
 package supervisor
 
 import (
@@ -23,66 +23,66 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/tail"
 )
 
-// ErrClosed says that the supervisor has ended, or was told to.
+// ErrClosed reports that the supervisor has ended or is ending.
 var ErrClosed = errors.New("the supervisor has ended")
 
 // Command is a process to run.
 type Command struct {
 	Path string
-	Args []string // without the program's own name
-	Env  []string // in full; nil is the parent's
-	Dir  string   // the working directory; it need not be reachable by the user
+	Args []string // without the program's name
+	Env  []string // complete; nil is the parent's
+	Dir  string   // the working directory; User need not be able to reach it
 
-	// Stdin is the path of a file that the process reads; "" is an empty input.
+	// Stdin is the path of the file that is the process's input; "" is an empty input.
 	Stdin string
 
-	// User runs the process, if it is not the parent's own.
+	// User is the user of the process; nil is the parent's.
 	User *User
 
-	// StopSignal asks the process to end when the parent has gone. One that
-	// does not end within Grace is killed.
+	// StopSignal is sent when the parent has ended. A process that does not end
+	// within Grace is killed.
 	StopSignal syscall.Signal
 	Grace      time.Duration
 }
 
-// User is who runs a process.
+// User is the user and group of a process.
 type User struct {
 	UID, GID uint32
 }
 
-// Output takes what a process writes. The writers are called from one
-// goroutine, before the process's Done is closed; nil drops.
+// Output receives the output of a process. One goroutine calls the writers, and
+// only before the process's Done is closed. Output to nil is dropped.
 type Output struct {
 	Stdout, Stderr io.Writer
 }
 
-// request is what the parent sends: one of its fields.
+// request is a message of the parent. It has one field set.
 type request struct {
 	Run    *Command
 	Signal syscall.Signal
 }
 
-// report is what the supervisor answers.
+// report is an answer of the supervisor.
 type report struct {
-	TempDir string // the first report's
+	TempDir string // only in the first report
 
-	PID    int    // of the process just started
-	Failed string // why it could not be started
+	PID    int    // of the new process
+	Failed string // the reason of a failed start
 
 	Stdout, Stderr []byte
 
 	Exited bool
-	State  string // how it ended: "exit status 1", "signal: killed"
-	OK     bool   // it ended with status 0
+	State  string // for example "exit status 1" or "signal: killed"
+	OK     bool   // the process ended with status 0
 }
 
-// Supervisor is the parent's end. It runs one process at a time. Its methods
+// Supervisor is the parent's side. It runs one process at a time. Its methods
 // are safe for concurrent use.
 type Supervisor struct {
 	tempDir string
 	cmd     *exec.Cmd
 	stdin   io.Closer
-	errors  tail.Buffer // what the supervisor itself complained about
+	errors  tail.Buffer // errors of the supervisor itself
 
 	mu       sync.Mutex // guards requests and current
 	requests *gob.Encoder
@@ -102,20 +102,21 @@ type Process struct {
 	ok         bool
 }
 
-// Start starts a supervisor: program is the devstack program. With temporary it
-// makes a folder that goes when it ends.
+// Start starts a supervisor from the path of the devstack program. If temporary
+// is set, the supervisor creates a folder and removes it when it ends.
 func Start(program string, temporary bool) (*Supervisor, error) {
 	args := []string{"supervise"}
 	if temporary {
 		args = append(args, "--temporary")
 	}
 	s := &Supervisor{
-		cmd:      exec.Command(program, args...), //nolint:noctx // it lives until Close, or until this process ends
+		cmd:      exec.Command(program, args...), //nolint:noctx // runs until Close, or until this process ends
 		starting: make(chan report, 1),
 		done:     make(chan struct{}),
 	}
-	// A group of its own: Ctrl-C in a terminal goes to the whole group of the
-	// parent, who decides in which order to end things.
+	// The supervisor gets its own process group. Ctrl-C in a terminal goes to
+	// the whole group of the parent, and the parent decides the order in which
+	// processes end.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	s.cmd.Stderr = &s.errors
 	stdin, err := s.cmd.StdinPipe()
@@ -144,10 +145,10 @@ func Start(program string, temporary bool) (*Supervisor, error) {
 	return s, nil
 }
 
-// TempDir is the supervisor's temporary folder, if it was started with one.
+// TempDir returns the supervisor's temporary folder, or "" without one.
 func (s *Supervisor) TempDir() string { return s.tempDir }
 
-// receive hands on what the supervisor reports, until it ends.
+// receive handles the supervisor's reports until it ends.
 func (s *Supervisor) receive(reports *gob.Decoder) {
 	defer close(s.done)
 	for {
@@ -194,18 +195,18 @@ func (s *Supervisor) finish(r report) {
 	}
 }
 
-// Run starts a process. It is an error to start a second one before the first
-// has ended.
+// Run starts a process. It returns an error if the previous process has not
+// ended.
 func (s *Supervisor) Run(c Command, out Output) (*Process, error) {
 	p := &Process{supervisor: s, output: out, done: make(chan struct{})}
 	s.mu.Lock()
 	if s.current != nil {
 		s.mu.Unlock()
-		return nil, errors.New("a process is running already")
+		return nil, errors.New("a process is already running")
 	}
 	err := s.requests.Encode(request{Run: &c})
 	if err == nil {
-		s.current = p // before the answer: output may follow it at once
+		s.current = p // before the answer, because output may follow at once
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -228,21 +229,22 @@ func (s *Supervisor) Run(c Command, out Output) (*Process, error) {
 	return p, nil
 }
 
-// Close ends the process that runs, if one does, removes the temporary folder,
-// and returns when all of that is done. Closing again does nothing.
+// Close ends the running process, if any, removes the temporary folder, and
+// returns when both are done. A second call does nothing.
 func (s *Supervisor) Close() {
 	_ = s.stdin.Close()
 	<-s.done
 }
 
-// PID is the process's id.
+// PID returns the process's id.
 func (p *Process) PID() int { return p.pid }
 
-// Done is closed when the process has ended and its output was handed over.
+// Done returns a channel that is closed when the process has ended and its
+// output was written.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err says how the process ended; nil is success. It may be called once Done is
-// closed.
+// Err returns the error of the ended process, or nil after a success. It may be
+// called only after Done is closed.
 func (p *Process) Err() error {
 	if p.ok {
 		return nil
@@ -250,20 +252,20 @@ func (p *Process) Err() error {
 	return errors.New(p.state)
 }
 
-// Signal sends the process a signal, if it still runs.
+// Signal sends a signal to the process if it is still running.
 func (p *Process) Signal(signal syscall.Signal) {
 	s := p.supervisor
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current == p {
-		// A supervisor that is gone took its process along.
+		// If the supervisor has ended, its process has ended too.
 		_ = s.requests.Encode(request{Signal: signal})
 	}
 }
 
-// End sends the signals one after the other, each when the process has not
-// ended within patience of the one before, and SIGKILL at last. It returns when
-// the process has ended.
+// End sends the signals one after the other, and SIGKILL last. It sends the
+// next one if the process does not end within patience. It returns when the
+// process has ended.
 func (p *Process) End(patience time.Duration, signals ...syscall.Signal) {
 	for _, signal := range signals {
 		p.Signal(signal)
@@ -279,30 +281,30 @@ func (p *Process) End(patience time.Duration, signals ...syscall.Signal) {
 	<-p.done
 }
 
-// Wait waits for the process to end by itself, and kills it when ctx ends
-// before.
+// Wait waits for the process to end. It kills the process if ctx ends first.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
 	case <-p.done:
 		return p.Err()
 	case <-ctx.Done():
 		p.End(0)
-		return context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		return context.Cause(ctx) //nolint:wrapcheck // the caller's own error
 	}
 }
 
-// tempPattern names temporary folders so that a person sees whose they are.
+// tempPattern is the name of temporary folders, which shows a person their
+// origin.
 const tempPattern = "diehard-devstack-*"
 
-// makeTempDir makes a folder that other users may pass through: the server in
-// it may run as one of them.
+// makeTempDir creates a folder that other users may pass through, because the
+// server in it may run as another user.
 func makeTempDir() (string, error) {
 	dir, err := os.MkdirTemp("", tempPattern)
 	if err != nil {
-		return "", err //nolint:wrapcheck // names the folder already
+		return "", err //nolint:wrapcheck // the error names the folder
 	}
-	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // passing through is all that others may
-		return "", err //nolint:wrapcheck // names the folder already
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // others may only pass through
+		return "", err //nolint:wrapcheck // the error names the folder
 	}
 	return dir, nil
 }

@@ -14,7 +14,7 @@ import (
 )
 
 var _ = Describe("A supervisor on Linux", func() {
-	It("takes its process along when it is killed itself", func() {
+	It("ends its process when it is killed", func() {
 		s := start(false)
 		p, err := s.Run(shell("sleep 600"), supervisor.Output{})
 		Expect(err).NotTo(HaveOccurred())
@@ -25,7 +25,7 @@ var _ = Describe("A supervisor on Linux", func() {
 	})
 })
 
-// parentOf reads a process's parent from /proc.
+// parentOf reads the id of a process's parent from /proc.
 func parentOf(pid int) int {
 	GinkgoHelper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -19,7 +19,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/supervisor"
 )
 
-// The test binary is also the supervisor, and a parent of one that is killed.
+// The test binary also runs as a supervisor, and as a parent that is killed.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// parent starts a process, says its id and the folder, and waits to be killed.
+// parent starts a process, prints its id and the folder, and waits to be
+// killed.
 func parent() {
 	s, err := supervisor.Start(os.Args[0], true)
 	if err != nil {
@@ -71,7 +72,7 @@ func start(temporary bool) *supervisor.Supervisor {
 }
 
 var _ = Describe("A supervisor", func() {
-	It("hands over what a process writes, all of it, and how it ended", func(ctx SpecContext) {
+	It("returns all output of a process and its exit status", func(ctx SpecContext) {
 		s := start(false)
 		var stdout, stderr bytes.Buffer
 		p, err := s.Run(shell(`seq 1 20000; echo oh >&2; exit 3`), supervisor.Output{Stdout: &stdout, Stderr: &stderr})
@@ -81,13 +82,13 @@ var _ = Describe("A supervisor", func() {
 		Expect(stdout.String()).To(HaveSuffix("\n20000\n"))
 		Expect(stderr.String()).To(Equal("oh\n"))
 
-		By("running another one")
+		By("running another process")
 		p, err = s.Run(shell("exit 0"), supervisor.Output{})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(p.Wait(ctx)).To(Succeed())
 	})
 
-	It("says why a process cannot be started, and goes on", func(ctx SpecContext) {
+	It("reports why a process cannot start, and can run another", func(ctx SpecContext) {
 		s := start(false)
 		_, err := s.Run(supervisor.Command{Path: "/no/such/program"}, supervisor.Output{})
 		Expect(err).To(MatchError(And(ContainSubstring("start /no/such/program"), ContainSubstring("no such file"))))
@@ -101,12 +102,12 @@ var _ = Describe("A supervisor", func() {
 		p, err := s.Run(shell("sleep 600"), supervisor.Output{})
 		Expect(err).NotTo(HaveOccurred())
 		_, err = s.Run(shell("exit 0"), supervisor.Output{})
-		Expect(err).To(MatchError("a process is running already"))
+		Expect(err).To(MatchError("a process is already running"))
 		p.End(time.Minute, syscall.SIGTERM)
 		Expect(p.Err()).To(MatchError(ContainSubstring("terminated")))
 	})
 
-	It("kills a process that does not heed its signals", func() {
+	It("kills a process that ignores its signals", func() {
 		var out syncedBuffer
 		p, err := start(false).Run(shell(`trap "" TERM; echo ready; while :; do sleep 1; done`), supervisor.Output{Stdout: &out})
 		Expect(err).NotTo(HaveOccurred())
@@ -129,7 +130,7 @@ var _ = Describe("A supervisor", func() {
 	})
 
 	It("ends its process and removes its folder when its parent is killed", func(ctx SpecContext) {
-		cmd := exec.CommandContext(context.WithoutCancel(ctx), os.Args[0], "parent") //nolint:gosec // this test
+		cmd := exec.CommandContext(context.WithoutCancel(ctx), os.Args[0], "parent") //nolint:gosec // this test binary
 		stdout, err := cmd.StdoutPipe()
 		Expect(err).NotTo(HaveOccurred())
 		Expect(cmd.Start()).To(Succeed())
@@ -149,7 +150,7 @@ var _ = Describe("A supervisor", func() {
 	})
 })
 
-// syncedBuffer may be read while it is written.
+// syncedBuffer is safe for concurrent reads and writes.
 type syncedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

@@ -4,7 +4,7 @@ package supervisor
 
 import "syscall"
 
-// Only Linux can tie a process to its parent's life.
+// Only Linux can end a process with its parent.
 func sysProcAttr(Command) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{}
 }

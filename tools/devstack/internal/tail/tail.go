@@ -1,4 +1,4 @@
-// Package tail keeps the end of a log, for the message of an error.
+// Package tail keeps the end of a log for error messages.
 package tail
 
 import (
@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// MaxBytes is how much is kept.
+// MaxBytes is the maximum size of a Buffer's content.
 const MaxBytes = 16 << 10
 
 // Buffer keeps the last MaxBytes written to it. The zero value is empty and
@@ -17,7 +17,7 @@ type Buffer struct {
 	buf []byte
 }
 
-// Write never fails.
+// Write implements io.Writer. It never fails.
 func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -28,14 +28,14 @@ func (b *Buffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is all that is kept.
+// String returns the kept text.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return string(b.buf)
 }
 
-// Lines are the last n lines, or fewer.
+// Lines returns the last n lines, or fewer.
 func (b *Buffer) Lines(n int) []string {
 	text := strings.TrimRight(b.String(), "\n")
 	if text == "" {
@@ -45,14 +45,14 @@ func (b *Buffer) Lines(n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// Reset forgets what was written.
+// Reset empties the buffer.
 func (b *Buffer) Reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.buf = b.buf[:0]
 }
 
-// Contains says whether text is in what is kept.
+// Contains reports whether the kept text contains text.
 func (b *Buffer) Contains(text string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package terminal tells whether a person watches.
+// Package terminal detects terminals.
 package terminal
 
 import (
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/term"
 )
 
-// Is says whether what is written to w appears on a terminal.
+// Is reports whether w writes to a terminal.
 func Is(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
