@@ -2,6 +2,6 @@
 
 package faults
 
-// reserveAddr returns a local address with any free port: only Linux can reserve
-// one.
+// reserveAddr returns a local address with port 0. Only Linux can reserve a
+// port.
 func reserveAddr() string { return "127.0.0.1:0" }

@@ -15,17 +15,16 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Gateway passes HTTP requests on to ClickHouse. It knows which statements have
-// passed, and can make the server see settings that the client did not send, as
-// those of its user's profile.
+// Gateway passes HTTP requests to ClickHouse. It records the statements, and
+// can add settings that the client did not send, like a user's profile.
 type Gateway struct {
 	mu         sync.Mutex
 	statements []string
 	settings   url.Values
 }
 
-// StartGatewayTo starts a gateway to the ClickHouse that dsn, a URL, leads to,
-// which ends with the spec, and returns the DSN that leads through it.
+// StartGatewayTo starts a gateway to the ClickHouse of dsn, which must be a
+// URL. It returns the DSN of the gateway, which ends with the spec.
 func StartGatewayTo(dsn string) (g *Gateway, through string) {
 	ginkgo.GinkgoHelper()
 	u, err := url.Parse(dsn)
@@ -43,8 +42,8 @@ func StartGatewayTo(dsn string) (g *Gateway, through string) {
 	return g, u.String()
 }
 
-// Impose has every statement from now on run with these settings, NAME=VALUE
-// with & between them, and no longer with those imposed before.
+// Impose adds settings to every later statement, in the form NAME=VALUE
+// separated by &. They replace settings imposed before.
 func (g *Gateway) Impose(settings string) {
 	ginkgo.GinkgoHelper()
 	parsed, err := url.ParseQuery(settings)
@@ -54,7 +53,7 @@ func (g *Gateway) Impose(settings string) {
 	g.settings = parsed
 }
 
-// Statements are those that have passed, each as far as it is text.
+// Statements returns the text of each statement so far.
 func (g *Gateway) Statements() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -63,11 +62,11 @@ func (g *Gateway) Statements() []string {
 
 func (g *Gateway) pass(request *http.Request) {
 	query := request.URL.Query()
-	statement := query.Get("query") // of an insert, whose rows are the body
+	statement := query.Get("query") // the body of an insert holds the rows
 	if statement == "" {
 		text, err := io.ReadAll(request.Body)
 		if err != nil {
-			return // whoever sends it has gone
+			return // the client has disconnected
 		}
 		statement = string(text)
 		request.Body = io.NopCloser(bytes.NewReader(text))

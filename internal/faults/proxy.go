@@ -1,4 +1,4 @@
-// Package faults makes the network between a program and a database fail.
+// Package faults simulates network faults between a program and a database.
 package faults
 
 import (
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Proxy passes TCP connections on to a server, and does not when told to.
+// Proxy passes TCP connections to a server, and can disturb them.
 type Proxy struct {
 	addr string
 
@@ -23,22 +23,22 @@ type Proxy struct {
 	listener net.Listener // nil while the proxy is down
 	links    map[*link]struct{}
 	accepted int
-	cut      int // bytes that a connection may send before it breaks; 0 is no limit
+	cut      int // number of bytes after which a connection breaks; 0 is no limit
 	hold     hold
 	vanish   bool
-	speed    *rate.Limiter // nil is no limit
+	speed    *rate.Limiter // nil means no limit
 }
 
-// hold is what of a connection does not arrive for now.
+// hold describes the data that the proxy holds back.
 type hold struct {
 	direction Direction
-	after     int           // bytes that a connection has to send before
-	from      []byte        // what it has to send before, instead
-	released  chan struct{} // nil while nothing is held
-	bytes     int           // held
+	after     int           // holds back after a connection has sent this many bytes
+	from      []byte        // holds back from this text on, if not nil
+	released  chan struct{} // nil if no hold is active
+	bytes     int           // number of held bytes
 }
 
-// Direction is that of bytes on their way.
+// Direction is the direction of data.
 type Direction int
 
 // Directions.
@@ -48,7 +48,7 @@ const (
 	Both = Requests | Answers
 )
 
-// StartProxy starts a proxy to target, host:port, which ends with the spec.
+// StartProxy starts a proxy to target, a host:port. It ends with the spec.
 func StartProxy(target string) *Proxy {
 	ginkgo.GinkgoHelper()
 	p := &Proxy{addr: reserveAddr(), target: target, links: map[*link]struct{}{}}
@@ -61,8 +61,8 @@ func StartProxy(target string) *Proxy {
 	return p
 }
 
-// StartProxyTo starts a proxy to the server that dsn, a URL, leads to, and
-// returns the DSN that leads through it.
+// StartProxyTo starts a proxy to the server of dsn, which must be a URL. It
+// returns the DSN of the proxy.
 func StartProxyTo(dsn string) (p *Proxy, through string) {
 	ginkgo.GinkgoHelper()
 	u, err := url.Parse(dsn)
@@ -72,10 +72,10 @@ func StartProxyTo(dsn string) (p *Proxy, through string) {
 	return p, u.String()
 }
 
-// Addr is the host and port that the proxy listens at.
+// Addr returns the host and port of the proxy.
 func (p *Proxy) Addr() string { return p.addr }
 
-// Up accepts connections, on the same address as before.
+// Up accepts connections on the same address as before.
 func (p *Proxy) Up() {
 	ginkgo.GinkgoHelper()
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", p.addr)
@@ -86,7 +86,7 @@ func (p *Proxy) Up() {
 	go p.accept(listener)
 }
 
-// Down refuses connections and breaks those that are open.
+// Down refuses new connections and breaks the open ones.
 func (p *Proxy) Down() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,7 +100,7 @@ func (p *Proxy) Down() {
 	clear(p.links)
 }
 
-// Reset breaks the connections that are open, with a reset, and goes on taking
+// Reset breaks the open connections with a TCP reset, and keeps accepting
 // others.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
@@ -111,16 +111,15 @@ func (p *Proxy) Reset() {
 	clear(p.links)
 }
 
-// Lead makes new connections lead to another server.
+// Lead sends new connections to another server.
 func (p *Proxy) Lead(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
 }
 
-// Vanish loses whatever is sent in either direction, and tells nobody: the
-// connections that are there are half-open, and so are those that are made until
-// Return.
+// Vanish silently drops all data in both directions. Existing connections, and
+// new ones until Return, are half-open.
 func (p *Proxy) Vanish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,8 +129,8 @@ func (p *Proxy) Vanish() {
 	}
 }
 
-// Return ends Vanish for connections that are made from now on. Of the others
-// the clients are told; the server goes on waiting for them.
+// Return ends Vanish for new connections. It closes the half-open connections
+// on the client's side only, so the server keeps waiting for them.
 func (p *Proxy) Return() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,7 +142,7 @@ func (p *Proxy) Return() {
 	}
 }
 
-// Throttle lets so many bytes a second through in all; 0 is no limit.
+// Throttle limits the total bytes per second; 0 removes the limit.
 func (p *Proxy) Throttle(bytesPerSecond int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,9 +160,9 @@ func (p *Proxy) CutOnce(n int) {
 	p.countAnew()
 }
 
-// Hold keeps what goes in that direction, on connections that have sent more
-// than after bytes from now on, until Release. It arrives then, also if who
-// sent it is gone.
+// Hold holds back data in a direction, on connections that have sent more than
+// after bytes from now on, until Release. The data then arrive, even if the
+// sender has disconnected.
 func (p *Proxy) Hold(d Direction, after int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,8 +170,8 @@ func (p *Proxy) Hold(d Direction, after int) {
 	p.countAnew()
 }
 
-// HoldFrom is Hold on connections from when they send the text, with it. The
-// text must be so short that it is sent at once.
+// HoldFrom holds back data on a connection from the given text of a request on,
+// including the text. The text must be short enough to arrive in one piece.
 func (p *Proxy) HoldFrom(d Direction, text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -180,7 +179,7 @@ func (p *Proxy) HoldFrom(d Direction, text string) {
 	p.countAnew()
 }
 
-// Uncut tells whether the connection that CutOnce is to break has not broken yet.
+// Uncut reports whether CutOnce has not yet broken a connection.
 func (p *Proxy) Uncut() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -193,30 +192,30 @@ func (p *Proxy) countAnew() {
 	}
 }
 
-// Connections is how many are open: through a proxy to which nobody connects
-// any more, everything has passed when none is left.
+// Connections returns the number of open connections. If no client connects any
+// more, zero means that all data have passed.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.links)
 }
 
-// Accepted is how many connections there have been, whether or not they could
-// be passed on.
+// Accepted returns the number of connections so far, including those that could
+// not reach the server.
 func (p *Proxy) Accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.accepted
 }
 
-// Held is how many bytes are held.
+// Held returns the number of held bytes.
 func (p *Proxy) Held() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.hold.bytes
 }
 
-// Release lets through what is held.
+// Release passes the held data on.
 func (p *Proxy) Release() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -251,8 +250,7 @@ func (p *Proxy) accept(listener net.Listener) {
 	}
 }
 
-// add adds a connection that the listener has accepted, unless the proxy went down
-// meanwhile.
+// add adds an accepted connection, unless the proxy went down in the meantime.
 func (p *Proxy) add(l *link, listener net.Listener) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -268,15 +266,15 @@ func (p *Proxy) add(l *link, listener net.Listener) bool {
 type link struct {
 	proxy          *Proxy
 	client, server net.Conn
-	sent           int  // bytes of requests, guarded by proxy.mu, like
-	begun          bool // has sent what the hold begins with
-	vanished       bool // what is lost
+	sent           int  // bytes of requests; proxy.mu guards this and the fields below
+	begun          bool // has sent the text of HoldFrom
+	vanished       bool // its data are dropped
 }
 
-// pass copies until one side ends or the connection is to break.
+// pass copies data until one side ends or the connection must break.
 func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 	defer func() {
-		if !l.lost() { // else the other side does not hear of the end
+		if !l.lost() { // for a vanished connection, the other side does not notice the end
 			l.close()
 		}
 	}()
@@ -300,13 +298,13 @@ func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 	}
 }
 
-// buffered is how many bytes go at a time.
+// buffered is the size of the copy buffer.
 const buffered = 32 << 10
 
-// arrived waits until bytes that go in the direction may go on, and says whether
-// they may, or the connection is to break.
+// arrived waits until the data may pass on. It returns false if the connection
+// must break.
 func (l *link) arrived(d Direction, data []byte) (goOn bool) {
-	released, speed, goOn := l.look(d, data)
+	released, speed, goOn := l.inspect(d, data)
 	if !goOn {
 		return false
 	}
@@ -314,12 +312,12 @@ func (l *link) arrived(d Direction, data []byte) (goOn bool) {
 		<-released
 	}
 	if speed != nil {
-		_ = speed.WaitN(context.Background(), len(data)) // is within its burst
+		_ = speed.WaitN(context.Background(), len(data)) // cannot fail, the data are smaller than the burst
 	}
 	return true
 }
 
-func (l *link) look(d Direction, data []byte) (released <-chan struct{}, speed *rate.Limiter, goOn bool) {
+func (l *link) inspect(d Direction, data []byte) (released <-chan struct{}, speed *rate.Limiter, goOn bool) {
 	p := l.proxy
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -355,7 +353,7 @@ func (l *link) close() {
 	delete(l.proxy.links, l)
 }
 
-// reset closes both sides without a farewell.
+// reset closes both sides with a TCP reset.
 func (l *link) reset() {
 	reset(l.client)
 	reset(l.server)

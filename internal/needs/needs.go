@@ -1,4 +1,4 @@
-// Package needs leaves out specs that need what a machine may lack.
+// Package needs skips specs whose requirements the machine lacks.
 package needs
 
 import (
@@ -8,12 +8,12 @@ import (
 	"github.com/onsi/ginkgo/v2"
 )
 
-// AllEnv names the variable that makes specs fail instead of being left out.
-// `.ci/run` sets it.
+// AllEnv names the variable that makes such specs fail instead of being
+// skipped. `.ci/run` sets it.
 const AllEnv = "DIEHARD_TEST_REQUIRE_ALL"
 
 // LeaveOut skips the spec. The reason says in one line what is missing and how
-// to get it; `make test` prints it once for all specs that give the same.
+// to install it. `make test` prints each reason once.
 func LeaveOut(reason string) {
 	ginkgo.GinkgoHelper()
 	if os.Getenv(AllEnv) != "" {
@@ -22,8 +22,8 @@ func LeaveOut(reason string) {
 	ginkgo.Skip(reason)
 }
 
-// Compiler returns the C compiler: cc, or the one that CC names. Without it, the
-// spec is left out.
+// Compiler returns the C compiler: the one that CC names, or cc. It skips the
+// spec if there is none.
 func Compiler() string {
 	ginkgo.GinkgoHelper()
 	compiler := os.Getenv("CC")
@@ -31,7 +31,7 @@ func Compiler() string {
 		compiler = "cc"
 	}
 	if _, err := exec.LookPath(compiler); err != nil {
-		LeaveOut("a C compiler is missing: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)")
+		LeaveOut("a C compiler is missing: install gcc or clang with your package manager (Debian: apt install gcc libc6-dev)")
 	}
 	return compiler
 }

@@ -1,4 +1,4 @@
-// Package sentrytest takes what a program reports to Sentry, on a local port.
+// Package sentrytest receives a program's reports to Sentry on a local port.
 package sentrytest
 
 import (
@@ -18,7 +18,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Listener stands where Sentry would.
+// Listener replaces Sentry.
 type Listener struct {
 	server *httptest.Server
 
@@ -27,8 +27,8 @@ type Listener struct {
 	problems []error
 }
 
-// Event is an error or a transaction, as far as specs look at it. Raw is all
-// of it.
+// Event holds the parts of an error or a transaction that specs check. Raw is
+// the whole event.
 type Event struct {
 	Type        string `json:"type"` // "transaction", or empty for an error
 	Level       string `json:"level"`
@@ -71,7 +71,7 @@ type Exception struct {
 	Stacktrace Stacktrace `json:"stacktrace"`
 }
 
-// Stacktrace is where something happened, the innermost frame last.
+// Stacktrace holds the frames of an error, the innermost last.
 type Stacktrace struct {
 	Frames []struct {
 		Function string `json:"function"`
@@ -79,8 +79,8 @@ type Stacktrace struct {
 	} `json:"frames"`
 }
 
-// Start starts a listener that ends with the spec, which fails where what came
-// was no envelope.
+// Start starts a listener that ends with the spec. The spec fails if a request
+// was not a valid envelope.
 func Start() *Listener {
 	l := &Listener{}
 	l.server = httptest.NewServer(http.HandlerFunc(l.receive))
@@ -91,7 +91,7 @@ func Start() *Listener {
 	return l
 }
 
-// DSN leads to the listener.
+// DSN returns the DSN of the listener.
 func (l *Listener) DSN() string {
 	return strings.Replace(l.server.URL, "http://", "http://public@", 1) + "/42"
 }
@@ -126,16 +126,16 @@ func (l *Listener) receive(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, "{}")
 }
 
-// read reads an envelope: https://develop.sentry.dev/sdk/data-model/envelopes/
+// read parses an envelope: https://develop.sentry.dev/sdk/data-model/envelopes/
 func read(r *http.Request) (events []Event, err error) {
 	if r.Method != http.MethodPost || r.URL.Path != "/api/42/envelope/" {
-		return nil, fmt.Errorf("%s %s is no envelope", r.Method, r.URL.Path)
+		return nil, fmt.Errorf("%s %s is not an envelope", r.Method, r.URL.Path)
 	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" { // sentry-go has none so far
-		return nil, fmt.Errorf("the envelope is encoded: %s", encoding)
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" { // sentry-go uses no encoding
+		return nil, fmt.Errorf("the envelope has an unsupported encoding: %s", encoding)
 	}
 	if auth := r.Header.Get("X-Sentry-Auth"); !strings.Contains(auth, "sentry_key=public") {
-		return nil, fmt.Errorf("X-Sentry-Auth is %q", auth)
+		return nil, fmt.Errorf("unexpected X-Sentry-Auth: %q", auth)
 	}
 	body := bufio.NewReader(r.Body)
 	if _, err := body.ReadBytes('\n'); err != nil {
@@ -164,7 +164,7 @@ func read(r *http.Request) (events []Event, err error) {
 			return nil, fmt.Errorf("read a %s: %w", header.Type, err)
 		}
 		if header.Type != "event" && header.Type != "transaction" {
-			continue // a report about the client itself
+			continue // a report of the client about itself
 		}
 		event := Event{Raw: payload}
 		if err := json.Unmarshal(payload, &event); err != nil {

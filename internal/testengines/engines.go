@@ -1,8 +1,9 @@
-// Package testengines gives a Ginkgo suite one real PostgreSQL and one real ClickHouse
-// for all of its parallel processes, and each spec databases of its own, migrated.
+// Package testengines provides a Ginkgo suite with one real PostgreSQL and one
+// real ClickHouse for all its parallel processes. Each spec gets its own
+// migrated databases.
 //
-// The servers are those that DIEHARD_TEST_POSTGRES_DSN and DIEHARD_TEST_CLICKHOUSE_DSN
-// name, or else engines that the devstack program runs for the suite.
+// DIEHARD_TEST_POSTGRES_DSN and DIEHARD_TEST_CLICKHOUSE_DSN name the servers.
+// Without them the devstack program runs engines for the suite.
 package testengines
 
 import (
@@ -27,44 +28,45 @@ import (
 )
 
 const (
-	// PostgresEnv names a server for the suites, by the DSN of a database of it. Its
-	// user has to be a superuser, or the owner of databases and roles.
+	// PostgresEnv names the variable with the DSN of a server for the suites.
+	// Its user must be a superuser, or may create databases and roles.
 	PostgresEnv = "DIEHARD_TEST_POSTGRES_DSN"
-	// ClickHouseEnv names a server for the suites: one DSN, or one for each protocol
-	// with a space between them.
+	// ClickHouseEnv names the variable with the DSN of a server for the suites,
+	// or with one DSN for each protocol, separated by a space.
 	ClickHouseEnv = "DIEHARD_TEST_CLICKHOUSE_DSN"
 )
 
-// Engines are the servers that a suite asked for. Its methods are for use in specs.
+// Engines holds a suite's servers. Its methods are for use in specs.
 type Engines struct {
-	servers   []*process // in the first process only, and only if it has started them
+	servers   []*process // only in the first process, and only if it started them
 	shared    shared
-	lasting   string // the DSN of the process's database, once there is one
+	lasting   string // name of the process's reused database, or ""
 	databases atomic.Int32
 }
 
-// shared is what every process knows. The DSNs lead to the servers' own databases.
+// shared holds the values that every process knows. The DSNs are those of the
+// servers' own databases.
 type shared struct {
-	Prefix   string `json:"prefix"` // of the names of databases, which others may have, too
+	Prefix   string `json:"prefix"` // of database names, unique because a server may be shared
 	Postgres string `json:"postgres"`
 	Native   string `json:"native"`
 	HTTP     string `json:"http"`
 	Prepared string `json:"prepared"`
 }
 
-// Schema is what both programs need in PostgreSQL.
+// Schema is the PostgreSQL schema that both programs need.
 var Schema = postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.Users}}
 
-// Options say what a suite needs.
+// Options configures a suite's servers.
 type Options struct {
-	// Postgres and ClickHouse start a server.
+	// Postgres and ClickHouse request a server.
 	Postgres, ClickHouse bool
-	// Prepare is called once for the suite. Prepared returns its result in every
+	// Prepare is called once for the suite. Prepared returns its result in each
 	// process.
 	Prepare func(ctx context.Context) string
 }
 
-// Start registers the suite's nodes that start the engines, and stop them in the end.
+// Start registers the suite's nodes that start and stop the engines.
 func Start(o Options) *Engines {
 	e := &Engines{}
 	SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
@@ -128,10 +130,10 @@ func (e *Engines) startClickHouse(ctx context.Context) {
 	case e.shared.HTTP != "" && e.shared.Native != "":
 	case e.shared.HTTP != "":
 		e.shared.Native = e.shared.HTTP
-		sayOnce(ClickHouseEnv + " names no address of the native protocol: its specs use HTTP")
+		sayOnce(ClickHouseEnv + " has no DSN for the native protocol: specs use HTTP instead")
 	case e.shared.Native != "":
 		e.shared.HTTP = e.shared.Native
-		sayOnce(ClickHouseEnv + " names no address of the HTTP interface: its specs use the native protocol")
+		sayOnce(ClickHouseEnv + " has no DSN for HTTP: specs use the native protocol instead")
 	default:
 		server := &process{
 			args: []string{"clickhouse", "--user", "diehard"},
@@ -145,26 +147,27 @@ func (e *Engines) startClickHouse(ctx context.Context) {
 
 func sayOnce(line string) { fmt.Fprintln(os.Stderr, line) }
 
-// Prepared is what Options.Prepare has returned.
+// Prepared returns the result of Options.Prepare.
 func (e *Engines) Prepared() string { return e.shared.Prepared }
 
-// template is the migrated database that the others are copies of.
+// template returns the name of the migrated database that others are copied
+// from.
 func (e *Engines) template() string { return e.shared.Prefix + "_template" }
 
 func (e *Engines) newName() string {
 	return fmt.Sprintf("%s_%d_%d", e.shared.Prefix, GinkgoParallelProcess(), e.databases.Add(1))
 }
 
-// PostgresDSN returns the DSN of a new, migrated database, which is dropped after the
-// spec.
+// PostgresDSN returns the DSN of a new, migrated database, which is dropped
+// after the spec.
 func (e *Engines) PostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
 	return e.postgresDatabase(ctx, e.template())
 }
 
-// LastingPostgresDSN returns the DSN of a migrated database that all specs of this
-// process have one after the other, and empties it: making one for each spec takes
-// longer than most specs.
+// LastingPostgresDSN empties and returns the DSN of a migrated database that
+// all specs of this process share one after the other. Creating a database for
+// each spec takes longer than most specs.
 func (e *Engines) LastingPostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
 	if e.lasting == "" {
@@ -177,13 +180,14 @@ func (e *Engines) LastingPostgresDSN(ctx context.Context) string {
 	return dsn
 }
 
-// EmptyPostgresDSN is PostgresDSN without the migrations.
+// EmptyPostgresDSN is like PostgresDSN, but does not migrate the database.
 func (e *Engines) EmptyPostgresDSN(ctx context.Context) string {
 	GinkgoHelper()
 	return e.postgresDatabase(ctx, "template1")
 }
 
-// ServerPostgresDSN returns the DSN of a database of the server that no spec changes.
+// ServerPostgresDSN returns the DSN of the server's own database, which no spec
+// changes.
 func (e *Engines) ServerPostgresDSN() string { return e.shared.Postgres }
 
 // ServerClickHouseDSNs returns the DSNs of the server's default database.
@@ -202,15 +206,15 @@ func (e *Engines) dropPostgres(ctx context.Context, name string) {
 	Query(ctx, "postgres", e.shared.Postgres, "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)")
 }
 
-// OpenPostgres opens dsn, with the given session settings, for as long as the
-// spec runs.
+// OpenPostgres opens dsn with the given session settings and closes it after
+// the spec.
 func OpenPostgres(dsn string, session map[string]string) *sqlx.DB {
 	GinkgoHelper()
 	return open(postgres.Options{DSN: dsn, Session: session})
 }
 
-// OpenStore opens dsn as the relay does, which keeps its statements prepared, for
-// as long as the spec runs.
+// OpenStore opens dsn with prepared statements, as the relay does, and closes
+// it after the spec.
 func OpenStore(dsn string, session map[string]string) *sqlx.DB {
 	GinkgoHelper()
 	return open(postgres.Options{DSN: dsn, Session: session, KeepStatements: true})
@@ -220,17 +224,17 @@ func open(o postgres.Options) *sqlx.DB {
 	GinkgoHelper()
 	db, err := postgres.Open(o)
 	Expect(err).NotTo(HaveOccurred())
-	DeferCleanup(func() { _ = db.Close() }) // the server may be gone
+	DeferCleanup(func() { _ = db.Close() }) // the server may have stopped
 	return db
 }
 
-// ClickHouseDSNs leads to one database over each protocol.
+// ClickHouseDSNs holds the DSNs of one database over both protocols.
 type ClickHouseDSNs struct {
 	Native, HTTP string
 }
 
-// ClickHouseDSNs returns the DSNs of a new, migrated database whose merges are
-// stopped: they would hide an event that is there twice.
+// ClickHouseDSNs returns the DSNs of a new, migrated database. Its merges are
+// stopped, because they would hide duplicates.
 func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
 	created := e.EmptyClickHouseDSNs(ctx)
@@ -239,7 +243,8 @@ func (e *Engines) ClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	return created
 }
 
-// EmptyClickHouseDSNs is ClickHouseDSNs without the migrations.
+// EmptyClickHouseDSNs is like ClickHouseDSNs, but does not migrate the
+// database.
 func (e *Engines) EmptyClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	GinkgoHelper()
 	name := e.newName()
@@ -248,8 +253,8 @@ func (e *Engines) EmptyClickHouseDSNs(ctx context.Context) ClickHouseDSNs {
 	return ClickHouseDSNs{Native: withDatabase(e.shared.Native, name), HTTP: withDatabase(e.shared.HTTP, name)}
 }
 
-// Query runs a statement on a server that driver, postgres or clickhouse,
-// leads to.
+// Query runs a statement on the server of dsn. The driver is postgres or
+// clickhouse.
 func Query(ctx context.Context, driver, dsn, statement string) {
 	GinkgoHelper()
 	db, err := sql.Open(driver, dsn)
@@ -259,7 +264,7 @@ func Query(ctx context.Context, driver, dsn, statement string) {
 	Expect(err).NotTo(HaveOccurred())
 }
 
-// Scan runs a ClickHouse query that returns one row, into dest.
+// Scan runs a ClickHouse query and scans its only row into dest.
 func Scan(ctx context.Context, dsn, query string, dest ...any) error {
 	db, err := sql.Open("clickhouse", dsn)
 	if err != nil {

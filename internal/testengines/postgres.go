@@ -14,22 +14,22 @@ import (
 	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
-// Postgres is a PostgreSQL server of one spec's own, which may be killed.
+// Postgres is a PostgreSQL server of one spec, which the spec may kill.
 type Postgres struct{ *process }
 
-// StartPostgres starts a server for as long as the spec runs. The spec is left out if
-// a server was named for the suites: that one must not be killed, and the machine may
-// have no other.
+// StartPostgres starts a server that ends with the spec. It skips the spec if
+// the suites use a named server: that one must not be killed, and the machine
+// may have no other.
 func StartPostgres(ctx context.Context, settings map[string]string) *Postgres {
 	GinkgoHelper()
 	if os.Getenv(PostgresEnv) != "" {
-		needs.LeaveOut(PostgresEnv + " names a server, and the spec needs one that it may kill")
+		needs.LeaveOut(PostgresEnv + " names a server, but this spec must kill its server")
 	}
-	// The engine may run as another user than this process.
+	// The engine may run as another user.
 	dir, err := os.MkdirTemp("", "diehard-postgres-*")
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(os.RemoveAll, dir)
-	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the data are in a folder below it
+	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the data folder below it is private
 	p := &Postgres{newPostgres(settings, "--data-dir", filepath.Join(dir, "data"))}
 	p.Start(ctx)
 	DeferCleanup(p.Stop)
@@ -44,11 +44,11 @@ func newPostgres(settings map[string]string, args ...string) *process {
 	return p
 }
 
-// DSN returns the address of the server's database postgres. It is the same after
-// another Start.
+// DSN returns the address of the server's database postgres. It stays the same
+// after a restart.
 func (p *Postgres) DSN() string { return p.addresses["dsn"] }
 
-// Start starts the server again after Kill or Stop, on the same data and port.
+// Start restarts the server after Kill or Stop, on the same data and port.
 func (p *Postgres) Start(ctx context.Context) {
 	GinkgoHelper()
 	if p.addresses != nil {
@@ -57,7 +57,7 @@ func (p *Postgres) Start(ctx context.Context) {
 	Expect(p.start(ctx)).To(Succeed())
 }
 
-// Kill ends the server as in a crash.
+// Kill ends the server like a crash.
 func (p *Postgres) Kill() {
 	GinkgoHelper()
 	Expect(p.end(syscall.SIGQUIT)).To(Succeed())
@@ -69,8 +69,8 @@ func (p *Postgres) Stop() {
 	Expect(p.end(syscall.SIGTERM)).To(Succeed())
 }
 
-// ExamplePostgres starts a server for a testable example, which runs outside of the
-// suite's nodes, and returns its DSN. It panics if that fails.
+// ExamplePostgres starts a server for a testable example, which runs outside
+// the suite's nodes, and returns its DSN. It panics on an error.
 func ExamplePostgres(ctx context.Context) (dsn string, stop func()) {
 	p := newPostgres(nil)
 	if err := p.start(ctx); err != nil {

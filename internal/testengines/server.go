@@ -17,12 +17,14 @@ import (
 	"syscall"
 )
 
-// ProgramEnv names the devstack program, which runs the engines. `make test` sets it.
-// If it is not set, the program is built.
+// ProgramEnv names the variable with the path of the devstack program, which
+// runs the engines. `make test` sets it. If it is not set, the program is
+// built.
 const ProgramEnv = "DIEHARD_DEVSTACK_BIN"
 
-// program returns the path of the devstack program. It is in a module of its own, so
-// that the product's module needs neither the engines nor what fetches them.
+// program returns the path of the devstack program. That program has its own
+// module, so that the product's module depends neither on the engines nor on
+// their download.
 var program = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv(ProgramEnv); path != "" {
 		return path, nil
@@ -32,7 +34,7 @@ var program = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(root, "bin", "devstack")
-	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/devstack") //nolint:gosec // our own program; seconds
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/devstack") //nolint:gosec // our own program; takes seconds
 	build.Dir = filepath.Join(root, "tools", "devstack")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if output, err := build.CombinedOutput(); err != nil {
@@ -41,7 +43,8 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// Repository returns the folder of the repository, which the working directory is in.
+// Repository returns the folder of the repository that contains the working
+// directory.
 func Repository() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -53,33 +56,33 @@ func Repository() (string, error) {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("find tools/devstack in the folders above: set " + ProgramEnv)
+			return "", errors.New("tools/devstack not found in a parent folder: set " + ProgramEnv)
 		}
 		dir = parent
 	}
 }
 
-// process is a server that the devstack program runs. The server ends with this
-// process, however it ends: it watches a pipe.
+// process is a server that the devstack program runs. The program watches a
+// pipe and ends with this process, even after a crash.
 type process struct {
 	args, env []string
 
 	cmd       *exec.Cmd
-	hold      io.Closer // the pipe
+	hold      io.Closer // the write end of the pipe
 	log       tail
 	addresses map[string]string
 }
 
-// start runs the program and waits until the server answers.
+// start runs the program and waits until the server accepts connections.
 func (p *process) start(ctx context.Context) error {
 	path, err := program()
 	if err != nil {
 		return err
 	}
-	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; it ends with us
+	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; ends with this process
 	p.cmd.Env = append(os.Environ(), p.env...)
 	p.cmd.Stderr = &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C goes to us, and we tell it
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches only us, and we stop the program
 	hold, err := p.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -97,7 +100,7 @@ func (p *process) start(ctx context.Context) error {
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err != nil {
 		_ = p.cmd.Wait()
-		return fmt.Errorf("devstack %s has ended: %s", p.args[0], p.log.String())
+		return fmt.Errorf("devstack %s ended: %s", p.args[0], p.log.String())
 	}
 	return json.Unmarshal(line, &p.addresses)
 }
@@ -116,7 +119,7 @@ func (p *process) end(signal os.Signal) error {
 	return nil
 }
 
-// tail keeps the end of what is written to it.
+// tail keeps the end of the written text.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
@@ -134,7 +137,7 @@ func (t *tail) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// String returns what is kept.
+// String returns the kept text.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
