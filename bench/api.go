@@ -21,8 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// createScript is a user and its event in one statement: what the API does, in
-// the way that costs PostgreSQL the least.
+// createScript creates a user and its event in one statement. This is the work
+// of the API, in the cheapest way for PostgreSQL.
 const createScript = `\set n random(1, 1000000000000)
 WITH created AS (
     INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
@@ -38,10 +38,9 @@ FROM created;
 
 const createTime = 2 * time.Second
 
-// benchAPI compares the users that the API creates in a second with the
-// transactions of pgbench that write the same. What the clients themselves cost
-// is taken out on both sides: a rate is over the time that the CPUs had for the
-// rest.
+// benchAPI compares the users that the API creates per second with pgbench
+// transactions that write the same rows. Both rates exclude the CPU time of the
+// clients themselves.
 func benchAPI(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -98,13 +97,13 @@ func benchAPI(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// withoutClients is the rate over the time that the CPUs had for others than
-// the clients.
+// withoutClients returns the rate over the time minus the clients' share of the
+// CPUs.
 func withoutClients(n int64, took, clients time.Duration) float64 {
 	return float64(n) / (took - clients/time.Duration(runtime.NumCPU())).Seconds()
 }
 
-// ownTime is the CPU time of this process.
+// ownTime returns the CPU time of this process.
 func ownTime() time.Duration {
 	var usage syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) != nil {
@@ -113,10 +112,10 @@ func ownTime() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// users numbers the addresses of a run.
+// users counts the users of a run, for unique e-mail addresses.
 var users atomic.Int64
 
-// load has the clients create users, one after the other each, for that long.
+// load runs clients that create users one after the other, for a duration.
 func load(ctx context.Context, address string, clients int, d time.Duration) (rate float64, created int64, err error) {
 	var n atomic.Int64
 	start, cpu := time.Now(), ownTime()
@@ -138,13 +137,13 @@ func load(ctx context.Context, address string, clients int, d time.Duration) (ra
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return 0, 0, err //nolint:wrapcheck // says what failed
+		return 0, 0, err //nolint:wrapcheck // the error names the operation
 	}
 	return withoutClients(n.Load(), time.Since(start), ownTime()-cpu), n.Load(), nil
 }
 
-// client is an HTTP client that costs next to nothing: what it uses of the CPU
-// the API cannot have.
+// client is an HTTP client that uses little CPU time, because it shares the
+// CPUs with the API.
 type client struct {
 	net.Conn
 
@@ -169,7 +168,7 @@ func (c *client) createUser() error {
 	return c.post("/v1/users", c.body, "201")
 }
 
-// post sends a body and expects that status.
+// post sends a body and expects a status.
 func (c *client) post(path string, body []byte, expected string) error {
 	c.request.Reset()
 	fmt.Fprintf(&c.request, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
@@ -205,10 +204,10 @@ func (c *client) post(path string, body []byte, expected string) error {
 	}
 	if asExpected {
 		_, err = c.answers.Discard(length)
-		return err //nolint:wrapcheck // names itself
+		return err //nolint:wrapcheck // the error names the operation
 	}
 	rest, _ := io.ReadAll(io.LimitReader(c.answers, int64(length)))
-	return fmt.Errorf("the API answers %s: %s", answer, rest)
+	return fmt.Errorf("the API answered %s: %s", answer, rest)
 }
 
 // writeScript returns the path of pgbench's script.
@@ -216,7 +215,7 @@ func (d *database) writeScript(ctx context.Context) (string, error) {
 	id := "gen_random_uuid()"
 	var hasV7 bool
 	if err := d.GetContext(ctx, &hasV7, "SELECT current_setting('server_version_num')::int >= 180000"); err != nil {
-		return "", fmt.Errorf("ask for the version: %w", err)
+		return "", fmt.Errorf("read the version: %w", err)
 	}
 	if hasV7 {
 		id = "uuidv7()"
@@ -237,7 +236,7 @@ var (
 
 func (d *database) pgbench(ctx context.Context, script string, clients int, during time.Duration) (float64, error) {
 	threads := min(clients, runtime.NumCPU())
-	cmd := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", //nolint:gosec // numbers and a file of ours
+	cmd := exec.CommandContext(ctx, "pgbench", "--no-vacuum", "--protocol=prepared", //nolint:gosec // our own numbers and file
 		"--client="+strconv.Itoa(clients), "--jobs="+strconv.Itoa(threads),
 		"--time="+strconv.Itoa(max(1, int(during.Seconds()))), "--file="+script, d.dsn)
 	cmd.Env = append(os.Environ(), "HOME="+filepath.Dir(script))
@@ -247,24 +246,24 @@ func (d *database) pgbench(ctx context.Context, script string, clients int, duri
 	}
 	count, rate := processed.FindSubmatch(output), perSecond.FindSubmatch(output)
 	if count == nil || rate == nil {
-		return 0, fmt.Errorf("pgbench says:\n%s", output)
+		return 0, fmt.Errorf("unexpected output of pgbench:\n%s", output)
 	}
 	if bad := failed.FindSubmatch(output); len(bad) > 1 && string(bad[1]) != "0" {
 		return 0, fmt.Errorf("%s transactions of pgbench failed", bad[1])
 	}
 	n, err := strconv.ParseInt(string(count[1]), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("pgbench says:\n%s", output)
+		return 0, fmt.Errorf("unexpected output of pgbench:\n%s", output)
 	}
 	tps, err := strconv.ParseFloat(string(rate[1]), 64)
 	if err != nil {
-		return 0, fmt.Errorf("pgbench says:\n%s", output)
+		return 0, fmt.Errorf("unexpected output of pgbench:\n%s", output)
 	}
-	took := time.Duration(float64(n) / tps * float64(time.Second)) // without its start
+	took := time.Duration(float64(n) / tps * float64(time.Second)) // without the start of pgbench
 	return withoutClients(n, took, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()), nil
 }
 
-// prepared is pgbench's transaction by the driver's prepared statements.
+// prepared runs pgbench's transaction with prepared statements of the driver.
 func (d *database) prepared(ctx context.Context, script string, clients int, during time.Duration) (float64, error) {
 	text, err := os.ReadFile(script)
 	if err != nil {
@@ -297,7 +296,7 @@ func (d *database) prepared(ctx context.Context, script string, clients int, dur
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err //nolint:wrapcheck // says what failed
+		return 0, err //nolint:wrapcheck // the error names the operation
 	}
 	return withoutClients(n.Load(), time.Since(start), ownTime()-cpu), nil
 }

@@ -22,7 +22,7 @@ import (
 )
 
 // bench is a run: the engines, which start when the first part needs them, and
-// what was found.
+// the results.
 type bench struct {
 	options
 
@@ -32,8 +32,8 @@ type bench struct {
 	engines   *engines
 	databases int
 
-	part  string                 // the part that runs, and its number
-	stage atomic.Pointer[string] // what the run is doing
+	part  string                 // the current part and its number
+	stage atomic.Pointer[string] // the current stage
 }
 
 type engines struct {
@@ -49,7 +49,7 @@ func newBench(o options, out io.Writer) *bench {
 	return b
 }
 
-// at sets what the run says of itself every minute, until the next call.
+// at sets the stage that the run reports every minute.
 func (b *bench) at(stage string) {
 	stage = b.part + stage
 	b.stage.Store(&stage)
@@ -63,16 +63,15 @@ func (b *bench) close() error {
 	return errors.Join(b.engines.clickHouse.Stop(), b.engines.postgres.Stop())
 }
 
-// scaled is n times the run's scale, and at least least.
+// scaled returns n times the run's scale, but at least least.
 func (b *bench) scaled(n, least int) int { return max(least, int(float64(n)*b.scale)) }
 
-// during is how long something goes on, scaled.
+// during returns a duration times the run's scale.
 func (b *bench) during(d time.Duration) time.Duration {
 	return max(200*time.Millisecond, time.Duration(float64(d)*b.scale))
 }
 
-// inRounds runs the cases one after the other, as many times as the run has
-// rounds.
+// inRounds runs the cases one after the other, once in each round.
 func (b *bench) inRounds(ctx context.Context, cases ...func(ctx context.Context) error) error {
 	for round := range b.rounds {
 		for i, run := range cases {
@@ -85,8 +84,8 @@ func (b *bench) inRounds(ctx context.Context, cases ...func(ctx context.Context)
 	return nil
 }
 
-// PostgreSQL's settings are its defaults, fsync and synchronous_commit among
-// them, but for memory, which the default keeps for machines of long ago.
+// PostgreSQL has its default settings, including fsync and synchronous_commit,
+// except for memory, whose default is too small for today's machines.
 var postgresSettings = map[string]string{
 	"shared_buffers":           "512MB",
 	"max_wal_size":             "4GB",
@@ -109,15 +108,15 @@ func (b *bench) start(ctx context.Context) (*engines, error) {
 	return b.engines, nil
 }
 
-// database is a new, migrated database in PostgreSQL with one in ClickHouse, for
-// one part.
+// database is a new, migrated PostgreSQL database together with a ClickHouse
+// database, for one part.
 type database struct {
 	*sqlx.DB
 
 	bench      *bench
 	name       string
 	dsn        string
-	clickHouse string // the native DSN
+	clickHouse string // DSN of the native protocol
 	sink       *sqlx.DB
 }
 
@@ -148,14 +147,14 @@ func (b *bench) database(ctx context.Context) (*database, error) {
 	if d.sink, err = sqlx.Open("clickhouse", d.clickHouse); err != nil {
 		return nil, fmt.Errorf("open ClickHouse: %w", err)
 	}
-	// Merges would cost CPU at times of their own, and hide what is there twice.
+	// Merges would use CPU time at random moments and hide duplicates.
 	if _, err := d.sink.ExecContext(ctx, "SYSTEM STOP MERGES event_log"); err != nil {
 		return nil, fmt.Errorf("stop merges: %w", err)
 	}
 	return d, nil
 }
 
-// drop closes the database and gives its room on the disk back.
+// drop closes the database and frees its disk space.
 func (d *database) drop(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	_ = d.Close()
@@ -179,23 +178,23 @@ func (d *database) drop(ctx context.Context) error {
 	return nil
 }
 
-// eventContext is what an event of the benchmarks carries: about 170 bytes of
-// JSON, of which no two are the same.
+// eventContext is the expression of an event's context: about 170 bytes of
+// JSON, different for each event.
 const eventContext = `json_build_object('user_id', gen_random_uuid(), 'email', 'user-' || n || '@example.com',
 	'first_name', 'Ada', 'last_name', 'Lovelace', 'note', left(md5(n::text), 20))`
 
-// events are some to be published, by an INSERT.
+// events describes events that an INSERT publishes.
 type events struct {
 	n       int
-	context string // the expression of event number n
+	context string // SQL expression for event number n
 	args    []any
 }
 
-// typical events are of a size that events mostly have.
+// typical returns n events of typical size.
 func typical(n int) events { return events{n: n, context: eventContext} }
 
-// publish writes the events in a transaction that is still open, and returns
-// what commits it.
+// publish inserts the events in a transaction and returns a function that
+// commits it.
 func (d *database) publish(ctx context.Context, e events) (commit func() error, err error) {
 	tx, err := d.BeginTxx(ctx, nil)
 	if err != nil {
@@ -204,7 +203,7 @@ func (d *database) publish(ctx context.Context, e events) (commit func() error, 
 	_, err = tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO outbox_events (event_type, event_context)
 		SELECT 'user_created', %s FROM generate_series(1, %d) AS n`, e.context, e.n), e.args...)
 	if err == nil {
-		_, err = d.ExecContext(ctx, "CHECKPOINT") // which else comes at any time later
+		_, err = d.ExecContext(ctx, "CHECKPOINT") // otherwise a checkpoint runs at a random moment later
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("publish %d events: %w", e.n, err), tx.Rollback())
@@ -221,14 +220,15 @@ func (d *database) publishNow(ctx context.Context, n int) error {
 	return commit()
 }
 
-// empty empties every table that a run fills.
+// empty truncates every table that a run fills.
 func (d *database) empty(ctx context.Context) error {
 	for {
 		_, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters")
 		if err == nil {
 			break
 		}
-		// Of a relay that looks for work at this moment, PostgreSQL ends one.
+		// The TRUNCATE can deadlock with a polling relay, and PostgreSQL then
+		// ends one of the two.
 		if server, ok := errors.AsType[*pq.Error](err); !ok || server.Code != pqerror.TRDeadlockDetected {
 			return fmt.Errorf("empty the tables: %w", err)
 		}
@@ -239,7 +239,7 @@ func (d *database) empty(ctx context.Context) error {
 	return nil
 }
 
-// emptied is the case run on empty tables.
+// emptied returns a case that empties the tables before it runs.
 func (d *database) emptied(run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if err := d.empty(ctx); err != nil {
@@ -249,11 +249,11 @@ func (d *database) emptied(run func(context.Context) error) func(context.Context
 	}
 }
 
-// pollInterval is short beside the times that end by a poll, and long beside the
-// half millisecond of a core that a poll takes.
+// pollInterval is short compared with the measured times, and long compared
+// with the 0.5 ms of CPU time that a poll takes.
 const pollInterval = 25 * time.Millisecond
 
-// awaitDrained waits until everything that was published before is settled.
+// awaitDrained waits until all events published so far are settled.
 func (d *database) awaitDrained(ctx context.Context) error {
 	var last int64
 	if err := d.GetContext(ctx, &last, "SELECT coalesce(max(id), 0) FROM outbox_events"); err != nil {
@@ -271,26 +271,26 @@ func (d *database) awaitDrained(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+			return ctx.Err() //nolint:wrapcheck // the requested end
 		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// expectOnce fails unless n events are in ClickHouse, each once: a figure for
-// anything else is worth nothing.
+// expectOnce returns an error unless ClickHouse has n events, each once.
+// Without this check the figures would be meaningless.
 func (d *database) expectOnce(ctx context.Context, n int) error {
 	var rows, distinct uint64
 	if err := d.sink.QueryRowContext(ctx, "SELECT count(), uniqExact(event_id) FROM event_log").Scan(&rows, &distinct); err != nil {
-		return fmt.Errorf("count what has arrived: %w", err)
+		return fmt.Errorf("count the rows in ClickHouse: %w", err)
 	}
 	if rows != uint64(n) || distinct != uint64(n) { //nolint:gosec // never negative
-		return fmt.Errorf("of %d events %d rows arrived, %d of them distinct", n, rows, distinct)
+		return fmt.Errorf("published %d events, but ClickHouse has %d rows (%d distinct)", n, rows, distinct)
 	}
 	return nil
 }
 
-// wake tells the relays that there is work, as an API does.
+// wake notifies the relays that events are waiting, as the API does.
 func (d *database) wake(ctx context.Context) error {
 	if _, err := d.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel); err != nil {
 		return fmt.Errorf("wake the relays: %w", err)
@@ -298,7 +298,7 @@ func (d *database) wake(ctx context.Context) error {
 	return nil
 }
 
-// machine is what the figures depend on.
+// machine describes the environment of the figures.
 type machine struct {
 	CPU        string `json:"cpu"`
 	Cores      int    `json:"cores"`
@@ -329,12 +329,12 @@ func (b *bench) results(ctx context.Context) (results, error) {
 	} {
 		db, err := sqlx.Open(server.driver, server.dsn)
 		if err != nil {
-			return r, fmt.Errorf("ask for a version: %w", err)
+			return r, fmt.Errorf("read a version: %w", err)
 		}
 		err = db.GetContext(ctx, server.version, server.query)
 		_ = db.Close()
 		if err != nil {
-			return r, fmt.Errorf("ask for a version: %w", err)
+			return r, fmt.Errorf("read a version: %w", err)
 		}
 	}
 	return r, nil

@@ -26,7 +26,7 @@ func TestBench(t *testing.T) {
 }
 
 var _ = Describe("Figures", func() {
-	DescribeTable("a percentile is between the values that it falls between",
+	DescribeTable("interpolate a percentile between its neighbours",
 		func(values []float64, share, expected float64) {
 			Expect(percentile(values, share)).To(BeNumerically("~", expected, 1e-9))
 		},
@@ -37,7 +37,7 @@ var _ = Describe("Figures", func() {
 		Entry("the highest", []float64{4, 1, 3, 2}, 1.0, 4.0),
 	)
 
-	It("are no numbers where there is nothing", func() {
+	It("return NaN for an empty series", func() {
 		Expect(math.IsNaN(median(nil))).To(BeTrue())
 	})
 
@@ -51,7 +51,7 @@ var _ = Describe("Figures", func() {
 		Expect(last).To(Equal(37.5))
 	})
 
-	It("compare round by round, whatever the rounds have to do with each other", func() {
+	It("compare round by round, independent of differences between rounds", func() {
 		fast, slow := &series{Values: []float64{10, 1000, 30}}, &series{Values: []float64{5, 500, 15}}
 		Expect(ratios(fast, slow)).To(Equal(2.0))
 	})
@@ -62,7 +62,7 @@ var _ = Describe("Figures", func() {
 		Entry(nil, 0.12345, "0.123"), Entry(nil, 1.0, "1"), Entry(nil, 99.96, "100"), Entry(nil, 123.5, "124"), Entry(nil, 1234567.0, "1234567"),
 	)
 
-	It("have no CPU time of clients in them", func() {
+	It("exclude the CPU time of clients", func() {
 		Expect(withoutClients(100, time.Second, 0)).To(Equal(100.0))
 		Expect(withoutClients(100, time.Second, time.Second/2)).To(BeNumerically(">", 100))
 	})
@@ -93,7 +93,7 @@ var _ = Describe("The page", func() {
 		return string(content)
 	}
 
-	It("gets the tables and a chart in the place for them, again and again", func() {
+	It("gets the tables and a chart between its marks, repeatedly", func() {
 		for range 2 {
 			Expect(writePage(path, measured)).To(Succeed())
 		}
@@ -102,7 +102,7 @@ var _ = Describe("The page", func() {
 			ContainSubstring("| a step | 1 |"), ContainSubstring("](page.svg)")))
 	})
 
-	It("is drawn again from the results beside it", func() {
+	It("is redrawn from the results beside it", func() {
 		Expect(writePage(path, measured)).To(Succeed())
 		page, chart := read(path), read(beside(path, ".svg"))
 		Expect(os.WriteFile(path, []byte("before\n"+runBegins+runEnds+"after\n"), 0o600)).To(Succeed())
@@ -112,13 +112,13 @@ var _ = Describe("The page", func() {
 		Expect(read(beside(path, ".svg"))).To(Equal(chart))
 	})
 
-	It("is left alone where it has no place for them", func() {
+	It("is unchanged if the marks are missing", func() {
 		Expect(os.WriteFile(path, []byte("before\n"), 0o600)).To(Succeed())
-		Expect(writePage(path, measured)).To(MatchError(ContainSubstring("lacks one of the lines")))
+		Expect(writePage(path, measured)).To(MatchError(ContainSubstring("lacks one of the marks")))
 		Expect(read(path)).To(Equal("before\n"))
 	})
 
-	It("of this repository is what its results say", func() {
+	It("of this repository agrees with its results", func() {
 		const committed = "../docs/benchmarks.md"
 		for _, extension := range []string{".md", ".json"} {
 			Expect(os.WriteFile(beside(path, extension), []byte(read(beside(committed, extension))), 0o600)).To(Succeed())
@@ -164,7 +164,7 @@ var _ = Describe("The page", func() {
 			Expect(texts).NotTo(ContainElement("a step"))
 		})
 
-		It("that shows every ratio but those that are left out", func() {
+		It("that shows every ratio except the excluded ones", func() {
 			var shown []string
 			for _, g := range groups {
 				shown = append(shown, g.figures...)
@@ -183,7 +183,7 @@ var _ = Describe("The page", func() {
 })
 
 var _ = Describe("The command line", func() {
-	It("says every minute which part runs, and how far it is", func() {
+	It("reports every minute the part and its progress", func() {
 		b := newBench(options{rounds: 2}, io.Discard)
 		Expect(*b.stage.Load()).To(Equal("starting"))
 		b.part = "relay (part 5 of 12): "
@@ -210,7 +210,7 @@ var _ = Describe("The command line", func() {
 		_, err := parse(args)
 		Expect(err).To(HaveOccurred())
 	},
-		Entry("a part that there is not", "relays"),
+		Entry("an unknown part", "relays"),
 		Entry("no rounds", "--rounds=0"),
 		Entry("a scale above 1", "--scale=2"),
 	)

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// group is a part of the chart: ratios under a heading.
+// group is a section of the chart: ratios below a heading.
 type group struct {
 	heading string
 	figures []string
@@ -23,7 +23,7 @@ var groups = []group{
 	{"The outbox on the disk", []string{"outbox_size_10m_vs_1m"}},
 }
 
-// comparison is a series of Diehard's with its references. They share a scale.
+// comparison is a series of Diehard with its references. They share a scale.
 type comparison struct {
 	of      summary
 	against []reference
@@ -35,7 +35,7 @@ type reference struct {
 	ratio figure
 }
 
-// comparisons returns those of a group that the run has measured.
+// comparisons returns the comparisons of a group that the run has measured.
 func comparisons(r results, g group) (found []comparison) {
 	byName := make(map[string]summary, len(r.Measured))
 	for _, s := range r.Measured {
@@ -55,7 +55,7 @@ func comparisons(r results, g group) (found []comparison) {
 	return found
 }
 
-// longest is the value that the comparison's longest bar or line ends at.
+// longest returns the end of the comparison's longest bar or line.
 func (c comparison) longest() float64 {
 	value := c.of.Highest
 	for _, other := range c.against {
@@ -66,13 +66,13 @@ func (c comparison) longest() float64 {
 
 const chartTitle = "Diehard compared with its references"
 
-// The chart's measures, in pixels.
+// The chart's dimensions in pixels.
 const (
 	chartWidth    = 860
 	chartMargin   = 24
-	labelEnd      = 344 // where the labels end
+	labelEnd      = 344 // right edge of the labels
 	barStart      = 356
-	barWidth      = 290 // of the longest
+	barWidth      = 290 // of the longest bar
 	barHeight     = 14
 	rowHeight     = 22
 	comparisonGap = 10
@@ -83,8 +83,8 @@ const (
 	whiskerHeight = 6
 )
 
-// A page that shows the chart as an image gives it no style. So the chart has a
-// background of its own, and the colours follow the reader's colour scheme.
+// A page that embeds the chart as an image cannot style it. Therefore the chart
+// has its own background, and its colours follow the reader's colour scheme.
 const chartStyle = `<style>
   text { font: 13px -apple-system, BlinkMacSystemFont, "Segoe UI", "Noto Sans", Helvetica, Arial, sans-serif; fill: #1f2328; }
   .title { font-size: 18px; font-weight: 600; }
@@ -109,15 +109,14 @@ const chartStyle = `<style>
 </style>
 `
 
-// canvas is the chart as it is drawn, from the top down.
+// canvas collects the chart from top to bottom.
 type canvas struct {
 	bytes.Buffer
 
 	y int
 }
 
-// drawChart draws the ratios that the run has ended with: for each the two series
-// that it compares, as bars.
+// drawChart draws the run's ratios: for each ratio its two series as bars.
 func drawChart(r results) []byte {
 	c := &canvas{y: topHeight}
 	for _, g := range groups {
@@ -199,7 +198,7 @@ func (c *canvas) bar(kind string, x, y int, width float64) {
 	fmt.Fprintf(c, `<rect class="%s" x="%d" y="%d" width="%.1f" height="%d" rx="2"/>`+"\n", kind, x, y, width, barHeight)
 }
 
-// text writes at x, or so that it ends there if the anchor is "end".
+// text writes text that begins at x, or ends there if the anchor is "end".
 func (c *canvas) text(x float64, y int, class, anchor, content string) {
 	fmt.Fprintf(c, `<text x="%.1f" y="%d"`, x, y)
 	if class != "" {
@@ -211,7 +210,7 @@ func (c *canvas) text(x float64, y int, class, anchor, content string) {
 	fmt.Fprintf(c, ">%s</text>\n", html.EscapeString(content))
 }
 
-// withUnit writes a value for a reader: 429,726 events/s.
+// withUnit formats a value for readers: 429,726 events/s.
 func withUnit(value float64, unit string) string {
 	whole, fraction, _ := strings.Cut(significant(value), ".")
 	for i := len(whole) - 3; i > 0; i -= 3 {

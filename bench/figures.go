@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// results are what a run has found, for other programs too.
+// results holds the results of a run, also for other programs.
 type results struct {
 	At       time.Time `json:"at"`
 	Machine  machine   `json:"machine"`
@@ -20,7 +20,7 @@ type results struct {
 	Measured []summary `json:"measured"`
 }
 
-// summary is what is kept of a series.
+// summary is the stored part of a series.
 type summary struct {
 	Name    string  `json:"name"`
 	Unit    string  `json:"unit"`
@@ -31,7 +31,7 @@ type summary struct {
 	Values []float64 `json:"values,omitempty"`
 }
 
-// figure is one number that a run ends with.
+// figure is one result of a run.
 type figure struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
@@ -40,7 +40,7 @@ type figure struct {
 	Against string `json:"against,omitempty"`
 }
 
-// text has three significant digits.
+// text returns the value with three significant digits.
 func (f figure) text() string { return significant(f.Value) }
 
 func significant(value float64) string {
@@ -51,7 +51,7 @@ func significant(value float64) string {
 	return strconv.FormatFloat(value, 'g', digits, 64)
 }
 
-// series are the values of one measure, one for each round.
+// series holds the values of one measure, one for each round.
 type series struct {
 	Name   string
 	Unit   string
@@ -69,7 +69,7 @@ func (s *series) summary() summary {
 	}
 }
 
-// show prints the median, and the lowest and the highest value around it.
+// show prints the median, the lowest and the highest value.
 func (s *series) show(out io.Writer) {
 	fmt.Fprintf(out, "  %-44s %10s %-9s (%s to %s, %d runs)\n", s.Name, significant(s.median()), s.Unit,
 		significant(slices.Min(s.Values)), significant(slices.Max(s.Values)), len(s.Values))
@@ -77,8 +77,8 @@ func (s *series) show(out io.Writer) {
 
 func median(values []float64) float64 { return percentile(values, 0.5) }
 
-// percentile is the value below which that share of the values lies, between
-// its two neighbours where it falls between them; of none it is not a number.
+// percentile returns the value below which the given share of the values lies,
+// interpolated between neighbours. It returns NaN for no values.
 func percentile(values []float64, share float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -90,31 +90,31 @@ func percentile(values []float64, share float64) float64 {
 	return sorted[below] + (sorted[above]-sorted[below])*(place-float64(below))
 }
 
-// tenths are the medians of the first and of the last tenth of the values.
+// tenths returns the medians of the first and of the last tenth of the values.
 func tenths(values []float64) (first, last float64) {
 	n := max(1, len(values)/10)
 	return median(values[:n]), median(values[len(values)-n:])
 }
 
-// newSeries begins a series, which is kept with the results.
+// newSeries starts a series and adds it to the results.
 func (b *bench) newSeries(name, unit string) *series {
 	s := &series{Name: name, Unit: unit}
 	b.measured = append(b.measured, s)
 	return s
 }
 
-// figure adds one of the numbers that the run ends with.
+// figure adds a result.
 func (b *bench) figure(name string, value float64) {
 	b.figures = append(b.figures, figure{Name: name, Value: value})
 }
 
-// compare adds the ratio of two series.
+// compare adds the ratio of two series as a result.
 func (b *bench) compare(name string, of, against *series) {
 	b.figures = append(b.figures, figure{Name: name, Value: ratios(of, against), Of: of.Name, Against: against.Name})
 }
 
-// ratios are the values over the references of the same rounds: what disturbs
-// the machine for longer than a round disturbs both.
+// ratios returns the median ratio of values to references of the same round. A
+// disturbance that lasts longer than a round affects both.
 func ratios(values, references *series) float64 {
 	of := make([]float64, len(values.Values))
 	for i := range of {

@@ -13,12 +13,12 @@ import (
 const (
 	growthEvents = 5 * million
 	pinnedEvents = million
-	growthBatch  = 10_000 // many cuts, to have tenths of them
+	growthBatch  = 10_000 // small, so that there are many cuts
 	smallCuts    = 10_000
 )
 
-// benchGrowth drains by the outbox's own steps, without a sink, and compares
-// the last tenth of their times with the first.
+// benchGrowth drains with the outbox's own steps and without a sink. It
+// compares the last tenth of their times with the first.
 func benchGrowth(ctx context.Context, b *bench) error {
 	for _, c := range []struct {
 		about    string
@@ -76,7 +76,7 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 		if err != nil {
 			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
 		}
-		defer func() { _ = old.Rollback() }() // it has read only
+		defer func() { _ = old.Rollback() }() // it only reads
 		if _, err := old.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM outbox_events LIMIT 1"); err != nil {
 			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
 		}
@@ -84,12 +84,12 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 	return measure(ctx, d, store.New(db, store.Options{MaxRows: growthBatch}))
 }
 
-// step does one cut, and settles what it has cut. It returns false where there
-// was nothing to cut.
+// step cuts once and settles the batches. It returns false if no event was
+// waiting.
 func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, error) {
 	start := time.Now()
 	cut, err := s.Cut(ctx, 0)
-	if errors.Is(err, store.ErrHistoryChanged) { // a database is new to its first store
+	if errors.Is(err, store.ErrHistoryChanged) { // the first store finds a new database
 		return true, nil
 	}
 	if err != nil || cut.Batches == 0 {
@@ -103,7 +103,7 @@ func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, e
 			return false, err
 		}
 		if lease == nil {
-			return false, errors.New("a batch that was cut cannot be claimed")
+			return false, errors.New("cannot claim a batch after its cut")
 		}
 		*claims = append(*claims, time.Since(start).Seconds()*1e3)
 		if err := lease.Settle(ctx); err != nil {
@@ -118,14 +118,14 @@ func drainOf(n int) func(context.Context, *database, *store.Store) (cuts, claims
 		if err := d.publishNow(ctx, n); err != nil {
 			return nil, nil, err
 		}
-		lastLook := time.Now()
+		lastPoll := time.Now()
 		for more := true; more; {
 			if more, err = step(ctx, s, &cuts, &claims); err != nil {
 				return nil, nil, err
 			}
-			// As a relay does between cuts.
-			if time.Since(lastLook) > time.Second {
-				lastLook = time.Now()
+			// A relay polls between cuts too.
+			if time.Since(lastPoll) > time.Second {
+				lastPoll = time.Now()
 				if _, err := s.Poll(ctx); err != nil {
 					return nil, nil, err
 				}
@@ -137,7 +137,7 @@ func drainOf(n int) func(context.Context, *database, *store.Store) (cuts, claims
 
 func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, claims []float64, err error) {
 	return func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error) {
-		lastLook := time.Now()
+		lastPoll := time.Now()
 		for len(claims) < n {
 			if _, err := d.ExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) VALUES ('a', '1')"); err != nil {
 				return nil, nil, fmt.Errorf("publish: %w", err)
@@ -145,8 +145,8 @@ func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, c
 			if _, err := step(ctx, s, &cuts, &claims); err != nil {
 				return nil, nil, err
 			}
-			if time.Since(lastLook) > time.Second {
-				lastLook = time.Now()
+			if time.Since(lastPoll) > time.Second {
+				lastPoll = time.Now()
 				if _, err := s.Poll(ctx); err != nil {
 					return nil, nil, err
 				}
@@ -156,10 +156,10 @@ func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, c
 	}
 }
 
-// warmUpEvents are two batches for each of eight relays.
+// warmUpEvents is two batches for each of eight relays.
 const warmUpEvents = 16 * blockRows
 
-// benchReplicas compares eight relays with one, on the same cores.
+// benchReplicas compares eight relays with one on the same cores.
 func benchReplicas(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -167,8 +167,7 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
 	n := b.scaled(2*million, 4*blockRows)
-	// Relays run for days: what the first batches cost each of them is not what is
-	// asked for.
+	// Relays run for days, so the cost of their first batches is excluded.
 	warmUp := b.scaled(warmUpEvents, 4*blockRows)
 	type size struct {
 		relays      int
@@ -211,8 +210,8 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// benchSize publishes while a relay drains, and compares what the outbox takes on
-// the disk, with autovacuum as it is by default.
+// benchSize publishes while a relay drains, and compares the outbox's size on
+// disk. Autovacuum has its default settings.
 func benchSize(ctx context.Context, b *bench) error {
 	var sizes [2]*series
 	for i, n := range []int{million, 10 * million} {
@@ -239,7 +238,7 @@ func (b *bench) size(ctx context.Context, n int) (megabytes float64, err error) 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
-	// At the relay's own speed: never more than a few batches wait.
+	// Publish at the relay's speed, so that only a few batches wait.
 	const ahead = 4 * blockRows
 	for published := 0; published < n; published += blockRows {
 		b.at(fmt.Sprintf("published %d of %d events", published, n))
@@ -263,26 +262,26 @@ func (b *bench) size(ctx context.Context, n int) (megabytes float64, err error) 
 	err = d.GetContext(ctx, &bytes, `SELECT sum(pg_total_relation_size(table_name::regclass))
 		FROM unnest(ARRAY['outbox_events', 'outbox_batches', 'outbox_cursor']) AS table_name`)
 	if err != nil {
-		return 0, fmt.Errorf("ask for the size: %w", err)
+		return 0, fmt.Errorf("read the size: %w", err)
 	}
 	return bytes / 1e6, nil
 }
 
-// awaitBacklog waits until at most n events are left that were published.
+// awaitBacklog waits until the backlog has at most n events.
 func (d *database) awaitBacklog(ctx context.Context, n int64) error {
 	for {
 		var left int64
 		err := d.GetContext(ctx, &left, `SELECT pg_sequence_last_value(pg_get_serial_sequence('outbox_events', 'id'))
 			- (SELECT max(high_watermark) FROM outbox_cursor) + (SELECT coalesce(sum(event_count), 0) FROM outbox_batches)`)
 		if err != nil {
-			return fmt.Errorf("ask for the backlog: %w", err)
+			return fmt.Errorf("read the backlog: %w", err)
 		}
 		if left <= n {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+			return ctx.Err() //nolint:wrapcheck // the requested end
 		case <-time.After(pollInterval):
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 const idleTime = 20 * time.Second
 
-// benchIdle counts what a relay costs that has nothing to do.
+// benchIdle measures the cost of an idle relay.
 func benchIdle(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -26,7 +26,7 @@ func benchIdle(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
-	// What it does once, at its start, is over with its first poll.
+	// The work of the relay's start ends with its first poll.
 	if err := pause(ctx, b.during(idleTime/3)); err != nil {
 		return err
 	}
@@ -70,11 +70,11 @@ func benchIdle(ctx context.Context, b *bench) (err error) {
 }
 
 const (
-	largeEvents = 50 // most of a run is PostgreSQL compressing them while they are published
+	largeEvents = 50 // few, because PostgreSQL spends most of a run compressing them
 	largeBytes  = 4 << 20
 )
 
-// benchLarge drains events of 4 MiB that do not compress.
+// benchLarge drains incompressible events of 4 MiB.
 func benchLarge(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -85,7 +85,7 @@ func benchLarge(ctx context.Context, b *bench) (err error) {
 	rate, memory := b.newSeries("events of 4 MB", "MB/s"), b.newSeries("the relay's peak RSS, events of 4 MB", "MB")
 	noise := make([]byte, largeBytes/4*3) // four characters for three bytes
 	if _, err := rand.Read(noise); err != nil {
-		return err //nolint:wrapcheck // never
+		return err //nolint:wrapcheck // cannot fail
 	}
 	large := events{n: n, context: "to_json(n || $1::text)", args: []any{base64.StdEncoding.EncodeToString(noise)}}
 	err = b.inRounds(ctx, func(ctx context.Context) error {
@@ -110,7 +110,7 @@ func benchLarge(ctx context.Context, b *bench) (err error) {
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the end that was asked for
+		return ctx.Err() //nolint:wrapcheck // the requested end
 	case <-time.After(d):
 		return nil
 	}

@@ -16,27 +16,28 @@ import (
 
 const latencyTime = 10 * time.Second
 
-// benchLatency publishes events at a steady rate and looks every few
-// milliseconds which of them are still in the outbox: the relay deletes an event
-// after ClickHouse has acknowledged it, from when on it can be queried. To ask
-// ClickHouse that often would slow down what is measured.
+// benchLatency publishes events at a steady rate and polls every few
+// milliseconds which of them are still in the outbox. The relay deletes an
+// event after ClickHouse has acknowledged it; from then on a query finds it.
+// Polling ClickHouse at this rate would slow down the measured inserts.
 //
-// It runs first, and never empties its tables: a filesystem without a journal
-// is slow to create files for minutes where thousands were deleted, and a small
-// insert is little else.
+// It runs first and never truncates its tables. A filesystem without a journal
+// creates files slowly for minutes after thousands were deleted, and a small
+// insert mostly creates files.
 func benchLatency(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
-	// As in production: a small insert is dear where thousands of parts wait for it.
+	// Merges run as in production, because a small insert is slow if thousands
+	// of parts exist.
 	if _, err := d.sink.ExecContext(ctx, "SYSTEM START MERGES event_log"); err != nil {
 		return fmt.Errorf("start merges: %w", err)
 	}
 	published := 0
 	for _, c := range []struct {
-		name  string // what a figure's name goes on with
+		name  string // suffix of the figures' names
 		rate  int
 		about string
 		env   []string
@@ -68,7 +69,8 @@ func (d *database) measureLatency(ctx context.Context, rate, n int, env []string
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
 	return d.bench.inRounds(ctx, func(ctx context.Context) error {
-		// Or the first event would wait for the linger after the last round's last.
+		// Without this pause the first event would wait for the linger after
+		// the last round.
 		if err := pause(ctx, time.Second); err != nil {
 			return err
 		}
@@ -78,28 +80,30 @@ func (d *database) measureLatency(ctx context.Context, rate, n int, env []string
 		}
 		p50.add(percentile(latencies, 0.5))
 		p99.add(percentile(latencies, 0.99))
-		return d.awaitDrained(ctx) // also of those that nobody watched
+		return d.awaitDrained(ctx) // includes events that are not watched
 	})
 }
 
-// watched are the events that somebody waits for.
+// watched holds the events whose latency is measured.
 type watched struct {
 	mu        sync.Mutex
-	waiting   map[int64]time.Time // when those in the outbox were committed, by their ids there
-	latencies []float64           // in milliseconds, of those that have left it
+	waiting   map[int64]time.Time // commit times by id, of events in the outbox
+	latencies []float64           // in milliseconds, of events that have left the outbox
 }
 
-// watchRate is how many events a second are waited for at most; the others are
-// there to make the rate. watchInterval is the pause between two looks.
+// watchRate limits the measured events per second; the other events only add
+// load. watchInterval is the pause between two polls.
 const (
 	watchRate     = 100
 	watchInterval = 2 * time.Millisecond
 	watchPatience = time.Minute
 )
 
-// latencies are those of n events that are published one by one at the rate.
+// latencies publishes n events one by one at the rate and returns their
+// latencies.
 func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error) {
-	// As cheap as can be: what a publisher costs, the relay does not have.
+	// A prepared INSERT is cheap. CPU time of the publisher is lost for the
+	// relay.
 	insert, err := d.PreparexContext(ctx, insertEvent+" RETURNING id") //nolint:sqlclosecheck // closed below
 	if err != nil {
 		return nil, fmt.Errorf("prepare the INSERT: %w", err)
@@ -114,7 +118,7 @@ func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error
 	group.Go(func() error { return notifier.Run(ctx) })
 	group.Go(func() error {
 		defer stop()
-		return w.look(ctx, publishing, d)
+		return w.poll(ctx, publishing, d)
 	})
 
 	producers, producing := errgroup.WithContext(ctx)
@@ -144,26 +148,26 @@ func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error
 		})
 	}
 	err = producers.Wait()
-	done() // the look goes on until what was committed is there
+	done() // polling continues until all committed events have left the outbox
 	err = errors.Join(err, group.Wait())
 	return w.latencies, err
 }
 
-// committed has the event's time run.
+// committed starts the event's clock.
 func (w *watched) committed(id int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.waiting[id] = time.Now()
 }
 
-// ids are those of the events that are waited for.
+// ids returns the ids of the events in the outbox.
 func (w *watched) ids() []int64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Keys(w.waiting))
 }
 
-// haveLeft ends the wait for those of the events that are not still there.
+// haveLeft records the latencies of the events that have left the outbox.
 func (w *watched) haveLeft(ids, still []int64) {
 	now := time.Now()
 	w.mu.Lock()
@@ -176,12 +180,13 @@ func (w *watched) haveLeft(ids, still []int64) {
 	}
 }
 
-// look looks for the events until publishing has ended and none is waited for.
-func (w *watched) look(ctx, publishing context.Context, d *database) error {
-	// What a look costs, the relay does not have.
+// poll polls for the events until publishing has ended and all have left the
+// outbox.
+func (w *watched) poll(ctx, publishing context.Context, d *database) error {
+	// CPU time of a poll is lost for the relay.
 	stillThere, err := d.PreparexContext(ctx, "SELECT id FROM outbox_events WHERE id = ANY ($1)") //nolint:sqlclosecheck // closed below
 	if err != nil {
-		return fmt.Errorf("prepare a look: %w", err)
+		return fmt.Errorf("prepare the poll: %w", err)
 	}
 	defer stillThere.Close()
 	var end time.Time
@@ -195,19 +200,19 @@ func (w *watched) look(ctx, publishing context.Context, d *database) error {
 				end = time.Now().Add(watchPatience)
 			}
 			if time.Now().After(end) {
-				return fmt.Errorf("events have not arrived after %s", watchPatience)
+				return fmt.Errorf("events are still in the outbox after %s", watchPatience)
 			}
 		}
 		if len(ids) > 0 {
 			var still []int64
 			if err := stillThere.SelectContext(ctx, &still, pq.Array(ids)); err != nil {
-				return fmt.Errorf("look for the events: %w", err)
+				return fmt.Errorf("poll for the events: %w", err)
 			}
 			w.haveLeft(ids, still)
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+			return ctx.Err() //nolint:wrapcheck // the requested end
 		case <-time.After(watchInterval):
 		}
 	}
@@ -219,8 +224,8 @@ const (
 	outageClients = 8
 )
 
-// benchOutage compares how long clients wait for a user at a steady rate while
-// ClickHouse is there, and while it is dead. The relay runs in both.
+// benchOutage compares the latency of creating users at a steady rate with a
+// running and with a dead ClickHouse. The relay runs in both cases.
 func benchOutage(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -251,7 +256,7 @@ func benchOutage(ctx context.Context, b *bench) (err error) {
 		measure(dead),
 		func(ctx context.Context) error {
 			if err := server.Start(ctx); err != nil {
-				return fmt.Errorf("start ClickHouse again: %w", err)
+				return fmt.Errorf("restart ClickHouse: %w", err)
 			}
 			return d.awaitDrained(ctx)
 		})
@@ -264,8 +269,8 @@ func benchOutage(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// paced creates users at a steady rate and returns how long each took, in
-// milliseconds, from when it was due.
+// paced creates users at a steady rate. It returns how long each took in
+// milliseconds, measured from its scheduled time.
 func paced(ctx context.Context, address string, clients, rate int, during time.Duration) ([]float64, error) {
 	due := make(chan time.Time, rate)
 	var mu sync.Mutex
@@ -299,5 +304,5 @@ func paced(ctx context.Context, address string, clients, rate int, during time.D
 		}
 	}
 	close(due)
-	return times, group.Wait() //nolint:wrapcheck // says what failed
+	return times, group.Wait() //nolint:wrapcheck // the error names the operation
 }

@@ -1,7 +1,6 @@
-// Command bench measures Diehard against what the two databases allow: each
-// case runs several times in turns with its reference, on the same engines, so
-// that what it prints are ratios. docs/benchmarks.md says what each figure
-// means.
+// Command bench measures Diehard against the limits of the two databases. Each
+// case alternates with its reference on the same engines, so that the results
+// are ratios. docs/benchmarks.md explains each figure.
 package main
 
 import (
@@ -21,7 +20,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/progress"
 )
 
-// part is a group of cases that is run by its name.
+// part is a named group of cases.
 type part struct {
 	name  string
 	about string
@@ -29,7 +28,7 @@ type part struct {
 }
 
 var parts = []part{
-	{"latency", "from commit to queryable", benchLatency},
+	{"latency", "time from commit to queryable", benchLatency},
 	{"api", "POST /v1/users against pgbench", benchAPI},
 	{"publish", "a transaction with one Publish against one with the bare INSERT", benchPublish},
 	{"batch", "POST /v1/users/batch against COPY", benchBatch},
@@ -39,11 +38,11 @@ var parts = []part{
 	{"growth", "cuts and claims, late against early", benchGrowth},
 	{"replicas", "draining with eight relays against one", benchReplicas},
 	{"size", "the outbox on the disk after 10 million events against 1 million", benchSize},
-	{"idle", "a relay with nothing to do", benchIdle},
+	{"idle", "an idle relay", benchIdle},
 	{"large", "events of 4 MB", benchLarge},
 }
 
-// options are the command line's.
+// options holds the command line's options.
 type options struct {
 	parts    []string
 	rounds   int
@@ -65,27 +64,27 @@ func parse(args []string) (o options, err error) {
 		}
 		flags.PrintDefaults()
 	}
-	flags.IntVar(&o.rounds, "rounds", 5, "how often each case is run")
-	flags.Float64Var(&o.scale, "scale", 1, "a factor for numbers of events and for times; below 1 it is a trial, and the figures mean nothing")
+	flags.IntVar(&o.rounds, "rounds", 5, "number of runs of each case")
+	flags.Float64Var(&o.scale, "scale", 1, "factor for numbers of events and for times; below 1 the run is only a trial, and its figures are meaningless")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON")
-	flags.StringVar(&o.docs, "docs", "", "keep the results beside this page too, and write its tables and its chart from them")
-	flags.StringVar(&o.redraw, "redraw", "", "measure nothing, and write this page's tables and its chart from the results beside it")
-	flags.StringVar(&o.programs, "programs", "bin", "the folder of the programs api and relay")
-	flags.StringVar(&o.peers, "peers", "bin/peers", "the program of bench/peers")
+	flags.StringVar(&o.docs, "docs", "", "write the results to this page: its tables, its chart, and a JSON file beside it")
+	flags.StringVar(&o.redraw, "redraw", "", "run nothing, and write this page's tables and chart again from the JSON file beside it")
+	flags.StringVar(&o.programs, "programs", "bin", "folder with the programs api and relay")
+	flags.StringVar(&o.peers, "peers", "bin/peers", "path of the program of bench/peers")
 	if err := flags.Parse(args); err != nil {
 		return o, err //nolint:wrapcheck // flag has printed it
 	}
 	o.parts = flags.Args()
 	for _, name := range o.parts {
 		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
-			return o, fmt.Errorf("there is no part %q; bench -h lists them", name)
+			return o, fmt.Errorf("unknown part %q; bench -h lists them", name)
 		}
 	}
 	if o.rounds < 1 || o.scale <= 0 || o.scale > 1 {
-		return o, errors.New("rounds must be at least 1, and scale above 0 and at most 1")
+		return o, errors.New("rounds must be at least 1; scale must be above 0 and at most 1")
 	}
 	o.programs, err = filepath.Abs(o.programs)
-	return o, err //nolint:wrapcheck // names the path
+	return o, err //nolint:wrapcheck // the error names the path
 }
 
 func main() {
@@ -97,7 +96,7 @@ func main() {
 		return
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(2) //nolint:gocritic // nothing is deferred that matters yet
+		os.Exit(2) //nolint:gocritic // no important deferred call yet
 	}
 	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -139,7 +138,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.json {
 		encoder := json.NewEncoder(os.Stdout)
 		encoder.SetIndent("", "  ")
-		return encoder.Encode(results) //nolint:wrapcheck // a plain value
+		return encoder.Encode(results) //nolint:wrapcheck // cannot fail with this type
 	}
 	fmt.Fprintln(out)
 	for _, figure := range results.Figures {

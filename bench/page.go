@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// The program writes the page between these lines, and a person the rest.
+// The program writes the page between these marks. A person writes the rest.
 const (
 	runBegins = "<!-- The rest of this section is written by make bench/docs. -->\n"
 	runEnds   = "<!-- Until here. -->\n"
@@ -18,20 +18,21 @@ const (
 
 const pageMode = 0o644
 
-// writePage keeps the results in a JSON file beside the page, and draws the page.
+// writePage writes the results to a JSON file beside the page, and draws the
+// page.
 func writePage(path string, r results) error {
 	content, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode the results: %w", err)
 	}
 	if err := os.WriteFile(beside(path, ".json"), append(content, '\n'), pageMode); err != nil {
-		return fmt.Errorf("keep the results: %w", err)
+		return fmt.Errorf("write the results: %w", err)
 	}
 	return drawPage(path)
 }
 
 // drawPage writes the page's tables, and the chart beside the page, from the
-// results that writePage kept.
+// results that writePage wrote.
 func drawPage(path string) error {
 	content, err := os.ReadFile(beside(path, ".json"))
 	if err != nil {
@@ -48,7 +49,7 @@ func drawPage(path string) error {
 	before, rest, begins := bytes.Cut(page, []byte(runBegins))
 	_, after, ends := bytes.Cut(rest, []byte(runEnds))
 	if !begins || !ends {
-		return fmt.Errorf("%s lacks one of the lines between which the results go", path)
+		return fmt.Errorf("%s lacks one of the marks around the results", path)
 	}
 	chart := beside(path, ".svg")
 	section := runBegins + tables(r, filepath.Base(chart)) + runEnds
@@ -58,7 +59,7 @@ func drawPage(path string) error {
 	)
 }
 
-// beside returns the path of the page's other file with that extension.
+// beside returns the path of the page's other file with the extension.
 func beside(page, extension string) string {
 	return strings.TrimSuffix(page, filepath.Ext(page)) + extension
 }
@@ -78,7 +79,7 @@ func tables(r results, chart string) string {
 	return out.String()
 }
 
-// circumstances are what the figures depend on, in one line.
+// circumstances returns the environment of the figures in one line.
 func (r results) circumstances() string {
 	return fmt.Sprintf("%s, %d cores, %s; PostgreSQL %s, ClickHouse %s, %s; %s, %d rounds", r.Machine.CPU, r.Machine.Cores, r.Machine.OS,
 		r.Machine.Postgres, r.Machine.ClickHouse, r.Machine.Go, r.At.Format("2006-01-02"), r.Rounds)

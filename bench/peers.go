@@ -16,12 +16,13 @@ const (
 	watermillEvents = 300_000
 )
 
-// benchPeers drains by other libraries what they take well, in turns with the
-// relay, which does more: they throw the events away.
+// benchPeers drains with other libraries in settings that suit them,
+// alternating with the relay. The relay does more work: the other consumers
+// discard the events.
 func benchPeers(ctx context.Context, b *bench) (err error) {
 	path, err := filepath.Abs(b.peers)
 	if err != nil {
-		return err //nolint:wrapcheck // names the path
+		return err //nolint:wrapcheck // the error names the path
 	}
 	d, err := b.database(ctx)
 	if err != nil {
@@ -62,10 +63,9 @@ func benchPeers(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// runPeer has the program of bench/peers drain n events, and returns how long
-// that took.
+// runPeer drains n events with the program of bench/peers and returns the time.
 func (d *database) runPeer(ctx context.Context, path, peer string, n int) (time.Duration, error) {
-	cmd := exec.CommandContext(ctx, path, peer, d.dsn, strconv.Itoa(n)) //nolint:gosec // ours
+	cmd := exec.CommandContext(ctx, path, peer, d.dsn, strconv.Itoa(n)) //nolint:gosec // our own program
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	output, err := cmd.Output()
@@ -74,7 +74,7 @@ func (d *database) runPeer(ctx context.Context, path, peer string, n int) (time.
 	}
 	seconds, err := strconv.ParseFloat(string(bytes.TrimSpace(output)), 64)
 	if err != nil {
-		return 0, fmt.Errorf("%s says: %s", peer, output)
+		return 0, fmt.Errorf("unexpected output of %s: %s", peer, output)
 	}
 	return time.Duration(seconds * float64(time.Second)), nil
 }

@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// endWithParent has the kernel kill the program if the run is killed.
+// endWithParent makes the kernel kill the program if the run is killed.
 func endWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// tick is the unit of /proc/PID/stat, on every Linux that Go runs on.
+// tick is the time unit of /proc/PID/stat on every Linux that Go supports.
 const tick = 10 * time.Millisecond
 
-// cpuTime is the time on a CPU of a process and its children, those that have
-// ended and been waited for among them.
+// cpuTime returns the CPU time of a process and its children, including
+// children that have ended.
 func cpuTime(pid int) (time.Duration, error) {
 	total, err := ownCPUTime(pid)
 	if err != nil {
@@ -41,7 +41,7 @@ func cpuTime(pid int) (time.Duration, error) {
 			if err != nil {
 				return 0, fmt.Errorf("find the children of a process: %w", err)
 			}
-			if more, err := cpuTime(pid); err == nil { // else it has ended, and counts as waited for soon
+			if more, err := cpuTime(pid); err == nil { // otherwise it has ended, and its parent's time will include it
 				total += more
 			}
 		}
@@ -54,10 +54,10 @@ func ownCPUTime(pid int) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read a process's CPU time: %w", err)
 	}
-	// The second field is the program's name, in parentheses, and may hold
-	// anything.
+	// The second field is the program's name in parentheses, which may contain
+	// any character.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const userTime, fields4 = 11, 4 // then system time, and both of the children
+	const userTime, fields4 = 11, 4 // user time, system time, and both for the children
 	var ticks int64
 	for _, field := range fields[userTime : userTime+fields4] {
 		n, err := strconv.ParseInt(field, 10, 64)
@@ -69,7 +69,7 @@ func ownCPUTime(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * tick, nil
 }
 
-// peakRSS is the most memory that the process has had, in megabytes.
+// peakRSS returns the process's peak memory in megabytes.
 func peakRSS(pid int) (float64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -78,7 +78,7 @@ func peakRSS(pid int) (float64, error) {
 	for line := range strings.Lines(string(status)) {
 		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
 			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
-			return kib * 1024 / 1e6, err //nolint:wrapcheck // names the text
+			return kib * 1024 / 1e6, err //nolint:wrapcheck // the error names the text
 		}
 	}
 	return 0, fmt.Errorf("process %d has no VmHWM", pid)

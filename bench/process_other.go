@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var errLinuxOnly = errors.New("CPU times and memory are read from /proc, which Linux has")
+var errLinuxOnly = errors.New("reading CPU times and memory needs /proc of Linux")
 
 func endWithParent(*exec.Cmd) {}
 

@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// program is one of Diehard's, in a process of its own with its defaults but
-// for addresses.
+// program is a running program of Diehard with its default configuration,
+// except for addresses.
 type program struct {
 	cmd   *exec.Cmd
 	http  string // host:port of the API
@@ -32,7 +32,7 @@ const startTime = 30 * time.Second
 // startProgram starts a program and waits until it is ready.
 func (d *database) startProgram(ctx context.Context, name string, env ...string) (*program, error) {
 	p := &program{ended: make(chan error, 1)}
-	p.cmd = exec.Command(filepath.Join(d.bench.programs, name)) //nolint:gosec,noctx // ours; stop ends it
+	p.cmd = exec.Command(filepath.Join(d.bench.programs, name)) //nolint:gosec,noctx // our own program; stop ends it
 	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG")
 	}), append([]string{
@@ -57,9 +57,9 @@ func (d *database) startProgram(ctx context.Context, name string, env ...string)
 	select {
 	case <-listening:
 	case err := <-p.ended:
-		return nil, fmt.Errorf("%s has ended: %w", name, err)
+		return nil, fmt.Errorf("%s ended: %w", name, err)
 	case <-ctx.Done():
-		return nil, errors.Join(fmt.Errorf("%s does not start: %w", name, context.Cause(ctx)), p.stop())
+		return nil, errors.Join(fmt.Errorf("start %s: %w", name, context.Cause(ctx)), p.stop())
 	}
 	for {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.admin+"/readyz", http.NoBody)
@@ -75,13 +75,13 @@ func (d *database) startProgram(ctx context.Context, name string, env ...string)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("%s does not get ready: %w", name, context.Cause(ctx)), p.stop())
+			return nil, errors.Join(fmt.Errorf("wait until %s is ready: %w", name, context.Cause(ctx)), p.stop())
 		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// read finds the addresses in the log, and throws the rest away.
+// read finds the addresses in the log, and discards the rest.
 func (p *program) read(log io.Reader, isAPI bool, listening chan<- struct{}) {
 	lines := bufio.NewReader(log)
 	for p.admin == "" || isAPI && p.http == "" {
@@ -107,7 +107,7 @@ func (p *program) read(log io.Reader, isAPI bool, listening chan<- struct{}) {
 	_, _ = io.Copy(io.Discard, lines)
 }
 
-// stop asks the program to end, and returns when it has.
+// stop terminates the program and returns when it has ended.
 func (p *program) stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	if err := <-p.ended; err != nil {
@@ -116,10 +116,10 @@ func (p *program) stop() error {
 	return nil
 }
 
-// metric returns the value of a sample of /metrics: its name with its labels, as
-// it is shown; 0 where there is none.
+// metric returns the value of a sample of /metrics, or 0 if it is missing. The
+// argument is its name with its labels, as shown.
 func (p *program) metric(sample string) (float64, error) {
-	response, err := http.Get("http://" + p.admin + "/metrics") //nolint:noctx // of a local program
+	response, err := http.Get("http://" + p.admin + "/metrics") //nolint:noctx // a local program
 	if err != nil {
 		return 0, fmt.Errorf("read the metrics: %w", err)
 	}
@@ -127,8 +127,8 @@ func (p *program) metric(sample string) (float64, error) {
 	lines := bufio.NewScanner(response.Body)
 	for lines.Scan() {
 		if value, ok := strings.CutPrefix(lines.Text(), sample+" "); ok {
-			return strconv.ParseFloat(value, 64) //nolint:wrapcheck // names the text
+			return strconv.ParseFloat(value, 64) //nolint:wrapcheck // the error names the text
 		}
 	}
-	return 0, lines.Err() //nolint:wrapcheck // of a local program
+	return 0, lines.Err() //nolint:wrapcheck // a local program
 }

@@ -31,7 +31,7 @@ func newEvent(n int) (outbox.Event, error) {
 	}, outbox.WithType("user_created"))
 }
 
-// benchPublish compares transactions of one connection, in turns of a few
+// benchPublish compares transactions on one connection, alternating after a few
 // hundred.
 func benchPublish(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
@@ -41,7 +41,7 @@ func benchPublish(ctx context.Context, b *bench) (err error) {
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
 	publisher := outbox.NewPublisher(outbox.PublisherOptions{})
 	transactions := b.scaled(300, 10)
-	// transaction is the time of one whose only work is write.
+	// transaction returns the time of a transaction whose only work is write.
 	transaction := func(write func(tx *sqlx.Tx, event outbox.Event) error) (time.Duration, error) {
 		var spent time.Duration
 		for n := range transactions {
@@ -65,7 +65,7 @@ func benchPublish(ctx context.Context, b *bench) (err error) {
 		return spent / time.Duration(transactions), nil
 	}
 	published, inserted := b.newSeries("a transaction with one Publish", "us"), b.newSeries("a transaction with the bare INSERT", "us")
-	const turns = 8 // of each round, since both are short
+	const turns = 8 // per round, because both are short
 	for range turns {
 		err = b.inRounds(ctx, func(ctx context.Context) error {
 			spent, err := transaction(func(tx *sqlx.Tx, event outbox.Event) error { return publisher.Publish(ctx, tx, event) })
@@ -75,7 +75,7 @@ func benchPublish(ctx context.Context, b *bench) (err error) {
 			spent, err := transaction(func(tx *sqlx.Tx, event outbox.Event) error {
 				_, err := tx.ExecContext(ctx, insertEvent, event.EventID, event.EventType, event.EventDateTime, "Local",
 					event.EventContext.String(), event.MetadataVersion, nil)
-				return err //nolint:wrapcheck // a driver's own
+				return err //nolint:wrapcheck // the driver's own error
 			})
 			inserted.add(float64(spent.Nanoseconds()) / 1e3)
 			return err
@@ -95,8 +95,8 @@ const (
 	batches    = 10
 )
 
-// benchBatch compares a thousand users in one request with the same rows copied
-// into both tables in one transaction.
+// benchBatch compares a thousand users in one request with COPY of the same
+// rows into both tables in one transaction.
 func benchBatch(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -156,13 +156,13 @@ func usersBody(n int) []byte {
 	return []byte(body.String())
 }
 
-// copyUsers writes users with their events by COPY.
+// copyUsers inserts users with their events by COPY.
 func (d *database) copyUsers(ctx context.Context, n int) error {
 	tx, err := d.BeginTxx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("copy users: %w", err)
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	defer func() { _ = tx.Rollback() }() // no effect after a commit
 	now := time.Now()
 	events := make([]outbox.Event, n)
 	for i := range events {

@@ -12,13 +12,13 @@ import (
 
 const (
 	million       = 1_000_000
-	blockRows     = 50_000 // of a batch, by default
+	blockRows     = 50_000 // the default size of a batch
 	microsPerUnit = 1e6
 )
 
-// benchRelay drains a million events by one relay with its defaults, against the
-// bare pipe: what the databases take for the same rows where nothing is asked
-// for but speed, one step after the other.
+// benchRelay drains a million events with one relay and its default
+// configuration. The reference is the bare pipe: the time that the databases
+// need for the same rows in the fastest way, one step after the other.
 func benchRelay(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -75,7 +75,7 @@ func benchRelay(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// drained is what it took to drain the outbox.
+// drained holds the cost of draining the outbox.
 type drained struct {
 	took    time.Duration
 	cpu     [3]time.Duration // of the relays, PostgreSQL and ClickHouse
@@ -83,7 +83,8 @@ type drained struct {
 	batches float64
 }
 
-// drain has one relay drain the events, and fails unless they arrive once.
+// drain drains the events with one relay. It returns an error unless each
+// arrives once.
 func (d *database) drain(ctx context.Context, e events) (result drained, err error) {
 	if err := d.empty(ctx); err != nil {
 		return result, err
@@ -99,7 +100,7 @@ func (d *database) drain(ctx context.Context, e events) (result drained, err err
 	return result, d.expectOnce(ctx, e.n)
 }
 
-// fleet are relays of one database.
+// fleet is the relays of one database.
 type fleet struct {
 	database *database
 	relays   []*program
@@ -124,8 +125,9 @@ func (f *fleet) stop() (err error) {
 	return err
 }
 
-// drain has the fleet drain the events. It is ready and idle when they are
-// committed: the clock runs from then until the last of them is settled.
+// drain drains the events with the fleet. The relays are ready and idle when
+// the events are committed. The clock runs from the commit until the last event
+// is settled.
 func (f *fleet) drain(ctx context.Context, e events) (result drained, err error) {
 	d := f.database
 	first := f.relays[0].cmd.Process.Pid
@@ -168,8 +170,8 @@ func (f *fleet) drain(ctx context.Context, e events) (result drained, err error)
 	return result, err
 }
 
-// batches are what the fleet has inserted since it started: it is known before a
-// batch is settled.
+// batches returns the number of batches that the fleet has inserted since its
+// start. The metric counts a batch before it is settled.
 func (f *fleet) batches() (n float64, err error) {
 	for _, p := range f.relays {
 		inserts, err := p.metric("diehard_relay_batch_rows_count")
@@ -190,13 +192,14 @@ func cpuTimes(pids []int) (times [3]time.Duration, err error) {
 	return times, nil
 }
 
-// pipe moves what is in the outbox in three steps, and returns what each took.
+// pipe moves the events of the outbox in three steps and returns the time of
+// each.
 func (d *database) pipe(ctx context.Context, n int) (took [3]time.Duration, err error) {
 	if err := d.empty(ctx); err != nil {
 		return took, err
 	}
-	// The blocks are read from events that have their like in the outbox, which
-	// nobody has read when the clock runs.
+	// The blocks are read from other events with the same contents, so that the
+	// measured events have not been read before.
 	if err := d.publishNow(ctx, n); err != nil {
 		return took, err
 	}
@@ -216,18 +219,18 @@ func (d *database) pipe(ctx context.Context, n int) (took [3]time.Duration, err 
 	}
 	for i, step := range []func(context.Context) error{
 		func(ctx context.Context) error {
-			// Through a pipe to a program that throws it away, so that the rows
-			// leave the server.
+			// The rows go through a pipe to a program that discards them, so
+			// that they leave the server.
 			_, err := d.ExecContext(ctx, `COPY (SELECT id, event_id, event_type, event_date_time, environment, event_context,
 				metadata_version, traceparent, published_at FROM outbox_events ORDER BY id)
 				TO PROGRAM 'cat > /dev/null' (FORMAT binary)`)
-			return err //nolint:wrapcheck // a driver's own
+			return err //nolint:wrapcheck // the driver's own error
 		},
 		func(ctx context.Context) error { return d.insertBlocks(ctx, rows) },
 		func(ctx context.Context) error {
 			for id := first; id < first+int64(n); id += blockRows {
 				if _, err := d.ExecContext(ctx, "DELETE FROM outbox_events WHERE id >= $1 AND id < $2", id, id+blockRows); err != nil {
-					return err //nolint:wrapcheck // a driver's own
+					return err //nolint:wrapcheck // the driver's own error
 				}
 			}
 			return nil
@@ -242,7 +245,7 @@ func (d *database) pipe(ctx context.Context, n int) (took [3]time.Duration, err 
 	return took, nil
 }
 
-// block is a batch's rows by columns, ready to be sent.
+// block holds the rows of a batch by column, ready for the insert.
 type block struct {
 	eventID     []uuid.UUID
 	eventType   []string
@@ -281,7 +284,7 @@ func (d *database) readBlocks(ctx context.Context) (blocks []*block, err error) 
 		current.context = append(current.context, content)
 		current.version = append(current.version, uint64(version)) //nolint:gosec // never negative
 	}
-	return blocks, rows.Err() //nolint:wrapcheck // a driver's own
+	return blocks, rows.Err() //nolint:wrapcheck // the driver's own error
 }
 
 func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
@@ -303,19 +306,19 @@ func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
 }
 
 func insertBlock(ctx context.Context, conn chgo.Conn, rows *block) error {
-	// As the relay does, and not what ClickHouse does by default: the pipe is to cost
-	// as little as it can.
+	// The relay uses this setting too, instead of ClickHouse's default. It
+	// makes the pipe as fast as possible.
 	ctx = chgo.Context(ctx, chgo.WithSettings(chgo.Settings{"optimize_on_insert": 0}))
 	batch, err := conn.PrepareBatch(ctx, `INSERT INTO event_log
 		(event_id, event_type, event_date_time, environment, event_context, metadata_version)`)
 	if err != nil {
-		return err //nolint:wrapcheck // the caller does
+		return err //nolint:wrapcheck // the caller wraps it
 	}
 	defer batch.Close()
 	for i, column := range []any{rows.eventID, rows.eventType, rows.happened, rows.environment, rows.context, rows.version} {
 		if err := batch.Column(i).Append(column); err != nil {
-			return err //nolint:wrapcheck // the caller does
+			return err //nolint:wrapcheck // the caller wraps it
 		}
 	}
-	return batch.Send() //nolint:wrapcheck // the caller does
+	return batch.Send() //nolint:wrapcheck // the caller wraps it
 }

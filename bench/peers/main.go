@@ -1,6 +1,7 @@
-// Command peers drains events by other Go libraries that work on a PostgreSQL
-// table, for bench to compare with. Their consumers do nothing: there is no
-// sink. It is a module of its own, so that they are no dependencies of Diehard.
+// Command peers drains events with other Go libraries that use a PostgreSQL
+// table, for comparison in bench. Their consumers do nothing, because there is
+// no sink. It has its own module, so that these libraries are not dependencies
+// of Diehard.
 //
 //	peers river|watermill DSN EVENTS
 //
@@ -35,7 +36,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "peers:", err)
 		os.Exit(1) //nolint:gocritic // the process ends
 	}
-	fmt.Println(took.Seconds()) //nolint:forbidigo // what the benchmark reads
+	fmt.Println(took.Seconds()) //nolint:forbidigo // the benchmark reads it
 }
 
 func run(ctx context.Context, args []string) (time.Duration, error) {
@@ -45,7 +46,7 @@ func run(ctx context.Context, args []string) (time.Duration, error) {
 	}
 	n, err := strconv.Atoi(args[2])
 	if err != nil {
-		return 0, fmt.Errorf("the number of events: %w", err)
+		return 0, fmt.Errorf("parse the number of events: %w", err)
 	}
 	switch args[0] {
 	case "river":
@@ -53,7 +54,7 @@ func run(ctx context.Context, args []string) (time.Duration, error) {
 	case "watermill":
 		return drainWatermill(ctx, args[1], n)
 	default:
-		return 0, fmt.Errorf("there is no %q", args[0])
+		return 0, fmt.Errorf("unknown library %q", args[0])
 	}
 }
 
@@ -76,7 +77,7 @@ func newEvent(n int) event {
 	}
 }
 
-// countdown is done when n events have been consumed.
+// countdown reports when n events have been consumed.
 type countdown struct {
 	left atomic.Int64
 	done chan struct{}
@@ -115,12 +116,13 @@ func (w *worker) Work(context.Context, *river.Job[event]) error {
 	return nil
 }
 
-// checkpoint goes before a drain, here as before a relay's. It would come at any
-// time later else, and after it each page is written to the log once more.
+// checkpoint runs before a drain, as before a relay's. Otherwise a checkpoint
+// would run at a random moment later, and after it PostgreSQL would write each
+// page to the log once more.
 const checkpoint = "CHECKPOINT"
 
-// drainRiver works a job for each event, with settings that make it much faster
-// than its defaults: a thousand workers, and the shortest pause that it takes.
+// drainRiver works one job per event, with settings that make it much faster
+// than its defaults: a thousand workers and the shortest allowed pause.
 func drainRiver(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	pool, err := pgxpool.New(ctx, dsn)
 	if err != nil {
@@ -143,7 +145,7 @@ func drainRiver(ctx context.Context, dsn string, n int) (time.Duration, error) {
 		FetchCooldown: time.Millisecond,
 	})
 	if err != nil {
-		return 0, fmt.Errorf("make a client: %w", err)
+		return 0, fmt.Errorf("create a client: %w", err)
 	}
 	const atOnce = 10_000
 	for i := 0; i < n; i += atOnce {
@@ -172,8 +174,8 @@ func drainRiver(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	return took, nil
 }
 
-// drainWatermill acknowledges a message for each event, in batches of a
-// thousand, which are deleted.
+// drainWatermill acknowledges one message per event, in batches of a thousand,
+// which it deletes.
 func drainWatermill(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	db, err := sql.Open("postgres", dsn)
 	if err != nil {
@@ -188,12 +190,12 @@ func drainWatermill(ctx context.Context, dsn string, n int) (time.Duration, erro
 		PollInterval:     time.Millisecond,
 	}, watermill.NopLogger{})
 	if err != nil {
-		return 0, fmt.Errorf("make a subscriber: %w", err)
+		return 0, fmt.Errorf("create a subscriber: %w", err)
 	}
 	defer subscriber.Close()
 	const topic = "events"
 	if err := subscriber.SubscribeInitialize(topic); err != nil {
-		return 0, fmt.Errorf("make the table: %w", err)
+		return 0, fmt.Errorf("create the table: %w", err)
 	}
 	_, err = db.ExecContext(ctx, `INSERT INTO watermill_events (uuid, payload, metadata)
 		SELECT gen_random_uuid(), json_build_object('user_id', gen_random_uuid(), 'email', 'user-' || n || '@example.com',
