@@ -1,12 +1,13 @@
-// Testsummary reads Ginkgo's JSON reports of one or several runs, prints "N passed, N
-// failed" and exits with 1 unless specs ran and none failed.
+// Testsummary reads Ginkgo's JSON reports of one or several runs and prints
+// "N passed, N failed". It exits with 0 only if at least one spec ran and none
+// failed.
 //
-// A suite that failed although none of its specs did (it was empty, or it ran
-// out of time) counts as one failure. So does a run that failed for a reason
-// that the report does not show, such as a package that does not compile.
+// A failed suite without a failed spec, for example an empty one or one that
+// timed out, counts as one failure. A run that failed for a reason outside the
+// report, such as a compile error, counts as one failure too.
 //
-// With -left-out it prints nothing but the reasons for which specs were skipped,
-// one a line, and does not judge the run.
+// With -left-out it prints only the reasons for skipped specs, one per line,
+// and does not judge the run.
 package main
 
 import (
@@ -25,7 +26,7 @@ import (
 
 func main() {
 	exitCode := flag.Int("exit-code", 0, "exit `code` of the test run that wrote the report")
-	leftOut := flag.Bool("left-out", false, "print why specs were skipped, and nothing else")
+	leftOut := flag.Bool("left-out", false, "print only the reasons for skipped specs")
 	flag.Parse()
 
 	if flag.NArg() == 0 {
@@ -35,7 +36,7 @@ func main() {
 
 	reports, err := read(flag.Args())
 	if *leftOut {
-		printLeftOut(reports) // without a report the run has said why
+		printLeftOut(reports) // without a report the run has printed the reason
 		return
 	}
 	if err != nil {
@@ -59,14 +60,14 @@ func printLeftOut(reports []types.Report) {
 	for i := range reports {
 		for j := range reports[i].SpecReports {
 			spec := &reports[i].SpecReports[j]
-			// Specs that were not chosen are skipped too, without a message.
+			// Specs that were not selected are skipped too, without a message.
 			if spec.State == types.SpecStateSkipped && spec.Failure.Message != "" {
 				specs[strings.Join(strings.Fields(spec.Failure.Message), " ")]++
 			}
 		}
 	}
 	for _, reason := range slices.Sorted(maps.Keys(specs)) {
-		fmt.Fprintf(os.Stdout, "left out %d of the specs: %s\n", specs[reason], reason)
+		fmt.Fprintf(os.Stdout, "left out %d specs: %s\n", specs[reason], reason)
 	}
 }
 
@@ -81,16 +82,16 @@ func read(paths []string) (all []types.Report, err error) {
 func readReport(path string) ([]types.Report, error) {
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.New("the test run has left no report")
+		return nil, errors.New("missing report of the test run")
 	}
 
 	if err != nil {
-		return nil, fmt.Errorf("reading the report: %w", err)
+		return nil, fmt.Errorf("read the report: %w", err)
 	}
 
 	var reports []types.Report
 	if err := json.Unmarshal(content, &reports); err != nil {
-		return nil, fmt.Errorf("decoding the report: %w", err)
+		return nil, fmt.Errorf("decode the report: %w", err)
 	}
 
 	return reports, nil

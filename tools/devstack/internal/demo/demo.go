@@ -150,7 +150,7 @@ func (d *demo) watch(ctx context.Context) error {
 	var arrived, left int
 	lastChange := time.Now()
 	for {
-		nowArrived, nowLeft, err := d.look(ctx)
+		nowArrived, nowLeft, err := d.count(ctx)
 		if err != nil {
 			return err
 		}
@@ -174,7 +174,7 @@ func (d *demo) watch(ctx context.Context) error {
 	}
 }
 
-func (d *demo) look(ctx context.Context) (arrived, left int, err error) {
+func (d *demo) count(ctx context.Context) (arrived, left int, err error) {
 	if err := d.clickHouse.QueryRowContext(ctx, "SELECT count() "+d.ownEvents()).Scan(&arrived); err != nil {
 		return 0, 0, fmt.Errorf("count the events in ClickHouse: %w", err)
 	}
@@ -195,7 +195,7 @@ func (d *demo) report(ctx context.Context, creating, delivering time.Duration) e
 	if err := d.clickHouse.QueryRowContext(ctx, "SELECT count(), uniqExact(event_id) "+d.ownEvents()).Scan(&rows, &distinct); err != nil {
 		return fmt.Errorf("count the events in ClickHouse: %w", err)
 	}
-	_, left, err := d.look(ctx)
+	_, left, err := d.count(ctx)
 	if err != nil {
 		return err
 	}
