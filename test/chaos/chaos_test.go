@@ -21,18 +21,18 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// chaosDuration is how long the chaos goes on; without it, it is a few faults
-// of each kind's share. The run's seed decides what happens.
+// chaosDuration is the duration of the chaos. Without it the chaos ends after a
+// few faults of each kind. The run's seed determines the faults.
 var chaosDuration, _ = time.ParseDuration(os.Getenv("DIEHARD_CHAOS_DURATION"))
 
 const (
 	chaosRelays = 4
 	chaosFaults = 20 // without a duration
-	// chaosEvents are published at a time, chaosPace times a second.
+	// chaosEvents events are published at a time, chaosPace times a second.
 	chaosEvents, chaosPace = 100, 40
 )
 
-// chaos is a system to which everything happens.
+// chaos is a system with random faults.
 type chaos struct {
 	*system.System
 	own                        *system.Private
@@ -43,13 +43,13 @@ type chaos struct {
 	api                        *programs.Process
 	relays                     [chaosRelays]*programs.Process
 	users                      *clients
-	attempts                   atomic.Int64 // at publishing
+	attempts                   atomic.Int64 // to publish
 	stopPublishing             func()
 	happened                   map[string]int
 }
 
 var _ = Describe("Chaos", Serial, func() {
-	It("loses and doubles nothing", func(ctx SpecContext) {
+	It("loses and doubles no event", func(ctx SpecContext) {
 		c := newChaos(ctx)
 		kinds := c.kinds()
 		began, next := time.Now(), 0
@@ -66,7 +66,7 @@ var _ = Describe("Chaos", Serial, func() {
 			c.last(ctx, 20)
 		}
 
-		By("letting everything heal")
+		By("removing all faults")
 		c.users.stop()
 		c.stopPublishing()
 		for _, relay := range c.relays {
@@ -99,7 +99,7 @@ func newChaos(ctx context.Context) *chaos {
 	GinkgoHelper()
 	c := &chaos{
 		own:      system.StartPrivate(ctx, devstack.PostgresOptions{}, devstack.ClickHouseOptions{}),
-		random:   rand.New(rand.NewPCG(uint64(GinkgoRandomSeed()), 0)), //nolint:gosec // repeats with the seed
+		random:   rand.New(rand.NewPCG(uint64(GinkgoRandomSeed()), 0)), //nolint:gosec // the seed makes it repeatable
 		happened: map[string]int{},
 	}
 	c.System = system.New(suite.Prepared(), c.own.PostgresDSN, c.own.ClickHouseDSNs)
@@ -132,8 +132,8 @@ func (c *chaos) startAPI() {
 	}
 }
 
-// startRelay starts a relay: half of them are behind the proxy to PostgreSQL,
-// and half of them speak HTTP with ClickHouse.
+// startRelay starts a relay. Half of the relays use the proxy to PostgreSQL,
+// and half use HTTP to ClickHouse.
 func (c *chaos) startRelay(i int) {
 	GinkgoHelper()
 	env := append(slices.Clone(brisk), "DIEHARD_RELAY_BATCH_MAX_ROWS=5000", "DIEHARD_RELAY_POLL_INTERVAL=500ms")
@@ -143,8 +143,8 @@ func (c *chaos) startRelay(i int) {
 	c.relays[i] = c.LaunchRelay([]string{c.throughNative, c.throughHTTP}[i%2], env...)
 }
 
-// publish publishes until it is stopped, whatever becomes of it. What was
-// committed the ledger knows.
+// publish publishes until it is stopped, and ignores errors. The ledger records
+// the committed events.
 func (c *chaos) publish(ctx context.Context) {
 	publishing, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -178,14 +178,14 @@ func (c *chaos) publishOnce(ctx context.Context, ledger string) error {
 	return tx.Commit()
 }
 
-// last goes on until so many attempts more have been made at publishing.
+// last waits for a number of further attempts to publish.
 func (c *chaos) last(ctx context.Context, attempts int64) {
 	GinkgoHelper()
 	before := c.attempts.Load()
 	Eventually(ctx, c.attempts.Load).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(BeNumerically(">=", before+attempts))
 }
 
-// some is a number of attempts for which a fault lasts.
+// some returns a random duration of a fault, as a number of attempts.
 func (c *chaos) some() int64 { return 5 + c.random.Int64N(100) }
 
 type chaosFault struct {
@@ -198,7 +198,7 @@ func (c *chaos) kinds() []chaosFault {
 	link := func() *faults.Proxy { return []*faults.Proxy{c.postgres, c.native, c.http}[c.random.IntN(3)] }
 	during := func(ctx context.Context) {
 		c.last(ctx, c.some())
-		if c.random.IntN(3) == 0 { // something else on top of it
+		if c.random.IntN(3) == 0 { // another fault at the same time
 			i := relay()
 			c.relays[i].Kill()
 			c.startRelay(i)

@@ -18,28 +18,28 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// killed is the exit code of a program that was.
+// killed is the exit code of a killed program.
 const killed = 128 + int(syscall.SIGKILL)
 
-// situation is one in which a relay has particular steps to do.
+// situation is a state of the system in which a relay takes particular steps.
 type situation struct {
 	name string
-	// arrange brings the system there, and returns how many events were
-	// published and how many of them are to become dead letters.
+	// arrange creates the situation. It returns the number of published events
+	// and how many of them are to become dead letters.
 	arrange func(ctx context.Context, s *system.System) (events, dead int)
-	// heal ends what keeps the events from arriving.
+	// heal removes the obstacle to delivery.
 	heal   func(ctx context.Context, s *system.System)
 	points []failpoint.Point
-	// visits are which of the relay's visits of a point to end; the first is
-	// the default.
+	// visits lists the visits of a point at which the relay is killed; the
+	// default is the first.
 	visits []int
-	// env are for the relays that follow.
+	// env is the environment of the later relays.
 	env []string
 }
 
 const perBatch = 100
 
-// small makes batches of 100 events, as soon as there are any.
+// small makes a relay cut batches of 100 events as soon as events are waiting.
 var small = []string{
 	fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", perBatch), "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms",
 }
@@ -79,7 +79,7 @@ var situations = []situation{
 			return perBatch, 0
 		},
 		points: []failpoint.Point{failpoint.HistoryBeforeCommit, failpoint.HistoryCommitted},
-		env:    []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=1s"}, // which what may still run is waited for
+		env:    []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=1s"}, // limits the wait for inserts that may still run
 	},
 	{
 		name:    "resolving a batch that is absent",
@@ -174,7 +174,7 @@ var _ = Describe("A relay that is killed", func() {
 			for _, point := range in.points {
 				for _, visit := range slices.Concat(in.visits, []int{1})[:max(1, len(in.visits))] {
 					for _, protocol := range protocolsAt(point) {
-						It(fmt.Sprintf("loses and doubles nothing at %s, visit %d, over %s", point, visit, protocol), func(ctx SpecContext) {
+						It(fmt.Sprintf("loses and doubles no event at %s, visit %d, over %s", point, visit, protocol), func(ctx SpecContext) {
 							s := newSystem(ctx)
 							events, dead := in.arrange(ctx, s)
 							relay := s.LaunchRelay(s.ClickHouseDSN(protocol),
@@ -194,7 +194,7 @@ var _ = Describe("A relay that is killed", func() {
 		})
 	}
 
-	It("was killed at every step that there is", func() {
+	It("is killed at every existing step", func() {
 		tried := []failpoint.Point{
 			failpoint.KeyTaken, failpoint.PublishBefore, failpoint.PublishInserted, failpoint.KeyKept, failpoint.PublishCommitted,
 			failpoint.RequeueBeforeCommit, failpoint.RequeueCommitted,
@@ -217,7 +217,7 @@ var _ = Describe("An API that is killed", func() {
 			api := s.API(fmt.Sprintf("FAILPOINT=%s=kill@2", point))
 			system.Create(ctx, api, system.NewUser{Email: "first@example.com"})
 			_, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "second@example.com"})
-			Expect(err).To(HaveOccurred(), "the API has answered")
+			Expect(err).To(HaveOccurred(), "the API answered")
 			api.EndsWith(killed)
 
 			Expect(usersWithoutEvent(s)).To(BeZero())
@@ -248,19 +248,19 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 			{"/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted, 0, 1},
 			{"/v1/events/batch", `{"data":[{"event_type":"a","event_context":1},{"event_type":"b","event_context":2},{}]}`, http.StatusOK, 0, 2},
 		} {
-			It(fmt.Sprintf("has made the change with its key, or neither, at %s of POST %s", point, change.path), func(ctx SpecContext) {
+			It(fmt.Sprintf("commits the change with its key, or neither, at %s of POST %s", point, change.path), func(ctx SpecContext) {
 				s := newSystem(ctx)
 				ask := func(api *programs.Process) (system.Answer, error) {
 					return system.Post(ctx, api.URL()+change.path, json.RawMessage(change.body), "Idempotency-Key: k")
 				}
 				api := s.API(fmt.Sprintf("FAILPOINT=%s=kill", point))
 				_, err := ask(api)
-				Expect(err).To(HaveOccurred(), "the API has answered")
+				Expect(err).To(HaveOccurred(), "the API answered")
 				api.EndsWith(killed)
 
 				api = s.API()
 				var answer system.Answer
-				Eventually(ctx, func() (int, error) { // until PostgreSQL has noticed
+				Eventually(ctx, func() (int, error) { // until PostgreSQL has ended the session
 					answer, err = ask(api)
 					return answer.Status, err
 				}).WithTimeout(patience).Should(Equal(change.status))
@@ -283,7 +283,7 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 })
 
 var _ = Describe("An API that is killed under load, 10 times", func() {
-	It("leaves each user that it has acknowledged, and one event for each user that there is", func(ctx SpecContext) {
+	It("keeps each acknowledged user, and one event for each user", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.Relay(s.ClickHouse.Native, small...)
 		api := s.API()
@@ -299,7 +299,7 @@ var _ = Describe("An API that is killed under load, 10 times", func() {
 		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users"})
 	})
 
-	It("answers each request with the one user that there is, where it is repeated with its key", func(ctx SpecContext) {
+	It("answers a request that is repeated with its key with its only user", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.Relay(s.ClickHouse.Native, small...)
 		api := s.API()
@@ -318,7 +318,7 @@ var _ = Describe("An API that is killed under load, 10 times", func() {
 
 var _ = Describe("A retry of dead letters that is killed", func() {
 	for point, code := range map[failpoint.Point]int{failpoint.RequeueBeforeCommit: 0, failpoint.RequeueCommitted: 1} {
-		It(fmt.Sprintf("loses and doubles nothing at %s, and can be repeated", point), func(ctx SpecContext) {
+		It(fmt.Sprintf("loses and doubles no event at %s, and can be repeated", point), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
@@ -338,8 +338,8 @@ var _ = Describe("A retry of dead letters that is killed", func() {
 	}
 })
 
-// usersWithoutEvent counts the users of which the outbox has no event, or more
-// than one.
+// usersWithoutEvent counts the users that do not have exactly one event in the
+// outbox.
 func usersWithoutEvent(s *system.System) (users int) {
 	GinkgoHelper()
 	Expect(s.Postgres.Get(&users, `SELECT count(*) FROM users WHERE 1 != (
@@ -347,7 +347,7 @@ func usersWithoutEvent(s *system.System) (users int) {
 	return users
 }
 
-// protocolsAt are those in which the step differs.
+// protocolsAt returns the protocols in which the step differs.
 func protocolsAt(point failpoint.Point) []string {
 	switch point {
 	case failpoint.FlushBegun, failpoint.FlushAcknowledged, failpoint.ReinsertAcknowledged:
@@ -357,14 +357,14 @@ func protocolsAt(point failpoint.Point) []string {
 	}
 }
 
-// unsent leaves a batch behind that was marked as sent, and was not.
+// unsent leaves a batch that was marked as attempted, but not inserted.
 func unsent(ctx context.Context, s *system.System) (events, dead int) {
 	Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 	die(s, failpoint.FlushRead)
 	return perBatch, 0
 }
 
-// die runs a relay to its death.
+// die runs a relay until it is killed at the point.
 func die(s *system.System, point failpoint.Point) {
 	GinkgoHelper()
 	s.LaunchRelay(s.ClickHouse.Native, slices.Concat(small, []string{fmt.Sprintf("FAILPOINT=%s=kill", point)})...).EndsWith(killed)
@@ -390,13 +390,13 @@ func insertUnderToken(ctx context.Context, s *system.System, n int) {
 	testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
 }
 
-// loseRows makes ClickHouse know the token of the only batch, and have none of
-// its events.
+// loseRows makes ClickHouse remember the token of the only batch, but have none
+// of its events.
 func loseRows(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	insertUnderToken(ctx, s, 1)
 	for _, statement := range []string{
-		"SYSTEM START MERGES event_log", // without which nothing is deleted
+		"SYSTEM START MERGES event_log", // a deletion needs merges
 		"ALTER TABLE event_log DELETE WHERE true SETTINGS mutations_sync = 1",
 		"SYSTEM STOP MERGES event_log",
 	} {

@@ -14,7 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("On a disk that fails", func() {
+var _ = Describe("On a faulty disk", func() {
 	Context("ClickHouse's", func() {
 		var (
 			disk *faultydisk.Disk
@@ -28,7 +28,7 @@ var _ = Describe("On a disk that fails", func() {
 			s = system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 		})
 
-		It("each event arrives once though the server dies between its deduplication log and the rows", func(ctx SpecContext) {
+		It("each event arrives once when the server dies between its deduplication log and the rows", func(ctx SpecContext) {
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
 			disk.Kill(faultydisk.Rename, "tmp_insert")
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -38,10 +38,10 @@ var _ = Describe("On a disk that fails", func() {
 			expectOnce(ctx, s, outcome{
 				Fault: "killed between the deduplication log and the part", Done: "ClickHouse", Events: perBatch,
 			})
-			relay.AwaitMetric(`diehard_relay_batches_total{result="token_renewed"}`, 1) // or the token was not burned
+			relay.AwaitMetric(`diehard_relay_batches_total{result="token_renewed"}`, 1) // proves that ClickHouse had the token without the rows
 		})
 
-		It("each event arrives once though the rows cannot be put in place", func(ctx SpecContext) {
+		It("each event arrives once when the part cannot be renamed", func(ctx SpecContext) {
 			relay := s.Relay(s.ClickHouse.HTTP, slices.Concat(small, brisk)...)
 			disk.Fail(faultydisk.Rename, "tmp_insert", syscall.EIO)
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -50,7 +50,7 @@ var _ = Describe("On a disk that fails", func() {
 			expectOnce(ctx, s, outcome{Fault: "input/output error at the part's rename", Done: "ClickHouse", Events: perBatch})
 		})
 
-		DescribeTable("each event arrives once though", func(ctx SpecContext, fault string, call faultydisk.Call, errno syscall.Errno) {
+		DescribeTable("each event arrives once when", func(ctx SpecContext, fault string, call faultydisk.Call, errno syscall.Errno) {
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
 			stop := produce(ctx, s)
 			awaitArrival(ctx, s, perBatch)
@@ -60,15 +60,16 @@ var _ = Describe("On a disk that fails", func() {
 			awaitReady(ctx, relay)
 			expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: stop()})
 		},
-			// The embedded engine acknowledges what it could not write, which a server
-			// does not; so the disk is full before an insert begins.
+			// The embedded engine acknowledges rows that it could not write; a
+			// server does not. Therefore the disk is full before an insert
+			// begins.
 			Entry("the disk is full", "disk full", faultydisk.Space, syscall.ENOSPC),
 			Entry("the disk is read-only", "read-only filesystem", faultydisk.Create, syscall.EROFS),
 		)
 	})
 
 	Context("PostgreSQL's", func() {
-		DescribeTable("each event arrives once, and each user has its event, though", func(ctx SpecContext, fault, files string) {
+		DescribeTable("each event arrives once, and each user has its event, when", func(ctx SpecContext, fault, files string) {
 			disk := faultydisk.NewDisk()
 			own := system.StartPrivate(ctx, devstack.PostgresOptions{Env: disk.Env}, devstack.ClickHouseOptions{})
 			s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
@@ -79,7 +80,7 @@ var _ = Describe("On a disk that fails", func() {
 			disk.Fail(faultydisk.Write, files, syscall.ENOSPC)
 			users.awaitFailure(ctx)
 			disk.Mend()
-			// A server that cannot write its log ends, and does not always get up.
+			// A server that cannot write its log ends, and does not always restart.
 			Eventually(ctx, func(g Gomega) {
 				select {
 				case <-own.Postgres.Done():

@@ -20,7 +20,8 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// stage is a system on engines of its own, with users created all the while.
+// stage is a system on its own engines, on which users are created
+// continuously.
 type stage struct {
 	*system.System
 	own        *system.Private
@@ -45,7 +46,7 @@ func (st *stage) sql(ctx context.Context, statement string) {
 	testengines.Query(ctx, "clickhouse", st.ClickHouse.HTTP, statement)
 }
 
-// proceed expects that everything works again by itself.
+// proceed expects that everything recovers without help.
 func (st *stage) proceed(ctx context.Context, o outcome) {
 	GinkgoHelper()
 	awaitReady(ctx, st.api)
@@ -55,7 +56,7 @@ func (st *stage) proceed(ctx context.Context, o outcome) {
 }
 
 var _ = Describe("PostgreSQL", func() {
-	It("is stopped at once, in the middle of everything, and started again", func(ctx SpecContext) {
+	It("is killed under load and started again", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		for range 3 {
 			Expect(st.own.Postgres.Kill()).To(Succeed())
@@ -70,7 +71,7 @@ var _ = Describe("PostgreSQL", func() {
 		st.proceed(ctx, outcome{Fault: "killed and started again, 3 times", Done: "PostgreSQL"})
 	})
 
-	It("ends every session, again and again", func(ctx SpecContext) {
+	It("ends every session repeatedly", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		for range 10 {
 			st.Postgres.MustExecContext(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -80,7 +81,7 @@ var _ = Describe("PostgreSQL", func() {
 		st.proceed(ctx, outcome{Fault: "sessions ended, 10 times", Done: "PostgreSQL"})
 	})
 
-	It("takes no writes for a while", func(ctx SpecContext) {
+	It("is read-only for a while", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		readOnly := func(value string) {
 			st.Postgres.MustExecContext(ctx, "ALTER SYSTEM SET default_transaction_read_only = "+value)
@@ -113,7 +114,7 @@ var _ = Describe("PostgreSQL", func() {
 			return err
 		}
 		Expect(one()).To(Succeed())
-		// The programs come too late for each connection that they lose.
+		// The programs lose their connections and cannot get new ones.
 		Eventually(ctx, func(g Gomega) {
 			_, err := hogged[0].ExecContext(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'diehard-%'")
 			g.Expect(err).NotTo(HaveOccurred())
@@ -135,7 +136,7 @@ var _ = Describe("PostgreSQL", func() {
 })
 
 var _ = Describe("ClickHouse", func() {
-	// Whatever becomes of ClickHouse, users are created.
+	// Users are created while ClickHouse is broken.
 	broken := func(ctx context.Context, st *stage) {
 		GinkgoHelper()
 		awaitNotReady(ctx, st.relay)
@@ -144,11 +145,11 @@ var _ = Describe("ClickHouse", func() {
 		_, before := st.users.counts()
 		st.users.awaitMore(ctx, perBatch)
 		_, after := st.users.counts()
-		Expect(after).To(Equal(before), "requests that failed")
+		Expect(after).To(Equal(before), "failed requests")
 		Expect(st.api.Ready()).To(Equal(200))
 	}
 
-	It("is killed in the middle of inserts, and started again on its data", func(ctx SpecContext) {
+	It("is killed during inserts, and started again on its data", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		for range 3 {
 			Expect(st.own.ClickHouse.Kill()).To(Succeed())
@@ -160,7 +161,7 @@ var _ = Describe("ClickHouse", func() {
 		st.proceed(ctx, outcome{Fault: "killed during inserts and started again, 3 times", Done: "ClickHouse"})
 	})
 
-	It("has no table for a while", func(ctx SpecContext) {
+	It("lacks its table for a while", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		st.sql(ctx, "RENAME TABLE event_log TO elsewhere")
 		broken(ctx, st)
@@ -168,7 +169,7 @@ var _ = Describe("ClickHouse", func() {
 		st.proceed(ctx, outcome{Fault: "table missing", Done: "ClickHouse"})
 	})
 
-	It("has too many parts, and recovers as merges would let it", func(ctx SpecContext) {
+	It("has too many parts, and recovers when the limit is raised, as after merges", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		st.sql(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 0, parts_to_throw_insert = 2")
 		broken(ctx, st)
@@ -184,7 +185,7 @@ var _ = Describe("ClickHouse", func() {
 		st.proceed(ctx, outcome{Fault: "materialized view throws after the rows are stored", Done: "ClickHouse"})
 	})
 
-	It("puts one of two partitions in place, and then fails", func(ctx SpecContext) {
+	It("inserts one of two partitions, and then fails", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		// The view sees one block for each partition; the second's throws.
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, `CREATE TABLE seen (month UInt32) ENGINE = MergeTree ORDER BY month`)
@@ -198,12 +199,12 @@ var _ = Describe("ClickHouse", func() {
 		}
 		Expect(s.Publish(ctx, both...)).To(Succeed())
 		die(s, "flush-read")
-		insertUnderToken(ctx, s, perBatch/2) // the first partition, as the server would have put it in place
+		insertUnderToken(ctx, s, perBatch/2) // the first partition, as the server would insert it
 		s.Relay(s.ClickHouse.Native, small...)
 		expectOnce(ctx, s, outcome{Fault: "one of two partitions stored", Done: "ClickHouse", Events: perBatch})
 	})
 
-	It("takes 101 months in one batch", func(ctx SpecContext) {
+	It("accepts 101 months in one batch", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		events := make([]outbox.Event, 101)
 		for i := range events {
@@ -215,9 +216,9 @@ var _ = Describe("ClickHouse", func() {
 		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 	})
 
-	// What a profile changes while a relay runs, the server refuses with an error
-	// of its own.
-	DescribeTable("does not let the relay insert for a while", func(ctx SpecContext, fault, settings, said string) {
+	// The server reports a profile's change with its own error while a relay
+	// runs.
+	DescribeTable("refuses the relay's inserts for a while", func(ctx SpecContext, fault, settings, said string) {
 		s := newSystem(ctx)
 		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
 		relay := s.Relay(through, slices.Concat(small, brisk)...)
@@ -230,12 +231,12 @@ var _ = Describe("ClickHouse", func() {
 		awaitReady(ctx, relay)
 		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse, while a relay runs", Events: stop()})
 	},
-		Entry("as its user is read-only", "user is read-only", "readonly=1", "the user or the server is read-only"),
-		Entry("as its user may only change settings", "user is read-only except for settings", "readonly=2", "read-only"),
-		Entry("as there is no memory for it", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
+		Entry("because its user is read-only", "user is read-only", "readonly=1", "the user or the server is read-only"),
+		Entry("because its user may only change settings", "user is read-only except for settings", "readonly=2", "read-only"),
+		Entry("because memory is short", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
 	)
 
-	It("refuses a relay whose DSN is read-only, which says so and ends", func(ctx SpecContext) {
+	It("refuses a relay whose DSN is read-only; the relay reports it and ends", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		relay := s.LaunchRelay(s.ClickHouse.HTTP+"?readonly=2", small...)
@@ -260,16 +261,16 @@ var _ = Describe("ClickHouse", func() {
 		relay.Stop()
 		var attempts int
 		Expect(s.Postgres.Get(&attempts, "SELECT coalesce(max(attempts), 0) FROM outbox_batches")).To(Succeed())
-		Expect(attempts).To(BeZero(), "nothing was sent")
+		Expect(attempts).To(BeZero(), "no attempt")
 		s.Relay(s.ClickHouse.HTTP, small...)
 		expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: perBatch})
 	},
 		Entry("with a wrong password", "wrong password", "", "the credentials are refused"),
-		Entry("with no memory for it", "memory limit", "max_memory_usage=1", "short of memory"),
+		Entry("because memory is short", "memory limit", "max_memory_usage=1", "short of memory"),
 	)
 })
 
-// errorsOf are what the program has logged as the errors of its error records.
+// errorsOf returns the errors in the program's error records.
 func errorsOf(p *programs.Process) (errs []string) {
 	GinkgoHelper()
 	for _, record := range p.Log() {

@@ -24,7 +24,7 @@ import (
 )
 
 var _ = Describe("A failover of PostgreSQL", func() {
-	It("to a replica that lacks the last commits loses and doubles nothing that the replica has", func(ctx SpecContext) {
+	It("to a replica that lacks the last commits loses and doubles no event of the replica", func(ctx SpecContext) {
 		settings := map[string]string{"wal_keep_size": "256MB"}
 		own := system.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
 		s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
@@ -40,7 +40,7 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		s.AwaitEmpty(ctx)
 		relay.Stop()
 
-		By("replicating 300 events more, and then nothing")
+		By("replicating 300 more events, and then stopping replication")
 		Expect(s.Publish(ctx, system.Events(300)...)).To(Succeed())
 		Eventually(ctx, func(g Gomega) {
 			var there int
@@ -49,12 +49,12 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		}).WithTimeout(patience).Should(Succeed())
 		replication.Down()
 
-		By("delivering them, and 200 that the replica will never know")
+		By("delivering them, and 200 events that the replica lacks")
 		Expect(s.Publish(ctx, system.Events(200)...)).To(Succeed())
 		relay = s.Relay(s.ClickHouse.Native, env...)
 		s.AwaitEmpty(ctx)
 
-		By("losing the primary, while the replica is not promoted")
+		By("losing the primary before the replica is promoted")
 		Expect(own.Postgres.Kill()).To(Succeed())
 		clientsProxy.Lead(hostOf(standby.DSN("diehard")))
 		clientsProxy.Reset()
@@ -63,7 +63,7 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		Expect(a.Status).To(Equal(http.StatusServiceUnavailable), "%v", a.Body)
 		awaitNotReady(ctx, relay)
 
-		By("promoting it")
+		By("promoting the replica")
 		var promoted bool
 		Expect(replica.Get(&promoted, "SELECT pg_promote()")).To(Succeed())
 		Expect(promoted).To(BeTrue())
@@ -78,20 +78,21 @@ var _ = Describe("A failover of PostgreSQL", func() {
 	})
 })
 
-var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
-	DescribeTable("does not pass for the first send", func(ctx SpecContext, noticed bool) {
+var _ = Describe("A claim during which PostgreSQL fails over", func() {
+	DescribeTable("is not treated as the first attempt", func(ctx SpecContext, noticed bool) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		env := slices.Concat(small, brisk)
 		relay := s.LaunchRelay(s.ClickHouse.Native, append(env, fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked))...)
 		awaitMessage(ctx, relay, "failpoint reached")
-		// What the replica lacks is the mark of another claim, whose send left the
+		// The replica lacks the mark of another attempt, whose insert left the
 		// token without the rows.
 		loseRows(ctx, s)
 		s.Postgres.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
 		if noticed {
-			// The relay may have noticed it on its way to the stop, or be stopped
-			// with the cursor in its hand, until PostgreSQL takes it away.
+			// The relay may already have noticed the failover when it reached
+			// the failpoint. It may also be stopped while it locks the cursor,
+			// until PostgreSQL ends its session.
 			other := store.New(s.Postgres, store.Options{FlushTimeout: time.Second})
 			Eventually(ctx, func(g Gomega) {
 				_, _ = other.Cut(ctx, 0)
@@ -104,18 +105,18 @@ var _ = Describe("A claim that PostgreSQL fails over in the middle of", func() {
 		expectOnce(ctx, s, outcome{Fault: "failover during a claim, another worker's attempt lost", Done: "PostgreSQL", Events: perBatch})
 	},
 		Entry("before the failover is noticed", false),
-		Entry("after it was noticed", true),
+		Entry("after the failover is noticed", true),
 	)
 })
 
-// startStandby starts a server that replicates the primary, which the DSN leads
-// to, from a copy of its data.
+// startStandby starts a server on a copy of the primary's data that replicates
+// the primary at the DSN.
 func startStandby(ctx context.Context, own *system.Private, primaryDSN string, settings map[string]string) *devstack.Postgres {
 	GinkgoHelper()
 	dir, err := os.MkdirTemp("", "diehard-standby-*")
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(os.RemoveAll, dir)
-	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may be another user's
+	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may run as another user
 	copied := filepath.Join(dir, "data")
 
 	session, err := testengines.OpenPostgres(own.PostgresDSN, nil).Connx(ctx)

@@ -10,8 +10,8 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("Where nothing fails, a relay", func() {
-	It("sends one insert for each batch, and asks for nothing that it delivered", func(ctx SpecContext) {
+var _ = Describe("Without faults, a relay", func() {
+	It("sends one insert for each batch, and checks presence of none", func(ctx SpecContext) {
 		const batches = 20
 		s := newSystem(ctx)
 		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
@@ -27,7 +27,7 @@ var _ = Describe("Where nothing fails, a relay", func() {
 				inserts++
 				continue
 			}
-			// A new connection may lead to a server that was upgraded.
+			// A new connection may reach an upgraded server, so the relay reads its version.
 			Expect(statement).To(Or(HavePrefix("SELECT displayName(), version()"), ContainSubstring("FROM system.settings")))
 		}
 		Expect(inserts).To(Equal(batches))

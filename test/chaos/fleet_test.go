@@ -17,11 +17,11 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("A relay that is stopped in the middle", func() {
+var _ = Describe("A relay that is suspended", func() {
 	for _, stop := range []struct {
 		point  failpoint.Point
-		unsent bool // of a batch that was marked as sent, and was not
-		holds  bool // events that only another relay's patience frees
+		unsent bool // starts with a batch that was marked as attempted, but not inserted
+		holds  bool // keeps its batch until PostgreSQL ends the lease
 	}{
 		{point: failpoint.CutLocked},
 		{point: failpoint.CutBeforeCommit},
@@ -31,7 +31,7 @@ var _ = Describe("A relay that is stopped in the middle", func() {
 		{point: failpoint.ResolveChecked, unsent: true, holds: true},
 		{point: failpoint.SettleDeleted, holds: true},
 	} {
-		It(fmt.Sprintf("does not hold up the fleet, and does no harm when it goes on, at %s", stop.point), func(ctx SpecContext) {
+		It(fmt.Sprintf("does not block the fleet, and does no harm when it continues, at %s", stop.point), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			if stop.unsent {
 				unsent(ctx, s)
@@ -48,7 +48,7 @@ var _ = Describe("A relay that is stopped in the middle", func() {
 				awaitArrivalOf(ctx, s, before+perBatch)
 				Eventually(ctx, func(g Gomega) {
 					left, _, _ := s.Left(g)
-					g.Expect(left).To(Equal(perBatch), "the batch that is held did not wait for its relay")
+					g.Expect(left).To(Equal(perBatch), "the held batch must still be in the outbox")
 				}).WithTimeout(patience).WithPolling(10 * time.Millisecond).Should(Succeed())
 			} else {
 				Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -87,7 +87,7 @@ var _ = Describe("A fleet", func() {
 		expectOnce(ctx, s, outcome{Fault: "relays join, leave and are killed", Done: "1, 2, 4, 8 and 3 of them", Events: stop()})
 	})
 
-	It("sends batches that are as large with eight relays as with one", func(ctx SpecContext) {
+	It("cuts batches of the same size with eight relays as with one", func(ctx SpecContext) {
 		const total, maxRows = 20_000, 1000
 		inserts := func(relays int) int {
 			s := newSystem(ctx)
@@ -104,7 +104,7 @@ var _ = Describe("A fleet", func() {
 		Expect(inserts(8)).To(Equal(total / maxRows))
 	})
 
-	It("cuts no more often with eight relays than the linger says", func(ctx SpecContext) {
+	It("cuts no more often with eight relays than the linger allows", func(ctx SpecContext) {
 		const linger = 200 * time.Millisecond
 		s := newSystem(ctx)
 		for range 8 {
@@ -123,33 +123,33 @@ var _ = Describe("A fleet", func() {
 		Expect(after.Cuts - before.Cuts).To(BeNumerically("<=", int(after.At.Sub(before.At)/linger)))
 	})
 
-	It("delivers what a transaction commits that took its ids long before others", func(ctx SpecContext) {
+	It("delivers events of a late commit", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		late := s.Postgres.MustBegin()
 		defer func() { _ = late.Rollback() }()
 		Expect(s.PublishIn(ctx, late, system.Events(perBatch)...)).To(Succeed())
 		s.Relay(s.ClickHouse.Native, small...)
 		published := 0
-		Eventually(ctx, func(g Gomega) { // until nothing that cuts would find it
+		Eventually(ctx, func(g Gomega) { // until the ids are below the low watermark
 			g.Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			published += perBatch
-			var floor int
-			g.Expect(s.Postgres.Get(&floor, "SELECT low_watermark FROM outbox_cursor")).To(Succeed())
-			g.Expect(floor).To(BeNumerically(">", perBatch))
+			var lowWatermark int
+			g.Expect(s.Postgres.Get(&lowWatermark, "SELECT low_watermark FROM outbox_cursor")).To(Succeed())
+			g.Expect(lowWatermark).To(BeNumerically(">", perBatch))
 		}).WithTimeout(patience).Should(Succeed())
 		Expect(late.Commit()).To(Succeed())
 		expectOnce(ctx, s, outcome{Fault: "late commit", Done: "below the low watermark", Events: published + perBatch})
 	})
 })
 
-var _ = Describe("A batch that another claim has locked when its claimer leases it", func() {
-	It("is sent as soon as that claim ends, for the first time", func(ctx SpecContext) {
+var _ = Describe("A batch whose row another claim has locked when its claimer takes the lease", func() {
+	It("is attempted for the first time as soon as that claim ends", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		relay := s.LaunchRelay(s.ClickHouse.Native, slices.Concat(small, []string{fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked)})...)
 		awaitMessage(ctx, relay, "failpoint reached")
-		// The second that a claim keeps the others away for takes an hour, or it would
-		// depend on the machine's speed what is left of it.
+		// A claim keeps others away for a second. An hour instead makes the
+		// spec independent of the machine's speed.
 		s.Postgres.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = now() + interval '1 hour'")
 		other := s.Postgres.MustBegin()
 		defer func() { _ = other.Rollback() }()
@@ -167,9 +167,9 @@ var _ = Describe("A batch that another claim has locked when its claimer leases 
 	})
 })
 
-var _ = Describe("A batch that was sent and then lay longer than the deduplication window", func() {
+var _ = Describe("A batch whose attempt the deduplication window has forgotten", func() {
 	for _, arrived := range []int{0, 7, perBatch} {
-		It(fmt.Sprintf("is asked for, and only the rest is sent, where %d of its %d events had arrived", arrived, perBatch), func(ctx SpecContext) {
+		It(fmt.Sprintf("is checked, and only its absent events are inserted, if %d of its %d events are present", arrived, perBatch), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 			unsent(ctx, s)
@@ -185,8 +185,8 @@ var _ = Describe("A batch that was sent and then lay longer than the deduplicati
 	}
 })
 
-var _ = Describe("A relay that is stopped before it sends, for longer than the window remembers", func() {
-	DescribeTable("sends nothing when it goes on", func(ctx SpecContext, point failpoint.Point, protocol string) {
+var _ = Describe("A relay that is suspended before its insert until the window has forgotten its token", func() {
+	DescribeTable("inserts nothing when it continues", func(ctx SpecContext, point failpoint.Point, protocol string) {
 		s := newSystem(ctx)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -198,19 +198,19 @@ var _ = Describe("A relay that is stopped before it sends, for longer than the w
 		pushOut(ctx, s)
 		stopped.Signal(syscall.SIGCONT)
 		awaitReady(ctx, stopped)
-		stopped.Stop() // what it had begun has ended
+		stopped.Stop() // its work has ended
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
 		expectOnce(ctx, s, outcome{Fault: "relay suspended past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
 	},
 		Entry("over the native protocol", failpoint.FlushRead, "native"),
-		Entry("over the native protocol, in the middle of the statement", failpoint.FlushBegun, "native"),
+		Entry("over the native protocol, during the statement", failpoint.FlushBegun, "native"),
 		Entry("over HTTP", failpoint.FlushRead, "http"),
-		Entry("over HTTP, in the middle of the statement", failpoint.FlushBegun, "http"),
+		Entry("over HTTP, during the statement", failpoint.FlushBegun, "http"),
 	)
 })
 
-// pushOut sends blocks of others until a window of three has forgotten all
-// tokens before them.
+// pushOut inserts other blocks until a window of three has forgotten all
+// earlier tokens.
 func pushOut(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	for n := range 4 {
@@ -219,7 +219,7 @@ func pushOut(ctx context.Context, s *system.System) {
 	}
 }
 
-// parts is how many inserts there were, as long as nothing merges.
+// parts returns the number of inserts, provided that no merge runs.
 func parts(ctx context.Context, s *system.System) (n int) {
 	GinkgoHelper()
 	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM system.parts "+

@@ -13,7 +13,8 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// An old transaction keeps PostgreSQL from removing what was deleted since.
+// An old transaction prevents PostgreSQL from removing rows that were deleted
+// since.
 var _ = Describe("While an old transaction holds back vacuum", func() {
 	const anyBytes = 1 << 40
 
@@ -26,7 +27,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		GinkgoHelper()
 		server, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Settings: map[string]string{
 			"shared_preload_libraries": "pg_stat_statements",
-			"fsync":                    "off", // nothing is killed here
+			"fsync":                    "off", // this spec kills nothing
 			"synchronous_commit":       "off",
 		}})
 		Expect(err).NotTo(HaveOccurred())
@@ -52,7 +53,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 			SELECT 'thing_happened', '{"n": 1}' FROM generate_series(1, $1::int)`, n)
 	}
 
-	// pages are those that the statements of do have looked at.
+	// pages returns the number of pages that the statements of do have read.
 	pages := func(ctx context.Context, do func()) (n int) {
 		GinkgoHelper()
 		observer.MustExecContext(ctx, "SELECT pg_stat_statements_reset()")
@@ -78,13 +79,13 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		return lease
 	}
 
-	look := func(ctx context.Context) {
+	poll := func(ctx context.Context) {
 		GinkgoHelper()
 		_, err := s.Poll(ctx)
 		Expect(err).NotTo(HaveOccurred())
 	}
 
-	It("a cut does not become dearer with the events that were drained before", func(ctx SpecContext) {
+	It("a cut does not become slower after many drained events", func(ctx SpecContext) {
 		const total, maxRows, atOnce = 1_000_000, 10_000, 100_000
 		arrange(ctx, maxRows)
 		for range total / atOnce {
@@ -92,8 +93,9 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 		}
 		var ofCuts []int // of one batch each
 		for drained := 0; drained < total; {
-			// As if the trail had passed, or it would depend on the machine how much
-			// of what was drained the floor trails behind.
+			// Expire the delay of the low watermark. Otherwise the machine's
+			// speed would determine how far the watermark lags behind the
+			// drained events.
 			observer.MustExecContext(ctx, "UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 			var batches int
 			n := pages(ctx, func() { batches = cut(ctx) })
@@ -103,12 +105,12 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 				Expect(lease.Settle(ctx)).To(Succeed())
 				drained += lease.Events
 			}
-			look(ctx)
+			poll(ctx)
 		}
 		expectLevel(ofCuts)
 	})
 
-	It("a claim does not become dearer with ten thousand small cuts before", func(ctx SpecContext) {
+	It("a claim does not become slower after ten thousand small cuts", func(ctx SpecContext) {
 		const cuts, maxRows, polled = 10_000, 10, 100
 		arrange(ctx, maxRows)
 		var ofCuts, ofClaims []int
@@ -124,7 +126,7 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 			}
 			Expect(lease.Settle(ctx)).To(Succeed())
 			if n%polled == 0 {
-				look(ctx)
+				poll(ctx)
 			}
 		}
 		expectLevel(ofCuts)
@@ -132,8 +134,9 @@ var _ = Describe("While an old transaction holds back vacuum", func() {
 	})
 })
 
-// expectLevel expects the mean of the last tenth to be no other order than that
-// of the first: what grows with the dead would be ten times as much and more.
+// expectLevel expects the mean of the last tenth to be of the same order as
+// that of the first. A cost that grows with dead rows would be at least ten
+// times as high.
 func expectLevel(pages []int) {
 	GinkgoHelper()
 	tenth := len(pages) / 10

@@ -14,13 +14,14 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func() {
-	// orphan leaves an insert of a batch on its way to ClickHouse, which has
-	// nothing of it yet, and whose relay has lost the lease without knowing.
+var _ = Describe("A lease that PostgreSQL ends during an insert", func() {
+	// orphan leaves an insert that is still on its way to ClickHouse, of a
+	// relay that has lost the lease without noticing.
 	orphan := func(ctx context.Context, s *system.System, protocol string) (way *faults.Proxy, relay *programs.Process) {
 		GinkgoHelper()
 		way, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
-		// Of two workers the other might claim the batch, and be held as well.
+		// With two workers the second could claim the batch and be held back
+		// too.
 		relay = s.Relay(through, slices.Concat(small, []string{"DIEHARD_RELAY_WORKERS=1"})...)
 		way.HoldFrom(faults.Requests, map[string]string{"native": "INSERT INTO", "http": "INSERT+INTO"}[protocol])
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -34,18 +35,18 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 	}
 
 	for _, protocol := range []string{"native", "http"} {
-		It("leaves each event once though the insert lands when another relay has delivered the batch: "+protocol, func(ctx SpecContext) {
+		It("leaves each event once if the insert lands after another relay has delivered the batch:  "+protocol, func(ctx SpecContext) {
 			s := newSystem(ctx)
 			way, orphaned := orphan(ctx, s, protocol)
 			s.Relay(s.ClickHouseDSN(protocol), small...)
 			s.AwaitEmpty(ctx)
 			way.Release()
-			awaitMessage(ctx, orphaned, "outbox unavailable") // it was answered, and cannot settle
+			awaitMessage(ctx, orphaned, "outbox unavailable") // its insert was acknowledged, but it cannot settle
 			awaitReady(ctx, orphaned)
 			expectOnce(ctx, s, outcome{Fault: "lease ended during an insert that completes later", Done: "after another relay's delivery, over " + protocol, Events: perBatch})
 		})
 
-		It("leaves each event once though the insert lands between another relay's question and its insert: "+protocol, func(ctx SpecContext) {
+		It("leaves each event once if the insert lands between another relay's presence check and its insert:  "+protocol, func(ctx SpecContext) {
 			s := newSystem(ctx)
 			way, orphaned := orphan(ctx, s, protocol)
 			other := s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, []string{"FAILPOINT=" + string(failpoint.ResolveChecked) + "=stop"})...)
@@ -60,7 +61,7 @@ var _ = Describe("A lease that PostgreSQL ends in the middle of an insert", func
 })
 
 var _ = Describe("A relay whose network to PostgreSQL vanishes while it holds a lease", func() {
-	It("is followed by another, and is ready again when the network is back", func(ctx SpecContext) {
+	It("is replaced by another, and is ready again when the network recovers", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		network, through := faults.StartProxyTo(s.PostgresDSN)
 		way, clickHouse := faults.StartProxyTo(s.ClickHouse.Native)
@@ -72,7 +73,7 @@ var _ = Describe("A relay whose network to PostgreSQL vanishes while it holds a 
 		network.Vanish()
 		s.Relay(s.ClickHouse.Native, env...)
 		awaitNotReady(ctx, vanished)
-		s.AwaitEmpty(ctx) // PostgreSQL ends the lease, which has been idle for too long
+		s.AwaitEmpty(ctx) // PostgreSQL ends the lease when its session has been idle too long
 		way.Release()
 		network.Return()
 		awaitReady(ctx, vanished)

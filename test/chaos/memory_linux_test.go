@@ -17,7 +17,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// largeEvents is how many of them there are. Each takes some 12 MB of disk.
+// largeEvents is the number of events. Each takes about 12 MB of disk.
 var largeEvents = func() int {
 	if n, err := strconv.Atoi(os.Getenv("DIEHARD_LARGE_EVENTS")); err == nil {
 		return n
@@ -28,7 +28,7 @@ var largeEvents = func() int {
 var _ = Describe("Large events", func() {
 	const mb, mib = 1_000_000, 1 << 20
 
-	DescribeTable("arrive byte for byte, and once, through a relay whose memory they do not fill,",
+	DescribeTable("arrive once and byte for byte, through a relay with bounded memory,",
 		func(ctx SpecContext, way string, maxBytes int) {
 			const size = 4 * mb
 			s := newSystem(ctx)
@@ -38,7 +38,7 @@ var _ = Describe("Large events", func() {
 				"http": s.ClickHouseDSN("http"), "http, uncompressed": s.ClickHouse.HTTP,
 			}[way]
 			relay := s.Relay(dsn, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
-			for n := 0; n < largeEvents; n += 10 { // patience is for a few of them
+			for n := 0; n < largeEvents; n += 10 { // patience suffices for a few of them
 				awaitArrivalOf(ctx, s, n)
 			}
 			expectOnce(ctx, s, outcome{
@@ -53,12 +53,13 @@ var _ = Describe("Large events", func() {
 		Entry("over http", "http", 32*mib),
 		Entry("over native, uncompressed", "native, uncompressed", 32*mib),
 		Entry("over http, uncompressed", "http, uncompressed", 32*mib),
-		Entry("of which each is larger than a batch may be", "native", 1*mib),
+		Entry("each larger than the limit of a batch", "native", 1*mib),
 	)
 })
 
-// publishLarge publishes events whose contexts do not compress: each is another
-// stretch of the same noise. It returns the contexts' hashes by the events' ids.
+// publishLarge publishes events with incompressible contexts: each is a
+// different part of the same noise. It returns the contexts' hashes by event
+// id.
 func publishLarge(ctx context.Context, s *system.System, size int) map[string]string {
 	GinkgoHelper()
 	noise := make([]byte, base64.RawStdEncoding.DecodedLen(2*size))
@@ -76,7 +77,7 @@ func publishLarge(ctx context.Context, s *system.System, size int) map[string]st
 	return sums
 }
 
-// sumsOf are the hashes of the contexts that have arrived.
+// sumsOf returns the hashes of the contexts in ClickHouse.
 func sumsOf(ctx context.Context, s *system.System) map[string]string {
 	GinkgoHelper()
 	var arrived []string
@@ -90,7 +91,7 @@ func sumsOf(ctx context.Context, s *system.System) map[string]string {
 	return sums
 }
 
-// peakMemory is the most that the program has had in memory, in bytes.
+// peakMemory returns the program's peak memory in bytes.
 func peakMemory(p *programs.Process) int {
 	GinkgoHelper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Command.Process.Pid))

@@ -15,15 +15,15 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// mostOfAnInsert is less than an insert of 100 events takes, and more than any
-// question.
+// mostOfAnInsert is less than the size of an insert of 100 events, and more
+// than the size of any query.
 const mostOfAnInsert = 2 << 10
 
-// networkFault is what goes wrong between a relay and one of its databases.
+// networkFault is a fault between a relay and one of its databases.
 type networkFault struct {
 	name string
-	// happen begins and ends it. noticed waits until the relay says that it
-	// cannot deliver.
+	// happen starts and ends the fault. The function noticed waits until the
+	// relay reports that it cannot deliver.
 	happen func(ctx context.Context, p *faults.Proxy, noticed func())
 }
 
@@ -78,13 +78,13 @@ var networkFaults = []networkFault{
 	}},
 }
 
-// brisk makes a relay notice within seconds what it would give half a minute.
+// brisk shortens a timeout of the relay from half a minute to seconds.
 var brisk = []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=2s"}
 
 var _ = Describe("Between a relay and its databases", func() {
 	for _, link := range []string{"PostgreSQL", "ClickHouse over the native protocol", "ClickHouse over HTTP"} {
 		for _, fault := range networkFaults {
-			It("each event arrives once though "+fault.name+": "+link, func(ctx SpecContext) {
+			It("each event arrives once although "+fault.name+": "+link, func(ctx SpecContext) {
 				s := newSystem(ctx)
 				env := slices.Concat(small, brisk)
 				clickHouse := s.ClickHouse.Native
@@ -123,7 +123,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 	}
 
 	for _, fault := range networkFaults {
-		It("each user who is created has one event though "+fault.name, func(ctx SpecContext) {
+		It("each created user has one event although "+fault.name, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)
 			fault.happen(ctx, proxy, func() { users.awaitFailure(ctx) })
 			awaitReady(ctx, api)
@@ -139,9 +139,9 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 		{"the commit arrives long after the answer to the client", faults.Requests},
 		{"the answer to the commit is lost", faults.Answers},
 	} {
-		It("each user who is created has one event though "+commit.fault, func(ctx SpecContext) {
+		It("each created user has one event although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)
-			proxy.HoldFrom(commit.held, "user_created") // of the one statement, which is prepared and the transaction
+			proxy.HoldFrom(commit.held, "user_created") // the prepared statement is the whole transaction
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
@@ -151,12 +151,12 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 			Eventually(ctx, func() (existing int, err error) {
 				err = s.Postgres.Get(&existing, "SELECT count(*) FROM users")
 				return existing, err
-			}).WithTimeout(patience).Should(BeNumerically(">", created), "no user was created whose client does not know")
+			}).WithTimeout(patience).Should(BeNumerically(">", created), "no created user is unknown to its client, but one must be")
 		})
 
-		It("each request that is repeated with its key is answered with its one user though "+commit.fault, func(ctx SpecContext) {
+		It("each request that is repeated with its key is answered with its only user although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsersOnce)
-			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN says READ COMMITTED
+			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN contains READ COMMITTED
 			users.awaitAnswer(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
@@ -166,8 +166,8 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 	}
 })
 
-// produce publishes some thousand events a second, a few at a time, until it is
-// stopped; it returns how many were published then.
+// produce publishes about a thousand events a second, a few at a time, until
+// stop is called. The function stop returns the number of published events.
 func produce(ctx context.Context, s *system.System) (stop func() int) {
 	producing, cancel := context.WithCancel(ctx)
 	done := make(chan int)
@@ -193,14 +193,14 @@ func produce(ctx context.Context, s *system.System) (stop func() int) {
 	}
 }
 
-// awaitArrival waits until so many events more have arrived.
+// awaitArrival waits for n more events in ClickHouse.
 func awaitArrival(ctx context.Context, s *system.System, n int) {
 	GinkgoHelper()
 	before, _ := s.Arrived(ctx, Default)
 	awaitArrivalOf(ctx, s, before+n)
 }
 
-// awaitArrivalOf waits until so many events are in ClickHouse.
+// awaitArrivalOf waits until ClickHouse has n events.
 func awaitArrivalOf(ctx context.Context, s *system.System, n int) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {

@@ -20,7 +20,7 @@ import (
 )
 
 var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
-	It("holds no transaction open, sends nothing, stays silent and costs next to nothing, however often it probes", func(ctx SpecContext) {
+	It("holds no transaction open, inserts nothing, logs nothing and uses little CPU time, however often it probes", func(ctx SpecContext) {
 		const probes, ticksPerProbe, workers = 30, 3, 2
 		s := newSystem(ctx)
 		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
@@ -49,12 +49,12 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 			var open int
 			Expect(s.Postgres.Get(&open, `SELECT count(*) FROM pg_stat_activity
 				WHERE datname = current_database() AND application_name = 'diehard-relay' AND xact_start IS NOT NULL`)).To(Succeed())
-			Expect(open).To(BeZero(), "transactions that are open")
+			Expect(open).To(BeZero(), "open transactions")
 		}
 		ticks, done := cpuTicks(relay)-ticksBefore, proxy.Accepted()-probesBefore
 		Expect(complaints(relay)).To(Equal(linesBefore), "lines in the log")
-		Expect(attempts()).To(BeNumerically("<=", workers), "sends: what each worker was at when the outage began")
-		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second on the CPU, in %d probes", done)
+		Expect(attempts()).To(BeNumerically("<=", workers), "attempts: at most one for each worker at the start of the outage")
+		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second of CPU time, in %d probes", done)
 
 		proxy.Lead(hostOf(s.ClickHouse.Native))
 		awaitReady(ctx, relay)
@@ -76,7 +76,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 })
 
 var _ = Describe("While ClickHouse is dead, the API", func() {
-	It("creates users without a connection to it, or the knowledge where it is", func(ctx SpecContext) {
+	It("creates users without a connection to it and without its address", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		relay := s.LaunchRelay("clickhouse://127.0.0.1:1", small...)
 		api := s.API()
@@ -89,14 +89,14 @@ var _ = Describe("While ClickHouse is dead, the API", func() {
 			Expect(peers(api)).To(HaveEach(hostOf(s.PostgresDSN)))
 		}
 		_, failed := users.counts()
-		Expect(failed).To(BeZero(), "requests that failed")
+		Expect(failed).To(BeZero(), "failed requests")
 		relay.Stop()
 		s.Relay(s.ClickHouse.Native, small...)
 		users.expectEach(ctx, s, outcome{Fault: "dead while users are created", Done: "ClickHouse"})
 	})
 })
 
-// complaints counts the warnings and errors that the program has logged.
+// complaints counts the program's warning and error records.
 func complaints(p *programs.Process) (n int) {
 	GinkgoHelper()
 	for _, record := range p.Log() {
@@ -107,7 +107,7 @@ func complaints(p *programs.Process) (n int) {
 	return n
 }
 
-// cpuTicks is the time that the program was on a CPU, in hundredths of a second.
+// cpuTicks returns the program's CPU time in hundredths of a second.
 //
 // https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
 func cpuTicks(p *programs.Process) (ticks int) {
@@ -115,7 +115,7 @@ func cpuTicks(p *programs.Process) (ticks int) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Command.Process.Pid))
 	Expect(err).NotTo(HaveOccurred())
 	_, afterName, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(afterName) // from the third on
+	fields := strings.Fields(afterName) // from the third field on
 	for _, field := range fields[14-3 : 16-3] {
 		n, err := strconv.Atoi(field)
 		Expect(err).NotTo(HaveOccurred())
@@ -124,7 +124,7 @@ func cpuTicks(p *programs.Process) (ticks int) {
 	return ticks
 }
 
-// peers are the addresses that the program has connected to.
+// peers returns the addresses that the program has connected to.
 //
 // https://www.kernel.org/doc/html/latest/networking/proc_net_tcp.html
 func peers(p *programs.Process) (addresses []string) {
@@ -134,7 +134,7 @@ func peers(p *programs.Process) (addresses []string) {
 	Expect(err).NotTo(HaveOccurred())
 	own := map[string]bool{}
 	for _, file := range files {
-		if target, err := os.Readlink(process + "/fd/" + file.Name()); err == nil { // it may be closed by now
+		if target, err := os.Readlink(process + "/fd/" + file.Name()); err == nil { // the file may be closed by now
 			own[target] = true
 		}
 	}
@@ -156,9 +156,9 @@ func peers(p *programs.Process) (addresses []string) {
 			sockets = append(sockets, fields)
 		}
 	}
-	Expect(listening).To(HaveLen(2), "the API's port and the operators'")
+	Expect(listening).To(HaveLen(2), "the API's port and the admin port")
 	for _, fields := range sockets {
-		if !listening[fields[local]] { // else it is a client's
+		if !listening[fields[local]] { // otherwise it is a client's connection
 			addresses = append(addresses, parseSocket(fields[remote]))
 		}
 	}
@@ -166,7 +166,7 @@ func peers(p *programs.Process) (addresses []string) {
 	return addresses
 }
 
-// parseSocket returns an IPv4 address of the kernel's table as host:port.
+// parseSocket converts an IPv4 address of the kernel's table to host:port.
 func parseSocket(text string) string {
 	GinkgoHelper()
 	var address [4]byte
@@ -176,7 +176,7 @@ func parseSocket(text string) string {
 	return net.JoinHostPort(net.IP(address[:]).String(), strconv.Itoa(int(port)))
 }
 
-// silence is a server that takes connections, and says nothing.
+// silence is a server that accepts connections and never answers.
 type silence struct {
 	net.Listener
 
@@ -186,7 +186,7 @@ type silence struct {
 	most  int // open at once
 }
 
-// listenSilently listens for as long as the spec runs.
+// listenSilently starts a silence that ends with the spec.
 func listenSilently(ctx context.Context) *silence {
 	GinkgoHelper()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -232,8 +232,8 @@ func (s *silence) together() int {
 	return s.most
 }
 
-// hasEnded tells, without waiting, whether the other side has closed the
-// connection: what it does before it connects again is there when it has.
+// hasEnded reports, without waiting, whether the other side has closed the
+// connection. A close before a new connect is always visible here.
 func hasEnded(conn *net.TCPConn) (ended bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

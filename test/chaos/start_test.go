@@ -13,12 +13,12 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("A table that cannot keep the promise", func() {
+var _ = Describe("A table without a deduplication window", func() {
 	spoil := func(ctx context.Context, s *system.System) {
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 	}
 
-	DescribeTable("keeps a relay from starting until somebody runs the statement that its log names, over", func(ctx SpecContext, protocol string) {
+	DescribeTable("prevents a relay from starting until the operator runs the statement in its log, over", func(ctx SpecContext, protocol string) {
 		s := newSystem(ctx)
 		spoil(ctx, s)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
@@ -33,7 +33,7 @@ var _ = Describe("A table that cannot keep the promise", func() {
 		expectOnce(ctx, s, outcome{Fault: "table without a deduplication window", Done: "a relay starts, over " + protocol, Events: perBatch})
 	}, Entry(nil, "native"), Entry(nil, "http"))
 
-	It("keeps a relay that was running from sending after an outage, until somebody runs the statement that its log names", func(ctx SpecContext) {
+	It("prevents a running relay from inserting after an outage until the operator runs the statement in its log", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		proxy, dsn := faults.StartProxyTo(s.ClickHouse.Native)
 		relay := s.Relay(dsn, small...)
@@ -55,7 +55,8 @@ var _ = Describe("A table that cannot keep the promise", func() {
 	})
 })
 
-// remedies are what the program's log has said that would mend its destination.
+// remedies returns the statements in the program's log that would repair its
+// table.
 func remedies(p *programs.Process) (all []string) {
 	GinkgoHelper()
 	for _, record := range p.Log() {

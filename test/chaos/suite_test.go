@@ -1,5 +1,5 @@
-// Package chaos_test breaks everything that delivery depends on, one thing at a
-// time and many at once, and expects every event in ClickHouse once.
+// Package chaos_test injects faults into everything that delivery depends on,
+// one at a time and many at once. It expects every event in ClickHouse once.
 package chaos_test
 
 import (
@@ -28,7 +28,7 @@ func TestChaos(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{Postgres: true, ClickHouse: true, Prepare: programs.Build("-tags=failpoints")})
 
-// patience is how long a spec waits for what must happen.
+// patience limits the wait for an expected effect.
 const patience = system.Patience
 
 func newSystem(ctx context.Context) *system.System {
@@ -36,7 +36,7 @@ func newSystem(ctx context.Context) *system.System {
 	return system.New(suite.Prepared(), suite.PostgresDSN(ctx), suite.ClickHouseDSNs(ctx))
 }
 
-// outcome is what a spec adds to a row of the table in docs/delivery.md.
+// outcome is a spec's contribution to a row of the table in docs/delivery.md.
 type outcome struct {
 	Fault     string        `json:"fault"`
 	Done      string        `json:"done"` // where, how often, in what situation
@@ -49,8 +49,8 @@ type outcome struct {
 
 const outcomes = "outcome of a fault"
 
-// expectOnce waits until the outbox is empty, and expects every event of o in
-// ClickHouse once, except for its dead ones. It records what it found.
+// expectOnce waits until the outbox is empty, expects every event of o in
+// ClickHouse once, except for dead letters, and records the outcome.
 func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	healed := time.Now()
@@ -61,10 +61,10 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	var merged int
 	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT countIf(min_block_number != max_block_number) FROM system.parts "+
 		"WHERE database = currentDatabase() AND table = 'event_log' AND active", &merged)).To(Succeed())
-	Expect(merged).To(BeZero(), "a merge may have hidden an event that was there twice")
+	Expect(merged).To(BeZero(), "a merge may have hidden a duplicate")
 	expected := o.Events - o.Dead
 	o.Lost, o.Doubled = expected-distinct, rows-distinct
-	encoded, err := json.Marshal(o) // as text it is the same from every process
+	encoded, err := json.Marshal(o) // text survives the transfer between processes
 	Expect(err).NotTo(HaveOccurred())
 	AddReportEntry(outcomes, ReportEntryVisibilityNever, string(encoded))
 	Expect(distinct).To(Equal(expected), "distinct events in ClickHouse")
@@ -72,7 +72,7 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	Expect(dead).To(Equal(o.Dead), "dead letters")
 }
 
-// Where the table of the outcomes goes, between two marks.
+// The marks around the table of outcomes.
 const (
 	outcomesBegin = "<!-- outcomes -->\n"
 	outcomesEnd   = "<!-- /outcomes -->"
@@ -89,10 +89,10 @@ var _ = ReportAfterSuite("the outcomes of the faults", func(report Report) {
 	Expect(found).To(BeTrue(), "%s has no %s", path, outcomesBegin)
 	_, after, found := strings.Cut(rest, outcomesEnd)
 	Expect(found).To(BeTrue(), "%s has no %s", path, outcomesEnd)
-	Expect(os.WriteFile(path, []byte(before+outcomesBegin+table(report)+outcomesEnd+after), 0o644)).To(Succeed()) //nolint:gosec // nothing secret
+	Expect(os.WriteFile(path, []byte(before+outcomesBegin+table(report)+outcomesEnd+after), 0o644)).To(Succeed()) //nolint:gosec // not a secret
 })
 
-// table has a row for each fault: what its specs found, added up.
+// table returns the rows: for each fault the sum of its specs' outcomes.
 func table(report Report) string {
 	sums := map[[2]string]*outcome{}
 	runs := map[[2]string]int{}

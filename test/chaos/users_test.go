@@ -18,25 +18,26 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// clients create users, whatever the API answers.
+// clients create users and tolerate any answer of the API.
 type clients struct {
-	url   atomic.Value // a string: the API's
-	keyed bool         // each request has a key, and is repeated until its client knows what became of it
+	url   atomic.Value // a string, the API's address
+	keyed bool         // each request has a key and is repeated until its outcome is known
 	stop  func()
 
 	mu      sync.Mutex
-	created map[string]string // by id, the address
+	created map[string]string // addresses by user id
 	failed  int
-	answers map[string]int // how many there were, by status and problem
+	answers map[string]int // counts by status and problem
 }
 
-// createUsers creates as many users a second as perSecond and the API allow.
+// createUsers creates users at the rate perSecond, or slower if the API is
+// slower.
 func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
 	GinkgoHelper()
 	return (&clients{}).start(ctx, api, perSecond)
 }
 
-// createUsersOnce is createUsers with an idempotency key for each user.
+// createUsersOnce is like createUsers, with an idempotency key for each user.
 func createUsersOnce(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
 	GinkgoHelper()
 	return (&clients{keyed: true}).start(ctx, api, perSecond)
@@ -68,7 +69,8 @@ func (c *clients) start(ctx context.Context, api *programs.Process, perSecond ra
 	return c
 }
 
-// create reports whether the client has nothing more to ask for this user.
+// create sends a request. It reports whether the outcome for this user is
+// final.
 func (c *clients) create(ctx context.Context, email string) bool {
 	var headers []string
 	if c.keyed {
@@ -100,7 +102,7 @@ func (c *clients) counts() (created, failed int) {
 	return len(c.created), c.failed
 }
 
-// awaitMore waits until n users more were created.
+// awaitMore waits until n more users were created.
 func (c *clients) awaitMore(ctx context.Context, n int) {
 	GinkgoHelper()
 	before, _ := c.counts()
@@ -108,15 +110,15 @@ func (c *clients) awaitMore(ctx context.Context, n int) {
 		WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(BeNumerically(">=", n))
 }
 
-// awaitFailure waits until another request has failed.
+// awaitFailure waits for another failed request.
 func (c *clients) awaitFailure(ctx context.Context) {
 	GinkgoHelper()
 	_, before := c.counts()
 	Eventually(ctx, func() int { _, failed := c.counts(); return failed }).WithTimeout(patience).Should(BeNumerically(">", before))
 }
 
-// awaitAnswer waits until another request has been answered so: a status, and
-// the name of its problem.
+// awaitAnswer waits for another answer with a status and the name of its
+// problem.
 func (c *clients) awaitAnswer(ctx context.Context, answer string) {
 	GinkgoHelper()
 	answered := func() int {
@@ -128,8 +130,8 @@ func (c *clients) awaitAnswer(ctx context.Context, answer string) {
 	Eventually(ctx, answered).WithTimeout(patience).Should(BeNumerically(">", before), answer)
 }
 
-// expectAnswers expects that no request was answered with an error that does
-// not say what became of it, and whether to try again.
+// expectAnswers expects that every error answer tells the outcome of the
+// request and whether to retry it.
 func (c *clients) expectAnswers() {
 	GinkgoHelper()
 	c.mu.Lock()
@@ -145,13 +147,13 @@ func (c *clients) expectAnswers() {
 	}
 }
 
-// expectEach stops the clients and expects that every user who was acknowledged
-// exists, and that every user who exists has one event in ClickHouse.
+// expectEach stops the clients. It expects that every acknowledged user exists,
+// and that every existing user has one event in ClickHouse.
 func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	c.stop()
 	c.expectAnswers()
-	s.AwaitEmpty(ctx) // what was still being created when its client was answered is there, too
+	s.AwaitEmpty(ctx) // includes users that were created after their client got an answer
 	var existing []string
 	Expect(s.Postgres.Select(&existing, "SELECT id::text FROM users")).To(Succeed())
 	exists := make(map[string]bool, len(existing))
@@ -162,7 +164,7 @@ func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 		Expect(exists).To(HaveKey(id), "%s was answered with 201", email)
 	}
 	if c.keyed {
-		Expect(existing).To(HaveLen(len(c.created)), "a client does not know of its user")
+		Expect(existing).To(HaveLen(len(c.created)), "every created user must be known to its client")
 	}
 	o.Events = len(existing)
 	expectOnce(ctx, s, o)
@@ -171,7 +173,7 @@ func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 		&delivered)).To(Succeed())
 	Expect(delivered).To(HaveLen(len(existing)))
 	for _, id := range delivered {
-		Expect(exists).To(HaveKey(id), "an event without its user")
+		Expect(exists).To(HaveKey(id), "event without a user")
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package devstack_test drives `devstack up` and `devstack demo`, with the built api and
-// relay.
+// Package devstack_test runs `devstack up` and `devstack demo` with the built
+// api and relay.
 package devstack_test
 
 import (
@@ -27,7 +27,7 @@ func TestDevstack(t *testing.T) {
 	RunSpecs(t, "devstack up")
 }
 
-// bin is the folder of api and relay.
+// bin is the folder with api and relay.
 var bin string
 
 var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
@@ -36,18 +36,18 @@ var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 	bin = string(dir)
 })
 
-// run runs devstack, which is interrupted with the spec if it still runs.
+// run runs devstack. It is interrupted at the end of the spec if it still runs.
 func run(args ...string) *gexec.Session {
 	GinkgoHelper()
 	return runWith(nil, args...)
 }
 
-// runWith runs it with these variables in its environment.
+// runWith is run with additional environment variables.
 func runWith(env []string, args ...string) *gexec.Session {
 	GinkgoHelper()
 	path := os.Getenv(devstack.ProgramEnv)
-	Expect(path).NotTo(BeEmpty(), "%s names the program, which `make test` builds", devstack.ProgramEnv)
-	cmd := exec.Command(path, args...) //nolint:gosec,noctx // our own program; it ends with the spec
+	Expect(path).NotTo(BeEmpty(), "set %s to the program; `make test` builds it", devstack.ProgramEnv)
+	cmd := exec.Command(path, args...) //nolint:gosec,noctx // our own program; ends with the spec
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") && !strings.HasPrefix(variable, "DIEHARD_DEV_")
 	})
@@ -75,7 +75,7 @@ func flags(dir string) []string {
 	}
 }
 
-// state is what a stack writes into its folder.
+// state is the content of a stack's state file.
 type state struct {
 	APIURL            string `json:"api_url"`
 	APIAdminURL       string `json:"api_admin_url"`
@@ -88,14 +88,14 @@ type state struct {
 	ClickHousePID     int    `json:"clickhouse_pid"`
 }
 
-// ready waits until the stack is up and returns where its parts are.
+// ready waits until the stack is ready and returns its state.
 func ready(session *gexec.Session, dir string) state {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		if code := session.ExitCode(); code != -1 {
-			StopTrying("devstack has ended").Attach("exit code", code).Now()
+			StopTrying("devstack ended").Attach("exit code", code).Now()
 		}
-		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Ctrl-C stops everything.")) // the panel's last line
+		g.Expect(string(session.Out.Contents())).To(ContainSubstring("Ctrl-C stops everything.")) // the last line of the panel
 	}).Should(Succeed())
 	content, err := os.ReadFile(filepath.Join(dir, "state.json"))
 	Expect(err).NotTo(HaveOccurred())
@@ -104,7 +104,7 @@ func ready(session *gexec.Session, dir string) state {
 	return state
 }
 
-// living returns the stack's processes that live.
+// living returns the names of the stack's running processes.
 func living(state state) (names []string) {
 	for name, pid := range map[string]int{
 		"api": state.APIPID, "relay": state.RelayPID, "PostgreSQL": state.PostgresPID, "ClickHouse": state.ClickHousePID,

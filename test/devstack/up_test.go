@@ -23,29 +23,29 @@ var _ = Describe("devstack up", func() {
 
 	BeforeEach(func() { dir = filepath.Join(GinkgoT().TempDir(), "a stack") })
 
-	It("runs everything until it is told to stop, and keeps the data", func(ctx SpecContext) {
+	It("runs everything until it is stopped, and keeps the data", func(ctx SpecContext) {
 		first := up(dir)
 		state := ready(first, dir)
 		Expect(living(state)).To(HaveLen(4))
 
-		By("creating a user by the line that it prints")
+		By("creating a user with the printed command")
 		panel := string(first.Out.Contents())
 		status, answer := curl(ctx, panel, `curl -i (\S+) -H 'Content-Type: application/json' -d '([^']+)'`)
 		Expect(status).To(Equal(http.StatusCreated), answer)
-		By("seeing its event by the other")
+		By("finding its event with the other command")
 		query := func() string {
 			_, answer := curl(ctx, panel, `curl '([^']+)' -d '([^']+)'`)
 			return answer
 		}
 		Eventually(query).Should(And(ContainSubstring("user_created"), ContainSubstring("Lovelace")))
 
-		By("refusing a second one in the same folder")
+		By("refusing a second stack in the same folder")
 		second := up(dir)
 		Eventually(second).Should(gexec.Exit(1))
-		Expect(second.Err).To(gbytes.Say("it is up already in .*a stack: process [0-9]+, API at http://127.0.0.1:"))
+		Expect(second.Err).To(gbytes.Say("a stack is already running in .*a stack: process [0-9]+, API at http://127.0.0.1:"))
 		Expect(living(state)).To(HaveLen(4))
 
-		By("stopping, which leaves nothing behind")
+		By("stopping every process")
 		first.Interrupt()
 		Eventually(first).Should(gexec.Exit(0))
 		Expect(living(state)).To(BeEmpty())
@@ -58,7 +58,7 @@ var _ = Describe("devstack up", func() {
 		Expect(query()).To(ContainSubstring("Lovelace"))
 	})
 
-	It("takes its parts along when it is killed, and starts again after", func() {
+	It("ends its parts when it is killed, and can start again", func() {
 		first := up(dir)
 		state := ready(first, dir)
 		first.Kill()
@@ -67,16 +67,16 @@ var _ = Describe("devstack up", func() {
 		ready(up(dir), dir)
 	})
 
-	It("ends where a part ends by itself, and shows the end of its log", func() {
+	It("ends when a part ends unexpectedly, and shows the end of its log", func() {
 		session := up(dir)
 		state := ready(session, dir)
 		Expect(syscall.Kill(state.RelayPID, syscall.SIGKILL)).To(Succeed())
 		Eventually(session).Should(gexec.Exit(1))
-		Expect(string(session.Err.Contents())).To(MatchRegexp(`devstack: the relay ended unexpectedly: .*killed; its log ends:\n  .*program started`))
+		Expect(string(session.Err.Contents())).To(MatchRegexp(`devstack: the relay ended unexpectedly: .*killed; last lines of its log:\n  .*program started`))
 		Expect(living(state)).To(BeEmpty())
 	})
 
-	It("names every port that is taken, before it starts anything", func(ctx SpecContext) {
+	It("names every port in use before it starts anything", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)
@@ -86,19 +86,19 @@ var _ = Describe("devstack up", func() {
 		session := up(dir, "--postgres-port", port, "--http-addr", address)
 		Eventually(session).Should(gexec.Exit(1))
 		Expect(string(session.Err.Contents())).To(And(
-			ContainSubstring("PostgreSQL cannot listen on "+address+": another program has it; choose another with --postgres-port or DIEHARD_DEVSTACK_POSTGRES_PORT"),
-			ContainSubstring("the API cannot listen on "+address+": another program has it; choose another with --http-addr or DIEHARD_HTTP_ADDR"),
+			ContainSubstring("PostgreSQL cannot listen on "+address+": the port is in use; choose another with --postgres-port or DIEHARD_DEVSTACK_POSTGRES_PORT"),
+			ContainSubstring("the API cannot listen on "+address+": the port is in use; choose another with --http-addr or DIEHARD_HTTP_ADDR"),
 		))
 		Expect(filepath.Join(dir, "postgres")).NotTo(BeADirectory())
 	})
 
-	It("says how to build what is missing", func() {
+	It("says how to build a missing program", func() {
 		session := up(dir, "--bin", dir)
 		Eventually(session).Should(gexec.Exit(1))
 		Expect(session.Err).To(gbytes.Say(`/api: no such file or directory \(make build\)`))
 	})
 
-	It("refuses an address that is none", func() {
+	It("refuses an invalid address", func() {
 		session := up(dir, "--http-addr", "localhost")
 		Eventually(session).Should(gexec.Exit(1))
 		Expect(session.Err).To(gbytes.Say("the API cannot listen on localhost: .*missing port"))
@@ -106,7 +106,7 @@ var _ = Describe("devstack up", func() {
 })
 
 var _ = Describe("devstack demo", func() {
-	It("creates users and shows them in ClickHouse, on a stack of its own, whose API asks for a key, or on the one that is up", func() {
+	It("creates users and shows them in ClickHouse, on its own stack with an API key or on a running stack", func() {
 		dir := GinkgoT().TempDir()
 		const apiKey = "a key for the demo"
 		asking := fmt.Sprintf("DIEHARD_API_KEYS=%x", sha256.Sum256([]byte(apiKey)))
@@ -123,14 +123,13 @@ var _ = Describe("devstack demo", func() {
 
 		state := ready(up(dir), dir)
 		Expect(demo()).To(And(
-			ContainSubstring("using the stack that is up: "+state.APIURL),
+			ContainSubstring("using the running stack:  "+state.APIURL),
 			MatchRegexp(`in ClickHouse +300 .* 300 distinct`)))
 		Expect(living(state)).To(HaveLen(4))
 	})
 })
 
-// curl does what the line of the panel does, of which the pattern captures the
-// address and the body.
+// curl runs the printed command. The pattern captures the address and the body.
 func curl(ctx context.Context, panel, pattern string) (status int, answer string) {
 	GinkgoHelper()
 	parts := regexp.MustCompile(pattern).FindStringSubmatch(panel)

@@ -1,4 +1,4 @@
-// Package faultydisk makes the disk below a server fail.
+// Package faultydisk simulates disk faults of a server.
 package faultydisk
 
 import (
@@ -14,7 +14,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Disk is a server's disk that can fail. The server has to run with Env.
+// Disk is a server's disk that can fail. The server must run with Env.
 type Disk struct {
 	Env     []string
 	control string
@@ -23,43 +23,43 @@ type Disk struct {
 //go:embed disk/disk.c
 var diskSource string
 
-// NewDisk returns a disk that works, for as long as the spec runs. The spec is
-// left out if there is no C compiler.
+// NewDisk returns a working disk for the duration of the spec. It skips the
+// spec if the C compiler is missing.
 func NewDisk() *Disk {
 	ginkgo.GinkgoHelper()
 	compiler := needs.Compiler()
 	dir, err := os.MkdirTemp("", "diehard-disk-*")
 	Expect(err).NotTo(HaveOccurred())
 	ginkgo.DeferCleanup(os.RemoveAll, dir)
-	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may be another user's
+	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may run as another user
 	source, library := filepath.Join(dir, "disk.c"), filepath.Join(dir, "disk.so")
 	Expect(os.WriteFile(source, []byte(diskSource), 0o600)).To(Succeed())
-	output, err := exec.Command(compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl").CombinedOutput() //nolint:gosec,noctx // our own source; a moment
+	output, err := exec.Command(compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl").CombinedOutput() //nolint:gosec,noctx // our own source; takes a moment
 	Expect(err).NotTo(HaveOccurred(), "%s", output)
 	control := filepath.Join(dir, "fault")
 	return &Disk{Env: []string{"LD_PRELOAD=" + library, "FAULTY_DISK=" + control}, control: control}
 }
 
-// Call is what a server asks of its disk.
+// Call is a kind of system call.
 type Call string
 
 // Calls.
 const (
-	Create Call = "open" // only of files that may be made
+	Create Call = "open" // only calls that may create a file
 	Write  Call = "write"
 	Rename Call = "rename"
-	// Space is the question how much is free; none is, where it fails.
+	// Space is the query for free space. If it fails, it reports none.
 	Space Call = "space"
 )
 
-// Fail makes the calls fail on files whose paths have part in them.
+// Fail makes the calls fail on files whose paths contain part.
 func (d *Disk) Fail(call Call, part string, errno syscall.Errno) {
 	ginkgo.GinkgoHelper()
 	d.rule(fmt.Sprintf("%s %s %d", call, part, int(errno)))
 }
 
-// Kill ends the server like a power cut at the first of such calls, before it
-// is done.
+// Kill ends the server like a power cut, at the first of these calls and before
+// it takes effect.
 func (d *Disk) Kill(call Call, part string) {
 	ginkgo.GinkgoHelper()
 	d.rule(fmt.Sprintf("%s %s kill", call, part))
@@ -68,11 +68,11 @@ func (d *Disk) Kill(call Call, part string) {
 func (d *Disk) rule(rule string) {
 	ginkgo.GinkgoHelper()
 	next := d.control + ".next"
-	Expect(os.WriteFile(next, []byte(rule), 0o644)).To(Succeed()) //nolint:gosec // the server may be another user's
+	Expect(os.WriteFile(next, []byte(rule), 0o644)).To(Succeed()) //nolint:gosec // the server may run as another user
 	Expect(os.Rename(next, d.control)).To(Succeed())
 }
 
-// Mend makes the disk work again.
+// Mend removes the fault.
 func (d *Disk) Mend() {
 	ginkgo.GinkgoHelper()
 	Expect(os.Remove(d.control)).To(Succeed())

@@ -1,6 +1,6 @@
-// Package fuzz_test asks the API, on a real PostgreSQL, whatever the fuzzer
-// thinks of. It is a package of its own since the fuzzer has all that a test is
-// linked with compiled anew, and the libraries of other suites take minutes.
+// Package fuzz_test sends fuzzed requests to the API, on a real PostgreSQL. It
+// is a separate package, because the fuzzer recompiles all dependencies of a
+// test, and those of other suites take minutes.
 package fuzz_test
 
 import (
@@ -28,7 +28,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
-// dsnEnv hands the database on to the fuzzer's workers.
+// dsnEnv names the variable that passes the database's DSN to the fuzzer's
+// workers.
 const dsnEnv = "DIEHARD_FUZZ_POSTGRES_DSN"
 
 func TestMain(m *testing.M) {
@@ -43,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// withPostgres runs the tests on a PostgreSQL that goes with them.
+// withPostgres runs the tests on a PostgreSQL that it starts and stops.
 func withPostgres(ctx context.Context, run func() int) (code int, err error) {
 	server, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{})
 	if err != nil {
@@ -108,14 +109,14 @@ func start(f *testing.F) string {
 	return "http://" + server.Addr()
 }
 
-// answer is an answer, read.
+// answer is a complete response.
 type answer struct {
 	status int
 	body   []byte
 }
 
-// ask sends a request, and checks what holds for every answer. It skips what
-// the client does not send.
+// ask sends a request and checks the rules for every answer. It skips requests
+// that the client refuses to send.
 func ask(t *testing.T, method, address string, header http.Header, body []byte, statuses ...int) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, address, bytes.NewReader(body))
@@ -139,7 +140,7 @@ func ask(t *testing.T, method, address string, header http.Header, body []byte, 
 		t.Fatalf("answered with %d: %s", a.status, a.body)
 	}
 	if !json.Valid(a.body) || !utf8.Valid(a.body) {
-		t.Errorf("%d with a body that is no JSON: %q", a.status, a.body)
+		t.Errorf("%d with a body that is not JSON: %q", a.status, a.body)
 	}
 	if a.status >= http.StatusBadRequest {
 		expectProblem(t, a, response.Header)
@@ -147,7 +148,8 @@ func ask(t *testing.T, method, address string, header http.Header, body []byte, 
 	return a
 }
 
-// expectProblem checks that the problem says where it is.
+// expectProblem checks that the problem is complete and names the location of
+// each error.
 func expectProblem(t *testing.T, a answer, header http.Header) {
 	t.Helper()
 	var problem struct {
@@ -166,11 +168,11 @@ func expectProblem(t *testing.T, a answer, header http.Header) {
 	}
 	if header.Get("Content-Type") != "application/problem+json" || problem.Status != a.status ||
 		problem.Type == "" || problem.Title == "" || problem.RequestID == "" {
-		t.Errorf("an incomplete problem: %s", a.body)
+		t.Errorf("incomplete problem: %s", a.body)
 	}
 	for _, wrong := range problem.Errors {
 		if wrong.Pointer == nil && wrong.Parameter == nil || wrong.Detail == "" {
-			t.Errorf("%+v tells of nothing", wrong)
+			t.Errorf("%+v names no location or no detail", wrong)
 		}
 	}
 }
@@ -203,7 +205,7 @@ func FuzzPost(f *testing.F) {
 	f.Fuzz(func(t *testing.T, route uint8, body []byte) {
 		a := ask(t, http.MethodPost, api+posts[int(route)%len(posts)], jsonBody, body, append(changed, refused...)...)
 		if a.status < http.StatusBadRequest && (!json.Valid(body) || !utf8.Valid(body)) {
-			t.Errorf("%q is taken for JSON", body)
+			t.Errorf("%q is accepted as JSON", body)
 		}
 	})
 }
@@ -218,7 +220,7 @@ func FuzzList(f *testing.F) {
 	api := start(f)
 	f.Fuzz(func(t *testing.T, query string) {
 		if strings.ContainsFunc(query, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			t.Skip("no client sends these bare, and net/http answers by itself")
+			t.Skip("no client sends these unescaped, and net/http answers them itself")
 		}
 		address, err := url.Parse(api + "/v1/users")
 		if err != nil {

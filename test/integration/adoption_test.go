@@ -31,7 +31,7 @@ var _ = Describe("In another application's database", func() {
 		}
 	})
 
-	// inSchema makes the system's own statements find the tables of the schema.
+	// inSchema returns a system whose statements use the tables of the schema.
 	inSchema := func() *system.System {
 		GinkgoHelper()
 		dsn, err := url.Parse(s.PostgresDSN)
@@ -42,7 +42,7 @@ var _ = Describe("In another application's database", func() {
 		return system.New(suite.Prepared(), dsn.String(), s.ClickHouse)
 	}
 
-	It("works beside its users, with the relay's tables alone", func(ctx SpecContext) {
+	It("works beside a table users, with only the relay's tables", func(ctx SpecContext) {
 		programs.Run(suite.Prepared(), "relay", []string{"migrate"}, env...).Ended()
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
 		programs.Serve(suite.Prepared(), "relay", env...).AwaitReady()
@@ -50,7 +50,7 @@ var _ = Describe("In another application's database", func() {
 		s.ExpectDelivered(ctx, 3)
 	})
 
-	It("works in a schema of its own, from the request to the requeued dead letter", func(ctx SpecContext) {
+	It("works in its own schema, from the request to the requeued dead letter", func(ctx SpecContext) {
 		env = append(env, "DIEHARD_POSTGRES_SCHEMA="+schema)
 		for _, program := range []string{"relay", "api"} {
 			programs.Run(suite.Prepared(), program, []string{"migrate"}, env...).Ended()
@@ -74,7 +74,7 @@ var _ = Describe("In another application's database", func() {
 		Expect(tx.Commit()).To(Succeed())
 		own.ExpectDelivered(ctx, 4)
 
-		By("moving what ClickHouse cannot hold to the dead letters of the schema, and back")
+		By("dead-lettering and requeueing an event that ClickHouse cannot store")
 		own.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context, event_date_time)
 			VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
 		Eventually(ctx, func(g Gomega) {
@@ -90,7 +90,7 @@ var _ = Describe("In another application's database", func() {
 		Expect(tables).To(Equal([]string{"users"}))
 	})
 
-	It("accepts a schema that somebody made by hand, from what --print shows", func(ctx SpecContext) {
+	It("accepts a schema that was created by hand from the output of --print", func(ctx SpecContext) {
 		psql, err := exec.LookPath("psql")
 		for part, dsn := range map[string]string{"postgres": s.PostgresDSN, "clickhouse": s.ClickHouse.HTTP} {
 			printed := programs.Run(suite.Prepared(), "relay", []string{"migrate", "--print=" + part}, "DIEHARD_POSTGRES_SCHEMA="+schema)
@@ -99,8 +99,8 @@ var _ = Describe("In another application's database", func() {
 			switch {
 			case part == "clickhouse":
 				testengines.Query(ctx, part, dsn, sql)
-			case err == nil: // as a DBA would
-				cmd := exec.CommandContext(ctx, psql, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", dsn) //nolint:gosec // the machine's own
+			case err == nil: // like a DBA
+				cmd := exec.CommandContext(ctx, psql, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", dsn) //nolint:gosec // the installed psql
 				cmd.Stdin = strings.NewReader(sql)
 				output, err := cmd.CombinedOutput()
 				Expect(err).NotTo(HaveOccurred(), "%s", output)
@@ -121,7 +121,7 @@ var _ = Describe("In another application's database", func() {
 		Expect(migrated.Messages()).NotTo(ContainElement("postgresql migrated"))
 	})
 
-	DescribeTable("says what --print takes", func(program string, arguments []string, line string) {
+	DescribeTable("names the allowed values of --print", func(program string, arguments []string, line string) {
 		p := programs.Run(suite.Prepared(), program, append([]string{"migrate"}, arguments...))
 		p.EndsWith(2)
 		Expect(string(p.Err.Contents())).To(Equal(line + "\n"))

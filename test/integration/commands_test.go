@@ -18,7 +18,7 @@ import (
 )
 
 var _ = Describe("The command line", func() {
-	// ended runs a program to its end.
+	// ended runs a program and waits for its exit code.
 	ended := func(code int, program string, args []string, env ...string) *programs.Process {
 		GinkgoHelper()
 		p := programs.Run(suite.Prepared(), program, args, env...)
@@ -28,7 +28,7 @@ var _ = Describe("The command line", func() {
 
 	const somewhere = "DIEHARD_POSTGRES_DSN=postgres://diehard:s3cret@127.0.0.1:1/diehard"
 
-	DescribeTable("refuses what is wrong with 2 and one line that names it",
+	DescribeTable("reports invalid input in one line and exits with 2",
 		func(program string, args []string, env []string, line string) {
 			p := ended(2, program, args, env...)
 			Expect(p.Out.Contents()).To(BeEmpty())
@@ -36,9 +36,9 @@ var _ = Describe("The command line", func() {
 		},
 		Entry("no DSN", "api", nil, nil,
 			"api: postgres.dsn (DIEHARD_POSTGRES_DSN) is required"),
-		Entry("no DSN of ClickHouse's", "relay", []string{"run"}, []string{somewhere},
+		Entry("no DSN for ClickHouse", "relay", []string{"run"}, []string{somewhere},
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is required"),
-		Entry("a DSN that only the sink can tell is wrong", "relay", []string{"migrate"},
+		Entry("a DSN that only the sink can validate", "relay", []string{"migrate"},
 			[]string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a,b/diehard"},
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is invalid: clickhouse dsn: several hosts need the name of the cluster that they are replicas in"),
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
@@ -47,18 +47,18 @@ var _ = Describe("The command line", func() {
 			"api: api.keys (DIEHARD_API_KEYS) has an invalid digest: a SHA-256 digest has 64 hex digits"),
 		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
 		Entry("an unknown command", "api", []string{"srve"}, nil, "api: unknown command \"srve\"; `api --help` lists the commands"),
-		Entry("an argument too many", "api", []string{"serve", "now"}, nil, `api: api serve accepts no arguments, got "now"`),
-		Entry("a file that is not there", "api", []string{"--config", "no-such.yaml"}, nil,
+		Entry("an unexpected argument", "api", []string{"serve", "now"}, nil, `api: api serve accepts no arguments, got "now"`),
+		Entry("a missing file", "api", []string{"--config", "no-such.yaml"}, nil,
 			"api: open no-such.yaml: no such file or directory"),
 	)
 
-	It("refuses to serve everybody where nobody has said so", func() {
+	It("refuses to serve without authentication unless configured", func() {
 		p := ended(2, "api", []string{"serve"}, somewhere)
 		Expect(string(p.Err.Contents())).To(HaveSuffix("\napi: api.keys (DIEHARD_API_KEYS) is empty: " +
 			"set it to the SHA-256 digests of the API keys (printf %s KEY | sha256sum), or set api.auth to off to disable authentication\n"))
 	})
 
-	It("shows the effective configuration: flags over the environment over the file, secrets masked", func() {
+	It("shows the effective configuration: flags, then environment, then file, with masked secrets", func() {
 		file := filepath.Join(GinkgoT().TempDir(), "relay.yaml")
 		Expect(os.WriteFile(file, []byte("relay: {workers: 3, linger: 1s, batch_max_rows: 7}\n"), 0o600)).To(Succeed())
 		p := ended(0, "relay", []string{"config", "--json", "--config", file, "--relay-linger=3s"},
@@ -83,7 +83,7 @@ var _ = Describe("The command line", func() {
 		Expect(string(p.Err.Contents())).To(ContainSubstring("DIEHARD_RELAY_WORKRES"))
 	})
 
-	It("says its version", func() {
+	It("prints its version", func() {
 		p := ended(0, "relay", []string{"version", "--json"})
 		var version map[string]string
 		Expect(json.Unmarshal(p.Out.Contents(), &version)).To(Succeed())
@@ -92,7 +92,7 @@ var _ = Describe("The command line", func() {
 		Expect(ended(0, "api", []string{"version"}).Out.Contents()).To(HavePrefix("api dev ("))
 	})
 
-	It("warns of a variable that is misspelled", func(ctx SpecContext) {
+	It("warns of a misspelled variable", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		api := s.API("DIEHARD_HTTP_ADRR=:80")
 		Eventually(api.Messages, patience).Should(ContainElement("unknown environment variable"))
@@ -110,13 +110,13 @@ var _ = Describe("The command line", func() {
 			}
 		}
 
-		DescribeTable("refuses to start, and says which version it needs", func(program, command string) {
+		DescribeTable("refuses to start, and names the required version", func(program, command string) {
 			p := ended(1, program, nil, append(env(), "DIEHARD_API_AUTH=off")...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
 				MatchRegexp("tables for outbox in postgresql are too old: found version 0, need version [1-9][0-9]*; run `"+command+"`"))))
 		}, Entry("the api", "api", "api migrate"), Entry("the relay", "relay", "relay migrate"))
 
-		It("migrates them, side by side and again", func(ctx SpecContext) {
+		It("migrates them concurrently and repeatedly", func(ctx SpecContext) {
 			all := make([]*programs.Process, 0, 4)
 			for i := range 4 {
 				all = append(all, programs.Run(suite.Prepared(), []string{"api", "relay"}[i%2], []string{"migrate"}, env()...))
@@ -136,14 +136,14 @@ var _ = Describe("The command line", func() {
 			}).WithTimeout(patience).Should(Equal(1))
 		})
 
-		It("names the table that is missing in ClickHouse", func() {
+		It("names the missing table in ClickHouse", func() {
 			programs.Run(suite.Prepared(), "api", []string{"migrate"}, env()...).Ended()
 			p := ended(1, "relay", nil, env()...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("relay migrate"))))
 		})
 	})
 
-	It("warns of a schema that is newer, and works", func(ctx SpecContext) {
+	It("warns of a newer schema, and works", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.Postgres.MustExec("INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES (20991231, true)")
 		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
@@ -154,7 +154,7 @@ var _ = Describe("The command line", func() {
 		s.ExpectDelivered(ctx, 1)
 	})
 
-	It("starts without its databases, is not ready, and works once they are there", func(ctx SpecContext) {
+	It("starts without its databases, is not ready, and works when they start", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		toPostgres, postgresDSN := faults.StartProxyTo(s.PostgresDSN)
 		toClickHouse, clickHouseDSN := faults.StartProxyTo(s.ClickHouse.Native)
@@ -183,17 +183,17 @@ var _ = Describe("The command line", func() {
 		s.ExpectDelivered(ctx, 1)
 	})
 
-	DescribeTable("collects the API's garbage", func(ctx SpecContext, variable string, percent, limit int) {
+	DescribeTable("sets the API's garbage collection", func(ctx SpecContext, variable string, percent, limit int) {
 		api := newSystem(ctx).API(variable)
 		Expect(api.Metric("go_gc_gogc_percent")).To(BeNumerically("==", percent))
 		Expect(api.Metric("go_gc_gomemlimit_bytes")).To(BeNumerically("==", limit))
 	},
-		Entry("seldom, and more often above 512 MiB", "GOGC=", 400, 512<<20),
-		Entry("as often as GOGC says", "GOGC=50", 50, 512<<20),
+		Entry("rarely, and more often above 512 MiB", "GOGC=", 400, 512<<20),
+		Entry("as configured by GOGC", "GOGC=50", 50, 512<<20),
 		Entry("more often above GOMEMLIMIT", "GOMEMLIMIT=64MiB", 400, 64<<20),
 	)
 
-	It("ends at once where its port is taken", func(ctx SpecContext) {
+	It("ends at once if its port is in use", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)

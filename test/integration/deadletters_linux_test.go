@@ -21,7 +21,7 @@ var _ = Describe("Dead letters on a terminal", func() {
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
-		buryBySQL(ctx, dsn, 12)
+		insertDeadLetters(ctx, dsn, 12)
 		var terminal *os.File
 		keyboard, terminal = programs.Terminal()
 		command = programs.RunOn(terminal, suite.Prepared(), "relay",
@@ -35,7 +35,7 @@ var _ = Describe("Dead letters on a terminal", func() {
 		return letters
 	}
 
-	DescribeTable("are changed after a yes",
+	DescribeTable("are changed after yes",
 		func(answer string) {
 			_, err := keyboard.WriteString(answer + "\n")
 			Expect(err).NotTo(HaveOccurred())
@@ -46,7 +46,7 @@ var _ = Describe("Dead letters on a terminal", func() {
 		Entry(nil, "y"), Entry(nil, "YES"),
 	)
 
-	DescribeTable("are left alone after anything else",
+	DescribeTable("are unchanged after any other answer",
 		func(answer string) {
 			_, err := keyboard.WriteString(answer)
 			Expect(err).NotTo(HaveOccurred())
@@ -55,10 +55,10 @@ var _ = Describe("Dead letters on a terminal", func() {
 			Expect(string(command.Err.Contents())).To(HaveSuffix("relay: not confirmed: nothing was changed\n"))
 			Expect(left()).To(Equal(12))
 		},
-		Entry("a no", "n\n"), Entry("another word", "yesterday\n"), Entry("nothing", "\n"), Entry("an end of the input", "\x04"),
+		Entry("no", "n\n"), Entry("another word", "yesterday\n"), Entry("an empty line", "\n"), Entry("the end of the input", "\x04"),
 	)
 
-	It("are left alone when the question is interrupted", func() {
+	It("are unchanged when the confirmation is interrupted", func() {
 		command.Signal(syscall.SIGINT)
 		command.EndsWith(1)
 		Expect(string(command.Err.Contents())).To(HaveSuffix("relay: not confirmed: nothing was changed\n"))

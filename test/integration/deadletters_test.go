@@ -15,13 +15,13 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// deadLetterEnv leads to PostgreSQL only.
+// deadLetterEnv is an environment in which only PostgreSQL can be reached.
 func deadLetterEnv(dsn string) []string {
 	return []string{"DIEHARD_POSTGRES_DSN=" + dsn, "DIEHARD_CLICKHOUSE_DSN=clickhouse://127.0.0.1:1/nowhere"}
 }
 
-// buryBySQL makes n dead letters; their ids begin with 1.
-func buryBySQL(ctx context.Context, dsn string, n int) {
+// insertDeadLetters inserts n dead letters, whose ids begin with 1.
+func insertDeadLetters(ctx context.Context, dsn string, n int) {
 	GinkgoHelper()
 	testengines.Query(ctx, "postgres", dsn, fmt.Sprintf(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type,
 		event_date_time, environment, event_context, metadata_version, published_at, batch_id, error)
@@ -31,7 +31,7 @@ func buryBySQL(ctx context.Context, dsn string, n int) {
 }
 
 var _ = Describe("Dead letters", func() {
-	// run runs one of the commands to its end.
+	// run runs a subcommand and waits for its exit code.
 	run := func(dsn string, code int, args ...string) *programs.Process {
 		GinkgoHelper()
 		p := programs.Run(suite.Prepared(), "relay", append([]string{"dead-letters"}, args...), deadLetterEnv(dsn)...)
@@ -48,7 +48,7 @@ var _ = Describe("Dead letters", func() {
 		return strings.Split(strings.TrimSuffix(string(p.Out.Contents()), "\n"), "\n")
 	}
 
-	// objects are the answer with --json.
+	// objects parses the output with --json.
 	objects := func(p *programs.Process) (all []map[string]any) {
 		GinkgoHelper()
 		if len(p.Out.Contents()) == 0 {
@@ -64,7 +64,7 @@ var _ = Describe("Dead letters", func() {
 
 	id := func(object map[string]any) string { return fmt.Sprint(object["id"]) }
 
-	It("come from what ClickHouse refuses, can be looked at, and arrive once after the cause is mended", func(ctx SpecContext) {
+	It("hold events that ClickHouse refuses, can be shown, and arrive once after the cause is removed", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 			"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
@@ -73,7 +73,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(err).NotTo(HaveOccurred())
 		hopeless := system.Event(outbox.WithType("poison"))
 		relay := s.Relay(s.ClickHouse.Native)
-		for _, bad := range []outbox.Event{poison, hopeless} { // one after the other: batches overtake each other
+		for _, bad := range []outbox.Event{poison, hopeless} { // one after the other, because batches may overtake each other
 			Expect(s.Publish(ctx, system.Event(), bad)).To(Succeed())
 			s.AwaitEmpty(ctx)
 		}
@@ -81,7 +81,7 @@ var _ = Describe("Dead letters", func() {
 		By("list")
 		listed := objects(run(s.PostgresDSN, 0, "list", "--json"))
 		Expect(listed).To(HaveLen(2))
-		Expect(listed[0]).To(HaveKeyWithValue("event_id", hopeless.EventID.String()), "the newest is first")
+		Expect(listed[0]).To(HaveKeyWithValue("event_id", hopeless.EventID.String()), "the newest comes first")
 		Expect(listed[1]).To(HaveKeyWithValue("event_id", poison.EventID.String()))
 		Expect(listed[1]).To(HaveKeyWithValue("event_type", "poison"))
 		Expect(listed[1]).To(HaveKeyWithValue("error", ContainSubstring("no_poison")))
@@ -97,14 +97,14 @@ var _ = Describe("Dead letters", func() {
 		Expect(string(letter)).To(HaveSuffix("\n" + payload + "\n"))
 		Expect(string(letter)).To(MatchRegexp(`(?m)^event_id +` + poison.EventID.String() + `$`))
 
-		By("retry, too early")
+		By("retrying before the cause is removed")
 		retried := objects(run(s.PostgresDSN, 0, "retry", "--type=poison", "--yes", "--json"))
 		Expect(retried).To(HaveLen(2))
 		Expect(retried[0]).To(And(HaveKeyWithValue("result", "retried"), HaveKeyWithValue("event_id", poison.EventID.String())))
 		s.AwaitEmpty(ctx)
 		again := objects(run(s.PostgresDSN, 0, "list", "--json", "--event-id", poison.EventID.String()))
 		Expect(again).To(HaveLen(1))
-		Expect(id(again[0])).NotTo(Equal(id(listed[1])), "it has died again")
+		Expect(id(again[0])).NotTo(Equal(id(listed[1])), "it was dead-lettered again")
 
 		By("retry")
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
@@ -130,11 +130,11 @@ var _ = Describe("Dead letters", func() {
 		s.ExpectDelivered(ctx, 3)
 	})
 
-	It("are listed as a table, page by page, with no way to steer the terminal", func(ctx SpecContext) {
+	It("are listed as a table, page by page, without control characters", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
 		Expect(lines(run(dsn, 0, "list"))).To(Equal([]string{"no dead letters"}))
 		Expect(objects(run(dsn, 0, "list", "--json"))).To(BeEmpty())
-		buryBySQL(ctx, dsn, 12)
+		insertDeadLetters(ctx, dsn, 12)
 		page := run(dsn, 0, "list", "--limit=2")
 		Expect(lines(page)).To(HaveExactElements(
 			MatchRegexp(`^ID  DEAD-LETTERED AT +EVENT TYPE +EVENT ID +ERROR$`),
@@ -154,7 +154,7 @@ var _ = Describe("Dead letters", func() {
 
 	It("are selected by filters", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
-		buryBySQL(ctx, dsn, 5)
+		insertDeadLetters(ctx, dsn, 5)
 		db := testengines.OpenPostgres(dsn, nil)
 		db.MustExec("UPDATE outbox_dead_letters SET event_type = 'b_thing' WHERE id = 1")
 		db.MustExec("UPDATE outbox_dead_letters SET environment = 'Staging' WHERE id = 2")
@@ -182,7 +182,7 @@ var _ = Describe("Dead letters", func() {
 			Expect(ids).To(Equal(expected.ids), "%v", expected.args)
 		}
 
-		By("discarding what a filter selects, and saying which")
+		By("discarding and printing the letters that a filter selects")
 		Expect(objects(run(dsn, 0, "discard", "--environment=Staging", "--yes", "--json"))).To(Equal([]map[string]any{{
 			"id": 2.0, "event_type": "thing_happened", "event_id": "00000000-0000-0000-0000-000000000002", "result": "discarded",
 		}}))
@@ -192,10 +192,10 @@ var _ = Describe("Dead letters", func() {
 		Expect(left).To(Equal([]int{1, 3, 4, 5}))
 	})
 
-	DescribeTable("are left alone by a command line that is wrong: 2, and one line that says what is",
+	DescribeTable("are unchanged by an invalid command line, which exits with 2 and one line",
 		func(ctx SpecContext, args []string, line string) {
 			dsn := suite.PostgresDSN(ctx)
-			buryBySQL(ctx, dsn, 1)
+			insertDeadLetters(ctx, dsn, 1)
 			p := run(dsn, 2, args...)
 			Expect(p.Out.Contents()).To(BeEmpty())
 			Expect(string(p.Err.Contents())).To(Equal("relay: " + line + "\n"))
@@ -203,28 +203,28 @@ var _ = Describe("Dead letters", func() {
 		},
 		Entry("no command", nil, "relay dead-letters requires a command; `relay dead-letters --help` lists the commands"),
 		Entry("an unknown command", []string{"lst"}, "unknown command \"lst\"; `relay dead-letters --help` lists the commands"),
-		Entry("no word of which", []string{"retry", "--yes"}, "no dead letters selected to retry: pass ids, filters or --all"),
-		Entry("no word of which to discard", []string{"discard", "--yes"}, "no dead letters selected to discard: pass ids, filters or --all"),
-		Entry("an empty filter, such as a variable that is not set", []string{"discard", "--type=", "--yes"},
+		Entry("no selection", []string{"retry", "--yes"}, "no dead letters selected to retry: pass ids, filters or --all"),
+		Entry("no selection to discard", []string{"discard", "--yes"}, "no dead letters selected to discard: pass ids, filters or --all"),
+		Entry("an empty filter, for example from an unset variable", []string{"discard", "--type=", "--yes"},
 			`invalid argument "" for "--type" flag: must not be empty`),
 		Entry("ids and filters", []string{"retry", "1", "--type=a", "--yes"}, "ids, filters and --all are mutually exclusive"),
 		Entry("filters and all", []string{"retry", "--all", "--type=a", "--yes"}, "ids, filters and --all are mutually exclusive"),
-		Entry("no yes, and no terminal", []string{"discard", "1"},
+		Entry("no confirmation and no terminal", []string{"discard", "1"},
 			"stdin is not a terminal: add --yes to discard without confirmation"),
-		Entry("no yes, and no terminal, to retry", []string{"retry", "--all"},
+		Entry("no confirmation and no terminal, for retry", []string{"retry", "--all"},
 			"stdin is not a terminal: add --yes to retry without confirmation"),
-		Entry("no id", []string{"discard", "one", "--yes"}, `invalid id "one": an id is a number, as list shows it`),
-		Entry("nothing to show", []string{"show"}, "show requires one id, got 0"),
-		Entry("a time that is none", []string{"list", "--since=yesterday"},
+		Entry("an invalid id", []string{"discard", "one", "--yes"}, `invalid id "one": an id is a number, as list shows it`),
+		Entry("no id to show", []string{"show"}, "show requires one id, got 0"),
+		Entry("an invalid time", []string{"list", "--since=yesterday"},
 			`invalid argument "yesterday" for "--since" flag: must be a time such as 2026-11-24T03:00:00Z or an age such as 24h`),
-		Entry("an event id that is none", []string{"list", "--event-id=1"},
+		Entry("an invalid event id", []string{"list", "--event-id=1"},
 			`invalid argument "1" for "--event-id" flag: invalid UUID length: 1`),
 		Entry("a limit out of bounds", []string{"list", "--limit=0"}, "--limit is 0, must be from 1 to 10000"),
 	)
 
-	It("are left alone where one of those that are named is not there", func(ctx SpecContext) {
+	It("are unchanged if one of the given ids is unknown", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
-		buryBySQL(ctx, dsn, 2)
+		insertDeadLetters(ctx, dsn, 2)
 		for _, args := range [][]string{{"retry", "1", "7", "--yes"}, {"discard", "7", "2", "--yes"}, {"show", "7"}} {
 			p := run(dsn, 1, args...)
 			Expect(p.Out.Contents()).To(BeEmpty())
@@ -233,9 +233,9 @@ var _ = Describe("Dead letters", func() {
 		Expect(objects(run(dsn, 0, "list", "--json"))).To(HaveLen(2))
 	})
 
-	It("say how far they got when something fails in between, and go on from there", func(ctx SpecContext) {
+	It("report partial progress after an error, and continue from there", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
-		buryBySQL(ctx, dsn, 250)
+		insertDeadLetters(ctx, dsn, 250)
 		db := testengines.OpenPostgres(dsn, nil)
 		db.MustExec(`ALTER TABLE outbox_events ADD CONSTRAINT halfway
 			CHECK (event_id != '00000000-0000-0000-0000-000000000170')`)
@@ -249,7 +249,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(events).To(Equal(250))
 	})
 
-	It("ask for a schema that is not too old, and for PostgreSQL", func(ctx SpecContext) {
+	It("require a current schema and a running PostgreSQL", func(ctx SpecContext) {
 		p := run(suite.EmptyPostgresDSN(ctx), 1, "list")
 		Expect(string(p.Err.Contents())).To(MatchRegexp(
 			"tables for outbox in postgresql are too old: found version 0, need version [1-9][0-9]*; run `relay migrate`\n"))

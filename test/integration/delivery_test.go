@@ -23,8 +23,8 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// mostOfAnInsert is less than an insert of 1,000 events takes, and more than
-// any question.
+// mostOfAnInsert is less than the size of an insert of 1,000 events, and more
+// than the size of any query.
 const mostOfAnInsert = 8 << 10
 
 var _ = Describe("Delivery", func() {
@@ -87,7 +87,7 @@ var _ = Describe("Delivery", func() {
 			Expect(sum).To(Equal(hex.EncodeToString(want[:])))
 		})
 
-		It("finishes what it is sending when it is told to stop, and takes nothing new", func(ctx SpecContext) {
+		It("finishes its insert when it is stopped, and claims no new batch", func(ctx SpecContext) {
 			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
 			relay := s.Relay(through)
 			proxy.Hold(faults.Answers, mostOfAnInsert)
@@ -103,14 +103,14 @@ var _ = Describe("Delivery", func() {
 			proxy.Release()
 			relay.Ended()
 			left, batches, _ := s.Left(Default)
-			Expect(left).To(Equal(1), "the event that was published meanwhile")
+			Expect(left).To(Equal(1), "the event that was published during the insert")
 			Expect(batches).To(BeZero())
 
 			s.Relay(s.ClickHouseDSN(protocol))
 			s.ExpectDelivered(ctx, 1001)
 		})
 
-		It("gives up what does not end in time when it is told to stop, and another relay takes over", func(ctx SpecContext) {
+		It("gives up an insert that exceeds the shutdown timeout, and another relay takes over", func(ctx SpecContext) {
 			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
 			// Only the stop can end the insert.
 			relay := s.Relay(through, "DIEHARD_RELAY_SHUTDOWN_TIMEOUT=100ms", "DIEHARD_RELAY_FLUSH_TIMEOUT=10m")
@@ -126,7 +126,7 @@ var _ = Describe("Delivery", func() {
 			s.ExpectDelivered(ctx, 1000)
 		})
 
-		DescribeTable("does not lose or double what a relay was sending when it was killed",
+		DescribeTable("loses and doubles no event when a relay is killed during an insert",
 			func(ctx SpecContext, held faults.Direction, after int) {
 				proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
 				relay := s.Relay(through)
@@ -144,23 +144,23 @@ var _ = Describe("Delivery", func() {
 				}).WithTimeout(patience).Should(Succeed())
 				relay.Kill()
 				if held == faults.Requests && after > 0 {
-					proxy.Down() // ClickHouse is waiting for the rest
+					proxy.Down() // ClickHouse waits for the rest
 				}
 
 				s.Relay(s.ClickHouseDSN(protocol))
 				s.ExpectDelivered(ctx, 1000)
-				By("letting through what the killed relay had sent")
+				By("passing on the data of the killed relay")
 				proxy.Release()
 				Eventually(ctx, proxy.Connections).WithTimeout(patience).Should(BeZero())
 				Eventually(ctx, s.Inserts).WithArguments(ctx).WithTimeout(patience).Should(BeZero())
 				s.ExpectDelivered(ctx, 1000)
 			},
-			Entry("before ClickHouse had heard of it", faults.Requests, 0),
-			Entry("in the middle of the insert", faults.Requests, mostOfAnInsert),
+			Entry("before ClickHouse received it", faults.Requests, 0),
+			Entry("during the insert", faults.Requests, mostOfAnInsert),
 			Entry("before ClickHouse's answer arrived", faults.Answers, mostOfAnInsert),
 		)
 
-		It("loses nothing while the network to ClickHouse is cut, and says so", func(ctx SpecContext) {
+		It("loses no event during a network outage to ClickHouse, and reports it", func(ctx SpecContext) {
 			sentry := sentrytest.Start()
 			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
 			api := s.API("DIEHARD_SENTRY_DSN=" + sentry.DSN())
@@ -190,7 +190,7 @@ var _ = Describe("Delivery", func() {
 			Expect(report.Environment).To(Equal("Test"))
 			Expect(report.Release).To(Equal("diehard@dev"))
 			Expect(report.Exception).To(ContainElement(HaveField("Value", ContainSubstring("refused"))))
-			Expect(api.Ready()).To(Equal(http.StatusOK), "ClickHouse is no concern of the API's")
+			Expect(api.Ready()).To(Equal(http.StatusOK), "the API does not depend on ClickHouse")
 			system.Create(ctx, api, system.NewUser{Email: "later@example.com"})
 			left, _, _ := s.Left(Default)
 			Expect(left).To(Equal(2))
@@ -235,12 +235,12 @@ var _ = Describe("Delivery", func() {
 				Expect(headers[0]).To(ContainSubstring(request.TraceID + "-" + request.ParentSpanID))
 			}
 		},
-		Entry("that begins with it"),
-		Entry("that the client has begun", "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+		Entry("that begins with the request"),
+		Entry("that the client began", "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
 		Entry("that the client does not record", "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),
 	)
 
-	It("shows no delivery of a request that the API does not record, whatever the client does", func(ctx SpecContext) {
+	It("records no delivery of a request that the API does not record, even if the client does", func(ctx SpecContext) {
 		sentry := sentrytest.Start()
 		api := s.API("DIEHARD_SENTRY_DSN="+sentry.DSN(), "DIEHARD_SENTRY_TRACES_SAMPLE_RATE=0")
 		relay := s.Relay(s.ClickHouseDSN("native"), "DIEHARD_SENTRY_DSN="+sentry.DSN())
@@ -254,7 +254,7 @@ var _ = Describe("Delivery", func() {
 		Expect(sentry.Transactions()).To(HaveEach(HaveField("Transaction", "relay batch")))
 	})
 
-	It("cuts batches of which a relay holds two at once", func(ctx SpecContext) {
+	It("cuts batches so small that a relay can hold two", func(ctx SpecContext) {
 		const maxBytes, events = 1 << 20, 60
 		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
 		relay := s.Relay(through, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
@@ -275,7 +275,7 @@ var _ = Describe("Delivery", func() {
 		s.ExpectDelivered(ctx, events)
 	})
 
-	It("delivers each of 100,000 events once with four relays at work while producers go on", func(ctx SpecContext) {
+	It("delivers each of 100,000 events once with four relays while producers publish", func(ctx SpecContext) {
 		const total, producers, perTransaction = 100_000, 4, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=2000", "DIEHARD_RELAY_LINGER=20ms"}
 		var group sync.WaitGroup
@@ -294,7 +294,7 @@ var _ = Describe("Delivery", func() {
 		s.ExpectDelivered(ctx, total)
 	})
 
-	It("does not lose or double events while relays are killed and started again", func(ctx SpecContext) {
+	It("loses and doubles no event while relays are killed and restarted", func(ctx SpecContext) {
 		const total, perTransaction = 20_000, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=500", "DIEHARD_RELAY_LINGER=5ms"}
 		published := make(chan struct{})
@@ -307,7 +307,7 @@ var _ = Describe("Delivery", func() {
 		}()
 		for i := range 6 {
 			relay := s.Relay(s.ClickHouseDSN([]string{"native", "http"}[i%2]), small...)
-			Eventually(ctx, func(g Gomega) { // in the middle of its work
+			Eventually(ctx, func(g Gomega) { // while it is working
 				rows, _ := s.Arrived(ctx, g)
 				g.Expect(rows).To(BeNumerically(">=", min(total, (i+1)*2000)))
 			}).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(Succeed())
@@ -319,18 +319,19 @@ var _ = Describe("Delivery", func() {
 	})
 })
 
-// largePayload returns JSON of about n bytes with all that a careless copy
-// would change: spaces, escapes, the order of keys, numbers beyond a float64.
+// largePayload returns about n bytes of JSON with everything that a careless
+// copy would change: spaces, escapes, the order of keys, numbers beyond a
+// float64.
 func largePayload(n int) []byte {
 	var b strings.Builder
 	b.WriteString("{ \"b\" : 1,\t\"a\":1.000000000000000000001, \"b\": 2 ,\n\"text\":\"")
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same every time
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same in each run
 	for b.Len() < n-2 {
 		switch random.IntN(8) {
 		case 0:
 			b.WriteString(`\u0000\"\\\/`)
 		case 1:
-			b.WriteString("ü漢🧨") //nolint:gosmopolitan // of two, three and four bytes
+			b.WriteString("ü漢🧨") //nolint:gosmopolitan // characters of two, three and four bytes
 		default:
 			fmt.Fprintf(&b, "%x", random.Uint64())
 		}

@@ -19,7 +19,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// visit is what a browser does at a page.
+// visit is a browser's visit to a page.
 type visit struct {
 	context.Context
 
@@ -28,12 +28,12 @@ type visit struct {
 	problems []string
 }
 
-// browse opens a browser, without the sandbox, which it cannot have as root or in
-// a container.
+// browse opens a page in a browser. The sandbox is off, because it works
+// neither for root nor in a container.
 func browse(ctx context.Context, path string) *visit {
 	GinkgoHelper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.ExecPath(path),
-		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // where it leaves what it does not clear away
+		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // collects temporary files that the browser leaves
 	allocator, stop := chromedp.NewExecAllocator(ctx, options...)
 	DeferCleanup(stop)
 	v := &visit{hosts: make(map[string]bool)}
@@ -62,7 +62,8 @@ func (v *visit) note(event any) {
 	}
 }
 
-// seen returns the hosts that were asked, and what the browser complained of.
+// seen returns the hosts that the browser contacted and the errors that it
+// reported.
 func (v *visit) seen() (hosts, problems []string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -72,7 +73,7 @@ func (v *visit) seen() (hosts, problems []string) {
 	return hosts, v.problems
 }
 
-// summaries are those of the operations that the OpenAPI document has.
+// summaries returns the summaries of the OpenAPI document's operations.
 func summaries(ctx context.Context, api string) (all []string) {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, api+"/openapi.json", http.NoBody)
@@ -89,7 +90,7 @@ func summaries(ctx context.Context, api string) (all []string) {
 			var operation struct {
 				Summary string `json:"summary"`
 			}
-			if json.Unmarshal(member, &operation) == nil && operation.Summary != "" { // parameters are no operation
+			if json.Unmarshal(member, &operation) == nil && operation.Summary != "" { // the member parameters is not an operation
 				all = append(all, operation.Summary)
 			}
 		}
@@ -100,7 +101,7 @@ func summaries(ctx context.Context, api string) (all []string) {
 var _ = Describe("The page of the API, in a browser", func() {
 	var chromium string
 
-	BeforeEach(func(ctx SpecContext) { // without a timeout: it may be a download
+	BeforeEach(func(ctx SpecContext) { // no timeout, because the browser may be downloaded
 		var err error
 		if chromium, err = devstack.Chromium(ctx); err != nil {
 			Expect(ctx.Err()).NotTo(HaveOccurred())
@@ -108,7 +109,7 @@ var _ = Describe("The page of the API, in a browser", func() {
 		}
 	})
 
-	It("shows every operation, asks no other host, and complains of nothing", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
+	It("shows every operation, contacts no other host, and reports no error", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		api, v := newSystem(ctx).API(), browse(ctx, chromium)
 		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),
 			chromedp.Click(chromedp.CSS("#operations-Users-createUser button.opblock-summary-control")),
@@ -127,7 +128,7 @@ var _ = Describe("The page of the API, in a browser", func() {
 		Expect(problems).To(BeEmpty())
 	})
 
-	It("sends a request from there", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
+	It("sends a request", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		s := newSystem(ctx)
 		api, v := s.API(), browse(ctx, chromium)
 		Expect(chromedp.Do(v, chromedp.Navigate(api.URL()+"/docs"),

@@ -18,7 +18,7 @@ import (
 
 var sqlBlock = regexp.MustCompile("(?ms)^ *```sql\n(.*?);?\n *```$")
 
-// sqlOf returns the SQL of a page of docs, block by block.
+// sqlOf returns the SQL blocks of a page of docs.
 func sqlOf(page string) (blocks []string) {
 	GinkgoHelper()
 	content, err := os.ReadFile(filepath.Join(root, "docs", page))
@@ -38,7 +38,7 @@ var _ = Describe("The SQL of the documentation", func() {
 		return db
 	}
 
-	It("removes everything that the migrations have made, but for the event log", func(ctx SpecContext) {
+	It("removes everything that the migrations created, except for the event log", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		sink := clickHouse(s)
 		Expect(s.Publish(ctx, system.Event())).To(Succeed())
@@ -120,7 +120,7 @@ var _ = Describe("The SQL of the documentation", func() {
 
 		By("sorting by time and id")
 		Expect(rows(blocks[0])).To(HaveExactElements(contexts(1, 1, 2, 3)...))
-		By("sorting by the publisher's own count")
+		By("sorting by the publisher's own counter")
 		Expect(rows(blocks[1])).To(HaveExactElements(contexts(1, 1, 2, 3, 4)...))
 		By("reading new events")
 		exec(fmt.Sprintf("INSERT INTO copied_events VALUES ('%s')", twice))

@@ -11,15 +11,15 @@ import (
 )
 
 var _ = Describe("Publishing by SQL", func() {
-	// What a careless copy would change: spaces, escapes, a key that is there
-	// twice, a number beyond a float64.
-	const eventContext = "{ \"order\" : 1.000000000000000000001,\t\"text\":\"\\u0000 ü漢🧨 \\\\\", \"order\": 2 }\n" //nolint:gosmopolitan // of two, three and four bytes
+	// A careless copy would change these: spaces, escapes, a duplicate key, a
+	// number beyond a float64.
+	const eventContext = "{ \"order\" : 1.000000000000000000001,\t\"text\":\"\\u0000 ü漢🧨 \\\\\", \"order\": 2 }\n" //nolint:gosmopolitan // characters of two, three and four bytes
 
 	var s *system.System
 
 	BeforeEach(func(ctx SpecContext) { s = newSystem(ctx) })
 
-	DescribeTable("delivers the event once, with every column as it was published",
+	DescribeTable("delivers the event once, with every column unchanged",
 		func(ctx SpecContext, statement string) {
 			s.Relay(s.ClickHouse.Native)
 			s.Postgres.MustExec(statement, eventContext)
@@ -48,9 +48,9 @@ var _ = Describe("Publishing by SQL", func() {
 			traceparent => '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')`),
 	)
 
-	It("reaches a relay that does not poll by a hint after the commit", func(ctx SpecContext) {
+	It("reaches a relay that does not poll when a hint follows the commit", func(ctx SpecContext) {
 		s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_POLL_INTERVAL=10m")
-		for published := range 2 { // what it does at its start may be how it finds the first
+		for published := range 2 { // the relay may find the first event at its start
 			s.Postgres.MustExec(`SELECT diehard_publish('order_placed', '{}')`)
 			s.Postgres.MustExec("NOTIFY diehard_outbox_events")
 			s.ExpectDelivered(ctx, published+1)

@@ -16,10 +16,10 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("An API with 10,000 idle connections, and clients that never finish what they say", func() {
+var _ = Describe("An API with 10,000 idle connections and clients that never finish their requests", func() {
 	const idle, slow = 10_000, 500
 
-	It("answers everybody else, also that its database is gone, and goes on when it is back", func(ctx SpecContext) {
+	It("answers other clients, also during a database outage, and recovers after it", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		proxy, dsn := faults.StartProxyTo(s.PostgresDSN)
 		api := s.API("DIEHARD_POSTGRES_DSN="+dsn, "DIEHARD_HTTP_IDLE_TIMEOUT=10m")
@@ -40,7 +40,7 @@ var _ = Describe("An API with 10,000 idle connections, and clients that never fi
 			return system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: email})
 		}
 
-		By("opening the connections, each with one request")
+		By("opening the connections with one request each")
 		connections := make([]net.Conn, idle)
 		var group errgroup.Group
 		group.SetLimit(50)
@@ -50,7 +50,7 @@ var _ = Describe("An API with 10,000 idle connections, and clients that never fi
 		}
 		Expect(group.Wait()).To(Succeed())
 
-		By("beginning requests that never end")
+		By("starting requests that never end")
 		var unfinished []net.Conn
 		for i := range slow {
 			connection := connect()
@@ -74,7 +74,7 @@ var _ = Describe("An API with 10,000 idle connections, and clients that never fi
 			return a.Status, err
 		}).WithTimeout(patience).Should(Equal(http.StatusCreated))
 
-		By("cutting off who is slow, and keeping who is idle")
+		By("closing slow connections and keeping idle ones")
 		for _, connection := range unfinished {
 			Eventually(ctx, func() error { _, err := connection.Write([]byte{' '}); return err }).WithTimeout(patience).Should(HaveOccurred())
 		}
@@ -84,7 +84,7 @@ var _ = Describe("An API with 10,000 idle connections, and clients that never fi
 	})
 })
 
-// ask makes a request on the connection that the API answers without its
+// ask sends a request on the connection that the API answers without its
 // database.
 func ask(connection net.Conn) error {
 	if err := connection.SetDeadline(time.Now().Add(patience)); err != nil {

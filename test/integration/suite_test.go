@@ -1,5 +1,5 @@
-// Package integration_test drives the built programs against real engines: a
-// request creates a user and its event, relays carry the event to ClickHouse.
+// Package integration_test runs the built programs with real engines: a request
+// creates a user and its event, and relays deliver the event to ClickHouse.
 package integration_test
 
 import (
@@ -21,10 +21,10 @@ func TestIntegration(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{Postgres: true, ClickHouse: true, Prepare: programs.Build(programs.Race())})
 
-// patience is how long a spec waits for what must happen.
+// patience limits the wait for an expected effect.
 const patience = system.Patience
 
-// protocols are what ClickHouse is spoken to in.
+// protocols lists the protocols to ClickHouse.
 var protocols = []TableEntry{Entry("over the native protocol", "native"), Entry("over HTTP", "http")}
 
 func newSystem(ctx context.Context) *system.System {

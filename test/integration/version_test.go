@@ -24,7 +24,7 @@ const (
 )
 
 var _ = Describe("The version of a program", func() {
-	// says returns what the program of the folder says of itself.
+	// says returns the output of `version --json` of a program.
 	says := func(dir, program string) map[string]string {
 		GinkgoHelper()
 		p := programs.Run(dir, program, []string{"version", "--json"})
@@ -35,14 +35,14 @@ var _ = Describe("The version of a program", func() {
 	}
 	run := func(ctx context.Context, env []string, name string, args ...string) {
 		GinkgoHelper()
-		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the programs that these specs name
+		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the programs of these specs
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), env...)
 		output, err := cmd.CombinedOutput()
 		Expect(err).NotTo(HaveOccurred(), "%s", output)
 	}
 
-	It("is the tag that go install was asked for", func(ctx SpecContext) {
+	It("is the tag given to go install", func(ctx SpecContext) {
 		dir := GinkgoT().TempDir()
 		served := filepath.Join(dir, "proxy", filepath.FromSlash(modulePath), "@v")
 		Expect(os.MkdirAll(served, 0o750)).To(Succeed())
@@ -59,18 +59,19 @@ var _ = Describe("The version of a program", func() {
 		Expect(err).NotTo(HaveOccurred())
 		cache, proxy, found := strings.Cut(strings.TrimSpace(string(output)), "\n")
 		Expect(found).To(BeTrue())
-		// A module cache of its own, which is filled from the other one: this version
-		// exists for this spec only.
+		// A separate module cache is filled from the user's cache, because this
+		// version exists only for this spec.
 		run(ctx, []string{
 			"GOPROXY=file://" + filepath.Join(dir, "proxy") + ",file://" + filepath.Join(cache, "cache", "download") + "," + proxy,
 			"GOSUMDB=off", "GOMODCACHE=" + filepath.Join(dir, "modules"), "GOBIN=" + dir, "CGO_ENABLED=0",
-			// As make build, so that most packages have been compiled before.
+			// The flags are those of make build, so that most packages are
+			// already compiled.
 			"GOFLAGS=-trimpath -modcacherw",
 		}, "go", "install", modulePath+"/cmd/relay@"+version)
 		Expect(says(dir, "relay")).To(And(HaveKeyWithValue("name", "relay"), HaveKeyWithValue("version", version)))
 	})
 
-	DescribeTable("is the one that an image is built with", func(ctx SpecContext, program string) {
+	DescribeTable("is the version that an image is built with", func(ctx SpecContext, program string) {
 		dir := GinkgoT().TempDir()
 		dockerfile, err := os.ReadFile(filepath.Join(root, "Dockerfile."+program))
 		Expect(err).NotTo(HaveOccurred())
@@ -82,7 +83,7 @@ var _ = Describe("The version of a program", func() {
 	}, Entry("of the api", "api"), Entry("of the relay", "relay"))
 })
 
-// writeModule writes the programs' sources as a module proxy serves them.
+// writeModule writes the programs' sources in the layout of a module proxy.
 func writeModule(path string) {
 	GinkgoHelper()
 	file, err := os.Create(path)

@@ -4,5 +4,5 @@ package programs
 
 import "os/exec"
 
-// endWithParent does nothing: only Linux can.
+// endWithParent does nothing. Only Linux can end a process with its parent.
 func endWithParent(*exec.Cmd) {}

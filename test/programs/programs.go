@@ -25,11 +25,11 @@ import (
 	"github.com/onsi/gomega/gexec"
 )
 
-// Patience is how long a program may take to start or to end.
+// Patience limits the start and the end of a program.
 const Patience = time.Minute
 
-// Race is the flag of go build that gives a program the race detector, if the
-// suite has it.
+// Race returns the flag of go build for the race detector if the suite itself
+// has it.
 func Race() string {
 	info, ok := debug.ReadBuildInfo()
 	race := ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -37,7 +37,8 @@ func Race() string {
 }
 
 // Build returns a function that builds api and relay, with flags of go build,
-// into a temporary folder that goes with the suite, and returns the folder.
+// into a temporary folder that is removed after the suite. The function returns
+// the folder.
 func Build(flags ...string) func(ctx context.Context) string {
 	return func(ctx context.Context) string {
 		GinkgoHelper()
@@ -45,8 +46,9 @@ func Build(flags ...string) func(ctx context.Context) string {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(os.RemoveAll, dir)
 		args := append([]string{"build", "-buildvcs=false", "-o", dir}, flags...)
-		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/api", "./cmd/relay")...) //nolint:gosec // a folder and flags of ours
-		// In the product's module: with the versions that are shipped.
+		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/api", "./cmd/relay")...) //nolint:gosec // our own folder and flags
+		// The build runs in the product's module, with the versions that are
+		// shipped.
 		cmd.Dir, err = testengines.Repository()
 		Expect(err).NotTo(HaveOccurred())
 		output, err := cmd.CombinedOutput()
@@ -55,25 +57,25 @@ func Build(flags ...string) func(ctx context.Context) string {
 	}
 }
 
-// Process is a program that runs. It is stopped with the spec, and must end
-// well unless the spec says otherwise.
+// Process is a running program. It is stopped at the end of the spec, and must
+// exit with 0 unless the spec checks its end.
 type Process struct {
 	*gexec.Session
 
-	settled bool // its end was looked at
+	settled bool // the spec has checked its end
 }
 
-// Run runs a program of the folder with these variables, NAME=VALUE, and none
-// of Diehard's that the suite itself was started with.
+// Run runs a program of the folder with these variables, NAME=VALUE. The
+// program does not inherit Diehard's variables from the suite.
 func Run(dir, program string, args []string, env ...string) *Process {
 	GinkgoHelper()
 	return RunOn(nil, dir, program, args, env...)
 }
 
-// RunOn is Run with a standard input.
+// RunOn is like Run, with a standard input.
 func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *Process {
 	GinkgoHelper()
-	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // what the suite has built; it ends with the spec
+	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // the suite built it; ends with the spec
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "SENTRY_")
 	}), env...)
@@ -91,32 +93,32 @@ func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *
 	return p
 }
 
-// Serve runs a program that stays. It listens on free ports.
+// Serve runs a program that keeps running. It listens on free ports.
 func Serve(dir, program string, env ...string) *Process {
 	GinkgoHelper()
 	return Run(dir, program, nil, append([]string{"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
 }
 
-// AwaitReady waits until the program says that it is ready.
+// AwaitReady waits until the program reports that it is ready.
 func (p *Process) AwaitReady() {
 	GinkgoHelper()
 	Eventually(p.Ready, Patience).Should(Equal(http.StatusOK))
 }
 
-// Stop asks the program to end and waits until it has, without an error.
+// Stop terminates the program and waits until it exits with 0.
 func (p *Process) Stop() {
 	GinkgoHelper()
 	p.Signal(syscall.SIGTERM)
 	p.Ended()
 }
 
-// Ended waits until the program has ended, without an error.
+// Ended waits until the program exits with 0.
 func (p *Process) Ended() {
 	GinkgoHelper()
 	p.EndsWith(0)
 }
 
-// EndsWith waits until the program has ended with that exit code.
+// EndsWith waits until the program ends with the exit code.
 func (p *Process) EndsWith(code int) {
 	GinkgoHelper()
 	p.settled = true
@@ -124,7 +126,7 @@ func (p *Process) EndsWith(code int) {
 	Eventually(p.Session, Patience).Should(gexec.Exit(code))
 }
 
-// Kill ends the program like a power cut and waits until it is gone.
+// Kill ends the program like a power cut and waits for its end.
 func (p *Process) Kill() {
 	GinkgoHelper()
 	p.settled = true
@@ -132,8 +134,8 @@ func (p *Process) Kill() {
 	Eventually(p.Session, Patience).Should(gexec.Exit())
 }
 
-// Log returns the records of the log that have arrived so far. What a program has
-// logged before it answers may arrive after the answer.
+// Log returns the log records so far. A record that was logged before an answer
+// may arrive after it.
 func (p *Process) Log() []map[string]any {
 	GinkgoHelper()
 	var records []map[string]any
@@ -141,7 +143,7 @@ func (p *Process) Log() []map[string]any {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var record map[string]any
-		if json.Unmarshal(lines.Bytes(), &record) == nil { // the last line may not be complete yet
+		if json.Unmarshal(lines.Bytes(), &record) == nil { // the last line may be incomplete
 			records = append(records, record)
 		}
 	}
@@ -149,7 +151,7 @@ func (p *Process) Log() []map[string]any {
 	return records
 }
 
-// Messages returns the log's messages, as Log returns its records.
+// Messages returns the messages of the log records so far.
 func (p *Process) Messages() []string {
 	GinkgoHelper()
 	var messages []string
@@ -161,13 +163,13 @@ func (p *Process) Messages() []string {
 	return messages
 }
 
-// URL is where the program serves the API.
+// URL returns the address of the program's API.
 func (p *Process) URL() string {
 	GinkgoHelper()
 	return p.address("HTTP API listens")
 }
 
-// AdminURL is where the program's admin port is.
+// AdminURL returns the address of the program's admin port.
 func (p *Process) AdminURL() string {
 	GinkgoHelper()
 	return p.address("admin port listens")
@@ -177,7 +179,7 @@ func (p *Process) address(message string) (url string) {
 	GinkgoHelper()
 	Eventually(func(g Gomega) {
 		if code := p.ExitCode(); code != -1 {
-			StopTrying(fmt.Sprintf("the program has ended with %d", code)).Now()
+			StopTrying(fmt.Sprintf("the program ended with exit code %d", code)).Now()
 		}
 		for _, record := range p.Log() {
 			if address, ok := record["addr"].(string); ok && record["msg"] == message {
@@ -192,9 +194,9 @@ func (p *Process) address(message string) (url string) {
 // Ready returns the status of /readyz.
 func (p *Process) Ready() (int, error) {
 	if code := p.ExitCode(); code != -1 {
-		return 0, StopTrying(fmt.Sprintf("the program has ended with %d", code))
+		return 0, StopTrying(fmt.Sprintf("the program ended with exit code %d", code))
 	}
-	response, err := http.Get(p.AdminURL() + "/readyz") //nolint:noctx // of a local program
+	response, err := http.Get(p.AdminURL() + "/readyz") //nolint:noctx // a local program
 	if err != nil {
 		return 0, err
 	}
@@ -202,10 +204,10 @@ func (p *Process) Ready() (int, error) {
 	return response.StatusCode, nil
 }
 
-// Metric returns the value of a sample of /metrics: its name with its labels,
-// as it is shown.
+// Metric returns the value of a sample of /metrics. The argument is its name
+// with its labels, as shown.
 func (p *Process) Metric(sample string) (float64, error) {
-	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // of a local program
+	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // a local program
 	if err != nil {
 		return 0, err
 	}
@@ -219,8 +221,8 @@ func (p *Process) Metric(sample string) (float64, error) {
 	return 0, fmt.Errorf("/metrics has no %s", sample)
 }
 
-// AwaitMetric waits until the sample of /metrics has the value. A relay counts a
-// batch after the commit that takes it out of the outbox.
+// AwaitMetric waits until the sample of /metrics has the value. A relay counts
+// a batch only after the commit that settles it.
 func (p *Process) AwaitMetric(sample string, value float64) {
 	GinkgoHelper()
 	Eventually(p.Metric, Patience).WithArguments(sample).Should(Equal(value), sample)

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Terminal returns the two ends of a terminal: what is written to keyboard, a
-// program reads from terminal.
+// Terminal returns the two ends of a terminal. A program reads from terminal
+// what a spec writes to keyboard.
 func Terminal() (keyboard, terminal *os.File) {
 	GinkgoHelper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)

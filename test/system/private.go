@@ -12,7 +12,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Private are one spec's own engines, to be broken.
+// Private is a spec's own engines, which the spec may break.
 type Private struct {
 	Postgres       *devstack.Postgres
 	ClickHouse     *devstack.ClickHouse
@@ -20,8 +20,8 @@ type Private struct {
 	ClickHouseDSNs testengines.ClickHouseDSNs
 }
 
-// StartPrivate starts engines with a migrated database each, for as long as the
-// spec runs.
+// StartPrivate starts engines with one migrated database each. They end with
+// the spec.
 func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.ClickHouseOptions) *Private {
 	GinkgoHelper()
 	e := &Private{}
@@ -41,8 +41,8 @@ func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.Cl
 	DeferCleanup(func() { Expect(e.ClickHouse.Stop()).To(Succeed()) })
 	e.ClickHouseDSNs = testengines.ClickHouseDSNs{Native: e.ClickHouse.NativeDSN("default"), HTTP: e.ClickHouse.HTTPDSN("default")}
 	Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: e.ClickHouseDSNs.Native}, slog.New(slog.DiscardHandler))).To(Succeed())
-	// Merges would hide an event that is there twice. Unlike SYSTEM STOP MERGES
-	// this outlives the server.
+	// Merges would hide duplicates. This setting survives a restart of the
+	// server; SYSTEM STOP MERGES does not.
 	testengines.Query(ctx, "clickhouse", e.ClickHouseDSNs.HTTP, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
 	return e
 }

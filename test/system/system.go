@@ -1,5 +1,5 @@
-// Package system runs the built programs on a spec's databases, and counts what
-// they have delivered.
+// Package system runs the built programs on a spec's databases, and counts the
+// delivered events.
 package system
 
 import (
@@ -21,20 +21,19 @@ import (
 	"github.com/diehard-outbox/diehard/test/programs"
 )
 
-// Patience is how long a spec waits for what must happen.
+// Patience limits the wait for an expected effect.
 const Patience = 2 * time.Minute
 
-// System is one spec's databases, and what runs on them.
+// System is a spec's databases with the programs on them.
 type System struct {
 	PostgresDSN string
 	Postgres    *sqlx.DB
 	ClickHouse  testengines.ClickHouseDSNs
-	programs    string // the folder
+	programs    string // folder of the programs
 	publisher   *outbox.Publisher
 }
 
-// New returns a System of these databases, on which the programs of the folder
-// run.
+// New returns a System for these databases and the programs of the folder.
 func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System {
 	GinkgoHelper()
 	return &System{
@@ -46,8 +45,9 @@ func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System
 	}
 }
 
-// ClickHouseDSN is the one for the protocol, native or http, as over a network:
-// within a machine nothing is compressed.
+// ClickHouseDSN returns the DSN for the protocol, native or http, with
+// compression as over a network. Without this setting nothing is compressed
+// within a machine.
 func (s *System) ClickHouseDSN(protocol string) string {
 	dsn := s.ClickHouse.Native
 	if protocol == "http" {
@@ -56,8 +56,8 @@ func (s *System) ClickHouseDSN(protocol string) string {
 	return dsn + "?compress=lz4"
 }
 
-// API starts an API and waits until it is ready. It is not told where ClickHouse
-// is.
+// API starts an API and waits until it is ready. The API does not get
+// ClickHouse's address.
 func (s *System) API(env ...string) *programs.Process {
 	GinkgoHelper()
 	api := s.LaunchAPI(env...)
@@ -65,7 +65,7 @@ func (s *System) API(env ...string) *programs.Process {
 	return api
 }
 
-// LaunchAPI is API without the wait.
+// LaunchAPI is like API, but does not wait.
 func (s *System) LaunchAPI(env ...string) *programs.Process {
 	GinkgoHelper()
 	return programs.Serve(s.programs, "api", append([]string{
@@ -73,8 +73,8 @@ func (s *System) LaunchAPI(env ...string) *programs.Process {
 	}, env...)...)
 }
 
-// Relay starts a relay that reaches ClickHouse at clickHouseDSN, and waits until
-// it is ready.
+// Relay starts a relay that reaches ClickHouse at clickHouseDSN, and waits
+// until it is ready.
 func (s *System) Relay(clickHouseDSN string, env ...string) *programs.Process {
 	GinkgoHelper()
 	relay := s.LaunchRelay(clickHouseDSN, env...)
@@ -82,7 +82,7 @@ func (s *System) Relay(clickHouseDSN string, env ...string) *programs.Process {
 	return relay
 }
 
-// LaunchRelay is Relay without the wait.
+// LaunchRelay is like Relay, but does not wait.
 func (s *System) LaunchRelay(clickHouseDSN string, env ...string) *programs.Process {
 	GinkgoHelper()
 	return programs.Serve(s.programs, "relay", append([]string{
@@ -91,7 +91,7 @@ func (s *System) LaunchRelay(clickHouseDSN string, env ...string) *programs.Proc
 	}, env...)...)
 }
 
-// Publish commits the events, all in one transaction.
+// Publish publishes the events in one transaction.
 func (s *System) Publish(ctx context.Context, events ...outbox.Event) error {
 	tx, err := s.Postgres.BeginTxx(ctx, nil)
 	if err != nil {
@@ -104,12 +104,12 @@ func (s *System) Publish(ctx context.Context, events ...outbox.Event) error {
 	return tx.Commit()
 }
 
-// PublishIn writes the events in a transaction.
+// PublishIn publishes the events in the given transaction.
 func (s *System) PublishIn(ctx context.Context, tx *sqlx.Tx, events ...outbox.Event) error {
 	return s.publisher.Publish(ctx, tx, events...)
 }
 
-// Event returns an event that a spec does not care more about.
+// Event returns an event with default values, changed by the options.
 func Event(opts ...outbox.Option) outbox.Event {
 	GinkgoHelper()
 	e, err := outbox.NewEvent(map[string]int{"n": 1}, append([]outbox.Option{outbox.WithType("thing_happened")}, opts...)...)
@@ -117,7 +117,7 @@ func Event(opts ...outbox.Option) outbox.Event {
 	return e
 }
 
-// Events returns n of them.
+// Events returns n default events.
 func Events(n int) []outbox.Event {
 	GinkgoHelper()
 	all := make([]outbox.Event, n)
@@ -127,28 +127,28 @@ func Events(n int) []outbox.Event {
 	return all
 }
 
-// Left counts what is left in the outbox.
+// Left counts the rows left in the outbox's tables.
 func (s *System) Left(g Gomega) (events, batches, dead int) {
 	g.Expect(s.Postgres.QueryRow(`SELECT (SELECT count(*) FROM outbox_events), (SELECT count(*) FROM outbox_batches),
 		(SELECT count(*) FROM outbox_dead_letters)`).Scan(&events, &batches, &dead)).To(Succeed())
 	return events, batches, dead
 }
 
-// Arrived counts the rows in ClickHouse, and the distinct events among them.
-// Merges are stopped: what arrived twice is there twice.
+// Arrived counts the rows and the distinct events in ClickHouse. Merges are
+// stopped, so duplicates stay visible.
 func (s *System) Arrived(ctx context.Context, g Gomega) (rows, distinct int) {
 	g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count(), uniqExact(event_id) FROM event_log", &rows, &distinct)).To(Succeed())
 	return rows, distinct
 }
 
-// Inserts counts the inserts that ClickHouse is executing.
+// Inserts counts the running inserts of ClickHouse.
 func (s *System) Inserts(ctx context.Context) (running int, err error) {
 	err = testengines.Scan(ctx, s.ClickHouse.HTTP,
 		"SELECT count() FROM system.processes WHERE query ILIKE 'INSERT%' AND current_database = currentDatabase()", &running)
 	return running, err
 }
 
-// AwaitEmpty waits until no event and no batch is left in the outbox.
+// AwaitEmpty waits until the outbox has no event and no batch.
 func (s *System) AwaitEmpty(ctx context.Context) {
 	GinkgoHelper()
 	Eventually(ctx, func(g Gomega) {
@@ -158,8 +158,8 @@ func (s *System) AwaitEmpty(ctx context.Context) {
 	}).WithTimeout(Patience).WithPolling(20 * time.Millisecond).Should(Succeed())
 }
 
-// ExpectDelivered waits until nothing is left in the outbox, and expects n
-// events in ClickHouse then, each once, and no dead letter.
+// ExpectDelivered waits until the outbox is empty. It expects n events in
+// ClickHouse, each once, and no dead letter.
 func (s *System) ExpectDelivered(ctx context.Context, n int) {
 	GinkgoHelper()
 	s.AwaitEmpty(ctx)
@@ -170,18 +170,18 @@ func (s *System) ExpectDelivered(ctx context.Context, n int) {
 	Expect(distinct).To(Equal(n), "distinct events in ClickHouse")
 }
 
-// Answer is what the API has answered.
+// Answer is a response of the API.
 type Answer struct {
 	Status  int
 	Headers http.Header
 	Body    map[string]any
 }
 
-// client has room for every request that a spec has under way.
+// client keeps enough idle connections for all concurrent requests of a spec.
 var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
 
-// Post sends a JSON body, with headers like "Traceparent: 00-…", and reads a JSON
-// answer.
+// Post sends a JSON body with headers like "Traceparent: 00-…", and parses the
+// JSON answer.
 func Post(ctx context.Context, url string, body any, headers ...string) (Answer, error) {
 	encoded, err := json.Marshal(body)
 	if err != nil {

@@ -1,7 +1,7 @@
-// Makes a server's disk fail: preloaded into it, this stands before the C
-// library's calls. The file that FAULTY_DISK names holds the fault while there
-// is one: a call (open, write, rename or space), a part of the file's path and
-// what happens (an errno, or kill).
+// This library makes a server's disk fail. The server preloads it, so that it
+// intercepts the C library's calls. The file named by FAULTY_DISK holds the
+// fault, if any: a call (open, write, rename or space), a part of the file's
+// path and the effect (an errno, or kill).
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,8 +16,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-// fails tells whether the call on the path fails, with errno set. It uses
-// system calls alone, to stay out of its own way.
+// fails reports whether the call on the path must fail, and sets errno. It uses
+// raw system calls, which are not intercepted.
 static int fails(const char *call, const char *path) {
     const char *control = getenv("FAULTY_DISK");
     if (!control || !path) return 0;
@@ -85,7 +85,7 @@ int posix_fallocate64(int fd, off64_t at, off64_t n) {
     return write_fails(fd) ? errno : REAL(posix_fallocate64)(fd, at, n);
 }
 
-// A server may look for space before it writes.
+// A server may check the free space before it writes.
 int statvfs(const char *path, struct statvfs *space) {
     int result = REAL(statvfs)(path, space);
     if (result == 0 && fails("space", path)) space->f_bavail = space->f_bfree = 0;
