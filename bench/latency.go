@@ -17,13 +17,8 @@ import (
 const latencyTime = 10 * time.Second
 
 // benchLatency publishes events at a steady rate and polls every few
-// milliseconds which of them are still in the outbox. The relay deletes an
-// event after ClickHouse has acknowledged it; from then on a query finds it.
-// Polling ClickHouse at this rate would slow down the measured inserts.
-//
-// It runs first and never truncates its tables. A filesystem without a journal
-// creates files slowly for minutes after thousands were deleted, and a small
-// insert mostly creates files.
+// milliseconds which of them are still in the outbox. It runs first and never
+// truncates its tables. See docs/adr/0040-latency-is-measured-in-the-outbox.md.
 func benchLatency(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {

@@ -101,7 +101,7 @@ func unpackChromium(dir string) error {
 	if err := os.WriteFile(filepath.Join(bin, "fonts.conf"), []byte(chromiumFonts), 0o644); err != nil { //nolint:gosec // not a secret
 		return err //nolint:wrapcheck // the error names the file
 	}
-	return os.WriteFile(filepath.Join(bin, "chromium.sh"), []byte(chromiumScript), 0o755) //nolint:gosec,wrapcheck // a program; names the file
+	return os.WriteFile(filepath.Join(bin, "chromium.sh"), []byte(chromiumScript), 0o755) //nolint:gosec,wrapcheck // a program; the error names the file
 }
 
 // unpackBrotli decompresses a file in dir, passes its content to unpack, and

@@ -133,7 +133,7 @@ func (s *Stack) start(ctx context.Context) error {
 func (s *Stack) occupy() error {
 	dir, err := filepath.Abs(s.options.Dir)
 	if err != nil {
-		return err //nolint:wrapcheck // says what it did
+		return err //nolint:wrapcheck // the error names the operation
 	}
 	s.options.Dir = dir
 	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o755); err != nil { //nolint:gosec // secret files in it have their own mode

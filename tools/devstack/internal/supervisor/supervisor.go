@@ -1,11 +1,7 @@
 // Package supervisor runs processes that end with their parent, even if the
-// parent crashes.
-//
-// Between the parent and its process runs a small process, the supervisor. The
-// parent sends it commands over a pipe. When the parent ends or is killed, the
-// pipe closes. The supervisor then ends its process, removes its temporary
-// folder and exits. On Linux the kernel kills the process if the supervisor
-// itself is killed.
+// parent crashes. Between the two runs the supervisor, a small process that
+// watches a pipe to the parent. See
+// docs/adr/0041-a-supervisor-between-test-and-server.md.
 package supervisor
 
 import (
