@@ -215,7 +215,7 @@ func (w *watched) poll(ctx, publishing context.Context, d *database) error {
 
 const (
 	outageTime    = 3 * time.Second
-	outageRate    = 500 // users a second: well below what the API can do
+	outageRate    = 500 // users a second, well below the limit of the API
 	outageClients = 8
 )
 

@@ -41,7 +41,7 @@ type hold struct {
 // Direction is the direction of data.
 type Direction int
 
-// Directions.
+// The directions.
 const (
 	Requests Direction = 1 << iota
 	Answers

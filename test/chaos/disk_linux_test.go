@@ -14,8 +14,8 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("On a faulty disk", func() {
-	Context("ClickHouse's", func() {
+var _ = Describe("A faulty disk", func() {
+	Context("of ClickHouse:", func() {
 		var (
 			disk *faultydisk.Disk
 			own  *system.Private
@@ -68,7 +68,7 @@ var _ = Describe("On a faulty disk", func() {
 		)
 	})
 
-	Context("PostgreSQL's", func() {
+	Context("of PostgreSQL:", func() {
 		DescribeTable("each event arrives once, and each user has its event, when", func(ctx SpecContext, fault, files string) {
 			disk := faultydisk.NewDisk()
 			own := system.StartPrivate(ctx, devstack.PostgresOptions{Env: disk.Env}, devstack.ClickHouseOptions{})

@@ -43,7 +43,7 @@ func NewDisk() *Disk {
 // Call is a kind of system call.
 type Call string
 
-// Calls.
+// The calls that can fail.
 const (
 	Create Call = "open" // only calls that may create a file
 	Write  Call = "write"

@@ -149,7 +149,7 @@ var _ = Describe("The native protocol", func() {
 			Expect(query(ctx, fmt.Sprintf("SELECT n FROM %s WHERE n >= %d", table, 10*n))).To(Equal(fmt.Sprint(10*n, "\n")))
 		}
 
-		By("none")
+		By("without settings")
 		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (100, 'x')")).To(Succeed())
 		Expect(conn.Exec(ctx, "INSERT INTO "+table+" VALUES (101, 'x')")).To(Succeed())
 		Expect(query(ctx, "SELECT n FROM "+table+" WHERE n >= 100 ORDER BY n")).To(Equal("100\n101\n"))
