@@ -10,7 +10,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// maxBatchItems bounds the items of one request.
+// maxBatchItems limits the items of one request.
 const maxBatchItems = 1000
 
 // batch is a request with several items, {"data": […]}, which share one

@@ -65,7 +65,7 @@ func (s *Server) answerError(err error, c echo.Context) {
 		return
 	}
 	if err := writeJSON(c, p.Kind.Status, problem.ContentType, p.Details(r.id)); err != nil {
-		s.logFault(c, "sending the problem failed", err)
+		s.logFault(c, "sending problem failed", err)
 	}
 }
 

@@ -53,7 +53,7 @@ func (s *Server) docsFile(name string) echo.HandlerFunc {
 	contentType := mime.TypeByExtension(path.Ext(name))
 	return func(c echo.Context) error {
 		if err != nil { // the file is not embedded
-			return fmt.Errorf("read the page: %w", err)
+			return fmt.Errorf("read %s: %w", name, err)
 		}
 		header := c.Response().Header()
 		header.Set(echo.HeaderCacheControl, cacheForAnHour)

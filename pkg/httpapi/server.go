@@ -46,7 +46,7 @@ type Options struct {
 	Addr string
 	// DB is the database that changes are made in.
 	DB *sqlx.DB
-	// Users are the use cases behind /v1/users.
+	// Users is the service for /v1/users.
 	Users *users.Service
 	// Publisher writes the events of /v1/events.
 	Publisher *outbox.Publisher
