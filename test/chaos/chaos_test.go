@@ -48,7 +48,7 @@ type chaos struct {
 	happened                   map[string]int
 }
 
-var _ = Describe("Chaos", Serial, func() {
+var _ = Describe("Chaos", Serial, Label("long"), func() {
 	It("loses and doubles no event", func(ctx SpecContext) {
 		c := newChaos(ctx)
 		kinds := c.kinds()

@@ -282,7 +282,7 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 	}
 })
 
-var _ = Describe("An API that is killed under load, 10 times", func() {
+var _ = Describe("An API that is killed under load, 10 times", Label("long"), func() {
 	It("keeps each acknowledged user, and one event for each user", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.Relay(s.ClickHouse.Native, small...)

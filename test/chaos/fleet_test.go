@@ -63,7 +63,7 @@ var _ = Describe("A relay that is suspended", func() {
 })
 
 var _ = Describe("A fleet", func() {
-	It("delivers each event once while relays join, leave and are killed at random", func(ctx SpecContext) {
+	It("delivers each event once while relays join, leave and are killed at random", Label("long"), func(ctx SpecContext) {
 		s := newSystem(ctx)
 		stop := produce(ctx, s)
 		var fleet []*programs.Process

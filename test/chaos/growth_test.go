@@ -15,7 +15,7 @@ import (
 
 // An old transaction prevents PostgreSQL from removing rows that were deleted
 // since.
-var _ = Describe("While an old transaction holds back vacuum", func() {
+var _ = Describe("While an old transaction holds back vacuum", Label("long"), func() {
 	const anyBytes = 1 << 40
 
 	var (

@@ -50,9 +50,9 @@ var _ = Describe("Large events", func() {
 			Expect(peak).To(BeNumerically("<=", 3*max(maxBytes, size)+100*mb))
 		},
 		Entry("over native", "native", 32*mib),
-		Entry("over http", "http", 32*mib),
-		Entry("over native, uncompressed", "native, uncompressed", 32*mib),
-		Entry("over http, uncompressed", "http, uncompressed", 32*mib),
+		Entry("over http", Label("long"), "http", 32*mib),
+		Entry("over native, uncompressed", Label("long"), "native, uncompressed", 32*mib),
+		Entry("over http, uncompressed", Label("long"), "http, uncompressed", 32*mib),
 		Entry("each larger than the limit of a batch", "native", 1*mib),
 	)
 })

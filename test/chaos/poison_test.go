@@ -21,7 +21,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 	})
 
-	It("do not prevent the other 99,999 events of their batch from arriving within a few attempts", func(ctx SpecContext) {
+	It("do not prevent the other 99,999 events of their batch from arriving within a few attempts", Label("long"), func(ctx SpecContext) {
 		const total = 100_000
 		publishWithPoison(ctx, s, total, 1)
 		relay := s.Relay(s.ClickHouse.Native, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_ROWS=", total))
@@ -46,7 +46,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 		Expect(sent).To(BeNumerically("<=", 3*total+2*bits.Len(total)))
 	})
 
-	It("do not delay younger events, even a thousand at once, and cost bounded work", func(ctx SpecContext) {
+	It("do not delay younger events, even a thousand at once, and cost bounded work", Label("long"), func(ctx SpecContext) {
 		const total, bad, young = 8_000, 1_000, 1_000
 		publishWithPoison(ctx, s, total, bad)
 		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_WORKERS=8", "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms")

@@ -275,7 +275,7 @@ var _ = Describe("Delivery", func() {
 		s.ExpectDelivered(ctx, events)
 	})
 
-	It("delivers each of 100,000 events once with four relays while producers publish", func(ctx SpecContext) {
+	It("delivers each of 100,000 events once with four relays while producers publish", Label("long"), func(ctx SpecContext) {
 		const total, producers, perTransaction = 100_000, 4, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=2000", "DIEHARD_RELAY_LINGER=20ms"}
 		var group sync.WaitGroup
@@ -294,7 +294,7 @@ var _ = Describe("Delivery", func() {
 		s.ExpectDelivered(ctx, total)
 	})
 
-	It("loses and doubles no event while relays are killed and restarted", func(ctx SpecContext) {
+	It("loses and doubles no event while relays are killed and restarted", Label("long"), func(ctx SpecContext) {
 		const total, perTransaction = 20_000, 100
 		small := []string{"DIEHARD_RELAY_BATCH_MAX_ROWS=500", "DIEHARD_RELAY_LINGER=5ms"}
 		published := make(chan struct{})

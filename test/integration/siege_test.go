@@ -16,7 +16,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-var _ = Describe("An API with 10,000 idle connections and clients that never finish their requests", func() {
+var _ = Describe("An API with 10,000 idle connections and clients that never finish their requests", Label("long"), func() {
 	const idle, slow = 10_000, 500
 
 	It("answers other clients, also during a database outage, and recovers after it", func(ctx SpecContext) {

@@ -42,7 +42,7 @@ var _ = Describe("The version of a program", func() {
 		Expect(err).NotTo(HaveOccurred(), "%s", output)
 	}
 
-	It("is the tag given to go install", func(ctx SpecContext) {
+	It("is the tag given to go install", Label("long"), func(ctx SpecContext) {
 		dir := GinkgoT().TempDir()
 		served := filepath.Join(dir, "proxy", filepath.FromSlash(modulePath), "@v")
 		Expect(os.MkdirAll(served, 0o750)).To(Succeed())

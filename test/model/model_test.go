@@ -104,14 +104,19 @@ var mutants = []struct {
 }
 
 var _ = Describe("The model of the delivery protocol", func() {
-	for _, b := range []bounds{
-		{faults: 2},
-		{faults: 2, poison: 0b01},
-		{faults: 1, poison: 0b11},
-		{faults: 1, failovers: 1},
-		{failovers: 2, poison: 0b01},
+	for _, c := range []struct {
+		bounds
+
+		labels Labels
+	}{
+		{bounds{faults: 2}, Label("long")},
+		{bounds{faults: 2, poison: 0b01}, Label("long")},
+		{bounds{faults: 1, poison: 0b11}, nil},
+		{bounds{faults: 1, failovers: 1}, nil},
+		{bounds{failovers: 2, poison: 0b01}, Label("long")},
 	} {
-		It("holds in every order of steps with "+b.String(), func(ctx SpecContext) {
+		b := c.bounds
+		It("holds in every order of steps with "+b.String(), c.labels, func(ctx SpecContext) {
 			said := check(ctx, b)
 			Expect(said).To(ContainSubstring("errors: 0\n"))
 			Expect(said).NotTo(Or(ContainSubstring("Search not completed"), ContainSubstring("max search depth")))
