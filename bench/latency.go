@@ -9,9 +9,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/lib/pq"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 const latencyTime = 10 * time.Second

@@ -8,8 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/jmoiron/sqlx"
+
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 const insertEvent = `INSERT INTO outbox_events

@@ -10,15 +10,15 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/faults"
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 // chaosDuration is the duration of the chaos. Without it the chaos ends after a

@@ -5,13 +5,13 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
 	"github.com/diehard-outbox/diehard/test/faultydisk"
 	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 var _ = Describe("A faulty disk", func() {

@@ -8,16 +8,16 @@ import (
 	"slices"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/faults"
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 // stage is a system on its own engines, on which users are created

@@ -3,10 +3,10 @@ package chaos_test
 import (
 	"strings"
 
-	"github.com/diehard-outbox/diehard/internal/faults"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 

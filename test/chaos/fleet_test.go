@@ -8,11 +8,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )

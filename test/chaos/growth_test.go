@@ -5,12 +5,13 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 // An old transaction prevents PostgreSQL from removing rows that were deleted

@@ -5,11 +5,11 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/diehard-outbox/diehard/internal/faults"
-	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )

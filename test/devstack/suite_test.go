@@ -13,12 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gexec"
 
 	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 func TestDevstack(t *testing.T) {

@@ -9,9 +9,10 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/diehard-outbox/diehard/internal/needs"
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
 // Disk is a server's disk that can fail. The server must run with Env.

@@ -6,11 +6,12 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
-	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 )
 
 // withKeys makes a server require keys. The name of a key is the key without its

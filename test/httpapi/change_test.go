@@ -5,9 +5,10 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
 )
 
 var _ = Describe("A change", func() {

@@ -6,9 +6,10 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
 )
 
 var _ = Describe("The body of a new user", func() {

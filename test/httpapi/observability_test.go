@@ -6,15 +6,16 @@ import (
 	"net/http"
 	"strings"
 
-	"github.com/diehard-outbox/diehard/internal/sentrytest"
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
-	"github.com/diehard-outbox/diehard/pkg/telemetry"
 	"github.com/getsentry/sentry-go"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/diehard-outbox/diehard/internal/sentrytest"
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/telemetry"
 )
 
 const (

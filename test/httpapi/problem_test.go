@@ -9,11 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
-	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
+
+	"github.com/diehard-outbox/diehard/internal/testengines"
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
 )
 
 var _ = Describe("Problems", func() {

@@ -13,10 +13,11 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
-	"github.com/diehard-outbox/diehard/internal/needs"
-	"github.com/diehard-outbox/diehard/tools/devstack"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/needs"
+	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
 // visit is a browser's visit to a page.

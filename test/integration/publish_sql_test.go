@@ -3,10 +3,10 @@ package integration_test
 import (
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 

@@ -8,11 +8,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/faults"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 

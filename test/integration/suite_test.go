@@ -6,10 +6,10 @@ import (
 	"context"
 	"testing"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/programs"
 	"github.com/diehard-outbox/diehard/test/system"
 )

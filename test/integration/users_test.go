@@ -7,10 +7,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 

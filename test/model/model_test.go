@@ -13,9 +13,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/diehard-outbox/diehard/internal/needs"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/needs"
 )
 
 func TestModel(t *testing.T) {

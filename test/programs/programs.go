@@ -19,10 +19,11 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/diehard-outbox/diehard/internal/testengines"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gexec"
+
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 // Patience limits the start and the end of a program.
