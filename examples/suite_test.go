@@ -63,10 +63,18 @@ func (p program) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// binFolder returns a folder that outlives the suite, and spares the next run the work.
+func binFolder(names ...string) string {
+	GinkgoHelper()
+	dir, err := filepath.Abs(filepath.Join("..", "bin", filepath.Join(names...)))
+	Expect(err).NotTo(HaveOccurred())
+	return dir
+}
+
 // unpack returns the folder of Debian's packages, unpacked.
 func unpack(ctx context.Context, name string, packages ...string) (dir string, ok bool) {
-	dir, err := filepath.Abs(filepath.Join("..", "bin", "tools", name))
-	Expect(err).NotTo(HaveOccurred())
+	GinkgoHelper()
+	dir = binFolder("tools", name)
 	output, err := exec.CommandContext(ctx, "./unpack-debian.sh", append([]string{dir}, packages...)...).CombinedOutput() //nolint:gosec // our own script
 	if err != nil {
 		GinkgoWriter.Printf("unpack %v: %v: %s", packages, err, output)
@@ -77,7 +85,8 @@ func unpack(ctx context.Context, name string, packages ...string) (dir string, o
 // compile returns a folder with the examples that are written in Go.
 func compile(ctx context.Context) string {
 	GinkgoHelper()
-	dir := GinkgoT().TempDir()
+	dir := binFolder("examples")
+	Expect(os.MkdirAll(dir, 0o755)).To(Succeed()) //nolint:gosec // no secret
 	for _, args := range [][]string{
 		{"build", "-o", dir, "./..."},
 		{"test", "-c", "-o", dir + "/shop.test", "./shop"},
