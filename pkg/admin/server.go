@@ -1,6 +1,6 @@
-// Package admin is the operators' port of both programs: whether the process
-// lives, whether it is ready, and its metrics. It listens apart from the API,
-// so that it is neither exposed nor slowed down along with it.
+// Package admin serves the operators' port of both programs: liveness, readiness and
+// metrics. The port is separate from the API's, so that it is not exposed to clients
+// and stays responsive under load.
 package admin
 
 import (
@@ -21,13 +21,12 @@ import (
 )
 
 const (
-	// checkTimeout bounds one readiness check. A probe that waits less, as
-	// Kubernetes' does by default, takes no answer for not ready, which it is.
+	// checkTimeout limits a readiness check. A probe with a shorter timeout, such as
+	// the default of Kubernetes, also counts the missing answer as not ready.
 	checkTimeout = 2 * time.Second
-	// requestTimeout bounds a request from its headers to its answer, a slow
-	// scrape's at the most.
+	// requestTimeout limits a request, including a slow scrape.
 	requestTimeout = 30 * time.Second
-	// shutdownTimeout bounds how long Run waits for requests in flight.
+	// shutdownTimeout limits how long Run waits for requests in flight.
 	shutdownTimeout = 2 * time.Second
 
 	readHeaderTimeout = 5 * time.Second
@@ -35,27 +34,27 @@ const (
 	maxHeaderBytes    = 16 << 10
 )
 
-// Check is one thing that the program needs to do its work.
+// Check is a readiness check.
 type Check struct {
-	// Name is what the answer calls it.
+	// Name identifies the check in the answer of /readyz.
 	Name string
-	// Func returns nil while it is there, and otherwise why not. It is called
-	// by one goroutine at a time, with a deadline; where it does not heed that,
-	// the answer does not wait for it.
+	// Func returns nil if healthy, otherwise the reason. One goroutine at a time
+	// calls it, with a deadline. If it exceeds the deadline, the check fails without
+	// waiting for it.
 	Func func(ctx context.Context) error
 }
 
-// Options configure a Server. Log and Registry are required.
+// Options configures a Server. Log and Registry are required.
 type Options struct {
-	// Addr is host:port to listen on; port 0 takes a free one.
+	// Addr is the host:port to listen on. Port 0 picks a free port.
 	Addr string
 	Log  *slog.Logger
-	// Registry is what /metrics shows. New adds the metrics of the process, of
-	// Go's runtime and of the build.
+	// Registry holds the metrics of /metrics. New adds the metrics of the process,
+	// the Go runtime and the build.
 	Registry *prometheus.Registry
-	// Version is the build's.
+	// Version is the version of the build.
 	Version string
-	// Ready are the checks behind /readyz.
+	// Ready holds the checks of /readyz.
 	Ready []Check
 }
 
@@ -66,11 +65,11 @@ type Server struct {
 	http   *httpserver.Server
 }
 
-// New returns a Server that does not listen yet.
+// New returns a Server that is not listening yet.
 func New(o Options) *Server {
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "diehard_build_info",
-		Help:        "1, with the version of the program.",
+		Help:        "Constant 1, labeled with the version of the program.",
 		ConstLabels: prometheus.Labels{"version": o.Version},
 	})
 	build.Set(1)
@@ -98,12 +97,12 @@ func New(o Options) *Server {
 // before Run listens.
 func (s *Server) Addr() string { return s.http.Addr() }
 
-// Run listens and serves until ctx is canceled; then it returns nil. It is
-// called once.
+// Run listens and serves until ctx is canceled, and then returns nil. It must be called
+// only once.
 func (s *Server) Run(ctx context.Context) error {
 	err := s.http.Run(ctx)
 	if errors.Is(err, httpserver.ErrCutOff) {
-		return nil // a probe or a scrape that was cut off is repeated
+		return nil // clients repeat probes and scrapes
 	}
 	return err
 }
@@ -124,7 +123,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(s.o.Registry,
 		promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{
 			ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelWarn),
-			// A collector that fails must not hide the others.
+			// One failing collector must not hide the metrics of the others.
 			ErrorHandling: promhttp.ContinueOnError,
 			Registry:      s.o.Registry,
 		})))
@@ -147,7 +146,7 @@ type checkResult struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// ready runs all checks at once.
+// ready runs all checks concurrently.
 func (s *Server) ready(ctx context.Context) health {
 	result := health{Status: statusOK, Checks: make(map[string]checkResult, len(s.o.Ready))}
 	var (
@@ -173,15 +172,15 @@ func (s *Server) ready(ctx context.Context) health {
 
 var errCheckTimeout = errors.New("no answer within " + checkTimeout.String())
 
-// run runs the check, or joins one that is running: probes must not pile up
-// behind a check that hangs.
+// run runs the check, or joins the running call, so that probes do not pile up behind a
+// check that hangs.
 func (s *Server) run(ctx context.Context, check Check) error {
 	running := s.checks.DoChan(check.Name, func() (any, error) {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), checkTimeout, errCheckTimeout)
 		defer cancel()
 		err := check.Func(ctx)
 		if err != nil && ctx.Err() != nil {
-			err = errCheckTimeout // whatever the check makes of it
+			err = errCheckTimeout // replaces the check's own error for the deadline
 		}
 		return nil, err
 	})
@@ -200,6 +199,6 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, code int, body h
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		s.o.Log.DebugContext(r.Context(), "a probe did not wait for its answer", "err", err)
+		s.o.Log.DebugContext(r.Context(), "probe disconnected before its answer", "err", err)
 	}
 }

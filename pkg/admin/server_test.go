@@ -62,7 +62,7 @@ var _ = Describe("The admin port", func() {
 		})
 	}
 
-	// start serves the checks until the spec ends, and returns the URL.
+	// start serves the checks until the spec ends and returns the URL.
 	start := func(ctx context.Context, checks ...admin.Check) string {
 		GinkgoHelper()
 		server := newServer("127.0.0.1:0", checks...)
@@ -82,19 +82,19 @@ var _ = Describe("The admin port", func() {
 	healthy := func(context.Context) error { return nil }
 	failing := func(context.Context) error { return errors.New("connection refused") }
 
-	It("is alive whatever the checks say", func(ctx SpecContext) {
+	It("is alive even if a check fails", func(ctx SpecContext) {
 		url := start(ctx, admin.Check{Name: "postgresql", Func: failing})
 		Expect(get(ctx, http.MethodGet, url+"/livez")).To(Equal(answer{http.StatusOK, "application/json", `{"status":"ok"}` + "\n"}))
 	})
 
-	It("is ready when every check passes", func(ctx SpecContext) {
+	It("is ready if every check passes", func(ctx SpecContext) {
 		url := start(ctx, admin.Check{Name: "postgresql", Func: healthy}, admin.Check{Name: "sink", Func: healthy})
 		ready := get(ctx, http.MethodGet, url+"/readyz")
 		Expect(ready.status).To(Equal(http.StatusOK))
 		Expect(ready.body).To(MatchJSON(`{"status": "ok", "checks": {"postgresql": {"status": "ok"}, "sink": {"status": "ok"}}}`))
 	})
 
-	It("is not ready when a check fails, and says which and why", func(ctx SpecContext) {
+	It("is not ready if a check fails, and names the check and the reason", func(ctx SpecContext) {
 		url := start(ctx, admin.Check{Name: "postgresql", Func: failing}, admin.Check{Name: "sink", Func: healthy},
 			admin.Check{Name: "schema", Func: func(context.Context) error { return errors.New("too old") }})
 		ready := get(ctx, http.MethodGet, url+"/readyz")
@@ -119,7 +119,7 @@ var _ = Describe("The admin port", func() {
 		Expect(get(ctx, http.MethodGet, url+"/readyz").status).To(Equal(http.StatusOK))
 	})
 
-	It("does not wait for a check that hangs, and does not start it again meanwhile", func(ctx SpecContext) {
+	It("does not wait for a check that hangs, and does not start it again", func(ctx SpecContext) {
 		var calls atomic.Int32
 		release := make(chan struct{})
 		url := start(ctx, admin.Check{Name: "postgresql", Func: func(context.Context) error {
@@ -166,14 +166,14 @@ var _ = Describe("The admin port", func() {
 		Eventually(ended).Should(Receive(MatchError(ContainSubstring("no answer within"))))
 	})
 
-	It("says of a check that gave something up what it says itself", func(ctx SpecContext) {
+	It("reports the error of a check that had a shorter deadline of its own", func(ctx SpecContext) {
 		url := start(ctx, admin.Check{Name: "postgresql", Func: func(context.Context) error {
 			return fmt.Errorf("connect: %w", context.DeadlineExceeded)
 		}})
 		Expect(get(ctx, http.MethodGet, url+"/readyz").body).To(ContainSubstring(`"error":"connect: context deadline exceeded"`))
 	})
 
-	It("shows the metrics of the program, the process and the build", func(ctx SpecContext) {
+	It("serves the metrics of the program, the process and the build", func(ctx SpecContext) {
 		gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "diehard_test", Help: "A test."})
 		gauge.Set(42)
 		registry.MustRegister(gauge)
@@ -188,10 +188,10 @@ var _ = Describe("The admin port", func() {
 		}
 	})
 
-	It("shows the other metrics when a collector fails", func(ctx SpecContext) {
+	It("serves the other metrics if a collector fails", func(ctx SpecContext) {
 		registry.MustRegister(broken{})
 		url := start(ctx)
-		for range 2 { // the failure is counted once the scrape is over
+		for range 2 { // the failure is counted after the scrape
 			shown := get(ctx, http.MethodGet, url+"/metrics")
 			Expect(shown.status).To(Equal(http.StatusOK))
 			Expect(shown.body).To(ContainSubstring("diehard_build_info"))
@@ -202,7 +202,7 @@ var _ = Describe("The admin port", func() {
 		Expect(log).To(gbytes.Say(`level=WARN msg=.*diehard_broken`))
 	})
 
-	DescribeTable("has nothing else", func(ctx SpecContext, method, path string, status int) {
+	DescribeTable("serves nothing else", func(ctx SpecContext, method, path string, status int) {
 		Expect(get(ctx, method, start(ctx)+path).status).To(Equal(status))
 	},
 		Entry(nil, http.MethodGet, "/", http.StatusNotFound),
@@ -210,20 +210,20 @@ var _ = Describe("The admin port", func() {
 		Entry(nil, http.MethodPost, "/readyz", http.StatusMethodNotAllowed),
 	)
 
-	It("cannot have an address that is taken", func(ctx SpecContext) {
+	It("fails if the address is in use", func(ctx SpecContext) {
 		taken, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(taken.Close)
 		Expect(newServer(taken.Addr().String()).Run(ctx)).To(MatchError(ContainSubstring("address already in use")))
 	})
 
-	It("ends without an error where it is stopped before it listens", func(ctx SpecContext) {
+	It("returns nil if it is stopped before it listens", func(ctx SpecContext) {
 		stopped, stop := context.WithCancel(ctx)
 		stop()
 		Expect(newServer("localhost:0").Run(stopped)).To(Succeed())
 	})
 
-	It("finishes a request that is under way when it is told to stop", func(ctx SpecContext) {
+	It("finishes a request in flight when it is stopped", func(ctx SpecContext) {
 		asked, release := make(chan struct{}), make(chan struct{})
 		server := newServer("127.0.0.1:0", admin.Check{Name: "slow", Func: func(context.Context) error {
 			close(asked)
@@ -241,7 +241,7 @@ var _ = Describe("The admin port", func() {
 		}()
 		Eventually(asked).Should(BeClosed())
 		stop()
-		Eventually(func() error { // until it takes no more
+		Eventually(func() error { // until it accepts no more connections
 			conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.Addr())
 			if err == nil {
 				_ = conn.Close()
@@ -254,7 +254,7 @@ var _ = Describe("The admin port", func() {
 	})
 })
 
-// broken is a collector that fails.
+// broken is a collector that always fails.
 type broken struct{}
 
 func (broken) Describe(descs chan<- *prometheus.Desc) { descs <- brokenDesc }

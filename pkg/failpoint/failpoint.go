@@ -1,21 +1,22 @@
-// Package failpoint names the steps of delivery at which a test kills or suspends a
-// program. Without the build tag failpoints, At does nothing, and the compiler removes it.
+// Package failpoint names the steps of publishing and delivery at which a test kills or
+// suspends a program. Without the build tag failpoints, At does nothing and the compiler
+// removes it.
 package failpoint
 
-// Point is a step: the program has just done what the name says, unless the name says
-// before.
+// Point is a step. The program has just completed the named operation, unless the name
+// contains "before".
 type Point string
 
 // The steps, in the order of an event's life.
 const (
-	KeyTaken         Point = "key-taken"         // an idempotency key, in the caller's transaction
-	PublishBefore    Point = "publish-before"    // nothing of the event is written
-	PublishInserted  Point = "publish-inserted"  // in the caller's transaction
-	KeyKept          Point = "key-kept"          // with the answer, in the same
-	PublishCommitted Point = "publish-committed" // and the caller does not know it yet
+	KeyTaken         Point = "key-taken"         // an idempotency key is locked in the caller's transaction
+	PublishBefore    Point = "publish-before"    // the event is not written
+	PublishInserted  Point = "publish-inserted"  // the event is written, in the caller's transaction
+	KeyKept          Point = "key-kept"          // the key and the answer are written, in the same transaction
+	PublishCommitted Point = "publish-committed" // the caller does not know it yet
 
 	CutLocked       Point = "cut-locked"
-	CutWritten      Point = "cut-written" // a batch, in the transaction
+	CutWritten      Point = "cut-written" // a batch is written, in the transaction
 	CutBeforeCommit Point = "cut-before-commit"
 	CutCommitted    Point = "cut-committed"
 
@@ -24,36 +25,36 @@ const (
 	HistoryCommitted      Point = "history-committed"
 
 	ClaimBefore Point = "claim-before"
-	ClaimMarked Point = "claim-marked" // committed: the attempt is counted
+	ClaimMarked Point = "claim-marked" // the attempt is counted and committed
 	ClaimLeased Point = "claim-leased"
 
-	FlushRead         Point = "flush-read"         // the events, into memory. The deadline runs
-	FlushBegun        Point = "flush-begun"        // the sink knows the statement, and no rows
-	FlushAcknowledged Point = "flush-acknowledged" // and acknowledged
+	FlushRead         Point = "flush-read"         // the events are in memory, the deadline runs
+	FlushBegun        Point = "flush-begun"        // the sink has the statement and no rows
+	FlushAcknowledged Point = "flush-acknowledged" // the sink has acknowledged the insert
 
-	ResolveRead          Point = "resolve-read"   // the events' keys
+	ResolveRead          Point = "resolve-read"   // the keys of the events are read
 	ResolveWaited        Point = "resolve-waited" // no earlier insert is in flight
 	ResolveChecked       Point = "resolve-checked"
-	ReinsertAcknowledged Point = "reinsert-acknowledged" // under the same token, and acknowledged
+	ReinsertAcknowledged Point = "reinsert-acknowledged" // under the same token
 	ReinsertWaited       Point = "reinsert-waited"
 	ReinsertChecked      Point = "reinsert-checked"
 
-	SettleDeleted          Point = "settle-deleted" // the events, in the transaction
+	SettleDeleted          Point = "settle-deleted" // the events are deleted, in the transaction
 	SettleBeforeCommit     Point = "settle-before-commit"
 	SettleCommitted        Point = "settle-committed"
 	RetryBeforeCommit      Point = "retry-before-commit"
 	RetryCommitted         Point = "retry-committed"
 	RenewTokenBeforeCommit Point = "renew-token-before-commit"
 	RenewTokenCommitted    Point = "renew-token-committed"
-	ShrinkDeleted          Point = "shrink-deleted" // some of the events, in the transaction
+	ShrinkDeleted          Point = "shrink-deleted" // some of the events are deleted, in the transaction
 	ShrinkBeforeCommit     Point = "shrink-before-commit"
 	ShrinkCommitted        Point = "shrink-committed"
-	SplitDeleted           Point = "split-deleted" // the batch, in the transaction
+	SplitDeleted           Point = "split-deleted" // the batch is deleted, in the transaction
 	SplitBeforeCommit      Point = "split-before-commit"
 	SplitCommitted         Point = "split-committed"
 
-	RequeueBeforeCommit Point = "requeue-before-commit" // dead letters are events again
-	RequeueCommitted    Point = "requeue-committed"     // and the operator does not know it yet
+	RequeueBeforeCommit Point = "requeue-before-commit" // the dead letters are events again
+	RequeueCommitted    Point = "requeue-committed"     // the operator does not know it yet
 )
 
 // All lists every failpoint.

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// Env says what happens where: POINT=kill ends the program like a power cut
-// when it first gets to the point, POINT=stop halts it until it gets a SIGCONT,
-// and POINT=kill@3 does so the third time.
+// Env is the environment variable that sets a failpoint. POINT=kill kills the program
+// with SIGKILL when it first reaches the point. POINT=stop suspends it until SIGCONT.
+// POINT=kill@3 acts on the third visit.
 const Env = "FAILPOINT"
 
 var (
@@ -35,12 +35,12 @@ func parse(setting string) (at Point, s syscall.Signal, n int64) {
 	}
 	s = map[string]syscall.Signal{"kill": syscall.SIGKILL, "stop": syscall.SIGSTOP}[action]
 	if !slices.Contains(All, Point(name)) || s == 0 || n < 1 {
-		panic(Env + " is wrong: " + setting)
+		panic("invalid " + Env + ": " + setting)
 	}
 	return Point(name), s, n
 }
 
-// At is where the program may end.
+// At kills or suspends the program if Env names the point.
 func At(p Point) {
 	if p == point && visits.Add(1) == visit {
 		fmt.Fprintf(os.Stderr, "{\"msg\":\"failpoint reached\",\"point\":%q}\n", p)
@@ -48,6 +48,6 @@ func At(p Point) {
 		if signal == syscall.SIGKILL {
 			select {}
 		}
-		time.Sleep(100 * time.Millisecond) // a signal takes a moment to arrive
+		time.Sleep(100 * time.Millisecond) // SIGSTOP is not delivered at once
 	}
 }

@@ -1,5 +1,5 @@
-// Package httpserver listens, serves and shuts down, for the HTTP API and for
-// the admin port alike.
+// Package httpserver runs an HTTP server until its context ends: it listens, serves and
+// shuts down. The HTTP API and the admin port use it.
 package httpserver
 
 import (
@@ -13,29 +13,28 @@ import (
 	"time"
 )
 
-// Options configure a Server. All fields are required.
+// Options configures a Server. All fields are required.
 type Options struct {
-	// Name is the server's name in the log and in errors, such as HTTP API.
+	// Name is the name of the server in the log and in errors, such as HTTP API.
 	Name string
 	Log  *slog.Logger
-	// HTTP has the address, the handler, the timeouts and the bounds. Port 0 takes
+	// HTTP sets the address, the handler, the timeouts and the limits. Port 0 picks
 	// a free port. Run sets BaseContext and ErrorLog.
 	HTTP *http.Server
 	// ShutdownTimeout is how long Run waits for requests in flight.
 	ShutdownTimeout time.Duration
 }
 
-// Server serves HTTP until it is told to stop.
+// Server is an HTTP server with a graceful shutdown.
 type Server struct {
 	o    Options
-	addr atomic.Value // string, set when the server listens
+	addr atomic.Value // a string, set when the server listens
 }
 
-// New returns a Server that does not listen yet.
+// New returns a Server that is not listening yet.
 func New(o Options) *Server { return &Server{o: o} }
 
-// ErrCutOff is an error of Run: the server stopped, but not every request was
-// finished.
+// ErrCutOff is returned by Run if the server stopped before all requests finished.
 var ErrCutOff = errors.New("requests in flight were cut off")
 
 // Addr returns the host:port that the server listens on. It is empty until Run
@@ -45,25 +44,27 @@ func (s *Server) Addr() string {
 	return addr
 }
 
-// Run listens and serves until ctx is canceled. Then it accepts no more
-// connections, waits up to ShutdownTimeout for requests in flight, and cancels
-// the contexts of the others. It returns nil when all requests were finished, or
-// when ctx was canceled before the server listened; ErrCutOff when requests were
-// cut off; another error when it could not listen or serve. It is called once.
+// Run listens and serves until ctx is canceled. Then it accepts no more connections,
+// waits up to ShutdownTimeout for requests in flight, and cancels the contexts of the
+// remaining requests. It must be called only once.
+//
+// Run returns nil if all requests finished, or if ctx was canceled before the server
+// listened. It returns ErrCutOff if requests did not finish in time, and another error
+// if it cannot listen or serve.
 func (s *Server) Run(ctx context.Context) error {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", s.o.HTTP.Addr)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil // stopped while a host name was looked up
+			return nil // ctx ended during the lookup of the host name
 		}
 		return fmt.Errorf("start the %s: %w", s.o.Name, err)
 	}
 	addr := listener.Addr().String()
-	s.o.Log.InfoContext(ctx, s.o.Name+" listens", "addr", addr) //nolint:sloglint // a constant of each server
-	s.addr.Store(addr)                                          // after the log has named it
+	s.o.Log.InfoContext(ctx, s.o.Name+" listens", "addr", addr) //nolint:sloglint // the name is constant
+	s.addr.Store(addr)                                          // Addr returns it only after the log record
 
-	// The contexts of requests outlive ctx, so that they can be finished, but they
-	// do not outlive Run.
+	// The contexts of requests outlive ctx, so that requests in flight can finish. They
+	// end with Run.
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := s.o.HTTP

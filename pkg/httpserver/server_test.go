@@ -28,9 +28,9 @@ var _ = Describe("A server", func() {
 	var (
 		log     *gbytes.Buffer
 		arrived chan context.Context // of each request
-		release chan struct{}        // lets each request go on
+		release chan struct{}        // lets each request finish
 		server  *httpserver.Server
-		ended   chan error // what Run returns
+		ended   chan error // receives the result of Run
 		stop    context.CancelFunc
 	)
 
@@ -62,7 +62,7 @@ var _ = Describe("A server", func() {
 		Eventually(ctx, server.Addr).ShouldNot(BeEmpty())
 	}
 
-	// ask sends a request, and returns its answer's status or its error.
+	// ask sends a request. The channels receive the status of the answer or the error.
 	ask := func(ctx context.Context) (<-chan int, <-chan error) {
 		GinkgoHelper()
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.Addr(), http.NoBody)
@@ -92,18 +92,18 @@ var _ = Describe("A server", func() {
 		log, arrived, release = gbytes.NewBuffer(), make(chan context.Context, 1), make(chan struct{})
 	})
 
-	It("logs the address that it listens on", func(ctx SpecContext) {
+	It("logs its listen address", func(ctx SpecContext) {
 		start(ctx, time.Minute)
 		Expect(log).To(gbytes.Say(`level=INFO msg="test server listens" addr=` + server.Addr()))
 	})
 
-	It("returns an error when the address is taken", func(ctx SpecContext) {
+	It("returns an error if the address is in use", func(ctx SpecContext) {
 		start(ctx, time.Minute)
 		Expect(newServer(server.Addr(), time.Minute).Run(ctx)).To(MatchError(SatisfyAll(
 			HavePrefix("start the test server: "), HaveSuffix("address already in use"))))
 	})
 
-	It("returns nil when it is stopped before it listens", func(ctx SpecContext) {
+	It("returns nil if it is stopped before it listens", func(ctx SpecContext) {
 		stopped, stop := context.WithCancel(ctx)
 		stop()
 		Expect(newServer("localhost:0", time.Minute).Run(stopped)).To(Succeed())

@@ -1,7 +1,6 @@
-// Package idempotency lets a client repeat a request whose answer it has lost.
-// The answer to a request that changed something is kept under the client's
-// key, in the transaction of the change: there is no effect without its key and
-// no key without its effect, wherever the process dies.
+// Package idempotency lets a client safely repeat a request after it has lost the
+// answer. It stores the answer under the client's key in the same transaction as the
+// change. A crash leaves either both or neither.
 package idempotency
 
 import (
@@ -19,38 +18,37 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// DefaultTTL is how long an answer is kept where Options do not say.
+// DefaultTTL is the default of Options.TTL.
 const DefaultTTL = 24 * time.Hour
 
-// MaxKeyBytes bounds a key.
+// MaxKeyBytes is the maximum length of a key.
 const MaxKeyBytes = 255
 
 var (
-	// ErrInProgress says that another request with the key is being worked on.
-	ErrInProgress = errors.New("a request with this idempotency key is being worked on")
-	// ErrMismatch says that the key belongs to a request that asked for
-	// something else.
-	ErrMismatch = errors.New("the idempotency key was used for another request")
+	// ErrInProgress means that another request with the same key is in progress.
+	ErrInProgress = errors.New("another request with this idempotency key is in progress")
+	// ErrMismatch means that the key was used for a different request.
+	ErrMismatch = errors.New("idempotency key already used for a different request")
 )
 
-// Options configure a Keeper. DB is required.
+// Options configures a Keeper. DB is required.
 type Options struct {
 	DB  *sqlx.DB
 	Log *slog.Logger
-	// TTL is how long an answer is kept; DefaultTTL by default.
+	// TTL is how long an answer is kept. The default is DefaultTTL.
 	TTL time.Duration
-	// Schema is the schema of the table of keys. If it is empty, the table is found by
-	// the session's search_path.
+	// Schema is the schema of the table idempotency_keys. If it is empty, the
+	// session's search_path applies.
 	Schema string
 }
 
-// Keeper keeps answers under keys. It is safe for concurrent use by any number
-// of processes on one database.
+// Keeper stores answers under keys. It is safe for concurrent use, also by several
+// processes on one database.
 type Keeper struct {
 	db  *sqlx.DB
 	log *slog.Logger
 	ttl time.Duration
-	sql func(string) string // puts the schema into a statement
+	sql func(string) string // adds the schema to a statement
 }
 
 // NewKeeper returns a Keeper.
@@ -64,25 +62,25 @@ func NewKeeper(o Options) *Keeper {
 	return &Keeper{db: o.DB, log: o.Log, ttl: o.TTL, sql: postgres.InSchema(o.Schema)}
 }
 
-// Key is a client's key, and what it was used for.
+// Key is a client's key with the fingerprint of the request.
 type Key struct {
-	// Value is 1 to MaxKeyBytes long.
+	// Value has 1 to MaxKeyBytes bytes.
 	Value string
-	// Fingerprint is a hash of what the request asks for.
+	// Fingerprint is a hash of the request.
 	Fingerprint [32]byte
 }
 
-// Answer is what a client was told.
+// Answer is the HTTP answer to a request.
 type Answer struct {
 	Status   int    `db:"status"`
-	Location string `db:"location"` // may be empty
+	Location string `db:"location"` // can be empty
 	Body     []byte `db:"body"`
 }
 
-// Do does the work in tx, once for a key, and keeps its answer in tx: later
-// calls get that answer, and replayed is true. Nothing is kept of work that
-// fails. It returns ErrInProgress while another transaction has the key, and
-// ErrMismatch where the key has another fingerprint.
+// Do runs work once for a key and stores its answer in tx. Later calls return the
+// stored answer, with replayed true. If work fails, Do stores nothing. It returns
+// ErrInProgress while another transaction holds the key, and ErrMismatch if the key was
+// stored with a different fingerprint.
 func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answer, error)) (answer Answer, replayed bool, err error) {
 	answer, replayed, err = k.take(ctx, tx, key)
 	if err != nil || replayed {
@@ -95,24 +93,24 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answ
 	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Value, key.Fingerprint[:], answer.Status, answer.Location,
 		answer.Body, k.ttl.Seconds())
 	if err != nil {
-		return Answer{}, false, fmt.Errorf("keep the answer: %w", err)
+		return Answer{}, false, fmt.Errorf("store the answer: %w", err)
 	}
 	rows, err := result.RowsAffected()
 	if err != nil {
-		return Answer{}, false, fmt.Errorf("keep the answer: %w", err)
+		return Answer{}, false, fmt.Errorf("store the answer: %w", err)
 	}
-	if rows != 1 { // somebody has kept one meanwhile, who had no lock
+	if rows != 1 { // a writer without the lock has stored an answer
 		return Answer{}, false, ErrInProgress
 	}
 	failpoint.At(failpoint.KeyKept)
 	return answer, false, nil
 }
 
-// The lock is the transaction's, so that a process that dies leaves none behind.
+// The lock belongs to the transaction, so it ends with a crash.
 const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || $1::text, 0))`
 
-// A statement of its own after the lock: its snapshot holds what the lock's
-// owner before has committed.
+// Must run as a separate statement after the lock: its snapshot then includes the commit
+// of the previous holder.
 const selectSQL = `
 SELECT fingerprint, status, location, body
 FROM {schema}idempotency_keys
@@ -126,8 +124,7 @@ SET fingerprint = excluded.fingerprint, status = excluded.status, location = exc
     body = excluded.body, expires_at = excluded.expires_at
 WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
 
-// take locks the key until tx ends, and returns the answer that is kept under
-// it, if there is one.
+// take locks the key until tx ends and returns the stored answer, if any.
 func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (answer Answer, found bool, err error) {
 	var locked bool
 	if err := tx.GetContext(ctx, &locked, lockSQL, key.Value); err != nil {
@@ -145,7 +142,7 @@ func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (answer Answer,
 	case errors.Is(err, sql.ErrNoRows):
 		return Answer{}, false, nil
 	case err != nil:
-		return Answer{}, false, fmt.Errorf("look for the idempotency key: %w", err)
+		return Answer{}, false, fmt.Errorf("read the idempotency key: %w", err)
 	case !bytes.Equal(kept.Fingerprint, key.Fingerprint[:]):
 		return Answer{}, false, ErrMismatch
 	}
@@ -153,14 +150,13 @@ func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (answer Answer,
 }
 
 const (
-	// cleanInterval is how often expired answers are removed.
+	// cleanInterval is the interval between deletions of expired answers.
 	cleanInterval = time.Minute
-	// cleanRows bounds one statement, so that it holds its locks for a moment
-	// only.
+	// cleanRows is the maximum number of rows per statement. It keeps locks short.
 	cleanRows = 1000
 )
 
-// Of several processes each removes rows of its own.
+// SKIP LOCKED lets several processes delete different rows at the same time.
 const cleanSQL = `
 DELETE FROM {schema}idempotency_keys
 WHERE key IN (
@@ -170,11 +166,11 @@ WHERE key IN (
     LIMIT $1
     FOR UPDATE SKIP LOCKED)`
 
-// Run removes expired answers until ctx ends, and returns nil then.
+// Run deletes expired answers periodically until ctx ends, and then returns nil.
 func (k *Keeper) Run(ctx context.Context) error {
 	for {
 		if err := k.Clean(ctx); err != nil && ctx.Err() == nil && !postgres.IsUnavailable(err) {
-			k.log.WarnContext(ctx, "expired idempotency keys cannot be removed", "err", err)
+			k.log.WarnContext(ctx, "deleting expired idempotency keys failed", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -184,15 +180,15 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// Clean removes what has expired.
+// Clean deletes expired answers.
 func (k *Keeper) Clean(ctx context.Context) error {
 	for {
 		result, err := k.db.ExecContext(ctx, k.sql(cleanSQL), cleanRows)
 		if err != nil {
-			return fmt.Errorf("remove expired idempotency keys: %w", err)
+			return fmt.Errorf("delete expired idempotency keys: %w", err)
 		}
 		if rows, err := result.RowsAffected(); err != nil || rows < cleanRows {
-			return err //nolint:wrapcheck // never, with lib/pq
+			return err //nolint:wrapcheck // always nil with lib/pq
 		}
 	}
 }

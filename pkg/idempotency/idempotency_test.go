@@ -31,7 +31,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		return idempotency.Answer{Status: 201, Location: "/effects/" + note, Body: []byte("{\"note\": \"" + note + "\"}\x00\xff")}
 	}
 
-	// effect is work that leaves a note behind.
+	// effect returns work that inserts a note.
 	effect := func(ctx context.Context, tx *sqlx.Tx, note string) func() (idempotency.Answer, error) {
 		return func() (idempotency.Answer, error) {
 			_, err := tx.ExecContext(ctx, "INSERT INTO effects VALUES ($1)", note)
@@ -53,7 +53,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		return n
 	}
 
-	It("takes effect once, and gets its first answer again", func(ctx SpecContext) {
+	It("takes effect once and replays the first answer", func(ctx SpecContext) {
 		first, replayed, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(replayed).To(BeFalse())
@@ -66,7 +66,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
-	It("has nothing to do with another key", func(ctx SpecContext) {
+	It("is independent of other keys", func(ctx SpecContext) {
 		for _, name := range []string{"k", "K", "k ", strings.Repeat("k", idempotency.MaxKeyBytes)} {
 			_, replayed, err := do(ctx, key(name, "a"), name)
 			Expect(err).NotTo(HaveOccurred())
@@ -75,7 +75,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(4))
 	})
 
-	It("is refused where the key belongs to another request", func(ctx SpecContext) {
+	It("is refused if the key was used for a different request", func(ctx SpecContext) {
 		_, _, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())
 		_, _, err = do(ctx, key("k", "b"), "two")
@@ -83,7 +83,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
-	It("leaves no key behind where it has no effect", func(ctx SpecContext) {
+	It("stores no key if the work fails", func(ctx SpecContext) {
 		refused := errors.New("refused")
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
@@ -99,7 +99,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(replayed).To(BeFalse())
 	})
 
-	It("is refused while its twin is being worked on, and gets the twin's answer later", func(ctx SpecContext) {
+	It("is refused while a request with the same key is in progress, and replays its answer later", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
@@ -114,7 +114,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(again).To(Equal(answer("one")))
 	})
 
-	It("can be made again at once where its twin has died before the commit", func(ctx SpecContext) {
+	It("succeeds at once after a request with the same key died before its commit", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
@@ -130,7 +130,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
-	It("takes no effect where somebody who did not ask for the lock has kept an answer meanwhile", func(ctx SpecContext) {
+	It("has no effect if a writer without the lock has stored an answer", func(ctx SpecContext) {
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
 				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (key, fingerprint, status, location, body, expires_at)
@@ -147,7 +147,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(kept.Location).To(Equal("/effects/other"))
 	})
 
-	It("takes effect once, however many come at once", func(ctx SpecContext) {
+	It("takes effect once under concurrent requests", func(ctx SpecContext) {
 		var group sync.WaitGroup
 		answers := make(chan error, 200)
 		for i := range cap(answers) {
@@ -158,7 +158,7 @@ var _ = Describe("A request with an idempotency key", func() {
 						continue
 					}
 					if err == nil && !bytes.Equal(kept.Body, answer(fmt.Sprint(i%5)).Body) {
-						err = fmt.Errorf("another's answer: %q", kept.Body)
+						err = fmt.Errorf("answer of another key: %q", kept.Body)
 					}
 					answers <- err
 					return
@@ -173,14 +173,14 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(5))
 	})
 
-	Describe("whose answer has expired", func() {
+	Describe("with an expired answer", func() {
 		BeforeEach(func(ctx SpecContext) {
 			_, _, err := do(ctx, key("k", "a"), "one")
 			Expect(err).NotTo(HaveOccurred())
 			db.MustExecContext(ctx, "UPDATE idempotency_keys SET expires_at = clock_timestamp()")
 		})
 
-		It("is a new one, also where it asks for something else", func(ctx SpecContext) {
+		It("counts as a new request, even with a different fingerprint", func(ctx SpecContext) {
 			for _, want := range []bool{false, true} {
 				kept, replayed, err := do(ctx, key("k", "b"), "two")
 				Expect(err).NotTo(HaveOccurred())
@@ -189,7 +189,7 @@ var _ = Describe("A request with an idempotency key", func() {
 			}
 		})
 
-		It("is cleared away, and others are not", func(ctx SpecContext) {
+		It("is deleted, and other answers are not", func(ctx SpecContext) {
 			db.MustExecContext(ctx, `INSERT INTO idempotency_keys
 				SELECT 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
 			_, _, err := do(ctx, key("young", "a"), "two")
@@ -207,7 +207,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		})
 	})
 
-	It("keeps its answer for the time that was asked for", func(ctx SpecContext) {
+	It("keeps its answer for the configured time", func(ctx SpecContext) {
 		keeper = idempotency.NewKeeper(idempotency.Options{DB: db, TTL: 3 * time.Hour})
 		_, _, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())

@@ -20,7 +20,7 @@ func TestIdempotency(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{Postgres: true})
 
-// db is the database, empty for each spec.
+// db is a database that is empty at the start of each spec.
 var db *sqlx.DB
 
 var _ = BeforeEach(func(ctx SpecContext) {

@@ -1,9 +1,9 @@
-// Package telemetry is how the programs report on themselves: logs with slog,
-// errors and transactions to Sentry.
+// Package telemetry provides logs with slog, and reports errors and transactions to
+// Sentry.
 //
-// There is one way to report an error: a record of the level ERROR with the
-// attribute "err", logged with the context of what failed. It goes to the log
-// and, where Sentry is on, to Sentry.
+// To report an error, log a record of the level ERROR with the attribute "err" and the
+// context of the failed operation. The record goes to the log and, if Sentry is on, to
+// Sentry.
 package telemetry
 
 import (
@@ -12,25 +12,25 @@ import (
 	"log/slog"
 )
 
-// Format is how log records are written.
+// Format is the format of log records.
 type Format string
 
-// The formats: one JSON object or one line of key=value pairs for each record.
+// The formats of a record: a JSON object or a line of key=value pairs.
 const (
 	JSON Format = "json"
 	Text Format = "text"
 )
 
-// LogOptions configure a logger.
+// LogOptions configures a logger.
 type LogOptions struct {
-	// Level is the least level that is written.
+	// Level is the minimum level of records.
 	Level slog.Level
-	// Format is JSON by default.
+	// Format defaults to JSON.
 	Format Format
 }
 
-// NewLogger returns a logger that writes to w, and to Sentry what StartSentry
-// has made of it. In JSON a duration is a number of seconds.
+// NewLogger returns a logger that writes to w. It also reports errors to Sentry, if
+// StartSentry has turned Sentry on. In JSON, durations are numbers of seconds.
 func NewLogger(w io.Writer, o LogOptions) *slog.Logger {
 	var handler slog.Handler
 	switch o.Format {
@@ -49,7 +49,7 @@ func durationInSeconds(_ []string, attr slog.Attr) slog.Attr {
 	return attr
 }
 
-// ParseLevel returns the level that debug, info, warn or error names.
+// ParseLevel returns the level with the name debug, info, warn or error.
 func ParseLevel(name string) (slog.Level, error) {
 	switch name {
 	case "debug":

@@ -13,27 +13,28 @@ import (
 	"github.com/getsentry/sentry-go"
 )
 
-// flushTimeout bounds how long a program that ends waits for Sentry.
+// flushTimeout limits how long a program waits for Sentry before it exits.
 const flushTimeout = 3 * time.Second
 
-// SentryOptions configure StartSentry.
+// SentryOptions configures StartSentry.
 type SentryOptions struct {
-	// DSN is the project's; empty turns Sentry off.
+	// DSN is the DSN of the Sentry project. If it is empty, Sentry is off.
 	DSN string
-	// Environment and Release are shown with everything that is reported.
+	// Environment and Release are attached to all reports.
 	Environment, Release string
-	// TracesSampleRate is the share of the transactions that are sent, from 0,
-	// none, to 1, all. Errors are all sent.
+	// TracesSampleRate is the fraction of transactions to send, from 0 to 1. All
+	// errors are sent.
 	TracesSampleRate float64
 }
 
-// StartSentry turns Sentry on for the process: loggers of this package report
-// to it, and sentry.StartTransaction works. Before the program ends it calls
-// flush, which sends what is left within some seconds. Without a DSN both do
-// nothing. Nothing is collected but what is reported; no personal data.
+// StartSentry turns Sentry on for the process. Loggers of this package then report
+// errors, and sentry.StartTransaction reports transactions. The program must call flush
+// before it exits; flush sends pending reports within 3 seconds. Without a DSN,
+// StartSentry and flush do nothing. Reports contain no personal data and no data beyond
+// the logged attributes.
 func StartSentry(o SentryOptions) (flush func(), err error) {
 	if o.DSN == "" {
-		// Not left to sentry.Init, which would take a DSN from SENTRY_DSN.
+		// sentry.Init would read the DSN from SENTRY_DSN.
 		return func() {}, nil
 	}
 	if err := CheckSentryDSN(o.DSN); err != nil {
@@ -47,23 +48,23 @@ func StartSentry(o SentryOptions) (flush func(), err error) {
 		TracesSampleRate: o.TracesSampleRate,
 		AttachStacktrace: true,
 		Integrations:     withoutModules,
-		// None: by default a transaction that was answered with 404 is dropped.
+		// By default Sentry drops transactions with status 404.
 		TraceIgnoreStatusCodes: [][]int{},
 	})
 	if err != nil {
-		return nil, errors.New("sentry cannot be started with these options") // its error may quote the DSN
+		return nil, errors.New("start sentry: invalid options") // the error of Init can quote the DSN
 	}
 	return func() { sentry.Flush(flushTimeout) }, nil
 }
 
-// withoutModules keeps the list of all Go modules out of every event: the
-// release says it.
+// withoutModules removes the list of Go modules from events. The release identifies
+// them.
 func withoutModules(integrations []sentry.Integration) []sentry.Integration {
 	return slices.DeleteFunc(integrations, func(i sentry.Integration) bool { return i.Name() == "Modules" })
 }
 
-// CheckSentryDSN returns an error where the DSN is none. Its text holds no part
-// of the DSN.
+// CheckSentryDSN returns an error if the DSN is invalid. The error does not quote the
+// DSN.
 func CheckSentryDSN(dsn string) error {
 	if _, err := sentry.NewDsn(dsn); err != nil {
 		return errors.New("not a Sentry DSN: use https://KEY@HOST/PROJECT")
@@ -71,16 +72,16 @@ func CheckSentryDSN(dsn string) error {
 	return nil
 }
 
-// ErrorKey is the attribute whose error a record reports.
+// ErrorKey is the key of the attribute with the error of a record.
 const ErrorKey = "err"
 
-// sentryHandler passes every record on to the next handler, and reports those
-// of errors to Sentry. (sentry-go's own slog handler makes no error events,
-// only entries of Sentry's log store.)
+// sentryHandler passes every record to the next handler and reports records of the
+// level ERROR to Sentry. sentry-go's own slog handler creates entries of Sentry's log
+// store instead of error events.
 type sentryHandler struct {
 	next slog.Handler
-	// err and attrs are the logger's own, and prefix is its groups' names, joined
-	// and ended by dots.
+	// err and attrs come from WithAttrs. prefix is the names of the groups, each
+	// followed by a dot.
 	err    error
 	attrs  []slog.Attr
 	prefix string
@@ -123,7 +124,7 @@ func (h *sentryHandler) Handle(ctx context.Context, record slog.Record) error {
 	if record.Level >= slog.LevelError {
 		h.report(ctx, record)
 	}
-	return h.next.Handle(ctx, record) //nolint:wrapcheck // passes the record on
+	return h.next.Handle(ctx, record) //nolint:wrapcheck // the error of the next handler
 }
 
 func (h *sentryHandler) report(ctx context.Context, record slog.Record) {
@@ -135,8 +136,8 @@ func (h *sentryHandler) report(ctx context.Context, record slog.Record) {
 	if client == nil {
 		return
 	}
-	// The event belongs to the context's span, whatever another goroutine has
-	// begun on the same hub.
+	// The event belongs to the span of ctx. Another goroutine can set its span on the
+	// shared hub.
 	hub = hub.Clone()
 	hub.Scope().SetSpan(sentry.SpanFromContext(ctx))
 
@@ -174,8 +175,7 @@ func (h *sentryHandler) report(ctx context.Context, record slog.Record) {
 	hub.CaptureEventWithHint(event, &sentry.EventHint{Context: ctx, OriginalException: err})
 }
 
-// errorOf returns the error that the attribute reports, in whatever group, or
-// nil.
+// errorOf returns the error in the attribute err, in any group, or nil.
 func errorOf(attr slog.Attr) error {
 	if attr.Key != ErrorKey {
 		return nil
@@ -186,7 +186,7 @@ func errorOf(attr slog.Attr) error {
 
 func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 	if attr.Equal(slog.Attr{}) {
-		return // as slog.Handler asks
+		return // slog.Handler requires it
 	}
 	key, value := prefix+attr.Key, attr.Value.Resolve()
 	switch value.Kind() {
@@ -201,7 +201,7 @@ func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 		to[key] = value.Any()
 	case slog.KindFloat64:
 		if number := value.Float64(); math.IsNaN(number) || math.IsInf(number, 0) {
-			to[key] = value.String() // JSON has none, and the event would be lost
+			to[key] = value.String() // JSON cannot represent it, and the event would be lost
 		} else {
 			to[key] = number
 		}
@@ -212,7 +212,7 @@ func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 
 var ownPackage = reflect.TypeFor[sentryHandler]().PkgPath()
 
-// dropOwnFrames has the stack end where the error was logged.
+// dropOwnFrames removes the frames of the logger from the end of the stack.
 func dropOwnFrames(stack *sentry.Stacktrace) {
 	if stack == nil {
 		return

@@ -25,7 +25,7 @@ func TestTelemetry(t *testing.T) {
 }
 
 var _ = Describe("The log", func() {
-	It("is one JSON object for each record, with durations in seconds", func(ctx SpecContext) {
+	It("writes one JSON object per record, with durations in seconds", func(ctx SpecContext) {
 		var out bytes.Buffer
 		log := telemetry.NewLogger(&out, telemetry.LogOptions{Level: slog.LevelInfo})
 		log.DebugContext(ctx, "left out")
@@ -39,21 +39,21 @@ var _ = Describe("The log", func() {
 		Expect(record).To(HaveKeyWithValue("err", "no"))
 	})
 
-	It("is text for people", func(ctx SpecContext) {
+	It("writes text", func(ctx SpecContext) {
 		var out bytes.Buffer
 		log := telemetry.NewLogger(&out, telemetry.LogOptions{Level: slog.LevelDebug, Format: telemetry.Text})
 		log.DebugContext(ctx, "flushed", "duration", 1500*time.Millisecond)
 		Expect(out.String()).To(HaveSuffix("level=DEBUG msg=flushed duration=1.5s\n"))
 	})
 
-	DescribeTable("has levels", func(name string, level slog.Level) {
+	DescribeTable("knows the level", func(name string, level slog.Level) {
 		Expect(telemetry.ParseLevel(name)).To(Equal(level))
 	},
 		Entry(nil, "debug", slog.LevelDebug), Entry(nil, "info", slog.LevelInfo),
 		Entry(nil, "warn", slog.LevelWarn), Entry(nil, "error", slog.LevelError),
 	)
 
-	It("has no other levels", func() {
+	It("refuses an unknown level", func() {
 		_, err := telemetry.ParseLevel("INFO")
 		Expect(err).To(MatchError(`unknown level "INFO": must be debug, info, warn or error`))
 	})
@@ -69,8 +69,7 @@ var _ = Describe("Sentry", func() {
 
 	start := func(o telemetry.SentryOptions) {
 		GinkgoHelper()
-		// StartSentry is for the whole process, so the next spec gets back what
-		// was there before.
+		// StartSentry changes the state of the process, so each spec restores it.
 		hub := sentry.CurrentHub()
 		hub.PushScope()
 		DeferCleanup(func() {
@@ -88,7 +87,7 @@ var _ = Describe("Sentry", func() {
 		log = telemetry.NewLogger(out, telemetry.LogOptions{Level: slog.LevelInfo})
 	})
 
-	It("is told of an error with its cause, its attributes, and where it was logged", func(ctx SpecContext) {
+	It("receives an error with its cause, its attributes and the stack of the log call", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN(), Environment: "Staging", Release: "diehard@1.2.3", TracesSampleRate: 1})
 		cause := &net.AddrError{Err: "connection refused", Addr: "x"}
 		log.With("batch_id", "b").WithGroup("sink").With("table", "t").
@@ -113,10 +112,10 @@ var _ = Describe("Sentry", func() {
 			"batch_id": "b", "sink.table": "t", "sink.attempt": 3.0, "sink.of.rows": 5.0,
 			"sink.took": "1.5s", "sink.rate": 0.5, "sink.last": true, "sink.share": "NaN",
 		}))
-		Expect(out.String()).To(ContainSubstring("the flush failed"), "in the log as well")
+		Expect(out.String()).To(ContainSubstring("the flush failed"), "also in the log")
 	})
 
-	It("is told of the error that is the logger's own", func(ctx SpecContext) {
+	It("receives an error that was added to the logger", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		log.WithGroup("sink").With("err", errors.New("connection refused")).ErrorContext(ctx, "the flush failed")
 		flush()
@@ -126,7 +125,7 @@ var _ = Describe("Sentry", func() {
 		Expect(event.Contexts.Log).To(BeEmpty())
 	})
 
-	It("is told nothing that was not logged: no user, no request, no modules", func(ctx SpecContext) {
+	It("receives no user, no request and no modules", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
 		log.ErrorContext(ctx, "failed", "err", errors.New("no"))
 		sentry.StartTransaction(ctx, "one").Finish()
@@ -140,7 +139,7 @@ var _ = Describe("Sentry", func() {
 		}
 	})
 
-	It("is told of an error without a cause", func(ctx SpecContext) {
+	It("receives an error without a cause", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		log.ErrorContext(ctx, "that should not be")
 		flush()
@@ -152,7 +151,7 @@ var _ = Describe("Sentry", func() {
 		expectToEndHere(event.Threads[0].Stacktrace)
 	})
 
-	It("is not told of warnings, nor of what the log's level leaves out", func(ctx SpecContext) {
+	It("receives no warnings and no records below the log's level", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		log.WarnContext(ctx, "look", "err", errors.New("no harm"))
 		telemetry.NewLogger(out, telemetry.LogOptions{Level: slog.LevelError + 1}).ErrorContext(ctx, "quiet")
@@ -163,7 +162,7 @@ var _ = Describe("Sentry", func() {
 	It("joins the error to the transaction of its context", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
 		one := sentry.StartTransaction(ctx, "one")
-		other := sentry.StartTransaction(ctx, "other") // on the same hub, later
+		other := sentry.StartTransaction(ctx, "other") // later, on the same hub
 		log.ErrorContext(one.Context(), "failed")
 		other.Finish()
 		one.Finish()
@@ -176,7 +175,7 @@ var _ = Describe("Sentry", func() {
 		Expect(trace.TraceID).NotTo(Equal(other.TraceID.String()))
 	})
 
-	It("gets all transactions at a rate of 1, those of what was not found as well", func(ctx SpecContext) {
+	It("receives all transactions at a rate of 1, including those with status 404", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN(), TracesSampleRate: 1})
 		for _, status := range []int{200, 404, 500} {
 			transaction := sentry.StartTransaction(ctx, fmt.Sprint("status ", status))
@@ -188,7 +187,7 @@ var _ = Describe("Sentry", func() {
 			HaveField("Transaction", "status 404"), HaveField("Transaction", "status 500")))
 	})
 
-	It("gets everything that is left when the program ends", func(ctx SpecContext) {
+	It("receives pending reports when the program ends", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		const many = 50
 		for range many {
@@ -198,7 +197,7 @@ var _ = Describe("Sentry", func() {
 		Expect(server.Errors()).To(HaveLen(many))
 	})
 
-	It("is told what the context's hub knows", func(ctx SpecContext) {
+	It("receives the tags of the context's hub", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		hub := sentry.CurrentHub().Clone()
 		hub.Scope().SetTag("request_id", "r-1")
@@ -211,7 +210,7 @@ var _ = Describe("Sentry", func() {
 		))
 	})
 
-	It("gets no transactions at a rate of 0", func(ctx SpecContext) {
+	It("receives no transactions at a rate of 0", func(ctx SpecContext) {
 		start(telemetry.SentryOptions{DSN: server.DSN()})
 		sentry.StartTransaction(ctx, "one").Finish()
 		log.ErrorContext(ctx, "failed")
@@ -231,7 +230,7 @@ var _ = Describe("Sentry", func() {
 		Expect(server.Transactions()).To(BeEmpty())
 	})
 
-	It("refuses a DSN that is none, without quoting it", func() {
+	It("refuses an invalid DSN without quoting it", func() {
 		for _, dsn := range []string{"https://s3cret@", "s3cret", "https://s3cret@host/"} {
 			_, err := telemetry.StartSentry(telemetry.SentryOptions{DSN: dsn})
 			Expect(err).To(MatchError(ContainSubstring("not a Sentry DSN")))
@@ -241,7 +240,7 @@ var _ = Describe("Sentry", func() {
 	})
 })
 
-// expectToEndHere checks that the stack ends in the spec that logged.
+// expectToEndHere expects the stack to end in the spec that logged the error.
 func expectToEndHere(stack sentrytest.Stacktrace) {
 	GinkgoHelper()
 	Expect(stack.Frames).NotTo(BeEmpty())

@@ -25,7 +25,7 @@ import (
 const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 var _ = Describe("Creating a user", func() {
-	It("stores the user and puts one user_created event with exactly its data into the outbox", func(ctx SpecContext) {
+	It("inserts the user and publishes one user_created event with the user's data", func(ctx SpecContext) {
 		ada := newUser("  Ada.Lovelace@Example.COM\n", " Ada ", "Lovelace & <Söhne>")
 		ada.Traceparent = outboxtest.Traceparent(traceparent)
 		created, err := newService(db).Create(ctx, ada)
@@ -63,7 +63,7 @@ var _ = Describe("Creating a user", func() {
 			created.ID)))
 	})
 
-	It("returns what is read later, to the microsecond", func(ctx SpecContext) {
+	It("returns the same user that later reads return", func(ctx SpecContext) {
 		service := newService(db)
 		created, err := service.Create(ctx, newUser("ada@example.com", "Ada", ""))
 		Expect(err).NotTo(HaveOccurred())
@@ -73,7 +73,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(page.Users).To(ConsistOf(created))
 	})
 
-	It("leaves names that were not given empty in the event", func(ctx SpecContext) {
+	It("publishes missing names as empty strings", func(ctx SpecContext) {
 		created, err := newService(db).Create(ctx, addressed("ada@example.com"))
 		Expect(err).NotTo(HaveOccurred())
 		var payload string
@@ -82,7 +82,7 @@ var _ = Describe("Creating a user", func() {
 			`{"user_id":"%s","email":"ada@example.com","first_name":"","last_name":""}`, created.ID)))
 	})
 
-	It("is refused by the database without an address", func(ctx SpecContext) {
+	It("is refused by the database if the address is missing", func(ctx SpecContext) {
 		_, err := newService(db).Create(ctx, users.NewUser{})
 		Expect(err).To(MatchError(ContainSubstring("users_email_is_short")))
 		Expect(countUsers(ctx) + countEvents(ctx)).To(BeZero())
@@ -98,7 +98,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(countEvents(ctx)).To(Equal(1))
 	})
 
-	It("makes 200 users and 200 events of 1,000 concurrent creates on 200 addresses", func(ctx SpecContext) {
+	It("creates 200 users and 200 events in 1,000 concurrent creates of 200 addresses", func(ctx SpecContext) {
 		service := newService(db)
 		var group sync.WaitGroup
 		results := make(chan error, 1000)
@@ -132,7 +132,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(countEvents(ctx)).To(Equal(200))
 	})
 
-	It("gives up on an address that another transaction holds for longer than it may wait", SpecTimeout(time.Minute), func(ctx SpecContext) {
+	It("fails if another transaction holds the address for longer than lockTimeout", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		other := db.MustBegin()
 		_, err := newService(db).Service.Create(ctx, other, addressed("ada@example.com"))
 		Expect(err).NotTo(HaveOccurred())
@@ -160,8 +160,8 @@ var _ = Describe("Creating a user", func() {
 		Expect(countEvents(ctx)).To(Equal(2))
 	})
 
-	Describe("keeps user and event together", func() {
-		It("when the event cannot be published", func(ctx SpecContext) {
+	Describe("writes both the user and the event or neither", func() {
+		It("when the event is invalid", func(ctx SpecContext) {
 			_, err := newServiceWith(db, outbox.PublisherOptions{MaxEventBytes: 1}).Create(ctx, addressed("ada@example.com"))
 			var invalid *outbox.ValidationError
 			Expect(errors.As(err, &invalid)).To(BeTrue())
@@ -186,8 +186,8 @@ var _ = Describe("Creating a user", func() {
 			Expect(countEvents(ctx)).To(BeZero())
 		})
 
-		It("when the caller gives up", func(ctx SpecContext) {
-			// Another create of the address, not yet committed, is waited for.
+		It("when the caller's context ends", func(ctx SpecContext) {
+			// An uncommitted insert of the same address blocks the create.
 			tx, err := db.BeginTxx(ctx, nil)
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(func() { _ = tx.Rollback() })
@@ -211,7 +211,7 @@ var _ = Describe("Creating a user", func() {
 			Consistently(ctx, func() int { return countUsers(ctx) + countEvents(ctx) }, "100ms").Should(BeZero())
 		})
 
-		DescribeTable("and does not claim to know, when the connection is lost at the commit",
+		DescribeTable("and reports an unknown outcome, when the connection is lost during the commit",
 			func(ctx SpecContext, forward bool, want int) {
 				proxied := testengines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
 				_, err := newService(proxied).Create(ctx, addressed("ada@example.com"))
@@ -220,7 +220,7 @@ var _ = Describe("Creating a user", func() {
 				Expect(countEvents(ctx)).To(Equal(want))
 			},
 			Entry("after the server has committed", true, 1),
-			Entry("before the server has heard of it", false, 0),
+			Entry("before the server has received the commit", false, 0),
 		)
 	})
 })

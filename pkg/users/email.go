@@ -9,25 +9,24 @@ import (
 )
 
 const (
-	// MaxEmailBytes is the longest address that SMTP can deliver to (RFC 5321,
-	// section 4.5.3.1.3, less the path's brackets).
+	// MaxEmailBytes is the maximum length of an address in SMTP: RFC 5321, section
+	// 4.5.3.1.3, without the brackets of the path.
 	MaxEmailBytes = 254
 
 	maxLocalPartBytes   = 64 // RFC 5321, section 4.5.3.1.1
 	maxDomainLabelBytes = 63 // RFC 1035, section 2.3.4
 )
 
-// Email is an e-mail address. The zero value is no address; every other value is
-// valid. Values can be compared with ==, which respects case.
+// Email is an e-mail address. All values except the zero value are valid. == compares
+// them with case.
 type Email struct {
 	address string
 }
 
-// ParseEmail returns the address that the text has, without the space around it
-// and with the domain in lower case. It accepts plain addresses on the Internet:
-// ASCII, at most MaxEmailBytes, without the display name, comment, quoted local
-// part or address literal that an address in a message's header may have. The
-// error completes a sentence that begins with the value's name.
+// ParseEmail parses an address. It trims white space and lower-cases the domain. The
+// address must be ASCII and at most MaxEmailBytes long. ParseEmail refuses display
+// names, comments, quoted local parts and address literals. The error completes a
+// sentence that begins with the name of the value.
 func ParseEmail(text string) (Email, error) {
 	email := strings.TrimSpace(text)
 	switch {
@@ -56,10 +55,10 @@ func ParseEmail(text string) (Email, error) {
 // String returns the address, or an empty string for the zero value.
 func (e Email) String() string { return e.address }
 
-// IsZero reports whether e is no address.
+// IsZero reports whether e is the zero value.
 func (e Email) IsZero() bool { return e == Email{} }
 
-// key returns what makes an address unique: lower(email) under collation C.
+// key returns the key of the index users_email_key: lower(email) under collation C.
 func (e Email) key() string { return strings.ToLower(e.address) }
 
 func isASCII(s string) bool {
@@ -71,9 +70,9 @@ func isASCII(s string) bool {
 	return true
 }
 
-// isHostname reports whether the lower-case domain is a host's name with at
-// least two labels. A last label of digits alone would be an IPv4 address
-// (RFC 3696, section 2).
+// isHostname reports whether the lower-case domain is a host name with at least two
+// labels. The last label must not be all digits, as in an IPv4 address (RFC 3696,
+// section 2).
 func isHostname(domain string) bool {
 	labels := strings.Split(domain, ".")
 	for _, label := range labels {

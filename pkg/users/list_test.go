@@ -27,16 +27,16 @@ var _ = Describe("Finding users", func() {
 		return created
 	}
 
-	It("knows no user of another id", func(ctx SpecContext) {
+	It("returns ErrNotFound for an unknown id", func(ctx SpecContext) {
 		_, err := service.Get(ctx, uuid.New())
 		Expect(err).To(MatchError(users.ErrNotFound))
 	})
 
-	It("lists nobody where there is nobody", func(ctx SpecContext) {
+	It("returns an empty list if no users exist", func(ctx SpecContext) {
 		Expect(service.List(ctx, listParams("", 10, ""))).To(Equal(users.Page{Users: []users.User{}}))
 	})
 
-	It("shows every user once, the newest first, while others are created between the pages", func(ctx SpecContext) {
+	It("lists every user once, newest first, while others are created between the pages", func(ctx SpecContext) {
 		var want []uuid.UUID
 		for i := range 25 {
 			want = append(want, create(ctx, fmt.Sprintf("user%d@example.com", i)).ID)
@@ -65,7 +65,7 @@ var _ = Describe("Finding users", func() {
 		Expect(sizes).To(Equal([]int{10, 10, 5}))
 	})
 
-	It("gives no cursor after a last page that is full", func(ctx SpecContext) {
+	It("returns no cursor after a full last page", func(ctx SpecContext) {
 		create(ctx, "a@example.com")
 		create(ctx, "b@example.com")
 		page, err := service.List(ctx, listParams("", 2, ""))
@@ -74,7 +74,7 @@ var _ = Describe("Finding users", func() {
 		Expect(page.NextCursor).To(BeEmpty())
 	})
 
-	It("lists the first page of all users when the parameters are zero", func(ctx SpecContext) {
+	It("lists the first page of all users for zero parameters", func(ctx SpecContext) {
 		for i := range users.DefaultLimit + 1 {
 			create(ctx, fmt.Sprintf("user%d@example.com", i))
 		}
@@ -84,7 +84,7 @@ var _ = Describe("Finding users", func() {
 		Expect(page.NextCursor).NotTo(BeEmpty())
 	})
 
-	It("finds the user of an address in whatever case", func(ctx SpecContext) {
+	It("finds a user by the address, ignoring case", func(ctx SpecContext) {
 		ada := create(ctx, "Ada@example.com")
 		create(ctx, "b@example.com")
 		Expect(service.List(ctx, listParams("aDA@eXample.com", 10, ""))).
@@ -101,9 +101,9 @@ var _ = Describe("Finding users", func() {
 		},
 		Entry("a limit of 0", "", 0, "", "limit"),
 		Entry("a negative limit", "", -1, "", "limit"),
-		Entry("a limit above the highest", "", users.MaxLimit+1, "", "limit"),
-		Entry("an address that is none", "ada\x00", 1, "", "email"),
-		Entry("a cursor that is none", "", 1, "next", "cursor"),
+		Entry("a limit above the maximum", "", users.MaxLimit+1, "", "limit"),
+		Entry("an invalid address", "ada\x00", 1, "", "email"),
+		Entry("an invalid cursor", "", 1, "next", "cursor"),
 		Entry("a cursor of another length", "", 1, "AQ", "cursor"),
 		Entry("a cursor of another version", "", 1,
 			base64.RawURLEncoding.EncodeToString(append([]byte{2}, make([]byte, 16)...)), "cursor"),

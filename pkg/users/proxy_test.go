@@ -11,9 +11,9 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// proxyLosingCommits returns a DSN that leads to the database through a proxy
-// which loses a connection when the statement COMMIT passes: after the server has got it
-// (forward) and before its answer comes back, or before either.
+// proxyLosingCommits starts a proxy to the database that closes a connection at the
+// statement COMMIT, and returns its DSN. With forward, the server receives the statement
+// and the client receives no answer. Otherwise the server does not receive it.
 func proxyLosingCommits(ctx context.Context, dsn string, forward bool) string {
 	GinkgoHelper()
 	target, err := url.Parse(dsn)
@@ -57,7 +57,7 @@ func loseAtCommit(client net.Conn, address string, forward bool) {
 			client.Close()
 			if forward {
 				_, _ = server.Write(buffer[:n])
-				<-answers // the copy ends with the answer, which has nowhere to go
+				<-answers // the copy ends at the answer because the client is closed
 			}
 			return
 		}

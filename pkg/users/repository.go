@@ -14,17 +14,16 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// The index users_email_key decides whether an address is taken. ON CONFLICT
-// asks it before a row is written, and keeps what is a client's mistake out of
-// the server's error log; a concurrent insert of the same address is waited
-// for.
+// The index users_email_key decides whether an address is taken. ON CONFLICT checks it
+// before it writes a row, and waits for a concurrent insert of the same address. It also
+// keeps duplicates out of the server's error log.
 const insertSQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
-// Inserts in the arrays' order. Unless $6 is NULL it is for how long at most a row
-// waits for a lock; the setting is made before the first row comes.
+// Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's.
+// It is set before the first row is inserted.
 const insertManySQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz
@@ -38,7 +37,7 @@ SELECT id, email, first_name, last_name, created_at, updated_at
 FROM {schema}users
 WHERE id = $1`
 
-// Walks the primary key downwards from $1.
+// Scans the primary key backwards from $1.
 const selectPageSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
 FROM {schema}users
@@ -46,7 +45,7 @@ WHERE id < $1
 ORDER BY id DESC
 LIMIT $2`
 
-// Finds at most one row, by users_email_key.
+// Finds at most one row by the index users_email_key.
 const selectPageByEmailSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
 FROM {schema}users
@@ -54,16 +53,16 @@ WHERE lower(email) = $3 AND id < $1
 ORDER BY id DESC
 LIMIT $2`
 
-// insert returns ErrEmailTaken where a user with the address exists.
+// insert returns ErrEmailTaken if a user with the address exists.
 func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 	result, err := tx.ExecContext(ctx, s.sql(insertSQL),
 		u.ID, u.Email.String(), u.FirstName.String(), u.LastName.String(), u.CreatedAt, u.UpdatedAt)
 	if err != nil {
-		return err //nolint:wrapcheck // Create says what was being done
+		return err //nolint:wrapcheck // Create wraps it
 	}
 	inserted, err := result.RowsAffected()
 	if err != nil {
-		return err //nolint:wrapcheck // Create says what was being done
+		return err //nolint:wrapcheck // Create wraps it
 	}
 	if inserted == 0 {
 		return ErrEmailTaken
@@ -71,8 +70,8 @@ func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 	return nil
 }
 
-// insertMany is the statement that inserts those users whose addresses are free.
-// All were created at one time.
+// insertMany returns the statement that inserts the users whose addresses are not taken.
+// All users must have the same time of creation.
 func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
 	n := len(users)
 	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
@@ -86,7 +85,7 @@ func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Ins
 	return outbox.Insert{SQL: s.sql(insertManySQL), Args: []any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}}
 }
 
-// row is a user as it is read.
+// row is a row of the table users.
 type row struct {
 	ID        uuid.UUID `db:"id"`
 	Email     string    `db:"email"`
@@ -96,8 +95,8 @@ type row struct {
 	UpdatedAt time.Time `db:"updated_at"`
 }
 
-// user returns the user. What is stored was valid when it was created. The times
-// come in the session's zone and are put into UTC.
+// user converts the row. Stored values are not validated again. Times are converted from
+// the session's time zone to UTC.
 func (r row) user() User {
 	return User{
 		ID:        r.ID,
@@ -118,8 +117,8 @@ func (s *Service) selectByID(ctx context.Context, id uuid.UUID) (User, error) {
 	return r.user(), err
 }
 
-// selectPage returns up to limit users whose ids are below before, the highest
-// id first; with an email only the user with that address.
+// selectPage returns up to limit users with ids below before, highest id first. With an
+// email, it returns only the user with that address.
 func (s *Service) selectPage(ctx context.Context, email Email, before uuid.UUID, limit int) ([]User, error) {
 	query, args := selectPageSQL, []any{before, limit}
 	if !email.IsZero() {
@@ -127,7 +126,7 @@ func (s *Service) selectPage(ctx context.Context, email Email, before uuid.UUID,
 	}
 	var rows []row
 	if err := s.db.SelectContext(ctx, &rows, s.sql(query), args...); err != nil {
-		return nil, err //nolint:wrapcheck // List says what was being done
+		return nil, err //nolint:wrapcheck // List wraps it
 	}
 	users := make([]User, len(rows))
 	for i, r := range rows {

@@ -15,21 +15,21 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// Service is the use cases around users. It is safe for concurrent use.
+// Service creates and finds users. It is safe for concurrent use.
 type Service struct {
 	db        *sqlx.DB
 	publisher *outbox.Publisher
-	sql       func(string) string // puts the schema into a statement
+	sql       func(string) string // adds the schema to a statement
 }
 
-// Options configure a Service.
+// Options configures a Service.
 type Options struct {
-	// DB is where users are read.
+	// DB is the pool for reads.
 	DB *sqlx.DB
-	// Publisher writes the events.
+	// Publisher publishes the events.
 	Publisher *outbox.Publisher
-	// Schema is the schema of the table of users. If it is empty, the table is found by
-	// the session's search_path.
+	// Schema is the schema of the table users. If it is empty, the session's
+	// search_path applies.
 	Schema string
 }
 
@@ -38,19 +38,18 @@ func NewService(o Options) *Service {
 	return &Service{db: o.DB, publisher: o.Publisher, sql: postgres.InSchema(o.Schema)}
 }
 
-// NewUser is a user to be created.
+// NewUser is the input of Create.
 type NewUser struct {
 	// Email is required.
 	Email Email
-	// FirstName and LastName may be empty.
+	// FirstName and LastName can be empty.
 	FirstName, LastName Name
-	// Traceparent is the trace context of the request, if there is one. The event's
-	// delivery joins that trace.
+	// Traceparent is the optional trace context of the request. The delivery of the
+	// event joins that trace.
 	Traceparent outbox.Traceparent
 }
 
-// ParseNewUser returns the user with these values, or a *ValidationError with every
-// rule that they break.
+// ParseNewUser parses the values, or returns a *ValidationError with every broken rule.
 func ParseNewUser(email, firstName, lastName string) (NewUser, error) {
 	var (
 		v   validation
@@ -69,10 +68,10 @@ func ParseNewUser(email, firstName, lastName string) (NewUser, error) {
 	return n, nil
 }
 
-// Create stores the user and publishes user_created in tx: both are there once
-// tx commits, or neither.
+// Create inserts the user and publishes user_created in tx.
 //
-// After ErrEmailTaken tx can go on. After any other error it must be rolled back.
+// After ErrEmailTaken, tx remains usable. After any other error, the caller must roll it
+// back.
 func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, error) {
 	user := n.make(time.Now())
 	event, err := user.created(n.Traceparent)
@@ -90,19 +89,18 @@ func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, err
 	return user, nil
 }
 
-// Result is what became of one of several users: it was created, or Err is
-// ErrEmailTaken.
+// Result is the result of CreateMany for one user. Err is nil or ErrEmailTaken.
 type Result struct {
 	User User
 	Err  error
 }
 
-// CreateMany does what Create does for each of the users, in their order: of
-// two with one address the second finds it taken. The results are in the same
-// order. It runs one statement: q is a transaction, or a connection on which that
-// is a transaction by itself. Where lockTimeout is not 0 it fails after a wait for
-// another transaction with one of the addresses that takes longer. After an error
-// a transaction must be rolled back.
+// CreateMany creates several users as Create does, and returns the results in the same
+// order. If two users have the same address, the second gets ErrEmailTaken. CreateMany
+// runs one statement, so q can be a transaction or a connection in autocommit mode.
+//
+// lockTimeout limits the wait for another transaction that inserts one of the addresses;
+// 0 means the session's limit. After an error, the caller must roll back a transaction.
 func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, lockTimeout time.Duration) ([]Result, error) {
 	if len(news) == 0 {
 		return nil, nil
@@ -117,8 +115,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 		}
 		events[i], ids[i] = event, users[i].ID
 	}
-	// All take their locks in one order, so that two calls with the same
-	// addresses do not wait for each other.
+	// All calls lock addresses in the same order, which prevents deadlocks.
 	inOrder := slices.SortedStableFunc(slices.Values(users), func(a, b User) int { return cmp.Compare(a.Email.key(), b.Email.key()) })
 	insert := s.insertMany(inOrder, lockTimeout)
 	insert.RowIDs = ids
@@ -143,7 +140,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 	return results, nil
 }
 
-// make returns the user that is created at that time.
+// make returns a user with a new id that was created at the time.
 func (n NewUser) make(at time.Time) User {
 	created := at.UTC().Truncate(time.Microsecond)
 	return User{
@@ -156,7 +153,7 @@ func (n NewUser) make(at time.Time) User {
 	}
 }
 
-// created returns the event of the user's creation.
+// created returns the user_created event.
 func (u User) created(traceparent outbox.Traceparent) (outbox.Event, error) {
 	return outbox.NewEvent(
 		UserCreated{
@@ -180,24 +177,24 @@ func (s *Service) Get(ctx context.Context, id uuid.UUID) (User, error) {
 }
 
 const (
-	// MaxLimit bounds the users of a page.
+	// MaxLimit is the maximum number of users per page.
 	MaxLimit = 100
-	// DefaultLimit is the most users of a page when ListParams are zero.
+	// DefaultLimit is the number of users per page for the zero ListParams.
 	DefaultLimit = 20
 )
 
-// ListParams say which users to list. Every value is valid; the zero value is the
+// ListParams selects a page of users. Every value is valid. The zero value selects the
 // first page of all users.
 type ListParams struct {
 	email  Email
-	limit  int       // 0 in the zero value only
-	before uuid.UUID // the page's ids are below it
+	limit  int       // 0 only in the zero value
+	before uuid.UUID // exclusive upper bound of the page's ids
 }
 
-// ParseListParams returns the parameters of a list, or a *ValidationError with every
-// rule that they break. An email selects the user with that address, in whatever
-// case; empty selects all. limit is the most users in a page, from 1 to MaxLimit.
-// cursor is the NextCursor of the page before; empty is the first page.
+// ParseListParams parses the parameters of a list, or returns a *ValidationError with
+// every broken rule. email selects the user with that address, ignoring case. An empty
+// email selects all users. limit is the maximum number of users, from 1 to MaxLimit.
+// cursor is the NextCursor of the previous page. An empty cursor selects the first page.
 func ParseListParams(email string, limit int, cursor string) (ListParams, error) {
 	var (
 		v   validation
@@ -219,21 +216,20 @@ func ParseListParams(email string, limit int, cursor string) (ListParams, error)
 	return p, nil
 }
 
-// Page is a part of a list.
+// Page is a page of a list.
 type Page struct {
 	Users []User
-	// NextCursor gets the page after this one; it is empty if this is the last one.
+	// NextCursor is the cursor of the next page. It is empty on the last page.
 	NextCursor string
 }
 
-// List returns users, the newest first. Following the cursors shows every user
-// that existed when the first page was read exactly once, whatever is created
-// meanwhile.
+// List returns users, newest first. A client that follows the cursors sees every user
+// that existed at the first page exactly once, even if users are created meanwhile.
 func (s *Service) List(ctx context.Context, p ListParams) (Page, error) {
 	if p.limit == 0 {
 		p.limit, p.before = DefaultLimit, uuid.Max
 	}
-	// One more than asked for tells whether another page follows.
+	// One additional user shows whether another page follows.
 	users, err := s.selectPage(ctx, p.email, p.before, p.limit+1)
 	if err != nil {
 		return Page{}, fmt.Errorf("list users: %w", err)

@@ -24,7 +24,7 @@ func TestUsers(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{Postgres: true})
 
-// The database, empty for each spec.
+// A database that is empty at the start of each spec.
 var (
 	dsn string
 	db  *sqlx.DB
@@ -35,7 +35,7 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = testengines.OpenPostgres(dsn, nil)
 })
 
-// service is the use cases, each in a transaction of its own.
+// service runs each call in a transaction of its own.
 type service struct {
 	*users.Service
 
@@ -66,7 +66,7 @@ func newUser(email, firstName, lastName string) users.NewUser {
 	return n
 }
 
-// addressed returns a user with an address and no name.
+// addressed returns a user with an address and empty names.
 func addressed(email string) users.NewUser {
 	GinkgoHelper()
 	return newUser(email, "", "")
@@ -80,7 +80,7 @@ func listParams(email string, limit int, cursor string) users.ListParams {
 	return params
 }
 
-// count returns what a query that counts returns.
+// count returns the result of a count query.
 func count(ctx context.Context, query string) int {
 	GinkgoHelper()
 	var n int

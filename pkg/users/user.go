@@ -1,6 +1,5 @@
-// Package users creates users and finds them. A user and the event that says
-// so come into being in one PostgreSQL transaction: there is never one without
-// the other.
+// Package users creates and finds users. It inserts a user and the event user_created in
+// one PostgreSQL transaction.
 package users
 
 import (
@@ -12,21 +11,20 @@ import (
 
 // User is a stored user.
 type User struct {
-	// ID is a UUID v7: ids rise with the time of creation.
+	// ID is a UUID v7. Ids increase with the time of creation.
 	ID uuid.UUID
-	// Email is unique whatever the case of its letters. Its local part stands
-	// as it was given, its domain in lower case.
+	// Email is unique, ignoring case. The case of its local part is kept, and its
+	// domain is in lower case.
 	Email Email
-	// FirstName and LastName are empty if none was given.
+	// FirstName and LastName can be empty.
 	FirstName, LastName Name
-	// CreatedAt and UpdatedAt are in UTC and have PostgreSQL's precision of
-	// microseconds: what Create returns is what is read later.
+	// CreatedAt and UpdatedAt are in UTC and truncated to microseconds, the precision
+	// of PostgreSQL.
 	CreatedAt, UpdatedAt time.Time
 }
 
-// UserCreated is what a user_created event carries: the event's type is this
-// type's name, its context these fields. Consumers read both; a change to
-// either is a new metadata version.
+// UserCreated is the event context of user_created. The name of this type determines the
+// event type. Consumers read both, so a change to either requires a new metadata version.
 type UserCreated struct {
 	UserID    string `json:"user_id"`
 	Email     string `json:"email"`
@@ -35,9 +33,8 @@ type UserCreated struct {
 }
 
 var (
-	// ErrEmailTaken says that a user with this address exists, in whatever
-	// case it is written. Nothing was created.
+	// ErrEmailTaken means that a user with this address exists, ignoring case.
 	ErrEmailTaken = errors.New("user with this email already exists")
-	// ErrNotFound says that no user has the id.
+	// ErrNotFound means that no user has the id.
 	ErrNotFound = errors.New("user not found")
 )

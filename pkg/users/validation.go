@@ -2,22 +2,21 @@ package users
 
 import "strings"
 
-// ValidationError says which of the values that a caller gave break a rule:
-// all of them. Nothing has been read or written.
+// ValidationError lists all broken rules of the caller's values.
 type ValidationError struct {
 	Fields []FieldError
 }
 
 // FieldError is one broken rule.
 type FieldError struct {
-	// Field is the value's name: email, first_name, last_name, limit, cursor.
+	// Field is the name of the value: email, first_name, last_name, limit, cursor.
 	Field string
-	// Reason completes a sentence that begins with the field's name. It never
-	// repeats the value.
+	// Reason completes a sentence that begins with the name of the field. It does
+	// not contain the value.
 	Reason string
 }
 
-// Error implements error. It names the fields and not their values.
+// Error implements error. The text contains no values.
 func (e *ValidationError) Error() string {
 	reasons := make([]string, len(e.Fields))
 	for i, f := range e.Fields {
@@ -26,7 +25,7 @@ func (e *ValidationError) Error() string {
 	return strings.Join(reasons, "; ")
 }
 
-// validation collects what breaks a rule.
+// validation collects broken rules.
 type validation struct {
 	broken []FieldError
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/users"
 )
 
-// The longest address: a local part of 64 bytes, and a domain of labels of 63
-// bytes at most that fills the rest of 254.
+// The longest valid address has 254 bytes: a local part of 64 bytes and a domain with
+// labels of at most 63 bytes.
 var (
 	longestLocal  = strings.Repeat("a", 64)
 	longLabel     = strings.Repeat("b", 63)
@@ -35,7 +35,7 @@ var _ = Describe("The rules for a user", func() {
 		Expect(longestEmail).To(HaveLen(254))
 	})
 
-	DescribeTable("take the address",
+	DescribeTable("accept the address",
 		func(ctx SpecContext, given, want string) {
 			created, err := newService(db).Create(ctx, addressed(given))
 			Expect(err).NotTo(HaveOccurred())
@@ -47,7 +47,7 @@ var _ = Describe("The rules for a user", func() {
 		Entry("with every character of a local part", "!#$%&'*+-/=?^_`{|}~.a0@example.com", "!#$%&'*+-/=?^_`{|}~.a0@example.com"),
 		Entry("of an international domain in its xn-- form", "ada@xn--bcher-kva.example", "ada@xn--bcher-kva.example"),
 		Entry("of labels with digits and hyphens", "a@b-1.2.x--y.example", "a@b-1.2.x--y.example"),
-		Entry("of the greatest length", longestEmail, longestEmail),
+		Entry("of the maximum length", longestEmail, longestEmail),
 	)
 
 	DescribeTable("refuse the address",
@@ -57,7 +57,7 @@ var _ = Describe("The rules for a user", func() {
 			Expect(err).To(MatchError(ContainSubstring(reason)))
 		},
 		Entry("that is empty", "", "must not be empty"),
-		Entry("that is space", " \t ", "must not be empty"),
+		Entry("that is white space", " \t ", "must not be empty"),
 		Entry("without an @", "ada", "bare address"),
 		Entry("without a local part", "@example.com", "bare address"),
 		Entry("without a domain", "ada@", "bare address"),
@@ -72,7 +72,7 @@ var _ = Describe("The rules for a user", func() {
 		Entry("with two dots", "a..da@example.com", "bare address"),
 		Entry("with NUL", "a\x00da@example.com", "bare address"),
 		Entry("with a line break", "ada@example.com\r\nBcc: b@example.com", "bare address"),
-		Entry("that are two", "ada@example.com,b@example.com", "bare address"),
+		Entry("in a list of two", "ada@example.com,b@example.com", "bare address"),
 		Entry("of an IPv4 literal", "ada@[127.0.0.1]", "must"),
 		Entry("of an IPv6 literal", "ada@[IPv6:::1]", "must"),
 		Entry("of an IPv4 address", "ada@127.0.0.1", "domain name"),
@@ -91,7 +91,7 @@ var _ = Describe("The rules for a user", func() {
 		Entry("that is not UTF-8", "ada\xff@example.com", "ASCII"),
 	)
 
-	DescribeTable("take the name",
+	DescribeTable("accept the name",
 		func(ctx SpecContext, given, want string) {
 			service := newService(db)
 			created, err := service.Create(ctx, newUser("ada@example.com", given, given))
@@ -100,7 +100,7 @@ var _ = Describe("The rules for a user", func() {
 			Expect(created.LastName.String()).To(Equal(want))
 			Expect(service.Get(ctx, created.ID)).To(Equal(created))
 		},
-		Entry("none", "", ""),
+		Entry("that is empty", "", ""),
 		Entry("without the space around it", "\n\u2003Ada \u00a0", "Ada"),
 		Entry("with markup", `<b>"O'Neil" & \ %s</b>`, `<b>"O'Neil" & \ %s</b>`),
 		Entry("in normal form C", "Zoe\u0308", "Zoë"),
@@ -126,7 +126,7 @@ var _ = Describe("The rules for a user", func() {
 		Entry("of 101 characters", strings.Repeat("é", 101), "100 characters"),
 	)
 
-	It("are all told at once", func() {
+	It("report all broken rules at once", func() {
 		n, err := users.ParseNewUser("ada", "\x00", "\xff")
 		Expect(brokenFields(err)).To(Equal([]string{"email", "first_name", "last_name"}))
 		Expect(n).To(Equal(users.NewUser{}))
