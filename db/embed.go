@@ -1,5 +1,4 @@
-// Package db embeds the migrations of both databases, so that a program brings the
-// schema that it needs. They are in goose's format.
+// Package db embeds the migrations of both databases, in goose's format.
 package db
 
 import (
@@ -10,22 +9,22 @@ import (
 //go:embed postgres/outbox/*.sql postgres/users/*.sql clickhouse/*.sql
 var files embed.FS
 
-// The sets of migrations, each in the root of its file system.
+// The sets of migrations. The files are in the root of each file system.
 var (
-	// Outbox has the tables of the outbox in PostgreSQL, which any application can
-	// publish into. {schema} in it stands for the schema's name and a dot.
+	// Outbox creates the tables of the outbox in PostgreSQL. {schema} stands for the
+	// quoted name of the schema and a dot.
 	Outbox = sub("postgres/outbox")
-	// Users has the tables of the API in PostgreSQL. {schema} is as in Outbox.
+	// Users creates the tables of the API in PostgreSQL. {schema} is as in Outbox.
 	Users = sub("postgres/users")
-	// ClickHouse is a set of templates: pkg/sink/clickhouse puts in the names of the
-	// table and of the cluster.
+	// ClickHouse is a set of templates. pkg/sink/clickhouse fills in the names of the
+	// table and the cluster.
 	ClickHouse = sub("clickhouse")
 )
 
 func sub(folder string) fs.FS {
 	tree, err := fs.Sub(files, folder)
 	if err != nil {
-		panic(err) // the folder's name is not a valid path
+		panic(err) // folder is not a valid path
 	}
 	return tree
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Render returns the file system with each SQL file's text as render returns it.
+// Render returns a file system that applies render to the text of each SQL file.
 func Render(files fs.FS, render func(text string) (string, error)) fs.FS {
 	return rendered{files, render}
 }
@@ -21,7 +21,7 @@ type rendered struct {
 func (r rendered) Open(name string) (fs.File, error) {
 	file, err := r.FS.Open(name)
 	if err != nil || path.Ext(name) != ".sql" {
-		return file, err //nolint:wrapcheck // a *fs.PathError, as fs.FS asks for
+		return file, err //nolint:wrapcheck // fs.FS requires a *fs.PathError
 	}
 	source, err := fs.ReadFile(r.FS, name)
 	if err != nil {
@@ -34,7 +34,7 @@ func (r rendered) Open(name string) (fs.File, error) {
 	return renderedFile{file, strings.NewReader(text)}, nil
 }
 
-// renderedFile is a file with another text.
+// renderedFile is a file with replaced text.
 type renderedFile struct {
 	fs.File
 
@@ -43,5 +43,5 @@ type renderedFile struct {
 
 // Read implements fs.File.
 func (f renderedFile) Read(p []byte) (int, error) {
-	return f.text.Read(p) //nolint:wrapcheck // io.EOF
+	return f.text.Read(p) //nolint:wrapcheck // io.Reader requires a plain io.EOF
 }

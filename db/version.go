@@ -8,15 +8,14 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-// Version is one migration of a set.
+// Version is a migration of a set.
 type Version struct {
 	Number int64
-	// SQL has the statements that bring the schema forward, without goose's
-	// annotations.
+	// SQL contains the statements of the Up part, without goose's annotations.
 	SQL string
 }
 
-// Versions returns the migrations of a set in their order.
+// Versions returns the migrations of a set in order.
 func Versions(files fs.FS) ([]Version, error) {
 	names, err := fs.Glob(files, "*.sql") // sorted
 	if err != nil {

@@ -1,16 +1,18 @@
--- The migrations of ClickHouse are templates. Table is the table's name, and
--- OnCluster is empty on a single server. ClickHouse has no transactions for them
--- and a cluster no common record of them, so each statement can be run again.
+-- The migrations of ClickHouse are templates. Table is the name of the table.
+-- OnCluster is empty on a single server. ClickHouse does not run DDL in transactions,
+-- and the servers of a cluster share no version table. Each statement must therefore be
+-- repeatable.
 
 -- +goose Up
 
--- The relay leans on these settings and on event_id in the sorting key, and
--- refuses a table without them. A merge drops rows whose sorting keys are equal.
--- Without a window the token of an insert is not looked at. Without fsync an
--- event could be gone from PostgreSQL and from ClickHouse after a power failure:
--- an insert is synced, and a merge is not, so that what was merged has to stay
--- until the system has written what came of it. By default ClickHouse keeps it
--- for those 480 seconds, and has the other settings off.
+-- The relay requires these settings and event_id in the sorting key. It refuses a table
+-- without them.
+--
+-- A merge drops rows with equal sorting keys. Without a deduplication window, ClickHouse
+-- ignores the token of an insert. Without fsync, a power failure can lose an event that
+-- PostgreSQL has already deleted. ClickHouse syncs inserted parts, but not merged parts.
+-- It must therefore keep the source parts of a merge until the system has written the
+-- merged part; 480 seconds is its default. The other settings are off by default.
 CREATE TABLE IF NOT EXISTS {{.Table}} {{.OnCluster}}
 (
     event_id         UUID,

@@ -1,17 +1,17 @@
 -- +goose Up
 
--- Events that are not delivered yet. The publisher inserts a row, nobody updates it,
--- and a relay deletes it once the sink has acknowledged it. The columns are the
--- contract with publishers that write SQL. All but event_type and event_context have
--- a default.
+-- Events that are not delivered yet. The publisher inserts a row, and a relay deletes it
+-- after the sink has acknowledged it. Rows are never updated. The columns are the
+-- contract with publishers that use SQL. All columns except event_type and event_context
+-- have a default.
 CREATE TABLE {schema}outbox_events (
     id               bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_id         uuid        NOT NULL DEFAULT gen_random_uuid()
-        -- What a client sends that has made no id.
+        -- A client that forgets to generate an id often sends the nil UUID.
         CONSTRAINT event_id_is_not_nil CHECK (event_id <> '00000000-0000-0000-0000-000000000000'),
     event_type       text        NOT NULL
-        -- A regular expression with a count ({0,127}) would take half of the time of
-        -- an insert.
+        -- A regular expression with a count ({0,127}) would take half the time of an
+        -- insert.
         CONSTRAINT event_type_is_snake_case CHECK (octet_length(event_type) <= 128 AND event_type ~ '^[a-z][a-z0-9_]*$'),
     event_date_time  timestamptz NOT NULL DEFAULT clock_timestamp()
         -- The range of RFC 3339. A time that the sink cannot hold makes the event a
@@ -33,28 +33,27 @@ CREATE TABLE {schema}outbox_events (
     published_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- pg_column_size returns the compressed size.
     context_bytes    int         NOT NULL GENERATED ALWAYS AS (octet_length(event_context::text)) STORED
-        -- The upper bound of outbox.max_event_bytes: a relay holds about three times
-        -- the event in memory.
+        -- The maximum of outbox.max_event_bytes. A relay uses about three times the
+        -- size of an event in memory.
         CONSTRAINT event_context_is_at_most_128_mib CHECK (context_bytes <= 134217728)
 ) WITH (
-    -- All rows are replaced all the time: a share of them is no measure, and each cut
-    -- reads dead index entries until they are vacuumed.
+    -- The thresholds are absolute because the table is emptied all the time. Each cut
+    -- reads dead index entries until a vacuum removes them.
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 50000,
     autovacuum_vacuum_insert_scale_factor = 0,
     autovacuum_vacuum_insert_threshold = 200000
 );
 
--- The batches: which events one insert into the sink carries, and its token. A batch
--- is committed before its first byte is sent, so that every attempt sends the same
--- rows in the same order.
+-- The batches: the events of one insert, and its token. A batch is committed before its
+-- first byte is sent. Every attempt therefore sends the same rows in the same order.
 CREATE TABLE {schema}outbox_batches (
     batch_id        uuid            PRIMARY KEY,
     event_ids       int8multirange  NOT NULL CHECK (NOT isempty(event_ids)),
     event_count     int             NOT NULL CHECK (event_count > 0),
     byte_count      bigint          NOT NULL,
     token           text            NOT NULL,
-    -- Attempts under this token: claims that have inserted or may have inserted.
+    -- Attempts under this token: claims that may have inserted.
     attempts        int             NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     next_attempt_at timestamptz     NOT NULL DEFAULT '-infinity',
@@ -68,18 +67,18 @@ CREATE TABLE {schema}outbox_batches (
     autovacuum_vacuum_threshold = 500
 );
 
--- The lock of the fleet: a relay cuts while it has locked the single row. The key
--- increases with every cut. A reader starts from the last key it saw and skips the
--- row's dead versions, which an old transaction keeps from being vacuumed.
+-- The lock of the fleet: a relay cuts while it holds the lock on the single row. The key
+-- increases with every cut. A reader starts at the last key that it saw. It thereby skips
+-- dead row versions that an old transaction protects from vacuum.
 CREATE TABLE {schema}outbox_cursor (
     cuts                  bigint      PRIMARY KEY,
     last_cut_at           timestamptz NOT NULL DEFAULT 'epoch',
-    -- Where a cut starts to look. It is a hint: the poll finds what commits below it.
+    -- Where a cut starts to look. It is a hint: the poll finds late commits below it.
     low_watermark         bigint      NOT NULL DEFAULT 0,
-    -- The next low watermark, once transactions below it have had time to commit.
+    -- The next low watermark. It applies after transactions below it had time to commit.
     next_low_watermark    bigint      NOT NULL DEFAULT 0,
     next_low_watermark_at timestamptz NOT NULL DEFAULT 'epoch',
-    -- The highest id that was ever cut.
+    -- The highest id that was cut.
     high_watermark        bigint      NOT NULL DEFAULT 0
 ) WITH (
     autovacuum_vacuum_scale_factor = 0,
@@ -87,21 +86,20 @@ CREATE TABLE {schema}outbox_cursor (
 );
 INSERT INTO {schema}outbox_cursor (cuts) VALUES (0);
 
--- The PostgreSQL history that the batches belong to. If the server's identity or
--- timeline changes (a failover, a restore), cuts and attempts may be lost after their
--- inserts. A relay then checks at the sink which of the events are present, before it
--- sends them.
+-- The PostgreSQL history that the batches belong to. A failover or a restore changes the
+-- identity or the timeline of the server. It can lose cuts and attempts whose inserts have
+-- reached the sink. A relay then checks the presence of events before it inserts them.
 CREATE TABLE {schema}outbox_history (
     system_identifier text   NOT NULL,
     timeline          text   NOT NULL,
-    -- Events up to this id were published before the history last changed.
+    -- Events up to this id were published before the last change of history.
     unverified_to     bigint NOT NULL
 );
 INSERT INTO {schema}outbox_history (system_identifier, timeline, unverified_to)
 SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 0
 FROM pg_control_system();
 
--- Events that the sink can never take, with the reason.
+-- Events that the sink refused because of their data, with the error.
 CREATE TABLE {schema}outbox_dead_letters (
     id               bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     outbox_event_id  bigint      NOT NULL,
@@ -119,14 +117,14 @@ CREATE TABLE {schema}outbox_dead_letters (
 );
 
 -- Publishes an event in the caller's transaction and returns its event_id. A parameter
--- that is left out, or NULL, gets the column's default.
+-- that is omitted or NULL gets the default of the column.
 --
--- It returns the id that it inserts, and has no RETURNING, so that the caller needs
--- the right to INSERT only. A deployment may set the environment's default, so the
--- column is left out if the caller gives none.
+-- The function generates the id itself instead of using RETURNING, so that the caller
+-- needs the INSERT privilege only. A deployment can change the default of the column
+-- environment, so the function omits the column if the caller passes NULL.
 --
--- BEGIN ATOMIC binds the table when the function is created, whatever the caller's
--- search_path is. The function does not notify, because PostgreSQL serialises the
+-- BEGIN ATOMIC binds the table when the function is created, independently of the
+-- caller's search_path. The function does not notify, because PostgreSQL serialises the
 -- commits of all transactions that notify on one lock.
 -- +goose StatementBegin
 CREATE FUNCTION {schema}diehard_publish(
