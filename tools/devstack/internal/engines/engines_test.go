@@ -152,7 +152,7 @@ var _ = Describe("Fetch", Serial, func() {
 	It("reports in one line that npm is missing", func(ctx SpecContext) {
 		GinkgoT().Setenv("PATH", GinkgoT().TempDir())
 		_, err := fetch(ctx, false)
-		Expect(err).To(MatchError(ContainSubstring("npm is missing: get Node.js from")))
+		Expect(err).To(MatchError(ContainSubstring("npm is missing: install Node.js from")))
 		Expect(err.Error()).NotTo(ContainSubstring("\n"))
 	})
 })
