@@ -299,7 +299,7 @@ var _ = Describe("An API that is killed under load, 10 times", Label("long"), fu
 		users.expectEach(ctx, s, outcome{Fault: "API killed under load, 10 times", Done: "creating users"})
 	})
 
-	It("answers a request that is repeated with its key with its only user", func(ctx SpecContext) {
+	It("returns the same user when a request is repeated with its key", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.Relay(s.ClickHouse.Native, small...)
 		api := s.API()

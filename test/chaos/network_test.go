@@ -154,7 +154,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 			}).WithTimeout(patience).Should(BeNumerically(">", created), "no created user is unknown to its client, but one must be")
 		})
 
-		It("each request that is repeated with its key is answered with its only user although "+commit.fault, func(ctx SpecContext) {
+		It("a request that is repeated with its key returns its only user although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsersOnce)
 			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN contains READ COMMITTED
 			users.awaitAnswer(ctx, "503 outcome-unknown")

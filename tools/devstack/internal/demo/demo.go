@@ -210,7 +210,7 @@ func (d *demo) report(ctx context.Context, creating, delivering time.Duration) e
   %-20s %8d   %.1f s after the first request; %d distinct
   %-20s %8d
 
-The first of them in ClickHouse:
+The first events in ClickHouse:
 
 %s`,
 		"created", d.o.Users, creating.Seconds(), float64(d.o.Users)/creating.Seconds(),
