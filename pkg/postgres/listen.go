@@ -11,36 +11,34 @@ import (
 )
 
 const (
-	// minReconnect and maxReconnect bound the pause between two attempts to
-	// connect, which doubles.
+	// minReconnect and maxReconnect are the bounds of the pause between attempts to
+	// connect. The pause doubles after each attempt.
 	minReconnect = 250 * time.Millisecond
 	maxReconnect = 10 * time.Second
-	// pingInterval keeps middleboxes from forgetting the connection. That the
-	// server is gone is noticed by TCP, sooner.
+	// pingInterval keeps middleboxes from dropping the idle connection. TCP
+	// keepalives detect a dead server sooner.
 	pingInterval = time.Minute
 )
 
-// ListenOptions configure Listen.
+// ListenOptions configures Listen.
 type ListenOptions struct {
-	// DSN is as in Options. Behind a pooler that swallows LISTEN nothing arrives.
+	// DSN is as in Options. Notifications do not pass a pooler in transaction mode.
 	DSN string
 	// ApplicationName is as in Options.
 	ApplicationName string
-	// Channels are listened to, all on one connection.
+	// Channels are the channels to listen to. They share one connection.
 	Channels []string
-	// Log gets one line when notifications stop coming and one when they are
-	// back.
+	// Log receives one record when notifications stop and one when they resume.
 	Log *slog.Logger
 }
 
-// Listen returns, for each of the channels, a Go channel that tells that it was
-// notified. Notifications that nobody has taken yet count as one, so a slow
-// receiver holds nothing up. All of them also tell so after each connect, for
-// what was sent while there was no connection is lost.
+// Listen listens to the channels and returns a Go channel for each. A Go channel
+// receives a value after a notification. Notifications that have not been received yet
+// merge into one value, so a slow receiver blocks nothing. All Go channels also receive
+// a value after each connect, because notifications sent before it are lost.
 //
-// It keeps a connection of its own until ctx is canceled, and makes a new one,
-// for as long as it takes, whenever that one is lost. The only error is a DSN
-// that cannot be used.
+// Listen keeps its own connection until ctx is canceled, and reconnects after a loss
+// without a limit of attempts. It returns an error only if the DSN is invalid.
 func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
 	l := &listening{log: o.Log, wake: map[string]chan struct{}{}}
 	receive := map[string]<-chan struct{}{}
@@ -67,12 +65,12 @@ func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, e
 type listening struct {
 	log  *slog.Logger
 	pq   *pqdriver.Listener
-	wake map[string]chan struct{} // by channel; not written to after the start
-	// lost is for lib/pq's goroutine alone.
+	wake map[string]chan struct{} // by channel; read-only after the start
+	// lost is used by lib/pq's goroutine only.
 	lost bool
 }
 
-// connectionChanged is called by lib/pq, in one goroutine.
+// connectionChanged is called by one goroutine of lib/pq.
 func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEventType, err error) {
 	if ctx.Err() != nil {
 		return
@@ -80,30 +78,29 @@ func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEven
 	switch event {
 	case pq.ListenerEventConnected, pq.ListenerEventReconnected:
 		if l.lost {
-			l.log.InfoContext(ctx, "listening for postgresql's notifications again")
+			l.log.InfoContext(ctx, "listening again for postgresql notifications")
 		}
 		l.lost = false
 	case pq.ListenerEventDisconnected, pq.ListenerEventConnectionAttemptFailed:
 		if !l.lost {
-			l.log.WarnContext(ctx, "no notifications from postgresql: polling until they are back", "err", err)
+			l.log.WarnContext(ctx, "postgresql notifications unavailable, polling", "err", err)
 		}
 		l.lost = true
 	}
 }
 
-// subscribe listens to the channels, which lib/pq does by itself after each
-// reconnect from then on.
+// subscribe listens to the channels. After a reconnect, lib/pq does so itself.
 func (l *listening) subscribe(ctx context.Context) {
 	for channel, wake := range l.wake {
 		for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
-			// Waits for a connection. An error is the server's answer, such as a
-			// standby's, which refuses.
+			// Listen waits for a connection. It returns only errors of the server: a
+			// standby, for example, refuses LISTEN.
 			err := l.pq.Listen(channel)
 			if err == nil {
 				break
 			}
 			if ctx.Err() == nil && pause == minReconnect {
-				l.log.WarnContext(ctx, "postgresql refuses to notify: polling until it does", "channel", channel, "err", err)
+				l.log.WarnContext(ctx, "postgresql refused LISTEN, polling", "channel", channel, "err", err)
 			}
 			select {
 			case <-time.After(pause):
@@ -115,7 +112,7 @@ func (l *listening) subscribe(ctx context.Context) {
 	}
 }
 
-// run ends with the listener, which closes Notify.
+// run returns when the listener ends and closes Notify.
 func (l *listening) run() {
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()

@@ -16,58 +16,60 @@ import (
 
 // Defaults of Options.
 const (
-	// DefaultMaxOpenConns bounds a pool.
+	// DefaultMaxOpenConns is the maximum number of connections of a pool.
 	DefaultMaxOpenConns = 20
-	// DefaultConnectTimeout bounds the making of a connection: dialing, TLS and
+	// DefaultConnectTimeout limits the time to connect: dialing, TLS and
 	// authentication.
 	DefaultConnectTimeout = pqdriver.DefaultConnectTimeout
 )
 
-// DeadAfter is about how long it takes to notice a server that has gone without closing
-// its connections.
+// DeadAfter is the approximate time until a connection notices that its server died
+// without closing it.
 const DeadAfter = pqdriver.DeadAfter
 
 const (
-	// maxIdleTime gives back what a peak has opened.
+	// maxIdleTime closes the connections that a peak opened.
 	maxIdleTime = 5 * time.Minute
-	// maxLifetime lets a pool find servers that were added behind one name, and
-	// leave one that was demoted without closing its connections.
+	// maxLifetime lets a pool connect to new servers behind the same name, and leave
+	// a demoted server that keeps its connections open.
 	maxLifetime = 30 * time.Minute
 )
 
-// Options configure a pool.
+// Options configures a pool.
 type Options struct {
-	// DSN is a postgres:// URL or key=value pairs, as lib/pq takes them. What it
-	// leaves out comes from the PG* environment variables.
+	// DSN is a postgres:// URL or key=value pairs, as lib/pq accepts them. The PG*
+	// environment variables supply missing parameters.
 	DSN string
-	// MaxOpenConns bounds the connections; DefaultMaxOpenConns by default.
+	// MaxOpenConns is the maximum number of connections. The default is
+	// DefaultMaxOpenConns.
 	MaxOpenConns int
-	// ApplicationName is what the server's pg_stat_activity shows, unless the
-	// DSN names another.
+	// ApplicationName appears in pg_stat_activity, unless the DSN sets
+	// application_name.
 	ApplicationName string
-	// Session are settings that each new connection gets, in one round trip.
-	// They are no startup parameters, since poolers refuse those.
+	// Session holds settings for each new connection, applied in one round trip.
+	// They are not sent as startup parameters because poolers refuse those.
 	Session map[string]string
-	// KeepStatements has each connection keep prepared what it runs with parameters,
-	// each text once, unless it leads to a pooler. It is for a program whose
-	// statements are a few constants.
+	// KeepStatements makes each connection keep its statements with parameters
+	// prepared, unless it connects to a pooler. Use it only in programs with a small
+	// set of constant statements.
 	KeepStatements bool
 }
 
-// Open returns a pool. It does not connect: the only error is a DSN that cannot
-// be used, and its text holds no part of the DSN that could be a secret.
+// Open returns a pool without connecting. It returns an error if the DSN is invalid.
+// The error contains no secrets of the DSN.
 //
-// Statements with parameters take one round trip and not two
-// (binary_parameters), unless the DSN says otherwise; a []byte is then sent in
-// its type's binary format, which is the same as text for json and text, but
-// not for jsonb.
+// Statements with parameters take one round trip instead of two, unless the DSN sets
+// binary_parameters=no. PostgreSQL then expects a []byte in the binary format of its
+// type. The binary formats of json and text equal their text formats, that of jsonb
+// does not.
 //
-// An idle connection that the server has ended is not given out: whoever uses one
-// that was good when it was taken does not know of a failure what it has done.
+// The pool discards idle connections that the server has closed. Otherwise the next
+// statement would fail on such a connection, and after the error the caller cannot
+// tell whether the statement ran.
 //
-// A server that is gone without a word is noticed within about DeadAfter. Where
-// the context of a statement or a transaction ends and the server does not
-// answer, the connection is given up a second later.
+// The pool detects a dead server within about DeadAfter. If the context of a
+// statement or transaction ends and the server does not answer within a second, the
+// pool closes the connection.
 func Open(o Options) (*sqlx.DB, error) {
 	connector, err := pqdriver.NewConnector(pqdriver.Options{
 		DSN:             o.DSN,
@@ -91,8 +93,8 @@ func Open(o Options) (*sqlx.DB, error) {
 	return sqlx.NewDb(pool, "postgres"), nil
 }
 
-// CheckDSN returns an error if a pool cannot be opened with the DSN. Its text
-// holds no part of the DSN that could be a secret.
+// CheckDSN returns an error if the DSN is invalid. The error contains no secrets of
+// the DSN.
 func CheckDSN(dsn string) error { return pqdriver.CheckDSN(dsn) }
 
 func setStatements(settings map[string]string) string {

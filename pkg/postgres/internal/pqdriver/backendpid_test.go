@@ -11,7 +11,7 @@ import (
 )
 
 var _ = Describe("A connection", func() {
-	It("knows the process id that the server sent", func(ctx SpecContext) {
+	It("has the process id that the server sent", func(ctx SpecContext) {
 		connector, err := pqdriver.NewConnector(pqdriver.Options{DSN: startServer(func(client net.Conn) {
 			_, _ = io.Copy(io.Discard, client)
 		})})

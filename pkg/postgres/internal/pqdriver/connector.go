@@ -11,28 +11,28 @@ import (
 	"github.com/lib/pq"
 )
 
-// Options configure a connector.
+// Options configures a connector.
 type Options struct {
-	// DSN is a postgres:// URL or key=value pairs, as lib/pq takes them. What it
-	// leaves out comes from the PG* environment variables.
+	// DSN is a postgres:// URL or key=value pairs, as lib/pq accepts them. The PG*
+	// environment variables supply missing parameters.
 	DSN string
-	// ApplicationName is what the server's pg_stat_activity shows, unless the DSN
-	// names another.
+	// ApplicationName appears in pg_stat_activity, unless the DSN sets
+	// application_name.
 	ApplicationName string
-	// Setup is SQL that each new connection runs, in one round trip: any number of
-	// statements without parameters.
+	// Setup is SQL that each new connection executes in one round trip: any number
+	// of statements without parameters.
 	Setup string
-	// KeepStatements makes each connection keep the statements that it runs with
-	// parameters prepared, each text once, unless it leads to a pooler.
+	// KeepStatements makes each connection keep its statements with parameters
+	// prepared, unless it connects to a pooler.
 	KeepStatements bool
 }
 
-// DefaultConnectTimeout bounds the making of a connection, dialing, TLS and
-// authentication, unless the DSN says otherwise.
+// DefaultConnectTimeout limits the time to connect: dialing, TLS and authentication.
+// The DSN can override it.
 const DefaultConnectTimeout = 10 * time.Second
 
-// NewConnector returns a connector for database/sql's pool. The only error is a DSN
-// that cannot be used. Its text holds no part of the DSN that could be a secret.
+// NewConnector returns a connector for database/sql. It returns an error if the DSN is
+// invalid. The error contains no secrets of the DSN.
 func NewConnector(o Options) (driver.Connector, error) {
 	dsn, err := withDefaults(o.DSN, o.ApplicationName)
 	if err != nil {
@@ -52,8 +52,8 @@ type connector struct {
 	keepsAll bool
 }
 
-// Connect implements driver.Connector. It ends when ctx ends. lib/pq ignores ctx after
-// it has dialed: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
+// Connect implements driver.Connector. It returns when ctx ends. lib/pq ignores ctx after
+// dialing: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	alive, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	made := context.AfterFunc(ctx, abandon)
@@ -70,7 +70,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
-	// lib/pq dials more than once if the DSN names several hosts, and later to cancel a
+	// lib/pq dials several times if the DSN names several hosts. It also dials to cancel a
 	// statement.
 	var last atomic.Pointer[writeRecorder]
 	base := *c.base
@@ -83,7 +83,7 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	if err != nil {
 		return nil, last.Load().explain(err)
 	}
-	made := connected.(pqConn) //nolint:forcetypeassert // what lib/pq's connections are
+	made := connected.(pqConn) //nolint:forcetypeassert // the type of all lib/pq connections
 	conn := &conn{
 		pqConn:     made,
 		socket:     last.Load().Conn,
@@ -93,7 +93,8 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	if c.setup == "" {
 		return conn, nil
 	}
-	// A statement without parameters is a simple query, which may hold several.
+	// Without parameters lib/pq sends a simple query, which can contain several
+	// statements.
 	if _, err := made.ExecContext(ctx, c.setup, nil); err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("set up the session: %w", err)

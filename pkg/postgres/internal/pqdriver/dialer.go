@@ -6,15 +6,14 @@ import (
 	"time"
 )
 
-// dialer dials for lib/pq, and closes what it has dialed when a context ends. lib/pq
-// does not: neither during a statement (watchdog.go), nor after it has dialed
-// (connector.go), nor in a listener, which has no context
-// (https://github.com/lib/pq/issues/1409). It implements pq.Dialer and pq.DialerContext.
+// dialer dials for lib/pq and closes its sockets when a context ends. lib/pq itself waits
+// without a limit: during a statement (watchdog.go), after dialing (connector.go) and in a
+// listener, which accepts no context (https://github.com/lib/pq/issues/1409). dialer
+// implements pq.Dialer and pq.DialerContext.
 type dialer struct {
-	// abort ends the dialing and closes the sockets when it ends.
-	abort context.Context //nolint:containedctx // lib/pq passes none
-	// dialed, if it is not nil, is called with each socket and returns what lib/pq
-	// uses instead.
+	// abort, when it ends, stops dialing and closes the sockets.
+	abort context.Context //nolint:containedctx // lib/pq passes no context
+	// dialed is called with each socket and returns its replacement. It can be nil.
 	dialed func(socket net.Conn) net.Conn
 }
 
@@ -37,7 +36,7 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	defer context.AfterFunc(d.abort, cancel)()
 	socket, err := keptAlive.DialContext(ctx, network, address)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // lib/pq says what it was doing
+		return nil, err //nolint:wrapcheck // lib/pq wraps it
 	}
 	conn := socket
 	if d.dialed != nil {
@@ -50,11 +49,11 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 type abortableConn struct {
 	net.Conn
 
-	keep func() bool // ends the wait for abort
+	keep func() bool // stops watching abort
 }
 
 // Close implements net.Conn.
 func (c *abortableConn) Close() error {
 	c.keep()
-	return c.Conn.Close() //nolint:wrapcheck // a net.Conn's own
+	return c.Conn.Close() //nolint:wrapcheck // a net.Conn returns plain errors
 }

@@ -1,19 +1,18 @@
-// Package pqdriver is lib/pq as the driver of pkg/postgres. It holds what works around
-// lib/pq and nothing else: NewConnector, NewListener and KeepStatements are its
-// interface.
+// Package pqdriver is a driver for PostgreSQL on top of lib/pq. It contains only
+// workarounds for lib/pq. Its interface is NewConnector, NewListener and KeepStatements.
 //
-// Each workaround has a file, whose comment names the issue or the source in lib/pq that
-// makes it necessary. The sources are those of v1.12.3. If a later version does not need
-// a workaround, its file and its calls in conn.go and connector.go can be removed:
+// Each workaround has a file. The comment in the file names the issue or the source of
+// lib/pq v1.12.3 that makes it necessary. If a later version does not need a workaround,
+// remove its file and its calls in conn.go and connector.go:
 //
 //	backendpid.go  reads the process id of a connection
 //	begin.go       begins transactions without READ WRITE
 //	dialer.go      closes sockets when a context ends
-//	dsn.go         sets other defaults, and keeps passwords out of errors
-//	idle_unix.go   finds idle connections that the server has ended
-//	keepalive.go   makes the kernel notice servers that have gone
-//	listener.go    ends a listener with a context, and pings in the background
+//	dsn.go         sets other defaults and keeps passwords out of errors
+//	idle_unix.go   finds idle connections that the server has closed
+//	keepalive.go   makes the kernel detect dead servers
+//	listener.go    closes a listener when a context ends, and pings in the background
 //	statements.go  keeps statements prepared
-//	watchdog.go    gives up connections whose server stays silent
-//	writeerror.go  lets errors unwrap to the error of a failed write
+//	watchdog.go    closes connections to a silent server
+//	writeerror.go  makes errors unwrap to the error of a failed write
 package pqdriver

@@ -11,36 +11,36 @@ import (
 	"github.com/lib/pq"
 )
 
-// errMalformedDSN replaces the errors of parsers. They quote what they could not read,
-// often the password: https://github.com/lib/pq/blob/v1.12.3/connector.go#L749 and
+// errMalformedDSN replaces the errors of parsers. They quote the text that they cannot
+// parse, often the password: https://github.com/lib/pq/blob/v1.12.3/connector.go#L749 and
 // https://github.com/lib/pq/blob/v1.12.3/connector.go#L1115.
-var errMalformedDSN = errors.New("not a PostgreSQL DSN: neither a postgres:// URL nor key=value pairs " +
-	"(special characters of a password are percent-encoded in a URL and quoted in a pair)")
+var errMalformedDSN = errors.New("not a PostgreSQL DSN: use a postgres:// URL or key=value pairs " +
+	"(percent-encode special characters of a password in a URL, quote them in a pair)")
 
 // parameterName matches the name of a setting of the server. lib/pq sends any unknown
 // key to the server as a setting, also the scheme of another database's URL.
 var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
-// CheckDSN returns an error if NewConnector refuses the DSN. The error's text holds no
-// part of the DSN that could be a secret.
+// CheckDSN returns an error if the DSN is invalid. The error contains no secrets of the
+// DSN.
 func CheckDSN(dsn string) error {
 	_, err := withDefaults(dsn, "")
 	return err
 }
 
-// withDefaults returns the DSN, in its own form, with other defaults than lib/pq's:
+// withDefaults adds defaults to the DSN that differ from those of lib/pq:
 //   - binary_parameters, because a statement with parameters takes two round trips
 //     without it: https://github.com/lib/pq/issues/636.
 //   - connect_timeout, which lib/pq does not limit.
-//   - the application's name.
+//   - the name of the application.
 //
-// What the DSN or the environment sets is left as it is.
+// It keeps the form of the DSN. The DSN and the environment override the defaults.
 func withDefaults(dsn, applicationName string) (string, error) {
 	if strings.TrimSpace(dsn) == "" {
 		return "", errors.New("the PostgreSQL DSN is empty")
 	}
-	// Of two pairs with the same key the later one wins, so a default comes first. A URL
-	// gets a default only if it does not have the key.
+	// A later pair overrides an earlier one, so defaults come first. In a URL, a default
+	// must not repeat a key.
 	complete := func(name, value string) { dsn = name + "=" + value + " " + dsn }
 	if isURL(dsn) {
 		address, err := url.Parse(dsn)
@@ -84,11 +84,11 @@ func isURL(dsn string) bool {
 	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
 }
 
-// dsnError replaces an error of lib/pq's parser. Its other errors name a setting and
-// why the value is invalid.
+// dsnError replaces errors of lib/pq's parser. It keeps errors that name an invalid
+// setting.
 func dsnError(err error) error {
 	if !strings.HasPrefix(err.Error(), "pq: ") {
 		return errMalformedDSN
 	}
-	return fmt.Errorf("not a usable PostgreSQL DSN: %w", err)
+	return fmt.Errorf("an invalid PostgreSQL DSN: %w", err)
 }

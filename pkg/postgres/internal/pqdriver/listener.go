@@ -8,26 +8,26 @@ import (
 	"github.com/lib/pq"
 )
 
-// ListenerOptions configure a listener.
+// ListenerOptions configures a listener.
 type ListenerOptions struct {
 	// DSN and ApplicationName are as in Options.
 	DSN, ApplicationName string
-	// MinReconnect and MaxReconnect bound the pause between two attempts to connect,
-	// which doubles.
+	// MinReconnect and MaxReconnect are the bounds of the pause between attempts to
+	// connect. The pause doubles after each attempt.
 	MinReconnect, MaxReconnect time.Duration
-	// Event is called when the state of the connection changes, in one goroutine.
+	// Event is called by one goroutine when the state of the connection changes.
 	Event pq.EventCallbackType
 }
 
-// Listener is a pq.Listener that ends with a context and that pings in the background.
+// Listener is a pq.Listener that closes when a context ends and pings in the background.
 type Listener struct {
 	*pq.Listener
 
 	pinging sync.Mutex
 }
 
-// NewListener returns a listener that is closed when ctx ends, whatever it waits for.
-// The only error is as NewConnector's.
+// NewListener returns a listener. It closes the listener when ctx ends, even while the
+// listener waits for the server. It returns an error if the DSN is invalid.
 func NewListener(ctx context.Context, o ListenerOptions) (*Listener, error) {
 	dsn, err := withDefaults(o.DSN, o.ApplicationName)
 	if err != nil {
@@ -38,11 +38,11 @@ func NewListener(ctx context.Context, o ListenerOptions) (*Listener, error) {
 	return l, nil
 }
 
-// Ping asks the server for an answer and returns at once. If the connection is lost,
-// the listener reconnects. While one ping waits for its answer, another does nothing.
+// Ping pings the server without waiting for the answer. If the connection is lost, the
+// listener reconnects. While a ping waits for its answer, another call does nothing.
 //
-// Ping of lib/pq waits for the answer, and forever if the goroutine that calls it also
-// receives the notifications: https://github.com/lib/pq/issues/1178.
+// Ping of lib/pq waits for the answer. It deadlocks if the calling goroutine also receives
+// the notifications: https://github.com/lib/pq/issues/1178.
 func (l *Listener) Ping() {
 	if !l.pinging.TryLock() {
 		return

@@ -53,8 +53,8 @@ var _ = Describe("A listener", func() {
 		Eventually(ctx, connected).Should(Receive())
 	})
 
-	// ping pings until a ping has reached the server: it has no effect before the listener
-	// has its connection, and while another waits.
+	// ping pings until a ping reaches the server. A ping has no effect while the listener
+	// is not connected or another ping waits.
 	ping := func(ctx context.Context) {
 		GinkgoHelper()
 		Eventually(ctx, func() chan struct{} {

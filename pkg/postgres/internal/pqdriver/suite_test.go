@@ -21,8 +21,8 @@ func TestPqdriver(t *testing.T) {
 // backendPID is the process id that the server of startServer sends.
 const backendPID = 123_456
 
-// startServer starts a server that lets one client in, hands it to serve, and returns
-// the DSN that leads to it. The spec's end stops it.
+// startServer starts a server that accepts one client and passes it to serve. It returns
+// the DSN of the server, which stops when the spec ends.
 func startServer(serve func(client net.Conn)) (dsn string) {
 	GinkgoHelper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec
@@ -34,7 +34,7 @@ func startServer(serve func(client net.Conn)) (dsn string) {
 			return
 		}
 		defer client.Close()
-		length := make([]byte, 4) // of the startup message, with itself
+		length := make([]byte, 4) // of the startup message, including the length
 		if _, err := io.ReadFull(client, length); err != nil {
 			return
 		}

@@ -5,24 +5,25 @@ import (
 	"time"
 )
 
-// cancelGrace is how long the server has to answer after the context of a statement
-// has ended.
+// cancelGrace is the time that the server has to answer after the context of a
+// statement ends.
 const cancelGrace = time.Second
 
-// watchdog closes a connection whose server stays silent after the context of the
-// connection's user has ended. lib/pq asks the server to cancel the statement, and
-// waits for the answer without a limit: https://github.com/lib/pq/issues/620.
+// watchdog closes a connection if the server does not answer after the caller's context
+// ends. lib/pq asks the server to cancel the statement and waits for the answer without
+// a limit: https://github.com/lib/pq/issues/620. TCP does not detect a server that
+// hangs, because its kernel still acknowledges data.
 type watchdog struct {
-	// alive ends when the connection is abandoned, which closes its sockets.
-	alive   context.Context //nolint:containedctx // the dialer's
+	// alive ends when the connection is abandoned. The dialer then closes its sockets.
+	alive   context.Context //nolint:containedctx // shared with the dialer
 	abandon context.CancelFunc
-	// stop ends the watch. It is nil if no context is watched.
+	// stop stops watching the context. It is nil if no context is watched.
 	stop func()
 }
 
-// watch abandons the connection some time after ctx has ended, unless the connection
-// is released before. Of the contexts that are used between two releases the first
-// counts: that of the transaction, or of the only statement.
+// watch abandons the connection cancelGrace after ctx ends, unless the connection is
+// released before. Until the next release, only the first call has an effect. Its
+// context is that of the transaction or of the only statement.
 func (w *watchdog) watch(ctx context.Context) {
 	if w.stop != nil {
 		return
@@ -44,8 +45,8 @@ func (w *watchdog) watch(ctx context.Context) {
 	}
 }
 
-// release ends the watch. Afterwards the connection is no longer abandoned because of
-// a context that was watched.
+// release stops watching the context. After release returns, that context no longer
+// abandons the connection.
 func (w *watchdog) release() {
 	if w.stop != nil {
 		w.stop()
