@@ -38,7 +38,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	tuneGC()
 
 	if c.API.Auth == config.AuthOff {
-		p.Log.WarnContext(ctx, "authentication disabled", "api.auth", c.API.Auth)
+		p.Log.WarnContext(ctx, "authentication disabled", "api_auth", c.API.Auth)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
