@@ -123,7 +123,7 @@ var _ = Describe("devstack demo", func() {
 
 		state := ready(up(dir), dir)
 		Expect(demo()).To(And(
-			ContainSubstring("using the running stack:  "+state.APIURL),
+			ContainSubstring("using the running stack: "+state.APIURL),
 			MatchRegexp(`in ClickHouse +300 .* 300 distinct`)))
 		Expect(living(state)).To(HaveLen(4))
 	})
