@@ -66,7 +66,7 @@ test/all: need-npm want-cc build ## run the long specs, which `make test` leaves
 .PHONY: test/fuzz
 test/fuzz: need-npm build ## send fuzzed inputs to the API and its parsers (FUZZ=2000x: inputs or time for each target)
 	@for dir in $(FUZZ_DIRS); do \
-		listed=$$(go -C $$dir test -list '^Fuzz' .) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$dir: $$listed"; exit 1; }; \
+		listed=$$(DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go -C $$dir test -list '^Fuzz' .) && targets=$$(echo "$$listed" | grep '^Fuzz') || { echo "$$dir: $$listed"; exit 1; }; \
 		for target in $$targets; do \
 			DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go -C $$dir test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZ)' . || exit; \
 		done; \
