@@ -13,6 +13,8 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/ports"
 )
 
 // findPgBouncer returns the installed PgBouncer, or Debian's.
@@ -46,14 +48,16 @@ func startPgBouncer(ctx context.Context, dsn string) string {
 	Expect(err).NotTo(HaveOccurred())
 	password, _ := server.User.Password()
 	quoted := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
-	port := freePort(ctx)
+	address := ports.Reserve()
+	_, port, err := net.SplitHostPort(address)
+	Expect(err).NotTo(HaveOccurred())
 	config := filepath.Join(GinkgoT().TempDir(), "pgbouncer.ini")
 	Expect(os.WriteFile(config, fmt.Appendf(nil, `
 [databases]
 * = host=%s port=%s user=%s password=%s
 [pgbouncer]
 listen_addr = 127.0.0.1
-listen_port = %d
+listen_port = %s
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
@@ -71,21 +75,13 @@ default_pool_size = 1
 		_ = cmd.Wait() // says that it was killed
 	})
 
-	server.Host = net.JoinHostPort("127.0.0.1", fmt.Sprint(port))
+	server.Host = address
 	Eventually(func() error {
 		connection, err := (&net.Dialer{}).DialContext(ctx, "tcp", server.Host)
 		if err == nil {
 			err = connection.Close()
 		}
 		return err
-	}).WithTimeout(10 * time.Second).Should(Succeed())
+	}).WithTimeout(time.Minute).Should(Succeed())
 	return server.String()
-}
-
-func freePort(ctx context.Context) int {
-	GinkgoHelper()
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	Expect(err).NotTo(HaveOccurred())
-	defer func() { Expect(listener.Close()).To(Succeed()) }()
-	return listener.Addr().(*net.TCPAddr).Port
 }

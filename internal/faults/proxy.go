@@ -12,6 +12,8 @@ import (
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"golang.org/x/time/rate"
+
+	"github.com/diehard-outbox/diehard/internal/ports"
 )
 
 // Proxy passes TCP connections to a server, and can disturb them.
@@ -51,7 +53,7 @@ const (
 // StartProxy starts a proxy to target, a host:port. It ends with the spec.
 func StartProxy(target string) *Proxy {
 	ginkgo.GinkgoHelper()
-	p := &Proxy{addr: reserveAddr(), target: target, links: map[*link]struct{}{}}
+	p := &Proxy{addr: ports.Reserve(), target: target, links: map[*link]struct{}{}}
 	p.Up()
 	ginkgo.DeferCleanup(func() {
 		p.Down()

@@ -274,14 +274,6 @@ func Scan(ctx context.Context, dsn, query string, dest ...any) error {
 	return db.QueryRowContext(ctx, query).Scan(dest...)
 }
 
-// portOf returns the port of a DSN.
-func portOf(dsn string) string {
-	GinkgoHelper()
-	parsed, err := url.Parse(dsn)
-	Expect(err).NotTo(HaveOccurred())
-	return parsed.Port()
-}
-
 func withDatabase(dsn, name string) string {
 	GinkgoHelper()
 	parsed, err := url.Parse(dsn)

@@ -3,15 +3,16 @@ package testengines
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/internal/needs"
+	"github.com/diehard-outbox/diehard/internal/ports"
 )
 
 // Postgres is a PostgreSQL server of one spec, which the spec may kill.
@@ -30,7 +31,9 @@ func StartPostgres(ctx context.Context, settings map[string]string) *Postgres {
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(os.RemoveAll, dir)
 	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the data folder below it is private
-	p := &Postgres{newPostgres(settings, "--data-dir", filepath.Join(dir, "data"))}
+	_, port, err := net.SplitHostPort(ports.Reserve())
+	Expect(err).NotTo(HaveOccurred())
+	p := &Postgres{newPostgres(settings, "--data-dir", filepath.Join(dir, "data"), "--port", port)}
 	p.Start(ctx)
 	DeferCleanup(p.Stop)
 	return p
@@ -51,9 +54,6 @@ func (p *Postgres) DSN() string { return p.addresses["dsn"] }
 // Start restarts the server after Kill or Stop, on the same data and port.
 func (p *Postgres) Start(ctx context.Context) {
 	GinkgoHelper()
-	if p.addresses != nil {
-		p.args = append(slices.Clip(p.args), "--port", portOf(p.DSN()))
-	}
 	Expect(p.start(ctx)).To(Succeed())
 }
 
