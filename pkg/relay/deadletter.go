@@ -11,7 +11,7 @@ import (
 // batch. The batch is absent from the sink: this attempt has sent nothing, and
 // earlier attempts were resolved.
 func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsError) (string, error) {
-	records, err := d.lease.Keys(ctx)
+	keys, err := d.lease.Keys(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -19,30 +19,30 @@ func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsE
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	var outcome store.Outcome
-	for i, record := range records {
+	var (
+		outcome store.Outcome
+		refused []int
+	)
+	for i, id := range keys.ID {
 		if cause, isBad := causes[i]; isBad {
-			outcome.Refused = append(outcome.Refused, store.Refused{ID: record.ID, Cause: cause})
+			outcome.Refused = append(outcome.Refused, store.Refused{ID: id, Cause: cause})
+			refused = append(refused, i)
 		} else {
-			outcome.Remaining = append(outcome.Remaining, record.ID)
+			outcome.Remaining = append(outcome.Remaining, id)
 		}
 	}
-	return d.deadLetter(ctx, records, outcome)
+	return d.deadLetter(ctx, keys.Select(refused), outcome)
 }
 
-// deadLetter makes dead letters of the refused events. The remaining events stay
-// in the batch.
-func (d *delivery) deadLetter(ctx context.Context, records []store.Record, outcome store.Outcome) (string, error) {
+// deadLetter makes dead letters of the refused events. The remaining events stay in the
+// batch.
+func (d *delivery) deadLetter(ctx context.Context, refused *store.Events, outcome store.Outcome) (string, error) {
 	if err := d.lease.Shrink(ctx, outcome); err != nil {
 		return "", err
 	}
-	d.metrics.events.WithLabelValues(resultDeadLettered).Add(float64(len(outcome.Refused)))
-	ids := make([]int64, len(outcome.Refused))
-	for i := range outcome.Refused {
-		ids[i] = outcome.Refused[i].ID
-	}
-	d.logWithTraces(among(records, ids)).ErrorContext(ctx, "events dead-lettered",
-		"dead_lettered", len(ids), "err", outcome.Refused[0].Cause)
+	n := len(outcome.Refused)
+	d.metrics.events.WithLabelValues(resultDeadLettered).Add(float64(n))
+	d.logWithTraces(refused).ErrorContext(ctx, "events dead-lettered", "dead_lettered", n, "err", outcome.Refused[0].Cause)
 	d.work.send(1)
 	return resultSplit, nil
 }

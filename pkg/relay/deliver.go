@@ -21,8 +21,13 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
 	defer transaction.Finish()
 	ctx = transaction.Context()
+	events, _ := r.events.Get().(*store.Events)
+	if events == nil {
+		events = &store.Events{}
+	}
+	defer r.events.Put(events)
 	d := &delivery{
-		Relay: r, lease: lease,
+		Relay: r, lease: lease, events: events,
 		log:   r.log.With("batch_id", lease.ID, "events", lease.Events, "attempt", lease.Attempts),
 		start: time.Now(),
 		skew:  time.Until(lease.DatabaseTime),
@@ -46,10 +51,11 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 // delivery is one attempt at one batch.
 type delivery struct {
 	*Relay
-	lease *store.Lease
-	log   *slog.Logger
-	start time.Time
-	skew  time.Duration // the database's clock minus ours
+	lease  *store.Lease
+	events *store.Events // filled by flush
+	log    *slog.Logger
+	start  time.Time
+	skew   time.Duration // the database's clock minus ours
 }
 
 // sinkError marks an error of the sink. Other errors are the outbox's.
@@ -63,13 +69,12 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if d.lease.Attempts > 1 {
 		return d.resolve(ctx, nil)
 	}
-	events, err := d.flush(ctx)
-	if err != nil {
+	if err := d.flush(ctx); err != nil {
 		return d.insertFailed(ctx, err)
 	}
 	// Only the acknowledgement of a token's first insert proves that the events
 	// are present.
-	if err := d.settle(ctx, events); err != nil {
+	if err := d.settle(ctx, d.events); err != nil {
 		return "", err
 	}
 	d.took.Store(int64(time.Since(d.start)))

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -101,6 +102,7 @@ type Relay struct {
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
 	postgres     postgresState
+	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
 // New returns a Relay and registers its metrics.

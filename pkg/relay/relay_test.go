@@ -173,17 +173,9 @@ var _ = Describe("Relay", func() {
 		lease, err := s.Claim(ctx, 1<<40)
 		Expect(err).NotTo(HaveOccurred())
 		defer lease.Release()
-		events := &sink.Events{}
-		Expect(lease.Read(ctx, func(record store.Record) error {
-			events.EventID = append(events.EventID, record.EventID)
-			events.EventType = append(events.EventType, record.EventType)
-			events.EventDateTime = append(events.EventDateTime, record.EventDateTime)
-			events.Environment = append(events.Environment, record.Environment)
-			events.EventContext = append(events.EventContext, record.EventContext)
-			events.MetadataVersion = append(events.MetadataVersion, uint64(record.MetadataVersion))
-			return nil
-		})).To(Succeed())
-		during(lease, events)
+		var events store.Events
+		Expect(lease.Read(ctx, &events)).To(Succeed())
+		during(lease, &events.Events)
 	}
 
 	insert := func(ctx context.Context, token string, events *sink.Events) {
@@ -365,11 +357,13 @@ diehard_relay_events_total{result="delivered"} 7
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) {
 				// Other rows under the token: the sink knows it from now on.
-				insert(ctx, lease.Token, &sink.Events{
-					EventID: []uuid.UUID{uuid.New()}, EventType: []string{"foreign"},
-					EventDateTime: []time.Time{time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)},
-					Environment:   []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
-				})
+				other := &sink.Events{MetadataVersion: []uint64{1}}
+				other.EventID = []uuid.UUID{uuid.New()}
+				other.EventType.Append([]byte("foreign"))
+				other.EventDateTime = []int64{time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC).UnixMicro()}
+				other.Environment.Append([]byte("Test"))
+				other.EventContext.Append([]byte("{}"))
+				insert(ctx, lease.Token, other)
 			})
 			start()
 			expectOnce(ctx, 10)
@@ -680,9 +674,9 @@ diehard_relay_events_total{result="delivered"} 7
 		clickHouse.before = func(events *sink.Events) { // called by the only worker
 			defer GinkgoRecover()
 			switch {
-			case slices.Contains(events.EventType, "later"):
+			case slices.Contains(events.EventType.Values, "later"):
 				lettersBefore = len(deadLetters())
-			case events.Len() == 1 && events.EventType[0] == "poison":
+			case events.Len() == 1 && events.EventType.At(0) == "poison":
 				if isolated++; isolated == 2 { // the first one is a dead letter now
 					publish(ctx, outbox.Event{EventType: "later"})
 				}
@@ -856,7 +850,7 @@ func (s *observedSink) InFlight(ctx context.Context, token string) (bool, error)
 	return s.Sink.InFlight(ctx, token)
 }
 
-func (s *observedSink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
+func (s *observedSink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	s.queries.Add(1)
 	return s.Sink.Present(ctx, keys)
 }
@@ -869,10 +863,13 @@ func openSink(dsn string) *observedSink {
 	return &observedSink{Sink: opened}
 }
 
-// first returns the first n events.
+// first returns the first n events, which it takes from events.
 func first(events *sink.Events, n int) *sink.Events {
-	return &sink.Events{
-		EventID: events.EventID[:n], EventType: events.EventType[:n], EventDateTime: events.EventDateTime[:n],
-		Environment: events.Environment[:n], EventContext: events.EventContext[:n], MetadataVersion: events.MetadataVersion[:n],
-	}
+	events.EventID = events.EventID[:n]
+	events.EventType.Indexes = events.EventType.Indexes[:n]
+	events.EventDateTime = events.EventDateTime[:n]
+	events.Environment.Indexes = events.Environment.Indexes[:n]
+	events.EventContext.Ends = events.EventContext.Ends[:n]
+	events.MetadataVersion = events.MetadataVersion[:n]
+	return events
 }

@@ -7,14 +7,13 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
-	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
 // resolve finds out what became of the batch's earlier attempts and acts on it.
 // cause is nil if their outcome is unknown. Otherwise it is the permanent error of
 // the last insert, and an absent batch is split instead of inserted again.
 func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
-	records, err := d.lease.Keys(ctx)
+	keys, err := d.lease.Keys(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -23,19 +22,19 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return "", err
 	}
 	failpoint.At(failpoint.ResolveWaited)
-	present, absent, err := d.checkPresence(ctx, records)
+	present, absent, err := d.checkPresence(ctx, keys)
 	failpoint.At(failpoint.ResolveChecked)
 	switch {
 	case err != nil:
 		return "", err
 	case len(absent) == 0:
-		return d.settleResolved(ctx, records)
+		return d.settleResolved(ctx, keys)
 	case len(present) > 0:
-		return d.settlePresent(ctx, records, present, absent)
+		return d.settlePresent(ctx, keys, present, absent)
 	case cause != nil:
-		return d.split(ctx, records, absent, cause)
+		return d.split(ctx, keys, cause)
 	}
-	return d.reinsert(ctx, records)
+	return d.reinsert(ctx, keys)
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.
@@ -67,28 +66,24 @@ func (d *delivery) awaitInserts(ctx context.Context) error {
 	}
 }
 
-// checkPresence returns the ids of the batch's events that are present at the
-// sink, and of those that are absent. It verifies the lease first, because what
-// follows must happen within the lease.
-func (d *delivery) checkPresence(ctx context.Context, records []store.Record) (present, absent []int64, err error) {
+// checkPresence returns the indexes of the batch's events that are present at the sink,
+// and of those that are absent. It verifies the lease first, because what follows must
+// happen within the lease.
+func (d *delivery) checkPresence(ctx context.Context, keys *store.Events) (present, absent []int, err error) {
 	if err := d.lease.Verify(ctx); err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
 	defer cancel()
-	keys := make([]sink.Key, len(records))
-	for i, record := range records {
-		keys[i] = sink.Key{EventID: record.EventID, EventType: record.EventType, Time: record.EventDateTime}
-	}
-	found, err := d.o.Sink.Present(ctx, keys)
+	found, err := d.o.Sink.Present(ctx, &keys.Keys)
 	if err != nil {
 		return nil, nil, sinkError{err}
 	}
-	for i, record := range records {
+	for i := range found {
 		if found[i] {
-			present = append(present, record.ID)
+			present = append(present, i)
 		} else {
-			absent = append(absent, record.ID)
+			absent = append(absent, i)
 		}
 	}
 	return present, absent, nil
@@ -97,11 +92,11 @@ func (d *delivery) checkPresence(ctx context.Context, records []store.Record) (p
 // reinsert inserts the same rows under the same token. The sink may acknowledge
 // them because it has seen the token before, so only a presence check settles the
 // batch.
-func (d *delivery) reinsert(ctx context.Context, records []store.Record) (string, error) {
+func (d *delivery) reinsert(ctx context.Context, keys *store.Events) (string, error) {
 	if err := d.checkSink(ctx); err != nil {
 		return "", err
 	}
-	if _, err := d.flush(ctx); err != nil {
+	if err := d.flush(ctx); err != nil {
 		return d.insertFailed(ctx, err)
 	}
 	failpoint.At(failpoint.ReinsertAcknowledged)
@@ -110,15 +105,15 @@ func (d *delivery) reinsert(ctx context.Context, records []store.Record) (string
 		return "", err
 	}
 	failpoint.At(failpoint.ReinsertWaited)
-	present, absent, err := d.checkPresence(ctx, records)
+	present, absent, err := d.checkPresence(ctx, keys)
 	failpoint.At(failpoint.ReinsertChecked)
 	switch {
 	case err != nil:
 		return "", err
 	case len(absent) == 0:
-		return d.settleResolved(ctx, records)
+		return d.settleResolved(ctx, keys)
 	case len(present) > 0:
-		return d.settlePresent(ctx, records, present, absent)
+		return d.settlePresent(ctx, keys, present, absent)
 	}
 	// The sink recorded the token and died before it stored the rows.
 	d.log.WarnContext(ctx, "renewing insert token", "err", errRowsAbsent)

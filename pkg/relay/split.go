@@ -6,16 +6,16 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// split halves a batch that the sink refuses because of its data. A batch of one
-// event becomes a dead letter.
-func (d *delivery) split(ctx context.Context, records []store.Record, ids []int64, cause error) (string, error) {
-	if len(ids) == 1 {
-		return d.deadLetter(ctx, records, store.Outcome{Refused: []store.Refused{{ID: ids[0], Cause: cause}}})
+// split halves a batch that the sink refuses because of its data. All events are absent.
+// A batch of one event becomes a dead letter.
+func (d *delivery) split(ctx context.Context, keys *store.Events, cause error) (string, error) {
+	if n := len(keys.ID); n > 1 {
+		if err := d.lease.Split(ctx, keys.ID, n/2, cause); err != nil {
+			return "", err
+		}
+		d.logWithTraces(keys).WarnContext(ctx, "splitting refused batch", "err", cause)
+		d.work.send(2)
+		return resultSplit, nil
 	}
-	if err := d.lease.Split(ctx, ids, len(ids)/2, cause); err != nil {
-		return "", err
-	}
-	d.logWithTraces(records).WarnContext(ctx, "splitting refused batch", "err", cause)
-	d.work.send(2)
-	return resultSplit, nil
+	return d.deadLetter(ctx, keys, store.Outcome{Refused: []store.Refused{{ID: keys.ID[0], Cause: cause}}})
 }

@@ -22,90 +22,61 @@ const (
 	maxLoggedTraces = 10
 )
 
-// delivered is what metrics and traces need of events after they are settled.
-type delivered struct {
-	published []int64 // in microseconds since 1970, by the database's clock
-	traces    traces
-}
-
-func newDelivered(events int) *delivered {
-	return &delivered{published: make([]int64, 0, events), traces: newTraces()}
-}
-
-func (e *delivered) add(record *store.Record) {
-	e.published = append(e.published, record.PublishedAt.UnixMicro())
-	e.traces.add(record)
-}
-
-func (e *delivered) addAll(records []store.Record) *delivered {
-	for i := range records {
-		e.add(&records[i])
-	}
-	return e
-}
-
-// traces are the first maxTraces traces of the events that the publisher has sampled.
-type traces struct {
-	byID    map[string]*trace // nil if Sentry is off
-	inOrder []*trace
-}
-
 // trace is one trace, with the batch's events of it.
 type trace struct {
 	id, parent string
 	events     int
 	types      []string
-	published  time.Time // when the first of the events was published
+	published  int64 // when the first of the events was published, in microseconds since 1970
 }
 
-func newTraces() traces {
+// sampledTraces returns the first maxTraces traces of the events that the publisher has
+// sampled. If Sentry's tracing is off, it returns none.
+func sampledTraces(events *store.Events) []*trace {
 	client := sentry.CurrentHub().Client()
 	if !client.IsEnabled() || !client.Options().EnableTracing {
-		return traces{}
+		return nil
 	}
-	return traces{byID: make(map[string]*trace)}
-}
-
-func (t *traces) add(record *store.Record) {
-	if t.byID == nil {
-		return
-	}
-	traceparent, err := outbox.ParseTraceparent(record.Traceparent)
-	if err != nil || !traceparent.Sampled() {
-		return
-	}
-	id := traceparent.TraceID()
-	found := t.byID[id]
-	if found == nil {
-		if len(t.inOrder) == maxTraces {
-			return
+	var traces []*trace
+	byID := make(map[string]*trace)
+	for i, published := range events.PublishedAt {
+		traceparent, err := outbox.ParseTraceparent(string(events.Traceparent.At(i)))
+		if err != nil || !traceparent.Sampled() {
+			continue
 		}
-		found = &trace{id: id, parent: traceparent.ParentID(), published: record.PublishedAt}
-		t.byID[id] = found
-		t.inOrder = append(t.inOrder, found)
+		id := traceparent.TraceID()
+		found := byID[id]
+		if found == nil {
+			if len(traces) == maxTraces {
+				continue
+			}
+			found = &trace{id: id, parent: traceparent.ParentID(), published: published}
+			byID[id] = found
+			traces = append(traces, found)
+		}
+		found.events++
+		found.published = min(found.published, published)
+		if eventType := events.EventType.At(i); len(found.types) < maxTypes && !slices.Contains(found.types, eventType) {
+			found.types = append(found.types, eventType)
+		}
 	}
-	found.events++
-	if record.PublishedAt.Before(found.published) {
-		found.published = record.PublishedAt
-	}
-	if len(found.types) < maxTypes && !slices.Contains(found.types, record.EventType) {
-		found.types = append(found.types, record.EventType)
-	}
+	return traces
 }
 
-// report adds the delivery to each trace, as a transaction that begins when the
-// first of the trace's events was published. It continues that event's request with
+// report adds the delivery to each of the events' traces, as a transaction that begins when
+// the first of the trace's events was published. It continues that event's request with
 // its sampling decision. A new decision would complete only 1 % of the traces if
 // 10 % are sampled.
-func (d *delivery) report(t *traces, acknowledged time.Time) {
-	if len(t.inOrder) == 0 {
+func (d *delivery) report(events *store.Events, acknowledged time.Time) {
+	traces := sampledTraces(events)
+	if len(traces) == 0 {
 		return
 	}
 	// In the delivery's context these would be spans of its transaction. The workers'
 	// common hub keeps the transaction that was last started on it.
 	ctx := sentry.SetHubOnContext(context.Background(), sentry.CurrentHub().Clone())
-	for _, trace := range t.inOrder {
-		published := trace.published.Add(-d.skew)
+	for _, trace := range traces {
+		published := time.UnixMicro(trace.published).Add(-d.skew)
 		transaction := sentry.StartTransaction(ctx, "deliver",
 			sentry.ContinueFromHeaders(trace.id+"-"+trace.parent+"-1", ""),
 			sentry.WithOpName("queue.process"),
@@ -127,10 +98,10 @@ func (d *delivery) report(t *traces, acknowledged time.Time) {
 
 // logWithTraces returns the log with the first maxLoggedTraces traces of the events,
 // sampled or not.
-func (d *delivery) logWithTraces(records []store.Record) *slog.Logger {
+func (d *delivery) logWithTraces(events *store.Events) *slog.Logger {
 	var ids []string
-	for i := range records {
-		traceparent, err := outbox.ParseTraceparent(records[i].Traceparent)
+	for i := range events.Traceparent.Len() {
+		traceparent, err := outbox.ParseTraceparent(string(events.Traceparent.At(i)))
 		if err != nil || slices.Contains(ids, traceparent.TraceID()) {
 			continue
 		}

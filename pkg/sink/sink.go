@@ -7,10 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"time"
-
-	"github.com/google/uuid"
 )
 
 // Sink is a destination of events. Its methods are safe for concurrent use.
@@ -21,11 +17,12 @@ import (
 // is no longer executed. Insert's error need not tell whether the rows are present: the
 // relay checks that.
 type Sink interface {
-	// Insert sends the batch in one insert under its token. It takes ownership of
-	// batch.Events and may release their memory before it returns. A caller that
-	// inserts again reads the events again. It returns nil only if the sink has
-	// acknowledged the whole batch as durable. After any error the outcome is open,
-	// whatever its class.
+	// Insert sends the batch in one insert under its token. It returns nil only if the
+	// sink has acknowledged the whole batch as durable. After any error the outcome is
+	// open, whatever its class.
+	//
+	// Insert may empty EventContext to release its memory. It does not change the other
+	// columns, and does not use batch.Events after it has returned.
 	//
 	// The context's deadline also bounds the sink's execution. No row is sent after the
 	// deadline, also by a process that was suspended until then.
@@ -35,10 +32,10 @@ type Sink interface {
 	// its servers.
 	InFlight(ctx context.Context, token string) (bool, error)
 
-	// Present returns for each key whether the event is present. The read is
+	// Present returns for each event whether it is present. The read is
 	// consistent: it sees the rows of every insert that has ended. Another event with
 	// the same id does not count.
-	Present(ctx context.Context, keys []Key) ([]bool, error)
+	Present(ctx context.Context, keys *Keys) ([]bool, error)
 
 	// Check verifies that the destination exists and can keep the promises above. It
 	// returns a *MisconfiguredError if the operator has to act, and another error if
@@ -52,42 +49,12 @@ type Sink interface {
 	Close() error
 }
 
-// Key identifies an event. The id alone does not, because a publisher may use it twice.
-type Key struct {
-	EventID   uuid.UUID
-	EventType string
-	Time      time.Time
-}
-
 // Batch is the content of one insert. Every insert under a token has the same rows in
 // the same order.
 type Batch struct {
 	// Token identifies the insert to the sink's deduplication.
 	Token  string
 	Events *Events
-}
-
-// Events are rows by column. All columns have the same length.
-type Events struct {
-	EventID         []uuid.UUID
-	EventType       []string
-	EventDateTime   []time.Time
-	Environment     []string
-	EventContext    []string
-	MetadataVersion []uint64
-}
-
-// Len returns the number of events.
-func (e *Events) Len() int { return len(e.EventID) }
-
-// Grow increases the capacity of each column by n events.
-func (e *Events) Grow(n int) {
-	e.EventID = slices.Grow(e.EventID, n)
-	e.EventType = slices.Grow(e.EventType, n)
-	e.EventDateTime = slices.Grow(e.EventDateTime, n)
-	e.Environment = slices.Grow(e.Environment, n)
-	e.EventContext = slices.Grow(e.EventContext, n)
-	e.MetadataVersion = slices.Grow(e.MetadataVersion, n)
 }
 
 // Class is what an error means for the batch.

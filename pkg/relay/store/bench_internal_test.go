@@ -46,11 +46,12 @@ func BenchmarkDecode(b *testing.B) {
 	for id := range int64(events) {
 		c.add(id, "", `{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
 	}
-	b.SetBytes(int64(len(c.keys) + len(c.kinds) + len(c.contexts)))
+	b.SetBytes(int64(len(c.keys) + len(c.types) + len(c.environments) + len(c.contexts)))
 	b.ReportAllocs()
+	var decoded Events
 	for b.Loop() {
-		decoder := chunkDecoder{kinds: make(interner)}
-		if _, err := decoder.decode(&c); err != nil {
+		decoded.Reset()
+		if err := c.appendTo(&decoded); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -7,8 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/google/uuid"
 )
@@ -23,114 +21,135 @@ func (l *Lease) chunkIDs() int64 {
 	return max(1, min(most, chunkBytes*int64(l.Events)/max(1, l.Bytes)))
 }
 
-// chunk is a row of readEventsSQL: some events by columns. Numbers are in the binary
-// format of PostgreSQL's types (bigint, uuid, timestamptz). Texts are separated by NUL,
-// which a text of PostgreSQL cannot contain.
+// chunk is a row of readEventsSQL or readKeysSQL: some events by columns. Numbers are in
+// the binary format of PostgreSQL's types (bigint, uuid, timestamptz). Texts have a
+// separator between them.
 type chunk struct {
 	keys         sql.RawBytes // id, event id, two times and version of each event
-	kinds        sql.RawBytes // type, a slash and environment of each event
+	types        sql.RawBytes
 	traceparents sql.RawBytes // id and traceparent of each event that has one
+
+	keysOnly     bool // the columns below are missing
+	environments sql.RawBytes
 	contexts     sql.RawBytes
 }
 
-// keySize is the size of an event's keys in a chunk.
-const keySize = 8 + len(uuid.UUID{}) + 8 + 8 + 8
-
-// postgresEpoch is the epoch of timestamptz, 2000-01-01, in Unix microseconds.
-const postgresEpoch = 946_684_800_000_000
+const (
+	// keySize is the size of an event's keys in a chunk.
+	keySize = 8 + len(uuid.UUID{}) + 8 + 8 + 8
+	// typeSeparator is not a character of event types.
+	typeSeparator = '/'
+	// textSeparator is not a character of PostgreSQL's texts.
+	textSeparator = 0
+	// postgresEpoch is the epoch of timestamptz, 2000-01-01, in Unix microseconds.
+	postgresEpoch = 946_684_800_000_000
+)
 
 var errChunk = errors.New("the columns of the chunk do not belong to the same events")
 
-// chunkDecoder decodes chunks. It keeps one copy of texts that many events share.
-type chunkDecoder struct {
-	kinds   interner
-	records []Record
+// columns returns the destinations of the row's columns.
+func (c *chunk) columns() []any {
+	columns := []any{&c.keys, &c.types, &c.traceparents}
+	if !c.keysOnly {
+		columns = append(columns, &c.environments, &c.contexts)
+	}
+	return columns
 }
 
-// decode returns the chunk's events in the order of their ids. The records are valid
-// until the next call. They do not refer to the chunk.
-func (d *chunkDecoder) decode(c *chunk) ([]Record, error) {
-	d.records = d.records[:0]
-	if len(c.keys)%keySize != 0 {
-		return nil, errChunk
+// appendTo appends the chunk's events to e in the order of their ids. After an error the
+// columns of e differ in length.
+func (c *chunk) appendTo(e *Events) error {
+	if len(c.keys) == 0 || len(c.keys)%keySize != 0 {
+		return errChunk
 	}
-	var (
-		kinds        = texts{rest: c.kinds}
-		traceparents = texts{rest: c.traceparents, ended: len(c.traceparents) == 0}
-		contexts     = texts{rest: c.contexts}
-		kept         = string(c.contexts) // one copy for all events
-	)
-	for keys := c.keys; len(keys) > 0; keys = keys[keySize:] {
-		eventType, environment, found := strings.Cut(d.kinds.intern(kinds.next()), "/")
-		if !found {
-			return nil, errChunk
+	if c.isOrdered() {
+		return c.decode(e)
+	}
+	var unordered Events
+	if err := c.decode(&unordered); err != nil {
+		return err
+	}
+	indexes := make([]int, len(unordered.ID))
+	for i := range indexes {
+		indexes[i] = i
+	}
+	slices.SortFunc(indexes, func(a, b int) int { return cmp.Compare(unordered.ID[a], unordered.ID[b]) })
+	e.appendFrom(&unordered, indexes)
+	return nil
+}
+
+func (c *chunk) isOrdered() bool {
+	last := bigint(c.keys)
+	for keys := c.keys[keySize:]; len(keys) > 0; keys = keys[keySize:] {
+		id := bigint(keys)
+		if id < last {
+			return false
 		}
-		record := Record{
-			ID:              bigint(keys),
-			EventID:         uuid.UUID(keys[8:24]),
-			EventType:       eventType,
-			EventDateTime:   timestamptz(keys[24:]),
-			Environment:     environment,
-			MetadataVersion: bigint(keys[40:]),
-			PublishedAt:     timestamptz(keys[32:]),
-		}
-		if traceparents.skipID(record.ID) {
-			record.Traceparent = string(traceparents.next())
-		}
-		text := contexts.next()
-		record.EventContext, kept = kept[:len(text)], kept[len(kept)-len(contexts.rest):]
-		d.records = append(d.records, record)
+		last = id
 	}
-	if !kinds.areRead() || !traceparents.areRead() || !contexts.areRead() {
-		return nil, errChunk
-	}
-	slices.SortFunc(d.records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
-	return d.records, nil
-}
-
-// texts are the texts of a column that were not read yet.
-type texts struct {
-	rest  []byte
-	ended bool // all texts were read
-	short bool // next was called after that
-}
-
-func (t *texts) next() []byte {
-	if t.ended {
-		t.short = true
-		return nil
-	}
-	text, rest, found := bytes.Cut(t.rest, []byte{0})
-	t.rest, t.ended = rest, !found
-	return text
-}
-
-func (t *texts) areRead() bool { return t.ended && !t.short }
-
-// skipID reads an id, if it is the next value.
-func (t *texts) skipID(id int64) bool {
-	const size = 8
-	if len(t.rest) < size || bigint(t.rest) != id {
-		return false
-	}
-	t.rest = t.rest[size:]
 	return true
+}
+
+// decode appends the chunk's events to e in the order of the chunk.
+func (c *chunk) decode(e *Events) error {
+	n := len(c.keys) / keySize
+	e.grow(n)
+	for keys := c.keys; len(keys) > 0; keys = keys[keySize:] {
+		e.ID = append(e.ID, bigint(keys))
+		e.EventID = append(e.EventID, uuid.UUID(keys[8:24]))
+		e.EventDateTime = append(e.EventDateTime, timestamptz(keys[24:]))
+		e.PublishedAt = append(e.PublishedAt, timestamptz(keys[32:]))
+		e.MetadataVersion = append(e.MetadataVersion, binary.BigEndian.Uint64(keys[40:])) // never negative
+	}
+	if err := splitTexts(c.types, typeSeparator, n, e.EventType.Append); err != nil {
+		return err
+	}
+	if err := c.decodeTraceparents(e, n); err != nil || c.keysOnly {
+		return err
+	}
+	if err := splitTexts(c.environments, textSeparator, n, e.Environment.Append); err != nil {
+		return err
+	}
+	return splitTexts(c.contexts, textSeparator, n, e.EventContext.Append)
+}
+
+// decodeTraceparents appends the traceparents of the last n events of e.
+func (c *chunk) decodeTraceparents(e *Events, n int) error {
+	const idSize = 8
+	rest, more := []byte(c.traceparents), len(c.traceparents) > 0
+	for _, id := range e.ID[len(e.ID)-n:] {
+		var text []byte
+		if len(rest) >= idSize && bigint(rest) == id {
+			text, rest, more = bytes.Cut(rest[idSize:], []byte{textSeparator})
+		}
+		e.Traceparent.Append(text)
+	}
+	if more {
+		return errChunk
+	}
+	return nil
+}
+
+// splitTexts passes the n texts of a column to add.
+func splitTexts(column []byte, separator byte, n int, add func(text []byte)) error {
+	for range n - 1 {
+		end := bytes.IndexByte(column, separator)
+		if end < 0 {
+			return errChunk
+		}
+		add(column[:end])
+		column = column[end+1:]
+	}
+	if bytes.IndexByte(column, separator) >= 0 {
+		return errChunk
+	}
+	add(column)
+	return nil
 }
 
 func bigint(b []byte) int64 {
 	return int64(binary.BigEndian.Uint64(b)) //nolint:gosec // PostgreSQL's are signed
 }
 
-func timestamptz(b []byte) time.Time { return time.UnixMicro(bigint(b) + postgresEpoch).UTC() }
-
-// interner keeps one copy of each distinct string of a column.
-type interner map[string]string
-
-func (in interner) intern(text []byte) string {
-	if known, ok := in[string(text)]; ok {
-		return known
-	}
-	fresh := string(text)
-	in[fresh] = fresh
-	return fresh
-}
+// timestamptz returns Unix microseconds.
+func timestamptz(b []byte) int64 { return bigint(b) + postgresEpoch }

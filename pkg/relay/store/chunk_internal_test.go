@@ -1,13 +1,14 @@
 package store
 
 import (
-	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
 func appendBigint(b []byte, n int64) []byte {
@@ -16,14 +17,15 @@ func appendBigint(b []byte, n int64) []byte {
 
 // add adds an event to the chunk as readEventsSQL does.
 func (c *chunk) add(id int64, traceparent, context string) {
-	separated := func(column []byte) []byte {
+	separated := func(column []byte, separator byte) []byte {
 		if len(c.keys) > 0 {
-			column = append(column, 0)
+			column = append(column, separator)
 		}
 		return column
 	}
-	c.kinds = append(separated(c.kinds), "user_created/Local/1"...)
-	c.contexts = append(separated(c.contexts), context...)
+	c.types = append(separated(c.types, '/'), "user_created"...)
+	c.environments = append(separated(c.environments, 0), "Local/1"...)
+	c.contexts = append(separated(c.contexts, 0), context...)
 	if traceparent != "" {
 		if len(c.traceparents) > 0 {
 			c.traceparents = append(c.traceparents, 0)
@@ -36,8 +38,17 @@ func (c *chunk) add(id int64, traceparent, context string) {
 }
 
 var _ = Describe("A chunk of events", func() {
-	decode := func(c *chunk) ([]Record, error) {
-		return (&chunkDecoder{kinds: make(interner)}).decode(c)
+	decode := func(c *chunk) (*Events, error) {
+		events := &Events{}
+		return events, c.appendTo(events)
+	}
+
+	texts := func(column *sink.Texts) []string {
+		texts := make([]string, column.Len())
+		for i := range texts {
+			texts[i] = string(column.At(i))
+		}
+		return texts
 	}
 
 	threeEvents := func() *chunk {
@@ -48,42 +59,77 @@ var _ = Describe("A chunk of events", func() {
 		return &c
 	}
 
-	It("is decoded into records that do not refer to it", func() {
+	It("is decoded into columns that do not refer to it", func() {
 		c := threeEvents()
-		records, err := decode(c)
+		events, err := decode(c)
 		Expect(err).NotTo(HaveOccurred())
-		for _, column := range [][]byte{c.keys, c.kinds, c.traceparents, c.contexts} {
+		for _, column := range [][]byte{c.keys, c.types, c.traceparents, c.environments, c.contexts} {
 			clear(column)
 		}
-		Expect(records).To(HaveExactElements(
-			And(HaveField("ID", int64(7)), HaveField("EventContext", `{"a":1}`), HaveField("Traceparent", "")),
-			And(HaveField("ID", int64(9)), HaveField("EventContext", `"b"`), HaveField("Traceparent", "00-1-1-00")),
-			And(HaveField("ID", int64(300)), HaveField("EventContext", `2`), HaveField("Traceparent", "00-2-2-00")),
-		))
-		Expect(records).To(HaveEach(And(HaveField("EventType", "user_created"), HaveField("Environment", "Local/1"))))
-		Expect(records[1].EventID[:]).To(Equal(slices.Repeat(appendBigint(nil, 9), 2)))
-		Expect(records[1].MetadataVersion).To(Equal(int64(9)))
-		Expect(records[1].EventDateTime).To(Equal(time.Date(2000, 1, 1, 0, 0, 0, 1000, time.UTC)))
-		Expect(records[1].PublishedAt).To(Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)))
+		Expect(events.ID).To(Equal([]int64{7, 9, 300}))
+		Expect(texts(&events.EventContext)).To(Equal([]string{`{"a":1}`, `"b"`, `2`}))
+		Expect(texts(&events.Traceparent)).To(Equal([]string{"", "00-1-1-00", "00-2-2-00"}))
+		Expect(events.EventType).To(And(HaveField("Values", []string{"user_created"}), HaveField("Indexes", []uint32{0, 0, 0})))
+		Expect(events.Environment).To(And(HaveField("Values", []string{"Local/1"}), HaveField("Indexes", []uint32{0, 0, 0})))
+		Expect(events.EventID).To(HaveLen(3))
+		Expect(events.EventID[1][:]).To(Equal(slices.Repeat(appendBigint(nil, 9), 2)))
+		Expect(events.MetadataVersion).To(Equal([]uint64{7, 9, 300}))
+		at := time.Date(2000, 1, 1, 0, 0, 0, 1000, time.UTC).UnixMicro()
+		Expect(events.EventDateTime).To(Equal([]int64{at, at, at}))
+		at = time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
+		Expect(events.PublishedAt).To(Equal([]int64{at, at, at}))
 	})
 
-	It("is put into the order of the ids", func() {
-		var c chunk
+	It("follows the events before", func() {
+		events, err := decode(threeEvents())
+		Expect(err).NotTo(HaveOccurred())
+		next := &chunk{}
+		next.add(301, "00-3-3-00", "3")
+		Expect(next.appendTo(events)).To(Succeed())
+		Expect(events.ID).To(Equal([]int64{7, 9, 300, 301}))
+		Expect(texts(&events.EventContext)).To(Equal([]string{`{"a":1}`, `"b"`, `2`, "3"}))
+		Expect(texts(&events.Traceparent)).To(Equal([]string{"", "00-1-1-00", "00-2-2-00", "00-3-3-00"}))
+		Expect(events.EventType.Values).To(HaveLen(1))
+	})
+
+	It("has keys only", func() {
+		c := threeEvents()
+		c.keysOnly, c.environments, c.contexts = true, nil, nil
+		events, err := decode(c)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(events.ID).To(Equal([]int64{7, 9, 300}))
+		Expect(texts(&events.Traceparent)).To(Equal([]string{"", "00-1-1-00", "00-2-2-00"}))
+		Expect(events.EventType.Len()).To(Equal(3))
+		Expect(events.Environment.Len() + events.EventContext.Len()).To(BeZero())
+	})
+
+	DescribeTable("is put into the order of the ids", func(keysOnly bool) {
+		c := &chunk{keysOnly: keysOnly}
 		c.add(300, "00-2-2-00", "2")
 		c.add(7, "", "1")
 		c.add(9, "00-1-1-00", "3")
-		Expect(decode(&c)).To(HaveExactElements(
-			And(HaveField("ID", int64(7)), HaveField("EventContext", "1"), HaveField("Traceparent", "")),
-			And(HaveField("ID", int64(9)), HaveField("EventContext", "3"), HaveField("Traceparent", "00-1-1-00")),
-			And(HaveField("ID", int64(300)), HaveField("EventContext", "2"), HaveField("Traceparent", "00-2-2-00")),
-		))
-	})
+		c.types = []byte("third/first/second")
+		c.environments = []byte("3\x001\x002")
+		events, err := decode(c)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(events.ID).To(Equal([]int64{7, 9, 300}))
+		Expect(events.MetadataVersion).To(Equal([]uint64{7, 9, 300}))
+		Expect(events.EventID[2][:]).To(Equal(slices.Repeat(appendBigint(nil, 300), 2)))
+		Expect([]string{events.EventType.At(0), events.EventType.At(1), events.EventType.At(2)}).To(Equal([]string{"first", "second", "third"}))
+		Expect(texts(&events.Traceparent)).To(Equal([]string{"", "00-1-1-00", "00-2-2-00"}))
+		if !keysOnly {
+			Expect(texts(&events.EventContext)).To(Equal([]string{"1", "3", "2"}))
+			Expect([]string{events.Environment.At(0), events.Environment.At(1), events.Environment.At(2)}).To(Equal([]string{"1", "2", "3"}))
+		}
+	}, Entry("with contexts", false), Entry("with keys only", true))
 
 	It("may have empty texts", func() {
 		var c chunk
 		c.add(7, "", "")
 		c.add(9, "", "")
-		Expect(decode(&c)).To(HaveEach(HaveField("EventContext", "")))
+		events, err := decode(&c)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(texts(&events.EventContext)).To(Equal([]string{"", ""}))
 	})
 
 	DescribeTable("is refused with",
@@ -93,12 +139,15 @@ var _ = Describe("A chunk of events", func() {
 			_, err := decode(c)
 			Expect(err).To(MatchError(errChunk))
 		},
+		Entry("no keys", func(c *chunk) { c.keys = nil }),
 		Entry("a part of an event's keys", func(c *chunk) { c.keys = c.keys[:len(c.keys)-1] }),
 		Entry("keys too few", func(c *chunk) { c.keys = c.keys[keySize:] }),
-		Entry("a kind too few", func(c *chunk) { c.kinds = c.kinds[:len(c.kinds)/2] }),
-		Entry("a kind too many", func(c *chunk) { c.kinds = append(c.kinds, "\x00a/b"...) }),
-		Entry("no kinds", func(c *chunk) { c.kinds = nil }),
-		Entry("a type without an environment", func(c *chunk) { c.kinds = bytes.Replace(c.kinds, []byte("/Local/1"), nil, 1) }),
+		Entry("a type too few", func(c *chunk) { c.types = c.types[:len(c.types)/2] }),
+		Entry("a type too many", func(c *chunk) { c.types = append(c.types, "/a"...) }),
+		Entry("no types", func(c *chunk) { c.types = nil }),
+		Entry("an environment too few", func(c *chunk) { c.environments = c.environments[:len(c.environments)/2] }),
+		Entry("an environment too many", func(c *chunk) { c.environments = append(c.environments, "\x00b"...) }),
+		Entry("no environments", func(c *chunk) { c.environments = nil }),
 		Entry("a context too few", func(c *chunk) { c.contexts = c.contexts[:len(c.contexts)/2] }),
 		Entry("a context too many", func(c *chunk) { c.contexts = append(c.contexts, 0) }),
 		Entry("a traceparent of another event", func(c *chunk) { c.traceparents[7] = 8 }),

@@ -43,11 +43,11 @@ var _ = Describe("Dead letters", func() {
 		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
 		lease, err := s.Claim(ctx, anyBytes)
 		Expect(err).NotTo(HaveOccurred())
-		records, err := lease.Keys(ctx)
+		keys, err := lease.Keys(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		var outcome store.Outcome
-		for _, record := range records {
-			outcome.Refused = append(outcome.Refused, store.Refused{ID: record.ID, Cause: errors.New(cause)})
+		for _, id := range keys.ID {
+			outcome.Refused = append(outcome.Refused, store.Refused{ID: id, Cause: errors.New(cause)})
 		}
 		Expect(lease.Shrink(ctx, outcome)).To(Succeed())
 		return lease.ID

@@ -50,7 +50,7 @@ WITH gap AS (
     FROM {schema}outbox_batches
     WHERE batch_id >= $1
 )
-SELECT coalesce(string_agg(int8send(id) || int4send(context_bytes + ` + eventOverhead + `), ''), '')
+SELECT coalesce(string_agg(int8send(id) || int4send(context_bytes + ` + eventOverheadSQL + `), ''), '')
 FROM (
     SELECT id, context_bytes
     FROM gap
@@ -178,36 +178,36 @@ CROSS JOIN LATERAL (
 ) AS event`
 
 const (
-	// readEventsSQL returns the events $1 by columns, in chunks of at most $2 ids. A row
-	// costs the server, the driver and database/sql more than its values. chunk has the
-	// format.
+	// readEventsSQL returns the events $1 by columns, in chunks of at most $2 ids.
+	readEventsSQL = `SELECT keys, types, traceparents, environments, contexts` + chunksSQL
+
+	// readKeysSQL does not read the contexts: PostgreSQL does not evaluate a subquery's
+	// column that is not used.
+	readKeysSQL = `SELECT keys, types, traceparents` + chunksSQL
+
+	// chunksSQL has the format of chunk. A row costs the server, the driver and
+	// database/sql more than its values, so a row is a chunk of events.
 	//
 	// The statement does not order a chunk's events, because PostgreSQL would copy each
-	// row out of its page first. The primary key usually returns them in order. Type and
-	// environment are one text: each send function takes one of the eight kilobytes that
-	// PostgreSQL keeps for the evaluation of a row. An eighth function would allocate
-	// memory for each event.
-	readEventsSQL = `
-SELECT keys, kinds, traceparents, contexts
+	// row out of its page first. The primary key usually returns them in order. Each send
+	// function takes one of the eight kilobytes that PostgreSQL keeps for the evaluation
+	// of a row, and an eighth function would allocate memory for each event. An event type
+	// needs none, because it has no slash.
+	chunksSQL = `
 FROM unnest($1::int8multirange) AS member
 CROSS JOIN LATERAL generate_series(lower(member), upper(member) - 1, $2::bigint) AS first
 CROSS JOIN LATERAL (
     SELECT string_agg(int8send(id) || uuid_send(event_id) || timestamptz_send(event_date_time) ||
                       timestamptz_send(published_at) || int8send(metadata_version), '') AS keys,
-           string_agg(textsend(event_type || '/' || environment), ` + nul + `) AS kinds,
+           string_agg(event_type, '/') AS types,
            string_agg(int8send(id) || textsend(traceparent), ` + nul + `)
                FILTER (WHERE traceparent IS NOT NULL) AS traceparents,
+           string_agg(textsend(environment), ` + nul + `) AS environments,
            string_agg(json_send(event_context), ` + nul + `) AS contexts
     FROM {schema}outbox_events
     WHERE id >= first AND id < least(first + $2::bigint, upper(member))
 ) AS chunk
 WHERE keys IS NOT NULL`
-
-	// Times are integers: as text they would cost more than all other columns together.
-	readKeysSQL = `
-SELECT id, event_id, event_type, (extract(epoch FROM event_date_time) * 1000000)::bigint,
-       coalesce(traceparent, ''), (extract(epoch FROM published_at) * 1000000)::bigint
-FROM ` + membersSQL
 
 	deleteEventsSQL = `
 DELETE FROM {schema}outbox_events
@@ -219,7 +219,7 @@ WHERE id >= lower(member) AND id < upper(member)`
 	// insertBatchSQL writes a batch of the events $1, which are not in another batch.
 	insertBatchSQL = `
 INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, last_error)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverhead + `), $2::uuid::text, $3
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, $3
 FROM ` + membersSQL + `
 RETURNING event_count`
 
@@ -231,7 +231,7 @@ SET event_ids       = $1::int8multirange,
     byte_count      = remaining.bytes,
     next_attempt_at = '-infinity'
 FROM (
-    SELECT count(*) AS events, sum(context_bytes + ` + eventOverhead + `) AS bytes
+    SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes
     FROM ` + membersSQL + `
 ) AS remaining
 WHERE batch_id = $2
@@ -359,4 +359,7 @@ FROM uncut, batches`
 const nul = `decode('00', 'hex')`
 
 // eventOverhead is the bytes of an event in a batch beside its context.
-const eventOverhead = `128`
+const (
+	eventOverhead    = 128
+	eventOverheadSQL = `128`
+)

@@ -52,6 +52,16 @@ func publish(ctx context.Context, db *sqlx.DB, publisher *outbox.Publisher, even
 	Expect(tx.Commit()).To(Succeed())
 }
 
+func contexts(events *store.Events) []string {
+	texts := make([]string, events.EventContext.Len())
+	for i := range texts {
+		texts[i] = string(events.EventContext.At(i))
+	}
+	return texts
+}
+
+func second[T any](_ T, err error) error { return err }
+
 var _ = Describe("Store", func() {
 	var (
 		db        *sqlx.DB
@@ -238,12 +248,12 @@ var _ = Describe("Store", func() {
 						lease, err := s.Claim(ctx, anyBytes)
 						Expect(err).NotTo(HaveOccurred())
 						if lease != nil {
-							records, err := lease.Keys(ctx)
+							keys, err := lease.Keys(ctx)
 							Expect(err).NotTo(HaveOccurred())
 							Expect(lease.Settle(ctx)).To(Succeed())
 							mu.Lock()
-							for _, record := range records {
-								seen[record.ID]++
+							for _, id := range keys.ID {
+								seen[id]++
 							}
 							mu.Unlock()
 							continue
@@ -439,22 +449,31 @@ var _ = Describe("Store", func() {
 			}
 			publish(ctx, db, publisher, published...)
 			cut(ctx)
-			var read []store.Record
-			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
-				read = append(read, record)
-				return nil
-			})).To(Succeed())
-			Expect(read).To(HaveLen(3))
-			for i, record := range read {
-				Expect(record.EventID).To(Equal(published[i].EventID))
-				Expect(record.EventType).To(Equal(published[i].EventType))
-				Expect(record.EventDateTime).To(Equal(published[i].EventDateTime))
-				Expect(record.EventContext).To(Equal(published[i].EventContext.String()))
-				Expect(record.MetadataVersion).To(Equal(published[i].MetadataVersion))
-				Expect(record.Traceparent).To(Equal(published[i].Traceparent.String()))
+			lease := claim(ctx)
+			var read store.Events
+			Expect(lease.Read(ctx, &read)).To(Succeed())
+			keys, err := lease.Keys(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			for _, events := range []*store.Events{&read, keys} {
+				Expect(events.ID).To(Equal([]int64{1, 2, 3}))
+				Expect(events.EventType.Len()).To(Equal(3))
+				Expect(events.Traceparent.Len()).To(Equal(3))
+				for i, event := range published {
+					Expect(events.EventID[i]).To(Equal(event.EventID))
+					Expect(events.EventType.At(i)).To(Equal(event.EventType))
+					Expect(events.EventDateTime[i]).To(Equal(event.EventDateTime.UnixMicro()))
+					Expect(events.MetadataVersion[i]).To(Equal(uint64(event.MetadataVersion)))
+					Expect(string(events.Traceparent.At(i))).To(Equal(event.Traceparent.String()))
+					var publishedAt time.Time
+					Expect(db.Get(&publishedAt, "SELECT published_at FROM outbox_events WHERE id = $1", i+1)).To(Succeed())
+					Expect(events.PublishedAt[i]).To(Equal(publishedAt.UnixMicro()))
+				}
 			}
-			Expect(read[0].Environment).To(Equal("Production/eu"))
-			Expect(read[1].Environment).To(Equal("Local"))
+			Expect(contexts(&read)).To(HaveExactElements(`{"a": 1}`, "{}", "{}"))
+			Expect(read.Environment.Len()).To(Equal(3))
+			Expect(read.Environment.At(0)).To(Equal("Production/eu"))
+			Expect(read.Environment.At(1)).To(Equal("Local"))
+			Expect(keys.Environment.Len() + keys.EventContext.Len()).To(BeZero())
 		})
 
 		It("reads in the order of the ids without an index", func(ctx SpecContext) {
@@ -465,13 +484,13 @@ var _ = Describe("Store", func() {
 			db.MustExec(`INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE
 				SELECT id, 'thing_happened', to_json(id) FROM generate_series(100, 1, -1) AS id`)
 			cut(ctx)
-			var ids []int64
-			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
-				Expect(record.EventContext).To(Equal(strconv.FormatInt(record.ID, 10)))
-				ids = append(ids, record.ID)
-				return nil
-			})).To(Succeed())
-			Expect(ids).To(HaveLen(100))
+			var events store.Events
+			Expect(claim(ctx).Read(ctx, &events)).To(Succeed())
+			Expect(events.ID).To(HaveLen(100))
+			Expect(slices.IsSorted(events.ID)).To(BeTrue())
+			for i, id := range events.ID {
+				Expect(string(events.EventContext.At(i))).To(Equal(strconv.FormatInt(id, 10)))
+			}
 		})
 
 		It("cuts and reads under outdated settings", func(ctx SpecContext) {
@@ -481,26 +500,23 @@ var _ = Describe("Store", func() {
 			s = store.New(db, store.Options{})
 			publish(ctx, db, publisher, outbox.Event{EventContext: outboxtest.JSON(`"\\\u00e9"`)}, outbox.Event{})
 			cut(ctx)
-			var contexts []string
-			Expect(claim(ctx).Read(ctx, func(record store.Record) error {
-				contexts = append(contexts, record.EventContext)
-				return nil
-			})).To(Succeed())
-			Expect(contexts).To(HaveExactElements(`"\\\u00e9"`, "{}"))
+			var events store.Events
+			Expect(claim(ctx).Read(ctx, &events)).To(Succeed())
+			Expect(contexts(&events)).To(HaveExactElements(`"\\\u00e9"`, "{}"))
 		})
 
 		It("reads events of every size, with gaps between their ids", func(ctx SpecContext) {
 			s = store.New(db, store.Options{})
-			var contexts []string
+			var published []string
 			for i := range 3000 {
 				size := i % 300
 				if i%1000 == 999 {
 					size = 1 << 20
 				}
-				contexts = append(contexts, fmt.Sprintf("%q", strings.Repeat("x", size)))
+				published = append(published, fmt.Sprintf("%q", strings.Repeat("x", size)))
 			}
-			events := make([]outbox.Event, len(contexts))
-			for i, c := range contexts {
+			events := make([]outbox.Event, len(published))
+			for i, c := range published {
 				events[i].EventContext = outboxtest.JSON(c)
 			}
 			for some := range slices.Chunk(events, 7) {
@@ -509,12 +525,12 @@ var _ = Describe("Store", func() {
 			}
 			cut(ctx)
 			lease := claim(ctx)
-			var read []string
-			Expect(lease.Read(ctx, func(record store.Record) error {
-				read = append(read, record.EventContext)
-				return nil
-			})).To(Succeed())
-			Expect(slices.Equal(read, contexts)).To(BeTrue(), "%d events, some of them different", len(read))
+			var read store.Events
+			for range 2 { // the second time into the same memory
+				Expect(lease.Read(ctx, &read)).To(Succeed())
+				Expect(slices.Equal(contexts(&read), published)).To(BeTrue(), "%d events, some of them different", read.Len())
+				Expect([]int{len(read.PublishedAt), read.Traceparent.Len()}).To(HaveEach(len(published)))
+			}
 			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
@@ -527,10 +543,10 @@ var _ = Describe("Store", func() {
 			Expect(late.Commit()).To(Succeed())
 
 			lease := claim(ctx)
-			Expect(lease.Keys(ctx)).To(HaveLen(2))
-			read := 0
-			Expect(lease.Read(ctx, func(store.Record) error { read++; return nil })).To(Succeed())
-			Expect(read).To(Equal(2))
+			Expect(lease.Keys(ctx)).To(HaveField("ID", []int64{1, 3}))
+			var read store.Events
+			Expect(lease.Read(ctx, &read)).To(Succeed())
+			Expect(read.ID).To(Equal([]int64{1, 3}))
 			Expect(lease.Settle(ctx)).To(Succeed())
 			var left int
 			Expect(db.Get(&left, "SELECT count(*) FROM outbox_events")).To(Succeed())
@@ -542,7 +558,8 @@ var _ = Describe("Store", func() {
 			cut(ctx)
 			db.MustExec("DELETE FROM outbox_events WHERE id = 2")
 			lease := claim(ctx)
-			Expect(lease.Read(ctx, func(store.Record) error { return nil })).To(MatchError(store.ErrEventsMissing))
+			Expect(lease.Read(ctx, &store.Events{})).To(MatchError(store.ErrEventsMissing))
+			Expect(second(lease.Keys(ctx))).To(MatchError(store.ErrEventsMissing))
 			Expect(lease.Settle(ctx)).To(MatchError(store.ErrLeaseLost))
 			Expect(sizes()).To(Equal([]int{3}), "nothing was settled")
 		})
@@ -634,17 +651,13 @@ var _ = Describe("Store", func() {
 			}
 			for {
 				lease := claim(ctx)
-				records, err := lease.Keys(ctx)
+				keys, err := lease.Keys(ctx)
 				Expect(err).NotTo(HaveOccurred())
-				ids := make([]int64, len(records))
-				for i, record := range records {
-					ids[i] = record.ID
-				}
-				if len(ids) == 1 {
+				if len(keys.ID) == 1 {
 					lease.Release()
 					break
 				}
-				Expect(lease.Split(ctx, ids, len(ids)/2, errors.New("refused"))).To(Succeed())
+				Expect(lease.Split(ctx, keys.ID, len(keys.ID)/2, errors.New("refused"))).To(Succeed())
 			}
 			Expect(batches()).To(HaveLen(7), "the first half is delivered before the second begins")
 			Expect(batches()[0]).To(Equal(expected[0]))

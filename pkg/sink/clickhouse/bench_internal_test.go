@@ -2,7 +2,6 @@ package clickhouse
 
 import (
 	"testing"
-	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
@@ -35,42 +34,28 @@ func newBlock(b *testing.B) *block {
 // Columns implements driver.Batch.
 func (b *block) Columns() []column.Interface { return b.columns }
 
-// Column implements driver.Batch.
-func (b *block) Column(i int) driver.BatchColumn { return appender{b.columns[i]} }
-
-type appender struct{ column.Interface }
-
-// Append implements driver.BatchColumn.
-func (a appender) Append(v any) error {
-	_, err := a.Interface.Append(v)
-	return err
-}
-
-// AppendRow implements driver.BatchColumn.
-func (a appender) AppendRow(v any) error { return a.Interface.AppendRow(v) }
-
 // A batch up to its encoding, without compression.
 func BenchmarkEncode(b *testing.B) {
 	const events = 50_000
+	context := []byte(`{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
+	e := &sink.Events{}
+	for range events {
+		e.EventID = append(e.EventID, uuid.UUID{1})
+		e.EventType.Append([]byte("user_created"))
+		e.EventDateTime = append(e.EventDateTime, 1_764_000_000_000_000)
+		e.Environment.Append([]byte("Local"))
+		e.EventContext.Append(context)
+		e.MetadataVersion = append(e.MetadataVersion, 1)
+	}
+	var s Sink
 	var buffer proto.Buffer
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
-		e := &sink.Events{}
-		e.Grow(events)
-		for range events {
-			e.EventID = append(e.EventID, uuid.UUID{1})
-			e.EventType = append(e.EventType, "user_created")
-			e.EventDateTime = append(e.EventDateTime, time.UnixMicro(1_764_000_000_000_000))
-			e.Environment = append(e.Environment, "Local")
-			e.EventContext = append(e.EventContext,
-				`{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)
-			e.MetadataVersion = append(e.MetadataVersion, 1)
-		}
 		into := newBlock(b)
 		buffer.Reset()
 		b.StartTimer()
-		if err := appendColumns(into, e); err != nil {
+		if err := s.fill(into, e); err != nil {
 			b.Fatal(err)
 		}
 		for _, c := range into.columns {

@@ -273,16 +273,19 @@ func (db *database) count(ctx context.Context) (rows uint64) {
 // expectDelivery expects that an event can be sent, and asked for.
 func expectDelivery(ctx context.Context, s *clickhouse.Sink) {
 	GinkgoHelper()
-	key, batch := oneEvent()
+	batch := oneEvent()
 	Expect(s.Insert(ctx, batch)).To(Succeed())
-	Expect(s.Present(ctx, []sink.Key{key})).To(Equal([]bool{true}))
+	Expect(s.Present(ctx, &batch.Events.Keys)).To(Equal([]bool{true}))
 }
 
-// oneEvent is a batch of a single event.
-func oneEvent() (sink.Key, sink.Batch) {
-	key := sink.Key{EventID: uuid.New(), EventType: "checked", Time: time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC)}
-	return key, sink.Batch{Token: fmt.Sprint("token-", key.EventID), Events: &sink.Events{
-		EventID: []uuid.UUID{key.EventID}, EventType: []string{key.EventType}, EventDateTime: []time.Time{key.Time},
-		Environment: []string{"Test"}, EventContext: []string{"{}"}, MetadataVersion: []uint64{1},
-	}}
+// oneEvent returns a batch of a single event.
+func oneEvent() sink.Batch {
+	id := uuid.New()
+	events := &sink.Events{MetadataVersion: []uint64{1}}
+	events.EventID = []uuid.UUID{id}
+	events.EventType.Append([]byte("checked"))
+	events.EventDateTime = []int64{time.Date(2026, 1, 2, 3, 4, 5, 678_901_000, time.UTC).UnixMicro()}
+	events.Environment.Append([]byte("Test"))
+	events.EventContext.Append([]byte("{}"))
+	return sink.Batch{Token: fmt.Sprint("token-", id), Events: events}
 }

@@ -23,8 +23,7 @@ var _ = Describe("An insert that the server refuses", func() {
 				s, err := clickhouse.Open(clickhouse.Options{DSN: with(db.dsn, changes...)})
 				Expect(err).NotTo(HaveOccurred())
 				DeferCleanup(s.Close)
-				_, batch := oneEvent()
-				err = s.Insert(ctx, batch)
+				err = s.Insert(ctx, oneEvent())
 				Expect(err).To(MatchError(ContainSubstring(said)))
 				Expect(sink.ClassOf(err)).To(Equal(expected))
 			},

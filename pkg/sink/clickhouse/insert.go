@@ -1,21 +1,15 @@
 package clickhouse
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/ClickHouse/ch-go/proto"
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/ClickHouse/clickhouse-go/v2/lib/column"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
@@ -28,13 +22,13 @@ import (
 // https://clickhouse.com/docs/operations/settings/settings#min_insert_block_size_rows
 const MaxBatchRows = 1_048_448
 
-// The range of DateTime64(6). For a time outside of it, the server stores another time
-// and returns no error.
+// The range of DateTime64(6) in microseconds. For a time outside of it, the server stores
+// another time and returns no error.
 //
 // https://clickhouse.com/docs/sql-reference/data-types/datetime64
 var (
-	minTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
-	maxTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
+	minTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+	maxTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
 )
 
 // The columns in the order in which they are sent.
@@ -135,7 +129,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 		return s.classify(ctx, "begin the insert", err)
 	}
 	failpoint.At(failpoint.FlushBegun)
-	if err := appendColumns(insert, batch.Events); err != nil {
+	if err := s.fill(insert, batch.Events); err != nil {
 		// Close would end the insert successfully, without rows.
 		_ = insert.Abort()
 		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("encode the batch: %w", err)}
@@ -160,11 +154,8 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 const keptBytes = 12 << 20
 
 func (s *Sink) connFor(e *sink.Events) driver.Conn {
-	size := 0
-	for _, c := range e.EventContext {
-		if size += len(c); size > keptBytes {
-			return s.conn
-		}
+	if len(e.EventContext.Data) > keptBytes {
+		return s.conn
 	}
 	return s.inserts
 }
@@ -223,17 +214,18 @@ func validate(batch sink.Batch) error {
 		return &sink.Error{Class: sink.Unknown, Err: errors.New("the batch has no token")}
 	case n == 0 || n > MaxBatchRows:
 		return &sink.Error{Class: sink.Unknown, Err: fmt.Errorf("a batch of %d events cannot be one block", n)}
-	case len(e.EventType) != n, len(e.EventDateTime) != n, len(e.Environment) != n,
-		len(e.EventContext) != n, len(e.MetadataVersion) != n:
+	case e.EventType.Len() != n, len(e.EventDateTime) != n, e.Environment.Len() != n,
+		e.EventContext.Len() != n, len(e.MetadataVersion) != n:
 		// Over HTTP the driver would send an empty body and lose the error
 		// (conn_http_batch.go, the deferred CloseWithError).
 		return &sink.Error{Class: sink.Unknown, Err: errors.New("the batch's columns differ in length")}
 	}
 	var bad []sink.BadEvent
-	for i, t := range e.EventDateTime {
-		if !storable(t) {
+	for i, at := range e.EventDateTime {
+		if !storable(at) {
 			bad = append(bad, sink.BadEvent{Index: i, Err: fmt.Errorf(
-				"event_date_time %s is outside of what DateTime64(6) holds, the years 1900 to 2299", t.UTC().Format(time.RFC3339Nano))})
+				"event_date_time %s is outside of what DateTime64(6) holds, the years 1900 to 2299",
+				time.UnixMicro(at).UTC().Format(time.RFC3339Nano))})
 		}
 	}
 	if bad != nil {
@@ -242,141 +234,4 @@ func validate(batch sink.Batch) error {
 	return nil
 }
 
-func storable(t time.Time) bool {
-	t = t.Truncate(time.Microsecond)
-	return !t.Before(minTime) && !t.After(maxTime)
-}
-
-// contextChunk is how many events' contexts are copied before their strings are
-// let go.
-const contextChunk = 64
-
-// appendColumns moves the events into the insert's block, column by column. It
-// lets go of each column as it goes, so that the memory that it takes and the
-// block's are not needed both.
-func appendColumns(insert driver.Batch, e *sink.Events) error {
-	if err := insert.Column(columnEventID).Append(e.EventID); err != nil {
-		return fmt.Errorf("event_id: %w", err)
-	}
-	e.EventID = nil
-	if err := appendRepeated(insert, columnEventType, e.EventType); err != nil {
-		return fmt.Errorf("event_type: %w", err)
-	}
-	e.EventType = nil
-	if err := appendTimes(insert.Columns()[columnEventDateTime], e.EventDateTime); err != nil {
-		return fmt.Errorf("event_date_time: %w", err)
-	}
-	e.EventDateTime = nil
-	if err := appendRepeated(insert, columnEnvironment, e.Environment); err != nil {
-		return fmt.Errorf("environment: %w", err)
-	}
-	e.Environment = nil
-	if err := insert.Column(columnMetadataVersion).Append(e.MetadataVersion); err != nil {
-		return fmt.Errorf("metadata_version: %w", err)
-	}
-	e.MetadataVersion = nil
-
-	if err := reserve(insert.Columns()[columnEventContext], e.EventContext); err != nil {
-		return fmt.Errorf("event_context: %w", err)
-	}
-	contexts := insert.Column(columnEventContext)
-	for len(e.EventContext) > 0 {
-		chunk := e.EventContext[:min(contextChunk, len(e.EventContext))]
-		if err := contexts.Append(chunk); err != nil {
-			return fmt.Errorf("event_context: %w", err)
-		}
-		clear(chunk)
-		e.EventContext = e.EventContext[len(chunk):]
-	}
-	e.EventContext = nil
-	return nil
-}
-
-// appendTimes fills the column with microseconds, in the form in which they are
-// on the wire. The column's own Append takes a time by its nanoseconds, which
-// an int64 holds up to the year 2262 only; later ones would become others
-// (https://github.com/ClickHouse/ch-go/blob/v0.74.0/proto/datetime64.go#L54).
-func appendTimes(target column.Interface, times []time.Time) error {
-	c, ok := target.(*column.DateTime64)
-	if !ok {
-		return fmt.Errorf("the column is a %s", target.Type())
-	}
-	if precision, _ := c.Precision(); precision != int64(proto.PrecisionMicro) {
-		return fmt.Errorf("the column is a %s", c.Type())
-	}
-	const size = 8
-	wire := make([]byte, 0, size*len(times))
-	for _, t := range times {
-		wire = binary.LittleEndian.AppendUint64(wire, uint64(t.UnixMicro()))
-	}
-	return c.Decode(proto.NewReader(bytes.NewReader(wire)), len(times)) //nolint:wrapcheck // reads from memory
-}
-
-// appendRepeated fills a column of low cardinality in the form in which it is on
-// the wire: each value once, and for each row its place among them. The column's
-// own Append makes an interface of each value, and takes longer than all of the
-// other columns together.
-//
-// https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/lib/column/lowcardinality.go#L157
-func appendRepeated(insert driver.Batch, at int, values []string) error {
-	c, ok := insert.Columns()[at].(*column.LowCardinality)
-	if !ok || string(c.Type()) != columns[at].Type { // in a table that somebody else has made
-		return insert.Column(at).Append(values) //nolint:wrapcheck // the caller does
-	}
-	distinct, places := []string{""}, map[string]uint32{"": 0} // the default comes first
-	keys := make([]uint32, len(values))
-	for i, value := range values {
-		place, known := places[value]
-		if !known {
-			place = uint32(len(distinct)) //nolint:gosec // at most MaxBatchRows
-			distinct, places[value] = append(distinct, value), place
-		}
-		keys[i] = place
-	}
-	keyType, keySize := uint64(0), 1
-	switch {
-	case len(distinct) > math.MaxUint16+1:
-		keyType, keySize = 2, 4
-	case len(distinct) > math.MaxUint8+1:
-		keyType, keySize = 1, 2
-	}
-	const withItsValues = 1 << 9 // and not with a dictionary that blocks share
-	wire := binary.LittleEndian.AppendUint64(nil, withItsValues|keyType)
-	wire = binary.LittleEndian.AppendUint64(wire, uint64(len(distinct)))
-	for _, value := range distinct {
-		wire = append(binary.AppendUvarint(wire, uint64(len(value))), value...)
-	}
-	wire = binary.LittleEndian.AppendUint64(wire, uint64(len(keys)))
-	wire = slices.Grow(wire, keySize*len(keys))
-	for _, key := range keys {
-		end := len(wire)
-		wire = binary.LittleEndian.AppendUint32(wire, key)[:end+keySize]
-	}
-	return c.Decode(proto.NewReader(bytes.NewReader(wire)), len(values)) //nolint:wrapcheck // reads from memory
-}
-
-// reserve makes room in the column for the values. Without it the column grows
-// by copying itself, again and again: at 64 MB that takes three times the
-// memory. The driver has no other way to say how large a column will be than to
-// let it read a string of that length, and to forget that.
-func reserve(target column.Interface, values []string) error {
-	var size uint64
-	for _, s := range values {
-		size += uint64(len(s))
-	}
-	wire := io.MultiReader(bytes.NewReader(binary.AppendUvarint(nil, size)), zeros{})
-	if err := target.Decode(proto.NewReader(wire), 1); err != nil {
-		return err //nolint:wrapcheck // reads from memory
-	}
-	target.Reset()
-	return nil
-}
-
-// zeros reads as an endless row of them.
-type zeros struct{}
-
-// Read implements io.Reader.
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
-	return len(p), nil
-}
+func storable(micros int64) bool { return micros >= minTime && micros <= maxTime }

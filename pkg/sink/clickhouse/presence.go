@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,28 +63,30 @@ const (
 //
 // A statement has up to 5,000 keys of neighbouring types and times, by which the table
 // is sorted and partitioned. It reads without FINAL, which would merge rows.
-func (s *Sink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
-	// An event that cannot be stored was never inserted.
-	queried := slices.DeleteFunc(slices.Clone(keys), func(k sink.Key) bool { return !storable(k.Time) })
-	slices.SortFunc(queried, func(a, b sink.Key) int {
-		return cmp.Or(cmp.Compare(a.EventType, b.EventType), a.Time.Compare(b.Time))
+func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
+	queried := make([]int, 0, keys.Len())
+	for i, at := range keys.EventDateTime {
+		if storable(at) { // another event was never inserted
+			queried = append(queried, i)
+		}
+	}
+	slices.SortFunc(queried, func(a, b int) int {
+		return cmp.Or(cmp.Compare(keys.EventType.At(a), keys.EventType.At(b)), cmp.Compare(keys.EventDateTime[a], keys.EventDateTime[b]))
 	})
 	stored := make(map[string]struct{}, len(queried))
 	for chunk := range slices.Chunk(queried, presentChunk) {
 		// The result is one row, so that it arrives completely or not at all.
 		var found []string
-		if err := s.conn.QueryRow(withPresenceSettings(ctx), s.presentStatement(chunk)).Scan(&found); err != nil {
+		if err := s.conn.QueryRow(withPresenceSettings(ctx), s.presentStatement(keys, chunk)).Scan(&found); err != nil {
 			return nil, s.classify(ctx, "check presence", err)
 		}
 		for _, identity := range found {
 			stored[identity] = struct{}{}
 		}
 	}
-	present := make([]bool, len(keys))
-	for i, k := range keys {
-		if storable(k.Time) {
-			_, present[i] = stored[identityOf(k)]
-		}
+	present := make([]bool, keys.Len())
+	for _, i := range queried {
+		_, present[i] = stored[identityOf(keys, i)]
 	}
 	return present, nil
 }
@@ -92,11 +95,13 @@ func (s *Sink) Present(ctx context.Context, keys []sink.Key) ([]bool, error) {
 // does not, because a publisher may use it twice.
 const identitySQL = `concat(event_type, ' ', toString(toUnixTimestamp64Micro(event_date_time)), ' ', toString(event_id))`
 
-func identityOf(k sink.Key) string {
-	return k.EventType + " " + strconv.FormatInt(k.Time.UnixMicro(), 10) + " " + k.EventID.String()
+func identityOf(keys *sink.Keys, i int) string {
+	return keys.EventType.At(i) + " " + strconv.FormatInt(keys.EventDateTime[i], 10) + " " + keys.EventID[i].String()
 }
 
-func (s *Sink) presentStatement(keys []sink.Key) string {
+// presentStatement returns the query for the keys at these indexes, which are sorted by
+// event type.
+func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 	var q strings.Builder
 	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM ")
 	if s.cluster != "" {
@@ -105,19 +110,14 @@ func (s *Sink) presentStatement(keys []sink.Key) string {
 		q.WriteString(s.table)
 	}
 
-	first, last := keys[0].Time, keys[0].Time
+	first, last := int64(math.MaxInt64), int64(math.MinInt64)
 	var types []string
 	typesBytes := 0
-	for _, k := range keys {
-		if k.Time.Before(first) {
-			first = k.Time
-		}
-		if k.Time.After(last) {
-			last = k.Time
-		}
-		if len(types) == 0 || types[len(types)-1] != k.EventType { // sorted
-			types = append(types, k.EventType)
-			typesBytes += 2*len(k.EventType) + len("'', ") // escaped at worst
+	for _, i := range indexes {
+		first, last = min(first, keys.EventDateTime[i]), max(last, keys.EventDateTime[i])
+		if t := keys.EventType.At(i); len(types) == 0 || types[len(types)-1] != t {
+			types = append(types, t)
+			typesBytes += 2*len(t) + len("'', ") // if each byte is escaped
 		}
 	}
 	q.WriteString(" WHERE event_date_time BETWEEN " + timeLiteral(first) + " AND " + timeLiteral(last))
@@ -132,18 +132,16 @@ func (s *Sink) presentStatement(keys []sink.Key) string {
 		q.WriteByte(')')
 	}
 	q.WriteString(" AND event_id IN (")
-	for i, k := range keys {
-		if i > 0 {
+	for n, i := range indexes {
+		if n > 0 {
 			q.WriteByte(',')
 		}
-		q.WriteString("'" + k.EventID.String() + "'")
+		q.WriteString("'" + keys.EventID[i].String() + "'")
 	}
 	q.WriteByte(')')
 	return q.String()
 }
 
-// timeLiteral rounds down to the microsecond, as an insert does.
-func timeLiteral(t time.Time) string {
-	t = t.UTC().Truncate(time.Microsecond)
-	return fmt.Sprintf("toDateTime64('%s', 6, 'UTC')", t.Format("2006-01-02 15:04:05.000000"))
+func timeLiteral(micros int64) string {
+	return fmt.Sprintf("toDateTime64('%s', 6, 'UTC')", time.UnixMicro(micros).UTC().Format("2006-01-02 15:04:05.000000"))
 }

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -81,6 +82,8 @@ type Sink struct {
 	// was upgraded.
 	dials    *atomic.Uint64
 	optional atomic.Pointer[optionalSettings]
+
+	encoders sync.Pool // of *encoder
 }
 
 var _ sink.Sink = (*Sink)(nil)

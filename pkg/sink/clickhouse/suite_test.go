@@ -11,6 +11,7 @@ import (
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/google/uuid"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -147,18 +148,22 @@ func (db *database) stored(ctx context.Context) (*sink.Events, error) {
 	}
 	defer rows.Close()
 	e := &sink.Events{}
-	for i := 0; rows.Next(); i++ {
-		var micros int64
-		e.EventID = append(e.EventID, [16]byte{})
-		e.EventType = append(e.EventType, "")
-		e.Environment = append(e.Environment, "")
-		e.EventContext = append(e.EventContext, "")
-		e.MetadataVersion = append(e.MetadataVersion, 0)
-		err := rows.Scan(&e.EventID[i], &e.EventType[i], &micros, &e.Environment[i], &e.EventContext[i], &e.MetadataVersion[i])
-		if err != nil {
+	for rows.Next() {
+		var (
+			id                                   uuid.UUID
+			eventType, environment, eventContext string
+			at                                   int64
+			version                              uint64
+		)
+		if err := rows.Scan(&id, &eventType, &at, &environment, &eventContext, &version); err != nil {
 			return nil, err
 		}
-		e.EventDateTime = append(e.EventDateTime, time.UnixMicro(micros).UTC())
+		e.EventID = append(e.EventID, id)
+		e.EventType.Append([]byte(eventType))
+		e.EventDateTime = append(e.EventDateTime, at)
+		e.Environment.Append([]byte(environment))
+		e.EventContext.Append([]byte(eventContext))
+		e.MetadataVersion = append(e.MetadataVersion, version)
 	}
 	return e, rows.Err()
 }

@@ -23,7 +23,6 @@ func token() string { return uuid.NewString() }
 // some returns n ordinary events.
 func some(n int) *sink.Events {
 	e := &sink.Events{}
-	e.Grow(n)
 	start := time.Date(2026, 3, 31, 23, 59, 58, 123_456_000, time.UTC) // two months
 	for i := range n {
 		add(e, fmt.Sprintf("type_%d", i%3), start.Add(time.Duration(i)*time.Second), "Test", fmt.Sprintf(`{"n":%d}`, i), 1)
@@ -65,10 +64,10 @@ func oddities() *sink.Events {
 
 func add(e *sink.Events, eventType string, at time.Time, environment, eventContext string, version uint64) {
 	e.EventID = append(e.EventID, uuid.New())
-	e.EventType = append(e.EventType, eventType)
-	e.EventDateTime = append(e.EventDateTime, at)
-	e.Environment = append(e.Environment, environment)
-	e.EventContext = append(e.EventContext, eventContext)
+	e.EventType.Append([]byte(eventType))
+	e.EventDateTime = append(e.EventDateTime, at.UnixMicro())
+	e.Environment.Append([]byte(environment))
+	e.EventContext.Append([]byte(eventContext))
 	e.MetadataVersion = append(e.MetadataVersion, version)
 }
 
@@ -79,16 +78,23 @@ func noise(n int) string {
 	return string(b)
 }
 
-// copied returns a copy, which a sink may own.
+// copied returns a copy, which a sink may empty.
 func copied(e *sink.Events) *sink.Events {
-	return &sink.Events{
-		EventID:         slices.Clone(e.EventID),
-		EventType:       slices.Clone(e.EventType),
-		EventDateTime:   slices.Clone(e.EventDateTime),
-		Environment:     slices.Clone(e.Environment),
-		EventContext:    slices.Clone(e.EventContext),
-		MetadataVersion: slices.Clone(e.MetadataVersion),
+	c := &sink.Events{}
+	for i := range e.Len() {
+		appendFrom(c, e, i)
 	}
+	return c
+}
+
+// appendFrom appends event i of from.
+func appendFrom(e, from *sink.Events, i int) {
+	e.EventID = append(e.EventID, from.EventID[i])
+	e.EventType.Append([]byte(from.EventType.At(i)))
+	e.EventDateTime = append(e.EventDateTime, from.EventDateTime[i])
+	e.Environment.Append([]byte(from.Environment.At(i)))
+	e.EventContext.Append(from.EventContext.At(i))
+	e.MetadataVersion = append(e.MetadataVersion, from.MetadataVersion[i])
 }
 
 // sorted returns the events in the order of their ids.
@@ -102,22 +108,32 @@ func sorted(e *sink.Events) *sink.Events {
 	})
 	s := &sink.Events{}
 	for _, i := range order {
-		s.EventID = append(s.EventID, e.EventID[i])
-		s.EventType = append(s.EventType, e.EventType[i])
-		s.EventDateTime = append(s.EventDateTime, e.EventDateTime[i].UTC())
-		s.Environment = append(s.Environment, e.Environment[i])
-		s.EventContext = append(s.EventContext, e.EventContext[i])
-		s.MetadataVersion = append(s.MetadataVersion, e.MetadataVersion[i])
+		appendFrom(s, e, i)
 	}
 	return s
 }
 
-func keys(e *sink.Events) []sink.Key {
-	k := make([]sink.Key, e.Len())
-	for i := range k {
-		k[i] = sink.Key{EventID: e.EventID[i], EventType: e.EventType[i], Time: e.EventDateTime[i]}
+// withContexts returns n ordinary events with contexts of that size, which do not compress.
+func withContexts(n, size int) *sink.Events {
+	e := some(n)
+	e.EventContext.Reset()
+	for i := range n {
+		e.EventContext.Append([]byte(noise(size + i)))
 	}
-	return k
+	return e
+}
+
+// merged returns the keys of both.
+func merged(first, second *sink.Keys) *sink.Keys {
+	m := &sink.Keys{}
+	for _, keys := range []*sink.Keys{first, second} {
+		m.EventID = append(m.EventID, keys.EventID...)
+		for i := range keys.Len() {
+			m.EventType.Append([]byte(keys.EventType.At(i)))
+		}
+		m.EventDateTime = append(m.EventDateTime, keys.EventDateTime...)
+	}
+	return m
 }
 
 func set(e *sink.Events) map[uuid.UUID]struct{} {
@@ -132,22 +148,23 @@ func set(e *sink.Events) map[uuid.UUID]struct{} {
 func equalEvents(want *sink.Events) types.GomegaMatcher {
 	var difference string
 	return gomega.And(
-		gomega.WithTransform((*sink.Events).Len, gomega.Equal(want.Len())),
+		gomega.WithTransform(func(e *sink.Events) int { return e.Len() }, gomega.Equal(want.Len())),
 		gcustom.MakeMatcher(func(got *sink.Events) (bool, error) {
 			for i := range want.EventID {
 				switch {
 				case got.EventID[i] != want.EventID[i]:
 					difference = fmt.Sprintf("event %d is %s, not %s", i, got.EventID[i], want.EventID[i])
-				case got.EventType[i] != want.EventType[i]:
-					difference = fmt.Sprintf("event_type is %q, not %q", got.EventType[i], want.EventType[i])
-				case !got.EventDateTime[i].Equal(want.EventDateTime[i]):
-					difference = fmt.Sprintf("%s: event_date_time is %s, not %s", want.EventType[i], got.EventDateTime[i], want.EventDateTime[i])
-				case got.Environment[i] != want.Environment[i]:
-					difference = fmt.Sprintf("%s: environment is %q, not %q", want.EventType[i], got.Environment[i], want.Environment[i])
+				case got.EventType.At(i) != want.EventType.At(i):
+					difference = fmt.Sprintf("event_type is %q, not %q", got.EventType.At(i), want.EventType.At(i))
+				case got.EventDateTime[i] != want.EventDateTime[i]:
+					difference = fmt.Sprintf("%s: event_date_time is %d, not %d", want.EventType.At(i), got.EventDateTime[i], want.EventDateTime[i])
+				case got.Environment.At(i) != want.Environment.At(i):
+					difference = fmt.Sprintf("%s: environment is %q, not %q", want.EventType.At(i), got.Environment.At(i), want.Environment.At(i))
 				case got.MetadataVersion[i] != want.MetadataVersion[i]:
-					difference = fmt.Sprintf("%s: metadata_version is %d, not %d", want.EventType[i], got.MetadataVersion[i], want.MetadataVersion[i])
-				case got.EventContext[i] != want.EventContext[i]:
-					difference = fmt.Sprintf("%s: event_context differs, %d bytes instead of %d", want.EventType[i], len(got.EventContext[i]), len(want.EventContext[i]))
+					difference = fmt.Sprintf("%s: metadata_version is %d, not %d", want.EventType.At(i), got.MetadataVersion[i], want.MetadataVersion[i])
+				case !bytes.Equal(got.EventContext.At(i), want.EventContext.At(i)):
+					difference = fmt.Sprintf("%s: event_context differs, %d bytes instead of %d",
+						want.EventType.At(i), len(got.EventContext.At(i)), len(want.EventContext.At(i)))
 				default:
 					continue
 				}

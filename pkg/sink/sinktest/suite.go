@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,10 +86,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 
 			ginkgo.It("stores contexts of several megabytes byte for byte", func(ctx ginkgo.SpecContext) {
-				events := some(3)
-				for i := range events.EventContext {
-					events.EventContext[i] = noise(5<<20 + i)
-				}
+				events := withContexts(3, 5<<20)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
@@ -96,9 +94,9 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			// The bounds of one and two bytes, with and without the empty string.
 			for _, n := range []int{255, 256, 65_535, 65_536} {
 				ginkgo.It(fmt.Sprintf("stores %d types and environments", n), func(ctx ginkgo.SpecContext) {
-					events := some(n)
+					events := &sink.Events{}
 					for i := range n {
-						events.EventType[i], events.Environment[i] = fmt.Sprint("type_", i), fmt.Sprint("environment ", i)
+						add(events, fmt.Sprint("type_", i), time.Unix(0, 0), fmt.Sprint("environment ", i), "{}", 1)
 					}
 					Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 					Expect(stored(ctx)).To(equalEvents(sorted(events)))
@@ -106,8 +104,8 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			}
 
 			ginkgo.It("stores an event as often as it is in the batch", func(ctx ginkgo.SpecContext) {
-				events := some(3)
-				events.EventID[2], events.EventType[2], events.EventDateTime[2] = events.EventID[1], events.EventType[1], events.EventDateTime[1]
+				events := some(2)
+				appendFrom(events, events, 1)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(3))
 			})
@@ -128,7 +126,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			ginkgo.It("deduplicates events of more than a hundred months under one token", func(ctx ginkgo.SpecContext) {
 				events, seen := some(250), token()
 				for i := range events.EventDateTime {
-					events.EventDateTime[i] = time.Date(2000, time.Month(1+i%125), 1+i%28, 0, 0, 0, 0, time.UTC)
+					events.EventDateTime[i] = time.Date(2000, time.Month(1+i%125), 1+i%28, 0, 0, 0, 0, time.UTC).UnixMicro()
 				}
 				for range 2 {
 					Expect(s.Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
@@ -151,9 +149,9 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 
 			ginkgo.It("names the events that cannot be stored, and sends no row of the batch", func(ctx ginkgo.SpecContext) {
 				events, unsent := some(10), token()
-				events.EventDateTime[3] = time.Date(1899, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
-				events.EventDateTime[7] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
-				events.EventDateTime[9] = time.Time{}
+				events.EventDateTime[3] = time.Date(1899, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
+				events.EventDateTime[7] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+				events.EventDateTime[9] = time.Time{}.UnixMicro()
 
 				err := s.Insert(ctx, sink.Batch{Token: unsent, Events: copied(events)})
 				Expect(sink.ClassOf(err)).To(Equal(sink.Permanent))
@@ -172,12 +170,20 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 
 			ginkgo.It("refuses an empty batch, an empty token and columns of different lengths", func(ctx ginkgo.SpecContext) {
-				crooked := some(5)
-				crooked.EventContext = crooked.EventContext[:4]
+				shortened := func(shorten func(e *sink.Events)) sink.Batch {
+					events := some(5)
+					shorten(events)
+					return sink.Batch{Token: token(), Events: events}
+				}
 				for _, batch := range []sink.Batch{
 					{Token: token(), Events: &sink.Events{}},
 					{Token: "", Events: some(5)},
-					{Token: token(), Events: crooked},
+					shortened(func(e *sink.Events) { e.EventID = e.EventID[:4] }),
+					shortened(func(e *sink.Events) { e.EventType.Indexes = e.EventType.Indexes[:4] }),
+					shortened(func(e *sink.Events) { e.EventDateTime = e.EventDateTime[:4] }),
+					shortened(func(e *sink.Events) { e.Environment.Indexes = e.Environment.Indexes[:4] }),
+					shortened(func(e *sink.Events) { e.EventContext.Ends = e.EventContext.Ends[:4] }),
+					shortened(func(e *sink.Events) { e.MetadataVersion = e.MetadataVersion[:4] }),
 				} {
 					err := s.Insert(ctx, batch)
 					Expect(err).To(HaveOccurred())
@@ -188,9 +194,11 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 
 			ginkgo.It("returns a permanent error if the server refuses a row because of its data", func(ctx ginkgo.SpecContext) {
 				Expect(d.Refuse(ctx, "unwanted")).To(Succeed())
-				events := some(50)
-				events.EventType[17] = "unwanted"
-				events.EventContext[17] = `{"email":"ada@example.com"}`
+				events, others := some(17), some(32)
+				add(events, "unwanted", time.Unix(0, 0), "Test", `{"email":"ada@example.com"}`, 1)
+				for i := range others.Len() {
+					appendFrom(events, others, i)
+				}
 				err := s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})
 				Expect(sink.ClassOf(err)).To(Equal(sink.Permanent), "%v", err)
 				Expect(err.Error()).NotTo(ContainSubstring("example.com"), "an error must not quote an event")
@@ -216,23 +224,23 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 
 		ginkgo.Describe("Present", func() {
 			ginkgo.It("finds exactly the events that are present", func(ctx ginkgo.SpecContext) {
-				stored, absent := oddities(), some(300)
+				stored, others := oddities(), some(100)
 				// Only the ids differ.
-				copy(absent.EventType, stored.EventType)
-				copy(absent.EventDateTime, stored.EventDateTime)
-				Expect(present(ctx, s, keys(stored))).To(BeEmpty())
+				sameButIDs := sink.Keys{EventID: others.EventID[:stored.Len()], EventType: stored.EventType, EventDateTime: stored.EventDateTime}
+				absent := merged(&sameButIDs, &some(300).Keys)
+				Expect(present(ctx, s, &stored.Keys)).To(BeEmpty())
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
 
-				Expect(present(ctx, s, keys(absent))).To(BeEmpty())
-				Expect(present(ctx, s, keys(stored))).To(Equal(set(stored)))
-				Expect(present(ctx, s, append(keys(absent), keys(stored)...))).To(Equal(set(stored)))
-				Expect(present(ctx, s, nil)).To(BeEmpty())
+				Expect(present(ctx, s, absent)).To(BeEmpty())
+				Expect(present(ctx, s, &stored.Keys)).To(Equal(set(stored)))
+				Expect(present(ctx, s, merged(absent, &stored.Keys))).To(Equal(set(stored)))
+				Expect(present(ctx, s, &sink.Keys{})).To(BeEmpty())
 			})
 
 			ginkgo.It("finds events among tens of thousands", func(ctx ginkgo.SpecContext) {
 				stored, absent := some(12_001), some(10_000)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
-				found, err := present(ctx, s, append(keys(absent), keys(stored)...))
+				found, err := present(ctx, s, merged(&absent.Keys, &stored.Keys))
 				Expect(err).NotTo(HaveOccurred())
 				Expect(maps.Equal(found, set(stored))).To(BeTrue()) // a matcher would compare each key with all others
 			})
@@ -240,19 +248,21 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			ginkgo.It("does not find another event with the same id", func(ctx ginkgo.SpecContext) {
 				stored := some(4)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
-				queried := keys(stored)
-				queried[0].EventType = queried[1].EventType + "_too"
-				queried[2].Time = queried[2].Time.Add(time.Microsecond)
-				Expect(s.Present(ctx, queried)).To(Equal([]bool{false, true, false, true}))
+				queried := sink.Keys{EventID: stored.EventID, EventDateTime: slices.Clone(stored.EventDateTime)}
+				queried.EventType.Append([]byte(stored.EventType.At(1) + "_too"))
+				for i := 1; i < stored.Len(); i++ {
+					queried.EventType.Append([]byte(stored.EventType.At(i)))
+				}
+				queried.EventDateTime[2]++
+				Expect(s.Present(ctx, &queried)).To(Equal([]bool{false, true, false, true}))
 			})
 
 			ginkgo.It("does not find an event that cannot be stored", func(ctx ginkgo.SpecContext) {
 				events := some(2)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
-				queried := keys(events)
-				queried[0].Time = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC)
-				queried[0].EventID = uuid.New()
-				Expect(present(ctx, s, queried)).To(Equal(map[uuid.UUID]struct{}{queried[1].EventID: {}}))
+				events.EventDateTime[0] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+				events.EventID[0] = uuid.New()
+				Expect(present(ctx, s, &events.Keys)).To(Equal(map[uuid.UUID]struct{}{events.EventID[1]: {}}))
 			})
 		})
 
@@ -273,7 +283,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 					through.Ping(ctx),
 					through.Insert(ctx, sink.Batch{Token: token(), Events: some(5)}),
 					second(through.InFlight(ctx, token())),
-					second(present(ctx, through, keys(some(1)))),
+					second(present(ctx, through, &some(1).Keys)),
 					through.Check(ctx),
 				} {
 					Expect(err).To(HaveOccurred())
@@ -287,17 +297,14 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 
 			ginkgo.It("stores no row of an insert that was cut off, and does not repeat it", func(ctx ginkgo.SpecContext) {
-				events, cut := some(4), token()
-				for i := range events.EventContext {
-					events.EventContext[i] = noise(1 << 20)
-				}
+				events, cut := withContexts(4, 1<<20), token()
 				p.CutOnce(1 << 20)
 				err := through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})
 				Expect(err).To(HaveOccurred())
 				Expect(sink.ClassOf(err)).To(Equal(sink.Unavailable), "%v", err)
 
 				Eventually(ctx, s.InFlight, patience, polling).WithArguments(cut).Should(BeFalse())
-				Expect(present(ctx, s, keys(events))).To(BeEmpty())
+				Expect(present(ctx, s, &events.Keys)).To(BeEmpty())
 				Expect(count(ctx)).To(BeZero())
 
 				ginkgo.By("inserting it again under its token")
@@ -306,10 +313,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 
 			ginkgo.It("finds rows that were not acknowledged, and does not add them again", func(ctx ginkgo.SpecContext) {
-				events, lost := some(4), token()
-				for i := range events.EventContext {
-					events.EventContext[i] = noise(1 << 20)
-				}
+				events, lost := withContexts(4, 1<<20), token()
 				p.Hold(faults.Answers, 1<<20)
 				waiting, giveUp := context.WithCancel(ctx)
 				done := make(chan error, 1)
@@ -322,7 +326,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(err).To(MatchError(context.Canceled))
 
 				Eventually(ctx, s.InFlight, patience, polling).WithArguments(lost).Should(BeFalse())
-				Expect(present(ctx, s, keys(events))).To(Equal(set(events)))
+				Expect(present(ctx, s, &events.Keys)).To(Equal(set(events)))
 				Expect(s.Insert(ctx, sink.Batch{Token: lost, Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(4))
 			})
@@ -380,15 +384,15 @@ type overslept struct{ context.Context } //nolint:containedctx // is one
 func (overslept) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
 
 // present returns the ids of the events that are present.
-func present(ctx context.Context, s sink.Sink, keys []sink.Key) (map[uuid.UUID]struct{}, error) {
+func present(ctx context.Context, s sink.Sink, keys *sink.Keys) (map[uuid.UUID]struct{}, error) {
 	found, err := s.Present(ctx, keys)
 	if err != nil {
 		return nil, err
 	}
 	ids := map[uuid.UUID]struct{}{}
-	for i, key := range keys {
+	for i, id := range keys.EventID {
 		if found[i] {
-			ids[key.EventID] = struct{}{}
+			ids[id] = struct{}{}
 		}
 	}
 	return ids, nil
