@@ -8,7 +8,7 @@ TEST_REPORT := test-report.json
 
 # The suites with long specs, for `make test/all`.
 LONG_REPORT := test-all-report.json
-LONG_PKG := ./test/chaos ./test/integration ./test/model
+LONG_PKG := ./test/chaos ./test/integration ./test/model ./tools/devstack/internal/chserver
 
 # The modules, the product's first. Each is built without a workspace, as others
 # would build it. See docs/adr/0025-one-root-and-nested-modules.md.
@@ -18,6 +18,9 @@ export GOWORK := off
 # The packages that `make test` runs, and more flags for Ginkgo.
 PKG ?= ./...
 ARGS ?=
+
+# The processes of a suite. Half of them wait for a database or a timeout at any time.
+PROCS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
 # The duration of `make test/chaos`.
 DURATION ?= 10m
@@ -45,7 +48,7 @@ demo: need-npm build ## create 10,000 users and watch their events reach ClickHo
 # without it. If the machine lacks something, the specs that need it are left out
 # and named, unless DIEHARD_TEST_REQUIRE_ALL is set.
 GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
-	-r -p $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
+	-r --procs=$(PROCS) $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
 	--require-suite --fail-on-pending --timeout=75m --poll-progress-after=1m --output-dir=bin
 
 .PHONY: test

@@ -23,6 +23,7 @@ import (
 
 func TestChaos(t *testing.T) {
 	RegisterFailHandler(Fail)
+	SetDefaultEventuallyPollingInterval(system.Polling)
 	RunSpecs(t, "chaos")
 }
 

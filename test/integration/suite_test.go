@@ -16,6 +16,7 @@ import (
 
 func TestIntegration(t *testing.T) {
 	RegisterFailHandler(Fail)
+	SetDefaultEventuallyPollingInterval(system.Polling)
 	RunSpecs(t, "integration")
 }
 

@@ -21,6 +21,10 @@ import (
 	"github.com/diehard-outbox/diehard/test/programs"
 )
 
+// Polling is the time between two looks for an expected effect. Each look may open a
+// connection, so a shorter time would take much of the CPU from the programs.
+const Polling = 50 * time.Millisecond
+
 // Patience limits the wait for an expected effect.
 const Patience = 2 * time.Minute
 
@@ -155,7 +159,7 @@ func (s *System) AwaitEmpty(ctx context.Context) {
 		events, batches, _ := s.Left(g)
 		g.Expect(events).To(BeZero(), "events in the outbox")
 		g.Expect(batches).To(BeZero(), "batches in the outbox")
-	}).WithTimeout(Patience).WithPolling(20 * time.Millisecond).Should(Succeed())
+	}).WithTimeout(Patience).WithPolling(Polling).Should(Succeed())
 }
 
 // ExpectDelivered waits until the outbox is empty. It expects n events in

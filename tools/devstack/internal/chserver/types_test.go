@@ -136,7 +136,7 @@ func roundTrip(ctx context.Context, o *clickhouse.Options, count uint64) {
 }
 
 var _ = eachProtocol("column types", func(protocol clickhouse.Protocol) {
-	It("returns 100,000 rows of every type unchanged", func(ctx context.Context) {
+	It("returns 100,000 rows of every type unchanged", Label("long"), func(ctx context.Context) {
 		roundTrip(ctx, options(protocol), 100_000)
 	})
 
