@@ -42,7 +42,7 @@ var (
 	}
 	InvalidIdempotencyKey = &Kind{
 		Slug: "invalid-idempotency-key", Status: http.StatusBadRequest, Title: "Invalid idempotency key",
-		Detail: "Send one Idempotency-Key header with 1 to 255 printable ASCII characters, in double quotes or without spaces",
+		Detail: "Send at most one Idempotency-Key header, with 1 to 255 printable ASCII characters, in double quotes or without spaces",
 	}
 	IdempotencyKeyInUse = &Kind{
 		Slug: "idempotency-key-in-use", Status: http.StatusConflict, Title: "Idempotency key in use",
@@ -66,7 +66,7 @@ var (
 	}
 	ValidationFailed = &Kind{
 		Slug: "validation-failed", Status: http.StatusUnprocessableEntity, Title: "Validation failed",
-		Detail: "Values in the request are invalid; errors lists them",
+		Detail: "The request contains invalid values; see the list of errors",
 	}
 	// ClientGone is for logs and metrics. No client receives it. nginx uses the same
 	// status.
