@@ -5,7 +5,7 @@ import "time"
 const (
 	// maxLinger bounds the linger under backpressure.
 	maxLinger = 30 * time.Second
-	// maxBackpressure bounds how many times the linger is doubled.
+	// maxBackpressure bounds the number of times that the linger is doubled.
 	maxBackpressure = 8
 )
 
@@ -18,14 +18,16 @@ func (r *Relay) minLinger() time.Duration {
 	return min(linger, max(maxLinger, r.o.Linger))
 }
 
-// raiseBackpressure follows an insert that the sink refused because it is overloaded.
+// raiseBackpressure raises the level by one. The relay calls it after an overloaded sink
+// refused an insert.
 func (r *Relay) raiseBackpressure() {
 	if level := r.backpressure.Load(); level < maxBackpressure {
 		r.backpressure.CompareAndSwap(level, level+1)
 	}
 }
 
-// lowerBackpressure follows an insert that succeeded.
+// lowerBackpressure lowers the level by one. The relay calls it after a successful
+// insert.
 func (r *Relay) lowerBackpressure() {
 	if level := r.backpressure.Load(); level > 0 {
 		r.backpressure.CompareAndSwap(level, level-1)

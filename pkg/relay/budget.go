@@ -5,22 +5,22 @@ import (
 	"sync"
 )
 
-// budget bounds the bytes of all batches that the process holds. A batch that is
-// larger than the whole budget is claimed when no other is held.
+// budget bounds the bytes of all batches that the process holds. A batch that is larger
+// than the budget is claimed only while the process holds no other batch.
 type budget struct {
 	limit int64
 
-	claiming sync.Mutex // held by a claim, so that what is free stays free
+	claiming sync.Mutex // held during a claim, so that no other claim uses the free bytes
 
 	mu   sync.Mutex
 	held int64
 }
 
-// unlimited is the bound of a claim while no batch is held.
+// unlimited is the bound of a claim while the process holds no batch.
 const unlimited = int64(1) << 62
 
-// take calls claim with the bytes that it may take, and records how many it took.
-// Zero bytes mean that it claimed no batch.
+// take calls claim with the number of free bytes. It records the bytes of the claimed
+// batch, which claim returns. Zero bytes mean that claim has found no batch.
 func (b *budget) take(ctx context.Context, claim func(ctx context.Context, maxBytes int64) (int64, error)) error {
 	b.claiming.Lock()
 	defer b.claiming.Unlock()
@@ -40,7 +40,7 @@ func (b *budget) take(ctx context.Context, claim func(ctx context.Context, maxBy
 	return err
 }
 
-// give returns the bytes of a batch.
+// give frees the bytes of a batch.
 func (b *budget) give(bytes int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

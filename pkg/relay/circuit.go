@@ -10,10 +10,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// circuit is the circuit breaker of the sink. While it is open, nobody claims or
-// cuts, so that an outage uses no attempts and holds no transaction open. After a
-// pause one worker probes the sink and then delivers one batch as the trial. Only a
-// successful insert resets the failures.
+// circuit is the circuit breaker of the sink. While it is open, the relay neither claims
+// nor cuts batches. An outage therefore uses no attempts and holds no transaction open.
+// After a pause one worker probes the sink and then delivers one batch as the trial. Only
+// a successful insert resets the failures.
 type circuit struct {
 	probe   func(context.Context) error
 	backoff backoff
@@ -49,8 +49,8 @@ func newCircuit(probe func(context.Context) error, backoff backoff, log *slog.Lo
 var errNotChecked = errors.New("the sink has not been checked yet")
 
 // admit waits until the caller may claim a batch. It returns ctx's error, or a
-// *sink.MisconfiguredError if the first probe finds one. The admitted caller reports
-// succeeded, failed or idle.
+// *sink.MisconfiguredError if the first probe finds one. An admitted caller reports the
+// outcome by calling succeeded, failed, failedUnknown or idle.
 func (c *circuit) admit(ctx context.Context) error {
 	for {
 		c.mu.Lock()
@@ -69,7 +69,7 @@ func (c *circuit) admit(ctx context.Context) error {
 				continue
 			}
 		case circuitProbing, circuitTrial:
-			pause = time.Hour // the other worker's change of state ends it
+			pause = time.Hour // ends earlier when the other worker changes the state
 		}
 		c.mu.Unlock()
 		select {
@@ -122,11 +122,11 @@ func (c *circuit) idle(ctx context.Context) {
 	}
 }
 
-// maxUnknown is how many consecutive unknown errors open the circuit breaker.
+// maxUnknown is the number of consecutive unknown errors that opens the circuit breaker.
 const maxUnknown = 5
 
-// failedUnknown reports an error that the batch or the sink may cause. If batch after
-// batch has one, the sink is the cause.
+// failedUnknown reports an error that the batch or the sink may cause. If consecutive
+// batches fail with such errors, the sink is the cause.
 func (c *circuit) failedUnknown(ctx context.Context, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -136,7 +136,7 @@ func (c *circuit) failedUnknown(ctx context.Context, err error) {
 	}
 }
 
-// failed reports an error that is a state of the sink.
+// failed reports an error that is caused by the state of the sink.
 func (c *circuit) failed(ctx context.Context, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -21,8 +21,8 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		if err := r.circuit.awaitClosed(ctx); err != nil {
 			return err
 		}
-		// The poll also finds what the store's hints hide, so wake-ups do not put it
-		// off.
+		// The poll also finds events that the store's hints hide, so wake-ups do not
+		// postpone the poll.
 		work := true
 		var err error
 		if time.Since(lastPoll) >= r.o.PollInterval {
@@ -64,8 +64,8 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 	}
 }
 
-// awaitNextCut waits until another cut may find events. extended says that busy
-// workers have extended the linger, so that a worker that becomes free ends the wait.
+// awaitNextCut waits until another cut may find events. If busy workers have extended the
+// linger (extended), a worker that becomes free ends the wait.
 func (r *Relay) awaitNextCut(ctx context.Context, cut store.Cut, extended bool, untilPoll time.Duration) {
 	var capacity, wake <-chan struct{}
 	if extended {
@@ -103,11 +103,11 @@ func (r *Relay) awaitNextCut(ctx context.Context, cut store.Cut, extended bool, 
 // fullOnly is a linger that never passes.
 const fullOnly = time.Duration(math.MaxInt64)
 
-// linger returns the linger of the next cut. Busy workers extend it. With all workers
-// busy, a partial batch would only queue, and later events would go into another.
-// With some workers busy, inserts that overlap slow each other down: the cut waits
-// for the duration of the last batch that was settled at its first attempt. An
-// insert that hangs delays it no longer than that.
+// linger returns the linger of the next cut. Busy workers extend it. If all workers are
+// busy, a partial batch would only queue, and later events would need another batch. If
+// some workers are busy, overlapping inserts would slow each other down. The cut then
+// waits for the duration of the last batch that was settled at its first attempt. An
+// insert that hangs does not extend this wait.
 func (r *Relay) linger() time.Duration {
 	switch busy := int(r.busy.Load()); busy {
 	case 0:

@@ -7,8 +7,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// deadLetterBadEvents takes the events that the sink can never store out of the
-// batch. The batch is absent from the sink: this attempt has sent nothing, and
+// deadLetterBadEvents moves the events that the sink can never store from the batch to
+// the dead letters. The batch is absent from the sink: this attempt has sent nothing, and
 // earlier attempts were resolved.
 func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsError) (string, error) {
 	keys, err := d.lease.Keys(ctx)
@@ -34,8 +34,8 @@ func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsE
 	return d.deadLetter(ctx, keys.Select(refused), outcome)
 }
 
-// deadLetter makes dead letters of the refused events. The remaining events stay in the
-// batch.
+// deadLetter moves the refused events to the dead letters. The remaining events stay in
+// the batch.
 func (d *delivery) deadLetter(ctx context.Context, refused *store.Events, outcome store.Outcome) (string, error) {
 	if err := d.lease.Shrink(ctx, outcome); err != nil {
 		return "", err

@@ -55,10 +55,10 @@ type delivery struct {
 	events *store.Events // filled by flush
 	log    *slog.Logger
 	start  time.Time
-	skew   time.Duration // the database's clock minus ours
+	skew   time.Duration // the database's clock minus the relay's clock
 }
 
-// sinkError marks an error of the sink. Other errors are the outbox's.
+// sinkError marks an error of the sink. All other errors come from the outbox.
 type sinkError struct{ error }
 
 func (e sinkError) Unwrap() error { return e.error }
@@ -81,8 +81,8 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	return resultSettled, nil
 }
 
-// insertFailed decides what follows a failed insert. Only an error that the data
-// caused changes the batch.
+// insertFailed decides how the delivery continues after a failed insert. Only an error
+// that the data caused changes the batch.
 func (d *delivery) insertFailed(ctx context.Context, err error) (string, error) {
 	if bad, ok := errors.AsType[*sink.BadEventsError](err); ok {
 		return d.deadLetterBadEvents(ctx, bad)
@@ -93,9 +93,9 @@ func (d *delivery) insertFailed(ctx context.Context, err error) (string, error) 
 	return "", err
 }
 
-// retry ends a failed attempt. An error that is a state of the sink opens the
-// circuit breaker. An error that may be caused by the batch delays its next attempt.
-// retry returns only PostgreSQL's errors.
+// retry ends a failed attempt. An error caused by the state of the sink opens the circuit
+// breaker. An error that the batch may have caused delays the batch's next attempt. retry
+// returns only PostgreSQL's errors.
 func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 	if errors.Is(err, store.ErrEventsMissing) {
 		delay := d.backoff.delay(d.lease.Attempts)
@@ -124,7 +124,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 		}
 		d.circuit.failed(ctx, cause)
 		if d.lease.Attempts > 1 {
-			// This batch may be the cause. The next trial takes another one.
+			// This batch may be the cause. The next trial takes another batch.
 			delay = d.backoff.delay(d.lease.Attempts)
 			d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay)
 		}

@@ -5,9 +5,9 @@ import "time"
 // Took returns the duration of the last batch that was settled at its first attempt.
 func (r *Relay) Took() time.Duration { return time.Duration(r.took.Load()) }
 
-// SetTook sets the duration of the last batch.
+// SetTook sets the duration that Took returns.
 func (r *Relay) SetTook(d time.Duration) { r.took.Store(int64(d)) }
 
-// Idle returns true if no worker has a batch. The metrics, log lines and Sentry
-// transactions of all batches exist then.
+// Idle returns true if no worker has a batch. By then the metrics, log lines and Sentry
+// transactions of all batches are complete.
 func (r *Relay) Idle() bool { return r.busy.Load() == 0 }

@@ -15,9 +15,9 @@ func (d *delivery) flush(ctx context.Context) error {
 	if err := d.lease.Read(ctx, d.events); err != nil {
 		return err
 	}
-	// The deadline counts from before the lease is verified. A process that is
-	// suspended here must not insert late: meanwhile another may deliver the batch
-	// and the sink forget its token.
+	// The deadline starts before the worker verifies the lease. A process that is
+	// suspended here must not insert late. In the meantime another worker may have
+	// delivered the batch, and the sink may have forgotten its token.
 	start := time.Now()
 	if err := d.lease.Verify(ctx); err != nil {
 		return err

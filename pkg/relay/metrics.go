@@ -15,8 +15,8 @@ const (
 	resultResolved     = "resolved"      // a presence check found all events
 	resultRetried      = "retried"       // returned after an error
 	resultTokenRenewed = "token_renewed" // returned under a new token
-	resultSplit        = "split"         // divided, or reduced to a part of its events
-	resultReleased     = "released"      // released by a shutdown, or lost with PostgreSQL
+	resultSplit        = "split"         // split in two, or reduced to some of its events
+	resultReleased     = "released"      // released by a shutdown, or lost because PostgreSQL failed
 )
 
 // The values of the label result of diehard_relay_events_total.
@@ -46,7 +46,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 		}, []string{"result"}),
 		attempted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "diehard_relay_events_attempted_total",
-			Help: "Events in inserts, failed ones included. More than the delivered events: the cost of faults and refused events.",
+			Help: "Events in all inserts, including failed inserts. The excess over delivered events is the cost of faults and refused events.",
 		}),
 		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_batch_rows",
@@ -55,7 +55,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 		}),
 		flush: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_flush_seconds",
-			Help:    "Time of each insert into the sink, failed ones included.",
+			Help:    "Duration of each insert into the sink, including failed inserts.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
 		}),
 		delivery: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -125,8 +125,8 @@ func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector. Without PostgreSQL it returns no figures,
-// because old ones would mislead.
+// Collect implements prometheus.Collector. If PostgreSQL is unavailable, it returns no
+// figures, because outdated figures would mislead.
 func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), statsTimeout)
 	defer cancel()

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// postgresState is whether PostgreSQL answers. It logs an outage once.
+// postgresState records whether PostgreSQL is available. It logs an outage once.
 type postgresState struct {
 	mu       sync.Mutex
 	failures int
@@ -20,7 +20,7 @@ func (p *postgresState) err() error {
 	return p.cause
 }
 
-// failed returns the number of consecutive failures.
+// failed records a failure and returns the number of consecutive failures.
 func (p *postgresState) failed(ctx context.Context, log *slog.Logger, err error) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,6 +1,6 @@
-// Package relay delivers events from the outbox to a sink: it cuts waiting events
-// into batches, claims a batch, inserts it and settles it. It knows the sink by the
-// interface only.
+// Package relay delivers events from the outbox to a sink: it cuts waiting events into
+// batches, claims a batch, inserts it and settles it. It uses the sink only through the
+// interface sink.Sink.
 package relay
 
 import (
@@ -35,28 +35,29 @@ const (
 type Options struct {
 	Store *store.Store
 	Sink  sink.Sink
-	// Published wakes the relay when events were published, and BatchesCut when
-	// another relay has cut batches. Without them, the next poll finds both. Both may
-	// be nil.
+	// Published wakes the relay when events were published, and BatchesCut when another
+	// relay has cut batches. Without these signals, the next poll finds the events and
+	// the batches. Both channels may be nil.
 	Published, BatchesCut <-chan struct{}
 	Log                   *slog.Logger
 	// Registry receives the metrics of the relay and of the outbox.
 	Registry prometheus.Registerer
 
-	// Workers is how many batches are delivered at the same time, if MaxBytes allows.
+	// Workers is the number of batches that are delivered at the same time, if MaxBytes
+	// allows.
 	Workers int
-	// MaxBytes bounds the events that the process holds in memory, over all workers.
-	// The default is store.DefaultMaxBytes. If two of the Store's batches do not fit,
-	// one waits until the other is settled.
+	// MaxBytes bounds the events that the process holds in memory, over all workers. The
+	// default is store.DefaultMaxBytes. If MaxBytes has no capacity for two batches, one
+	// waits until the other is settled.
 	MaxBytes int64
 	// Linger is the least time between two cuts of partial batches in the fleet.
 	Linger time.Duration
 	// PollInterval is the time between two polls for work.
 	PollInterval time.Duration
-	// FlushTimeout bounds one insert, also its execution by the sink.
+	// FlushTimeout bounds one insert, including its execution by the sink.
 	FlushTimeout time.Duration
-	// ShutdownTimeout is how long Run waits for deliveries when its context ends.
-	// Then it releases their batches.
+	// ShutdownTimeout is the time that Run waits for deliveries after its context has
+	// ended. Run then releases the batches that are not delivered.
 	ShutdownTimeout time.Duration
 	// BackoffMin and BackoffMax bound the pauses after consecutive failures.
 	BackoffMin, BackoffMax time.Duration
@@ -98,7 +99,7 @@ type Relay struct {
 	work     signal       // batches may be claimed
 	capacity signal       // a batch was claimed, or a worker is free: more batches may be cut
 	busy     atomic.Int32 // workers that deliver a batch
-	took     atomic.Int64 // nanoseconds of the last batch that was settled at its first attempt
+	took     atomic.Int64 // duration in nanoseconds of the last batch that was settled at its first attempt
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
 	postgres     postgresState
@@ -133,8 +134,8 @@ func (r *Relay) Ready(context.Context) error {
 	return nil
 }
 
-// Run delivers until ctx ends. Then it claims no more batches, finishes deliveries
-// within ShutdownTimeout, releases other batches and returns nil. It returns a
+// Run delivers until ctx ends. Then it claims no more batches, finishes deliveries within
+// ShutdownTimeout, releases the unfinished batches and returns nil. It returns a
 // *sink.MisconfiguredError if the first check finds that the sink cannot keep its
 // promises. It retries after all other errors.
 func (r *Relay) Run(ctx context.Context) error {

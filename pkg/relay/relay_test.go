@@ -125,8 +125,8 @@ var _ = Describe("Relay", func() {
 	}
 
 	// expectOnce waits until the outbox is empty and no relay has a batch. Then it
-	// expects exactly n events at the sink, each once. A relay counts and logs after the
-	// commit that empties the outbox.
+	// expects exactly n events at the sink, each once. A relay updates its metrics and
+	// logs only after the commit that empties the outbox.
 	expectOnce := func(ctx context.Context, n int) {
 		GinkgoHelper()
 		Eventually(ctx, func(g Gomega) {
@@ -164,8 +164,9 @@ var _ = Describe("Relay", func() {
 		return 0
 	}
 
-	// claimAndDie does what a worker does before its first insert, and then loses the
-	// lease, as if it was killed. during is what it did with the sink.
+	// claimAndDie claims and reads a batch as a worker does, calls during, and then loses
+	// the lease as if the worker was killed. during performs the worker's calls of the
+	// sink.
 	claimAndDie := func(ctx context.Context, during func(lease *store.Lease, events *sink.Events)) {
 		GinkgoHelper()
 		_, err := s.Cut(ctx, 0)
@@ -221,7 +222,7 @@ var _ = Describe("Relay", func() {
 			start(func(o *relay.Options) { o.Published = published; o.PollInterval = time.Hour })
 			publishMany(ctx, 1)
 			published <- struct{}{}
-			expectOnce(ctx, 1) // which the first poll may have found
+			expectOnce(ctx, 1) // the first poll may have found this event
 			for n := range 3 {
 				publishMany(ctx, 1)
 				published <- struct{}{}
@@ -251,8 +252,9 @@ var _ = Describe("Relay", func() {
 			expectOnce(ctx, 3)
 		})
 
-		// awaitCut waits until the relay has tried to cut the events that wait now. It
-		// receives the second signal after the cut that follows the first.
+		// awaitCut waits until the relay has tried to cut the events that wait now. The
+		// relay receives the second signal only after a cut that began after the first
+		// signal.
 		awaitCut := func(ctx context.Context, published chan<- struct{}) {
 			GinkgoHelper()
 			for range 2 {
@@ -260,7 +262,7 @@ var _ = Describe("Relay", func() {
 			}
 		}
 
-		It("delivers in one batch the events that are published while its workers are busy", func(ctx SpecContext) {
+		It("delivers events that are published while its workers are busy in one batch", func(ctx SpecContext) {
 			release, published := clickHouse.hold(), make(chan struct{})
 			start(func(o *relay.Options) { o.Workers, o.Published = 1, published })
 			publishMany(ctx, 1)
@@ -279,7 +281,7 @@ var _ = Describe("Relay", func() {
 			running := start(func(o *relay.Options) { o.Workers, o.Published = 3, published })
 			publishMany(ctx, 1)
 			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(1)))
-			publishMany(ctx, 1) // no duration is known yet
+			publishMany(ctx, 1) // the relay knows no duration yet
 			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(2)))
 
 			running.SetTook(time.Hour)
@@ -312,7 +314,7 @@ diehard_outbox_backlog_events 0
 # HELP diehard_relay_circuit_open 1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.
 # TYPE diehard_relay_circuit_open gauge
 diehard_relay_circuit_open 0
-# HELP diehard_relay_events_attempted_total Events in inserts, failed ones included. More than the delivered events: the cost of faults and refused events.
+# HELP diehard_relay_events_attempted_total Events in all inserts, including failed inserts. The excess over delivered events is the cost of faults and refused events.
 # TYPE diehard_relay_events_attempted_total counter
 diehard_relay_events_attempted_total 7
 # HELP diehard_relay_events_total Events that left the outbox, by result: delivered, dead_lettered.
@@ -324,7 +326,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	Describe("after a worker has died", func() {
-		It("inserts a batch that was not inserted", func(ctx SpecContext) {
+		It("inserts a batch that is absent", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(*store.Lease, *sink.Events) {})
 			start()
@@ -343,7 +345,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("inserts only the absent events of a batch that is present in part", func(ctx SpecContext) {
+		It("inserts only the absent events of a batch", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
 				insert(ctx, lease.Token, first(events, 4))
@@ -356,7 +358,8 @@ diehard_relay_events_total{result="delivered"} 7
 		It("renews the token of a batch if the sink knows the token without the rows", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) {
-				// Other rows under the token: the sink knows it from now on.
+				// After an insert of other rows under the token, the sink knows the
+				// token.
 				other := &sink.Events{MetadataVersion: []uint64{1}}
 				other.EventID = []uuid.UUID{uuid.New()}
 				other.EventType.Append([]byte("foreign"))
@@ -405,7 +408,7 @@ diehard_relay_events_total{result="delivered"} 7
 
 		It("waits for an insert of another history, whose token is lost", func(ctx SpecContext) {
 			publishMany(ctx, 3)
-			// It sleeps before the rows are stored.
+			// The constraint sleeps before the rows are stored.
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
 			inserted := make(chan error, 1)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
@@ -496,20 +499,20 @@ diehard_relay_events_total{result="delivered"} 7
 			return transactions
 		}
 
-		// expectDeliveries stops the relay and expects that it has reported its batches and
-		// n deliveries.
+		// expectDeliveries stops the relay and checks that the relay has reported its
+		// batches and n deliveries.
 		expectDeliveries := func(ctx context.Context, running *runningRelay, n int) []sentrytest.Event {
 			GinkgoHelper()
 			running.stop()
 			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
 			flush()
-			// flush waits for some seconds only. Transactions may arrive later.
+			// Sentry's flush waits for a few seconds only. Transactions may arrive later.
 			Eventually(ctx, named).WithArguments("relay batch").WithTimeout(patience).ShouldNot(BeEmpty())
 			Eventually(ctx, named).WithArguments("deliver").WithTimeout(patience).Should(HaveLen(n))
 			return named("deliver")
 		}
 
-		It("reports the delivery in the trace of the request, from its publishing", func(ctx SpecContext) {
+		It("reports the delivery in the trace of the request, with the time of publishing as its start", func(ctx SpecContext) {
 			startSentry(1)
 			published := time.Now().Add(-time.Hour)
 			db.MustExec("ALTER TABLE outbox_events ALTER COLUMN published_at SET DEFAULT now() - interval '1 hour'")
@@ -546,7 +549,7 @@ diehard_relay_events_total{result="delivered"} 7
 			startSentry(1)
 			publish(ctx, outbox.Event{}, outbox.Event{Traceparent: traceparent(1, "00")}, outbox.Event{Traceparent: traceparent(2, "02")})
 			sampled := traceparent(3, "01").String()
-			// As in rows that are older than the constraint.
+			// Rows that are older than the constraint may contain such values.
 			db.MustExec("ALTER TABLE outbox_events DROP CONSTRAINT traceparent_is_w3c")
 			for _, nonsense := range []string{
 				"01", sampled + "-more", strings.ToUpper(sampled), strings.Replace(sampled, "-", "0", 1),
@@ -671,13 +674,13 @@ diehard_relay_events_total{result="delivered"} 7
 		}
 		publish(ctx, published...)
 		isolated, lettersBefore := 0, 0
-		clickHouse.before = func(events *sink.Events) { // called by the only worker
+		clickHouse.before = func(events *sink.Events) { // only one worker calls it
 			defer GinkgoRecover()
 			switch {
 			case slices.Contains(events.EventType.Values, "later"):
 				lettersBefore = len(deadLetters())
 			case events.Len() == 1 && events.EventType.At(0) == "poison":
-				if isolated++; isolated == 2 { // the first one is a dead letter now
+				if isolated++; isolated == 2 { // the first refused event is a dead letter now
 					publish(ctx, outbox.Event{EventType: "later"})
 				}
 			}
@@ -691,7 +694,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	Describe("while the sink is unavailable", func() {
-		It("waits without using attempts, logs it once, and continues by itself", func(ctx SpecContext) {
+		It("waits without using attempts, logs the outage once, and continues by itself", func(ctx SpecContext) {
 			running := start()
 			publishMany(ctx, 5)
 			expectOnce(ctx, 5)
@@ -699,9 +702,9 @@ diehard_relay_events_total{result="delivered"} 7
 			testengines.Query(ctx, "clickhouse", target.HTTP, "RENAME TABLE event_log TO elsewhere")
 			publishMany(ctx, 5)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("sink")))
-			// After many probes the only attempts are those that were in progress when the
-			// outage began: one of each worker, and another if a worker did not take its
-			// lease within the second.
+			// After many probes, batches have only the attempts that were in progress
+			// when the outage began. These are one attempt of each worker, and another if
+			// a worker did not take its lease within one second.
 			probes := clickHouse.checks.Load()
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
 			var attempts int
@@ -715,7 +718,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say("circuit breaker closed"))
 		})
 
-		It("waits while batch after batch fails with an unknown error", func(ctx SpecContext) {
+		It("waits while consecutive batches fail with an unknown error", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
 			publishMany(ctx, 100)
@@ -725,7 +728,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", probes+10))
 			var tried int
 			Expect(db.Get(&tried, "SELECT count(*) FROM outbox_batches WHERE attempts > 0")).To(Succeed())
-			Expect(tried).To(BeNumerically("<", 10+clickHouse.checks.Load()), "batches with an attempt: a few, and one after each probe")
+			Expect(tried).To(BeNumerically("<", 10+clickHouse.checks.Load()), "batches with an attempt: a few, plus one for each probe")
 
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
 			expectOnce(ctx, 100)
@@ -742,7 +745,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
-	It("reinserts nothing into a table that has lost its window, until an operator repairs it", func(ctx SpecContext) {
+	It("reinserts nothing into a table without a deduplication window, until an operator repairs it", func(ctx SpecContext) {
 		published, batches := make(chan struct{}, 1), make(chan struct{}, 1)
 		running := start(func(o *relay.Options) {
 			o.Published, o.BatchesCut, o.PollInterval = published, batches, time.Hour
@@ -769,7 +772,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	It("continues after its connections to PostgreSQL are lost", func(ctx SpecContext) {
-		// On its own connections: the spec keeps one.
+		// The relay gets its own connections, because the spec keeps one.
 		s = store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})
 		running := start()
 		publishMany(ctx, 5)
@@ -783,7 +786,7 @@ diehard_relay_events_total{result="delivered"} 7
 		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 	})
 
-	It("finishes its delivery at a stop, and leaves the other batches", func(ctx SpecContext) {
+	It("finishes its delivery when it is stopped, and leaves the other batches", func(ctx SpecContext) {
 		release := clickHouse.hold()
 		s = store.New(db, store.Options{MaxRows: 3})
 		publishMany(ctx, 12)
@@ -804,7 +807,7 @@ diehard_relay_events_total{result="delivered"} 7
 type runningRelay struct {
 	*relay.Relay
 	stop  func()
-	ended chan error // receives Run's error, and is closed then
+	ended chan error // receives Run's error and is then closed
 }
 
 // traceparent returns the traceparent of the n-th request.
@@ -863,7 +866,7 @@ func openSink(dsn string) *observedSink {
 	return &observedSink{Sink: opened}
 }
 
-// first returns the first n events, which it takes from events.
+// first removes the first n events from events and returns them.
 func first(events *sink.Events, n int) *sink.Events {
 	events.EventID = events.EventID[:n]
 	events.EventType.Indexes = events.EventType.Indexes[:n]

@@ -43,8 +43,8 @@ var errInsertInFlight = errors.New("an earlier insert of the batch is still in f
 const inFlightPoll = 250 * time.Millisecond
 
 // awaitInserts waits until the sink executes no insert of the batch, at most
-// FlushTimeout. It verifies the lease first, which also restarts the server's idle
-// timeout.
+// FlushTimeout. It verifies the lease first. The verification also restarts the server's
+// idle timeout.
 func (d *delivery) awaitInserts(ctx context.Context) error {
 	if err := d.lease.Verify(ctx); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (d *delivery) awaitInserts(ctx context.Context) error {
 }
 
 // checkPresence returns the indexes of the batch's events that are present at the sink,
-// and of those that are absent. It verifies the lease first, because what follows must
+// and of those that are absent. It verifies the lease first, because the next steps must
 // happen within the lease.
 func (d *delivery) checkPresence(ctx context.Context, keys *store.Events) (present, absent []int, err error) {
 	if err := d.lease.Verify(ctx); err != nil {
@@ -89,9 +89,9 @@ func (d *delivery) checkPresence(ctx context.Context, keys *store.Events) (prese
 	return present, absent, nil
 }
 
-// reinsert inserts the same rows under the same token. The sink may acknowledge
-// them because it has seen the token before, so only a presence check settles the
-// batch.
+// reinsert inserts the same rows under the same token. The sink may acknowledge the rows
+// only because it has seen the token before. The batch is therefore settled only after a
+// presence check.
 func (d *delivery) reinsert(ctx context.Context, keys *store.Events) (string, error) {
 	if err := d.checkSink(ctx); err != nil {
 		return "", err
@@ -126,10 +126,10 @@ func (d *delivery) reinsert(ctx context.Context, keys *store.Events) (string, er
 
 var errRowsAbsent = errors.New("the sink acknowledged the token, but its rows are absent")
 
-// checkSink checks that the sink can still keep its promises. In a reinsert only
-// the token guards against an earlier insert that begins late, so a destination
-// that was changed since the relay's start must be noticed here. It verifies the
-// lease first, as awaitInserts does.
+// checkSink checks that the sink can still keep its promises. If an earlier insert begins
+// late, only the token prevents duplicates of a reinsert. The check therefore detects
+// changes of the destination since the relay's start. It verifies the lease first, as
+// awaitInserts does.
 func (d *delivery) checkSink(ctx context.Context) error {
 	if err := d.lease.Verify(ctx); err != nil {
 		return err

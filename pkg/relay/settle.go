@@ -24,7 +24,7 @@ func (d *delivery) record(events *store.Events) {
 	d.report(events, now)
 }
 
-// settleResolved settles a batch of which all events are present at the sink.
+// settleResolved settles a batch whose events are all present at the sink.
 func (d *delivery) settleResolved(ctx context.Context, keys *store.Events) (string, error) {
 	if err := d.settle(ctx, keys); err != nil {
 		return "", err

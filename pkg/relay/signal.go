@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// signal wakes one waiter for each time that it was sent. Its capacity bounds the
-// signals that are kept while nobody waits.
+// signal wakes one waiter for each send. Its capacity bounds the signals that are kept
+// while no goroutine waits.
 type signal chan struct{}
 
 func (s signal) send(times int) {

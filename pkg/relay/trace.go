@@ -18,11 +18,11 @@ const (
 	maxTraces = 100
 	// maxTypes bounds the event types that a transaction names.
 	maxTypes = 10
-	// maxLoggedTraces bounds the traces that one line of the log names.
+	// maxLoggedTraces bounds the traces that one log line names.
 	maxLoggedTraces = 10
 )
 
-// trace is one trace, with the batch's events of it.
+// trace is one trace, with the batch's events that belong to it.
 type trace struct {
 	id, parent string
 	events     int
@@ -30,8 +30,8 @@ type trace struct {
 	published  int64 // when the first of the events was published, in microseconds since 1970
 }
 
-// sampledTraces returns the first maxTraces traces of the events that the publisher has
-// sampled. If Sentry's tracing is off, it returns none.
+// sampledTraces returns the events' sampled traces, at most maxTraces. The publisher has
+// decided which traces are sampled. If Sentry's tracing is off, it returns none.
 func sampledTraces(events *store.Events) []*trace {
 	client := sentry.CurrentHub().Client()
 	if !client.IsEnabled() || !client.Options().EnableTracing {
@@ -63,17 +63,18 @@ func sampledTraces(events *store.Events) []*trace {
 	return traces
 }
 
-// report adds the delivery to each of the events' traces, as a transaction that begins when
-// the first of the trace's events was published. It continues that event's request with
-// its sampling decision. A new decision would complete only 1 % of the traces if
-// 10 % are sampled.
+// report adds the delivery to each trace of the events, as a transaction. The transaction
+// begins when the first event of the trace was published. It continues the request of
+// that event and keeps the request's sampling decision. At a sample rate of 10 %, a new
+// decision would complete only 1 % of the traces.
 func (d *delivery) report(events *store.Events, acknowledged time.Time) {
 	traces := sampledTraces(events)
 	if len(traces) == 0 {
 		return
 	}
-	// In the delivery's context these would be spans of its transaction. The workers'
-	// common hub keeps the transaction that was last started on it.
+	// In the delivery's context Sentry would add these transactions to the delivery's
+	// transaction, as spans. They also need their own hub, because the workers' common
+	// hub keeps its last started transaction.
 	ctx := sentry.SetHubOnContext(context.Background(), sentry.CurrentHub().Clone())
 	for _, trace := range traces {
 		published := time.UnixMicro(trace.published).Add(-d.skew)

@@ -16,8 +16,8 @@ type Batch struct {
 	Events int       `db:"event_count"`
 	Bytes  int64     `db:"byte_count"`
 	Token  string    `db:"token"`
-	// Attempts counts the attempts under Token, including this claim's. Only if it is
-	// 1 does an acknowledgement of the sink prove that the events are present.
+	// Attempts counts the attempts under Token, including this claim. An acknowledgement
+	// of the sink proves that the events are present only if Attempts is 1.
 	Attempts int `db:"attempts"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
@@ -26,7 +26,8 @@ type Batch struct {
 }
 
 // newBatchID returns a UUID v7 of the database's time t, to the microsecond. Each cut
-// passes a later time than the one before, so batches are ordered by their ids.
+// passes a later time than the previous cut, so the order of the ids is the order of the
+// batches.
 func newBatchID(t time.Time) uuid.UUID {
 	id := firstBatchID(t)
 	binary.BigEndian.PutUint64(id[8:], rand.Uint64()>>2|1<<63) //nolint:gosec // an id, not a secret

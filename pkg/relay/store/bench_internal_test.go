@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The ids of a batch: without gaps, and every other one.
+// BenchmarkMultirange encodes the ids of a batch: consecutive ids, and every second id.
 func BenchmarkMultirange(b *testing.B) {
 	for step, name := range map[int64]string{1: "dense", 2: "sparse"} {
 		b.Run(name, func(b *testing.B) {
@@ -21,7 +21,7 @@ func BenchmarkMultirange(b *testing.B) {
 	}
 }
 
-// The events that a cut finds, made into a batch.
+// BenchmarkUncut forms a batch from the events that a cut finds.
 func BenchmarkUncut(b *testing.B) {
 	var packed []byte
 	for id := range int64(DefaultMaxRows) {
@@ -39,7 +39,7 @@ func BenchmarkUncut(b *testing.B) {
 	}
 }
 
-// A batch as PostgreSQL returns it.
+// BenchmarkDecode decodes a batch in the format in which PostgreSQL returns it.
 func BenchmarkDecode(b *testing.B) {
 	const events = 50_000
 	var c chunk

@@ -11,19 +11,19 @@ import (
 	"github.com/google/uuid"
 )
 
-// chunkBytes is the approximate size of a chunk. The work for a chunk is then
-// negligible beside the work for its events, and a chunk is small beside a batch.
+// chunkBytes is the approximate size of a chunk. The work for a chunk is then negligible
+// compared with the work for its events, and a chunk is small compared with a batch.
 const chunkBytes = 128 << 10
 
-// chunkIDs returns how many ids a chunk spans at most.
+// chunkIDs returns the largest number of ids that a chunk spans.
 func (l *Lease) chunkIDs() int64 {
 	const most = 1024
 	return max(1, min(most, chunkBytes*int64(l.Events)/max(1, l.Bytes)))
 }
 
-// chunk is a row of readEventsSQL or readKeysSQL: some events by columns. Numbers are in
-// the binary format of PostgreSQL's types (bigint, uuid, timestamptz). Texts have a
-// separator between them.
+// chunk is a row of readEventsSQL or readKeysSQL: some events, as columns. Numbers are in
+// the binary format of PostgreSQL's types (bigint, uuid, timestamptz). A separator stands
+// between two texts.
 type chunk struct {
 	keys         sql.RawBytes // id, event id, two times and version of each event
 	types        sql.RawBytes

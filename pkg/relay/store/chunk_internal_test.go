@@ -80,7 +80,7 @@ var _ = Describe("A chunk of events", func() {
 		Expect(events.PublishedAt).To(Equal([]int64{at, at, at}))
 	})
 
-	It("follows the events before", func() {
+	It("is appended to earlier events", func() {
 		events, err := decode(threeEvents())
 		Expect(err).NotTo(HaveOccurred())
 		next := &chunk{}
@@ -92,7 +92,7 @@ var _ = Describe("A chunk of events", func() {
 		Expect(events.EventType.Values).To(HaveLen(1))
 	})
 
-	It("has keys only", func() {
+	It("is decoded without contexts if it has keys only", func() {
 		c := threeEvents()
 		c.keysOnly, c.environments, c.contexts = true, nil, nil
 		events, err := decode(c)
@@ -103,7 +103,7 @@ var _ = Describe("A chunk of events", func() {
 		Expect(events.Environment.Len() + events.EventContext.Len()).To(BeZero())
 	})
 
-	DescribeTable("is put into the order of the ids", func(keysOnly bool) {
+	DescribeTable("is decoded in the order of the ids", func(keysOnly bool) {
 		c := &chunk{keysOnly: keysOnly}
 		c.add(300, "00-2-2-00", "2")
 		c.add(7, "", "1")
@@ -140,18 +140,18 @@ var _ = Describe("A chunk of events", func() {
 			Expect(err).To(MatchError(errChunk))
 		},
 		Entry("no keys", func(c *chunk) { c.keys = nil }),
-		Entry("a part of an event's keys", func(c *chunk) { c.keys = c.keys[:len(c.keys)-1] }),
-		Entry("keys too few", func(c *chunk) { c.keys = c.keys[keySize:] }),
-		Entry("a type too few", func(c *chunk) { c.types = c.types[:len(c.types)/2] }),
-		Entry("a type too many", func(c *chunk) { c.types = append(c.types, "/a"...) }),
+		Entry("incomplete keys of an event", func(c *chunk) { c.keys = c.keys[:len(c.keys)-1] }),
+		Entry("the keys of one event too few", func(c *chunk) { c.keys = c.keys[keySize:] }),
+		Entry("one type too few", func(c *chunk) { c.types = c.types[:len(c.types)/2] }),
+		Entry("one type too many", func(c *chunk) { c.types = append(c.types, "/a"...) }),
 		Entry("no types", func(c *chunk) { c.types = nil }),
-		Entry("an environment too few", func(c *chunk) { c.environments = c.environments[:len(c.environments)/2] }),
-		Entry("an environment too many", func(c *chunk) { c.environments = append(c.environments, "\x00b"...) }),
+		Entry("one environment too few", func(c *chunk) { c.environments = c.environments[:len(c.environments)/2] }),
+		Entry("one environment too many", func(c *chunk) { c.environments = append(c.environments, "\x00b"...) }),
 		Entry("no environments", func(c *chunk) { c.environments = nil }),
-		Entry("a context too few", func(c *chunk) { c.contexts = c.contexts[:len(c.contexts)/2] }),
-		Entry("a context too many", func(c *chunk) { c.contexts = append(c.contexts, 0) }),
+		Entry("one context too few", func(c *chunk) { c.contexts = c.contexts[:len(c.contexts)/2] }),
+		Entry("one context too many", func(c *chunk) { c.contexts = append(c.contexts, 0) }),
 		Entry("a traceparent of another event", func(c *chunk) { c.traceparents[7] = 8 }),
-		Entry("a traceparent too many", func(c *chunk) { c.traceparents = append(c.traceparents, 0) }),
-		Entry("a part of an id", func(c *chunk) { c.traceparents = c.traceparents[:7] }),
+		Entry("one traceparent too many", func(c *chunk) { c.traceparents = append(c.traceparents, 0) }),
+		Entry("an incomplete id", func(c *chunk) { c.traceparents = c.traceparents[:7] }),
 	)
 })

@@ -9,10 +9,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Claim counts one more attempt for a batch that is due, and leases it. It takes the
-// oldest batch in turn with the oldest failed batch, so that neither kind waits for
-// all of the other. It returns nil if no batch is due, or if the batch has more than
-// maxBytes.
+// Claim counts one more attempt for a batch that is due, and leases it. It alternately
+// takes the oldest batch without a failure and the oldest failed batch, so that neither
+// kind blocks the other. It returns nil if no batch is due, or if the oldest batch has
+// more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
@@ -36,7 +36,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 		}
 	}
 	if err != nil {
-		_ = tx.Rollback() // it has written nothing
+		_ = tx.Rollback() // the transaction has written nothing
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil, nil //nolint:nilnil // another worker has claimed it
 		}

@@ -17,21 +17,21 @@ import (
 
 // Cut is the result of a cut.
 type Cut struct {
-	// Batches and Events are how many new batches were written, and their events.
+	// Batches is the number of new batches, and Events the number of their events.
 	Batches, Events int
-	// Wait is how long to wait before the next cut. Events may wait, but not enough to
+	// Wait is the time to wait before the next cut. Some events may wait, but too few to
 	// fill a batch.
 	Wait time.Duration
-	// More says that more events may wait. The bound on waiting batches, or on the
-	// batches of one cut, has ended the cut.
+	// More means that more events may wait. The cut has ended at the bound on waiting
+	// batches, or on the batches of one cut.
 	More bool
 }
 
-// Cut puts waiting events into full batches. It puts the others into a partial batch
-// if linger has passed since the fleet's last cut and no batch waits for its first
-// attempt, because the partial batch would only queue behind it. One process cuts at a
-// time. In the others Cut does nothing. If it returns ErrHistoryChanged, the caller
-// calls it again.
+// Cut puts waiting events into full batches. It puts the remaining events into a partial
+// batch if linger has passed since the fleet's last cut and no batch waits for its first
+// attempt. Behind a waiting batch, a partial batch would only queue. One process cuts at
+// a time. In other processes Cut does nothing meanwhile. If it returns ErrHistoryChanged,
+// the caller calls it again.
 func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
@@ -85,7 +85,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	if capacity <= 0 {
 		return Cut{More: true}, nil
 	}
-	// A last cut in the future counts as long ago: the clock was set back.
+	// If the clock was set back, the last cut is in the future. It counts as long ago.
 	sinceCut := seconds(cursor.SinceCut)
 	lingered := sinceCut < 0 || sinceCut >= linger
 	takePartial := lingered && waiting.Unattempted == 0
@@ -95,11 +95,11 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 
 	var cut Cut
 	var left uncut
-	leftAll := false // left has all events above from that wait
+	leftAll := false // left contains all waiting events above from
 	at, from, watermark, last := cursor.CutAt, cursor.LowWatermark, cursor.HighWatermark, int64(0)
 	if !moveWatermark && cursor.HighWatermark-cursor.LowWatermark >= int64(s.o.MaxRows) {
-		// In a backlog the last cut ended where full batches begin. From the low
-		// watermark a cut would read past all events that were cut since it moved.
+		// In a backlog, this cut starts where the last cut ended. A cut from the low
+		// watermark would pass all events that were cut since the low watermark moved.
 		from = cursor.HighWatermark
 	}
 	fromWatermark := from == cursor.LowWatermark
@@ -142,7 +142,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		return cut, nil
 	}
 	if cut.More {
-		watermark = from // events may wait above it
+		watermark = from // events may wait above from
 	} else {
 		watermark = max(watermark, last)
 	}
@@ -205,7 +205,7 @@ func seconds(s float64) time.Duration {
 	return time.Duration(s * float64(time.Second))
 }
 
-// uncut are events that are not in a batch, in the order of their ids.
+// uncut contains events that are not in a batch, in the order of their ids.
 type uncut struct {
 	ids   []int64
 	bytes []int32 // the bytes of each event in a batch
@@ -246,14 +246,15 @@ func readUncut(packed []byte) (uncut, error) {
 	return events, nil
 }
 
-// nextBatch is how many of the first uncut events make a batch, and their bytes.
+// nextBatch is the number of uncut events that form the next batch, and their bytes.
 type nextBatch struct {
 	events int
 	bytes  int64
 	isFull bool
 }
 
-// batch returns at most maxRows events and maxBytes bytes, but at least one event.
+// batch forms the next batch: at most maxRows events and maxBytes bytes, but at least one
+// event.
 func (u uncut) batch(maxRows int, maxBytes int64) nextBatch {
 	var batch nextBatch
 	for _, bytes := range u.bytes {

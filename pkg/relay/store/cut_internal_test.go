@@ -19,8 +19,8 @@ var _ = Describe("The value of uncutSQL", func() {
 			Expect(err).To(HaveOccurred())
 		},
 		Entry("if it ends within an event", event(7)[:11]),
-		Entry("out of order", append(event(9), event(7)...)),
-		Entry("with an event twice", append(event(7), event(7)...)),
+		Entry("if the ids are not in ascending order", append(event(9), event(7)...)),
+		Entry("if an event occurs twice", append(event(7), event(7)...)),
 	)
 
 	DescribeTable("fills a batch",
@@ -29,7 +29,7 @@ var _ = Describe("The value of uncutSQL", func() {
 		},
 		Entry("with nothing", nil, nextBatch{}),
 		Entry("with fewer events than fit", []int32{200, 300}, nextBatch{events: 2, bytes: 500}),
-		Entry("with events that just fit", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
+		Entry("with events that fit exactly", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
 		Entry("up to its rows", []int32{1, 1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
 		Entry("up to its rows, with no event left", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
 		Entry("up to its bytes", []int32{500, 500, 1}, nextBatch{events: 2, bytes: 1000, isFull: true}),

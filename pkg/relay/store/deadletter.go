@@ -48,7 +48,7 @@ type DeadLetter struct {
 type DeadLetterFilter struct {
 	EventType   string
 	Environment string
-	// IDs are ids of dead letters, EventIDs those of their events.
+	// IDs are ids of dead letters. EventIDs are the ids of their events.
 	IDs      []int64
 	EventIDs []uuid.UUID
 	BatchID  uuid.UUID
@@ -77,7 +77,7 @@ func orNull[T comparable](value T) any {
 }
 
 // DeadLetters returns the newest dead letters that the filter selects, without their
-// contexts, and how many more it selects.
+// contexts. more is the number of older letters that the filter selects.
 func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit int) (letters []DeadLetter, more int, err error) {
 	if err := s.db.SelectContext(ctx, &letters, s.sql(listDeadLettersSQL), append(filter.values(), limit)...); err != nil {
 		return nil, 0, fmt.Errorf("list the dead letters: %w", err)
@@ -136,10 +136,10 @@ const deadLettersAtOnce = 100
 // id.
 //
 // It returns the letters that were requeued, transaction by transaction, after each
-// commit. It skips letters that no longer exist. An error ends it: the failed
-// transaction has changed nothing, unless the connection was lost during the commit.
-// The call can be repeated after any error, because one transaction writes an event
-// back and deletes its letter.
+// commit. It skips letters that no longer exist. It stops at the first error. The failed
+// transaction has changed nothing, unless the connection was lost during the commit. The
+// call can be repeated after any error, because the same transaction writes an event back
+// and deletes its letter.
 func (s *Store) RequeueDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) ([]DeadLetterKey, error) {
 		requeued, err := s.requeueDeadLetters(ctx, ids)
@@ -147,7 +147,7 @@ func (s *Store) RequeueDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[
 			return nil, fmt.Errorf("requeue dead letters: %w", err)
 		}
 		if len(requeued) > 0 {
-			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint, without which relays poll
+			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint; without it the next poll finds the events
 		}
 		return requeued, nil
 	})
@@ -158,7 +158,7 @@ func (s *Store) requeueDeadLetters(ctx context.Context, ids []int64) ([]DeadLett
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
 	var rows []struct {
 		DeadLetterKey
 
@@ -197,8 +197,8 @@ func (s *Store) markRequeuedUnverified(ctx context.Context, tx *sqlx.Tx, firstOl
 	return err //nolint:wrapcheck // likewise
 }
 
-// DiscardDeadLetters deletes the dead letters, and with them their events. It returns
-// letters and errors as RequeueDeadLetters does.
+// DiscardDeadLetters deletes the dead letters with their events. It returns letters and
+// errors in the same way as RequeueDeadLetters.
 func (s *Store) DiscardDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) (discarded []DeadLetterKey, err error) {
 		if err := s.db.SelectContext(ctx, &discarded, s.sql(discardDeadLettersSQL), pq.Array(ids)); err != nil {

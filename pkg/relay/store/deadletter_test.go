@@ -130,7 +130,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(err).To(MatchError(store.ErrNoDeadLetter))
 	})
 
-	It("are selected by each filter, and by all of them together", func(ctx SpecContext) {
+	It("are selected by each filter, and by all filters together", func(ctx SpecContext) {
 		one, two := uuid.New(), uuid.New()
 		first := deadLetter(ctx, "100% wrong", outbox.Event{EventID: one, EventType: "a_thing", Environment: "Production"})
 		second := deadLetter(ctx, "out of range", outbox.Event{EventID: two, EventType: "b_thing", Environment: "Production"},
@@ -228,7 +228,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_dead_letters")).To(BeZero())
 	})
 
-	It("are requeued by whole transactions", func(ctx SpecContext) {
+	It("are requeued in transactions that succeed or fail as a unit", func(ctx SpecContext) {
 		events := make([]outbox.Event, 250)
 		events[170].EventType = "refused"
 		deadLetter(ctx, "why", events...)
@@ -236,7 +236,7 @@ var _ = Describe("Dead letters", func() {
 
 		requeued, err := all(s.RequeueDeadLetters(ctx, ids(ctx, store.DeadLetterFilter{})))
 		Expect(err).To(MatchError(ContainSubstring("halfway")))
-		Expect(requeued).To(HaveLen(100), "the transaction before")
+		Expect(requeued).To(HaveLen(100), "the letters of the first transaction")
 		Expect(count("outbox_events")).To(Equal(100))
 		Expect(count("outbox_dead_letters")).To(Equal(150))
 
@@ -248,7 +248,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_events")).To(Equal(250))
 	})
 
-	It("are requeued as unverified if PostgreSQL's history has changed since", func(ctx SpecContext) {
+	It("are requeued as unverified if PostgreSQL's history has changed in the meantime", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
 		db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 		_, err := s.Cut(ctx, 0)
@@ -294,7 +294,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(attempts).To(Equal(1))
 	})
 
-	It("are deleted when they are discarded, and no others", func(ctx SpecContext) {
+	It("are deleted when they are discarded, and other dead letters stay", func(ctx SpecContext) {
 		deadLetter(ctx, "why", make([]outbox.Event, 150)...)
 		everything := ids(ctx, store.DeadLetterFilter{})
 		Expect(all(s.DiscardDeadLetters(ctx, append(slices.Clone(everything[:120]), 999)))).To(Equal(everything[:120]))

@@ -6,8 +6,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// Events are events of a batch by column, in the order of their ids: the columns of the
-// sink, and those that the relay needs itself.
+// Events contains events of a batch as columns, in the order of their ids. It has the
+// columns of the sink, and further columns that only the relay needs.
 type Events struct {
 	sink.Events
 

@@ -2,5 +2,6 @@ package store
 
 import "time"
 
-// SetWatermarkTrail sets how long the low watermark stays below what was cut.
+// SetWatermarkTrail sets the time for which the low watermark stays below the events that
+// were cut.
 func (s *Store) SetWatermarkTrail(trail time.Duration) { s.watermarkTrail = trail }

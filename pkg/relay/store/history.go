@@ -8,10 +8,9 @@ import (
 	"github.com/jmoiron/sqlx"
 )
 
-// ErrHistoryChanged says that the server's identity or timeline is no longer the one
-// that the batches were written under: PostgreSQL failed over or was restored. Cut
-// returns it once. All events that waited are unverified then: they are resolved
-// before they are inserted.
+// ErrHistoryChanged says that the server's identity or timeline has changed since the
+// batches were written: PostgreSQL failed over or was restored. Cut returns it once. All
+// waiting events are then unverified, so the relay resolves them before it inserts them.
 var ErrHistoryChanged = errors.New("postgresql's history has changed (a failover or a restore)")
 
 // markUnverified records the change of history.
@@ -26,5 +25,6 @@ func (s *Store) markUnverified(ctx context.Context, tx *sqlx.Tx) error {
 	return ErrHistoryChanged
 }
 
-// unverifiedSeconds is how long an insert of a lost history may still be in flight.
+// unverifiedSeconds is the time during which an insert of a lost history may still be in
+// flight.
 func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }

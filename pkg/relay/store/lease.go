@@ -35,8 +35,8 @@ func (l *Lease) Verify(ctx context.Context) error {
 	return nil
 }
 
-// Retry releases the batch, to be claimed again after the delay, and stores the cause
-// for the operator.
+// Retry releases the batch and stores the cause for the operator. The batch is due again
+// after the delay.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
 	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds())
@@ -44,8 +44,8 @@ func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) err
 	})
 }
 
-// Release ends the lease and changes nothing. The batch is due again within a second.
-// After another end of the lease it does nothing.
+// Release ends the lease and changes nothing. The batch is due again within a second. If
+// the lease has already ended, Release does nothing.
 func (l *Lease) Release() { _ = l.tx.Rollback() }
 
 // ending is one way to end a lease.

@@ -10,9 +10,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Poll returns whether events may wait to be cut, or batches to be claimed. It takes
-// one statement and no lock. It also finds late commits below the low watermark, and
-// lowers it so that the next Cut takes them.
+// Poll returns whether events may wait for a cut, or batches for a claim. It executes one
+// statement and takes no lock. If it finds a late commit below the low watermark, it
+// lowers the low watermark, so that the next Cut takes the event.
 func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	s.mu.Lock()
 	lowWatermark, cuts := s.lowWatermark, s.cuts
@@ -28,7 +28,8 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	}
 	oldest := seen.OldestBatch.UUID
 	if !seen.OldestBatch.Valid && seen.LastCutAt.Valid {
-		// All later batches are younger, also those of a cut that is not committed yet.
+		// All later batches are younger, including the batches of a cut that is not
+		// committed yet.
 		oldest = firstBatchID(seen.LastCutAt.Time)
 	}
 	s.mu.Lock()
@@ -49,7 +50,7 @@ func (s *Store) lowerWatermark(ctx context.Context, lowWatermark int64) error {
 	if err != nil {
 		return fmt.Errorf("lower the low watermark: %w", err)
 	}
-	defer func() { _ = tx.Rollback() }() // after a commit it does nothing
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
 	cursor, err := s.lockCursor(ctx, tx)
 	if err != nil || cursor == nil {
 		return err

@@ -1,13 +1,13 @@
 package store
 
-// All of the store's SQL. It relies on the settings of Session: without sequential
-// scans and just-in-time compilation the plans do not depend on statistics, which lag
-// behind a table whose rows are replaced all the time.
+// All of the store's SQL. It relies on the settings of Session, which turn off sequential
+// scans and just-in-time compilation. The plans then do not depend on statistics.
+// Statistics are always out of date for tables whose rows are replaced all the time.
 
 // lockCursorSQL takes the lock of the fleet for a cut. It returns no row if another
-// process has it. The order and the lower bound make it read the live version of the
-// row first, however many dead versions an old transaction keeps. set_config limits how
-// long a process that is suspended or unreachable holds the lock.
+// process holds the lock. The order and the lower bound make it read the live version of
+// the row first, however many dead versions an old transaction keeps. set_config limits
+// how long a process that is suspended or unreachable holds the lock.
 const lockCursorSQL = `
 SELECT cuts, low_watermark, next_low_watermark, high_watermark,
        extract(epoch FROM clock_timestamp() - last_cut_at)           AS since_cut,
@@ -20,12 +20,12 @@ ORDER BY cuts DESC
 LIMIT 1
 FOR UPDATE SKIP LOCKED`
 
-// cursorExistsSQL returns whether the cursor has the key $1 or a later one.
+// cursorExistsSQL returns whether the cursor has the key $1 or a later key.
 const cursorExistsSQL = `SELECT EXISTS (SELECT FROM {schema}outbox_cursor WHERE cuts >= $1)`
 
-// waitingSQL counts the batches, and returns whether they belong to the current
-// history of PostgreSQL. The parts of a refused batch do not count as unattempted,
-// because they are many and small.
+// waitingSQL counts the batches, and returns whether they belong to the current history
+// of PostgreSQL. Batches that come from splits do not count as unattempted, because they
+// are many and small.
 const waitingSQL = `
 SELECT (SELECT count(*) FROM {schema}outbox_batches WHERE batch_id >= $1) AS batches,
        (SELECT count(*) FROM {schema}outbox_batches
@@ -39,11 +39,11 @@ const sameHistorySQL = `EXISTS (
       AND {schema}outbox_history.timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
 )`
 
-// uncutSQL returns the ids of the first $3 events above $2 that are not in a batch,
-// with their bytes in a batch, as one value for readUncut. It would take the server
-// several times longer to put them into batches than to find them. The primary key
-// returns them in order, one gap between batches after the other. Events in batches
-// are not read.
+// uncutSQL returns the ids of the first $3 events above $2 that are not in a batch, with
+// their bytes in a batch, as one value for readUncut. The relay puts the events into
+// batches, because the server would take several times longer for that than for finding
+// them. The primary key returns the events in order, gap by gap between batches. Events
+// in batches are not read.
 const uncutSQL = `
 WITH gap AS (
     SELECT unnest(int8multirange(int8range($2, NULL, '()')) - coalesce(range_agg(event_ids), '{}')) AS ids
@@ -63,9 +63,10 @@ FROM (
     LIMIT $3
 ) AS uncut`
 
-// cutSQL writes the batch $1 of the events $2, of which there are $3, with $4 bytes.
-// An unverified event may have been inserted under a token that is lost. An insert that
-// is still in flight cannot be found by it, but ends within $5 seconds.
+// cutSQL writes the batch $1 with the events $2. $3 is the number of the events, and $4
+// their bytes. An unverified event may have been inserted under a token that is lost.
+// Without the token, the relay cannot find such an insert in flight, but the insert ends
+// within $5 seconds.
 const cutSQL = `
 INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, next_attempt_at)
 SELECT $1::uuid, ids, $3, $4, $1::uuid::text,
@@ -74,9 +75,9 @@ SELECT $1::uuid, ids, $3, $4, $1::uuid::text,
 FROM CAST($2 AS int8multirange) AS ids
 CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified) AS history`
 
-// moveCursorSQL ends a cut. $2 is its time, and $4 its highest id. Every visible event up
-// to the id $3 is in a batch. The low watermark moves there later, because ids commit out
-// of order.
+// moveCursorSQL ends a cut. $2 is the time of the cut, and $4 its highest id. Every
+// visible event up to the id $3 is in a batch. The low watermark moves to $3 later,
+// because ids commit out of order.
 const moveCursorSQL = `
 UPDATE {schema}outbox_cursor
 SET cuts                  = cuts + 1,
@@ -87,8 +88,8 @@ SET cuts                  = cuts + 1,
     next_low_watermark_at = CASE WHEN $5 THEN $2 ELSE next_low_watermark_at END
 WHERE cuts = $1`
 
-// lowerWatermarkSQL makes the next cut start above $2. It also makes the low watermark due
-// to move, because in a backlog the next cut would otherwise start where the last one
+// lowerWatermarkSQL makes the next cut start above $2. It also makes the low watermark
+// due to move. Otherwise, in a backlog, the next cut would start where the last cut
 // ended. The low watermark does not rise when it moves.
 const lowerWatermarkSQL = `
 UPDATE {schema}outbox_cursor
@@ -99,8 +100,9 @@ SET cuts                  = cuts + 1,
 WHERE cuts = $1`
 
 // unverifiedBatchesSQL and recordHistorySQL record a change of history. All events that
-// exist now may have been inserted, and are resolved before they are inserted. Without
-// last_attempt_at, a claim of the lost history cannot become a lease.
+// exist now may already be in the sink, so they are resolved before they are inserted. A
+// batch without last_attempt_at does not match a claim of the lost history, so that claim
+// cannot become a lease.
 const (
 	unverifiedBatchesSQL = `
 UPDATE {schema}outbox_batches
@@ -115,9 +117,9 @@ SET system_identifier = server.system_identifier::text,
 FROM pg_control_system() AS server`
 )
 
-// pollSQL finds what the hints may hide, without a lock: a late commit at or below the
-// low watermark $1, and the oldest batch, or if there is none the time of the last cut.
-// It also returns whether events exist above the low watermark.
+// pollSQL takes no lock. It finds rows that the hints may hide: a late commit at or below
+// the low watermark $1, and the oldest batch. It also returns whether events exist above
+// the low watermark, and the time of the last cut, for an outbox without batches.
 const pollSQL = `
 WITH cut AS (SELECT range_agg(event_ids) AS ids FROM {schema}outbox_batches)
 SELECT coalesce((
@@ -130,11 +132,11 @@ SELECT coalesce((
        (SELECT last_cut_at FROM {schema}outbox_cursor WHERE cuts >= $2 ORDER BY cuts DESC LIMIT 1) AS last_cut_at`
 
 // The mark of a claim is attempts and last_attempt_at together. After a failover that
-// lost earlier marks, the same number of attempts would come again.
+// lost earlier marks, the same number of attempts can occur again.
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
-// the worker inserts it. If $3, batches that have failed come first, and otherwise last.
-// If the batch has more than $2 bytes, no other is claimed instead. The batch is not due
+// the worker inserts it. If $3 is true, failed batches come first, otherwise last. If the
+// batch has more than $2 bytes, no other batch is claimed instead. The batch is not due
 // for one second, until the worker has locked it in the lease's transaction.
 const claimSQL = `
 UPDATE {schema}outbox_batches
@@ -151,9 +153,9 @@ WHERE batch_id = (
 AND byte_count <= $2
 RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, last_attempt_at, clock_timestamp() AS database_time`
 
-// leaseSQL locks a claimed batch for the rest of the transaction, if the claim's mark is
-// still the last one and belongs to the current history. A failover after the claim may
-// have lost the marks of other workers.
+// leaseSQL locks a claimed batch for the rest of the transaction, if the row still has
+// the claim's mark and the history has not changed. A failover after the claim may have
+// lost the marks of other workers.
 const (
 	leaseSQL  = markedSQL + ` FOR UPDATE SKIP LOCKED`
 	markedSQL = `
@@ -161,15 +163,15 @@ SELECT 1 FROM {schema}outbox_batches
 WHERE batch_id = $1 AND token = $2 AND attempts = $3 AND last_attempt_at = $4 AND ` + sameHistorySQL
 
 	// awaitLeaseSQL waits for the lock within the second in which the batch is not due.
-	// Another claim that began before the mark may hold the lock. It finds the batch
-	// due, locks it, reads the mark and claims the next batch, but keeps the lock until
-	// it commits.
+	// Another claim that began before the mark was written may hold the lock. That claim
+	// found the batch due and locked it. Then it reads the mark and claims the next
+	// batch, but keeps the lock until it commits.
 	awaitLeaseSQL = markedSQL + ` AND next_attempt_at > clock_timestamp() FOR UPDATE`
 )
 
-// membersSQL reads a batch's events range by range. The multirange as a column would be
-// decompressed for each row. A bare range of ids would include late commits of other
-// batches.
+// membersSQL reads a batch's events range by range. If the multirange was a column,
+// PostgreSQL would decompress it for each row. A single range from the first to the last
+// id would include late commits of other batches.
 const membersSQL = `unnest($1::int8multirange) AS member
 CROSS JOIN LATERAL (
     SELECT * FROM {schema}outbox_events
@@ -178,21 +180,21 @@ CROSS JOIN LATERAL (
 ) AS event`
 
 const (
-	// readEventsSQL returns the events $1 by columns, in chunks of at most $2 ids.
+	// readEventsSQL returns the events $1 as columns, in chunks of at most $2 ids.
 	readEventsSQL = `SELECT keys, types, traceparents, environments, contexts` + chunksSQL
 
 	// readKeysSQL does not read the contexts: PostgreSQL does not evaluate a subquery's
 	// column that is not used.
 	readKeysSQL = `SELECT keys, types, traceparents` + chunksSQL
 
-	// chunksSQL has the format of chunk. A row costs the server, the driver and
-	// database/sql more than its values, so a row is a chunk of events.
+	// chunksSQL has the format of chunk. A row is a chunk of events, because each row
+	// costs the server, the driver and database/sql more than its values.
 	//
 	// The statement does not order a chunk's events, because PostgreSQL would copy each
 	// row out of its page first. The primary key usually returns them in order. Each send
 	// function takes one of the eight kilobytes that PostgreSQL keeps for the evaluation
-	// of a row, and an eighth function would allocate memory for each event. An event type
-	// needs none, because it has no slash.
+	// of a row, and an eighth function would allocate memory for each event. The event
+	// type needs no send function, because it contains no slash.
 	chunksSQL = `
 FROM unnest($1::int8multirange) AS member
 CROSS JOIN LATERAL generate_series(lower(member), upper(member) - 1, $2::bigint) AS first
@@ -258,9 +260,10 @@ SET token = $2, attempts = 0, last_error = $3, next_attempt_at = '-infinity'
 WHERE batch_id = $1`
 )
 
-// deadLetterFilterSQL is a DeadLetterFilter. PostgreSQL plans the statement with its
-// parameters, so a null costs nothing, and ids use the primary key. All other fields
-// read the table, but not the contexts.
+// deadLetterFilterSQL is the condition of a DeadLetterFilter. PostgreSQL plans the
+// statement with its parameters, so null parameters cost nothing, and ids use the primary
+// key. All other parameters cause a scan of the table, but the scan does not read the
+// contexts.
 const deadLetterFilterSQL = `
     ($1::text IS NULL OR event_type = $1)
 AND ($2::text IS NULL OR environment = $2)
@@ -289,9 +292,9 @@ LIMIT $10`
 
 	readDeadLetterSQL = `SELECT ` + deadLetterColumns + `, event_context FROM {schema}outbox_dead_letters WHERE id = $1`
 
-	// requeueDeadLettersSQL moves events back into the outbox. A second statement for
-	// the same letters waits for the first and then finds none. Both lock the letters in
-	// the order of the primary key.
+	// requeueDeadLettersSQL moves events back into the outbox. A second statement for the
+	// same letters waits for the first and then finds no letters. Both lock the letters
+	// in the order of the primary key.
 	requeueDeadLettersSQL = `
 WITH requeued AS (
     DELETE FROM {schema}outbox_dead_letters WHERE id = ANY($1::bigint[]) RETURNING *
@@ -310,9 +313,9 @@ SELECT id, event_type, event_id,
 FROM requeued
 ORDER BY id`
 
-	// lockHistorySQL keeps unverifiedRequeuedSQL and recordHistorySQL apart. A row lock
-	// would not be enough: recordHistorySQL reads the sequence before it waits for a row
-	// lock.
+	// lockHistorySQL prevents that unverifiedRequeuedSQL and recordHistorySQL run at the
+	// same time. A row lock would not be enough: recordHistorySQL reads the sequence
+	// before it waits for a row lock.
 	lockHistorySQL = `LOCK TABLE {schema}outbox_history IN SHARE ROW EXCLUSIVE MODE`
 
 	unverifiedRequeuedSQL = `
@@ -325,10 +328,10 @@ WITH discarded AS (
 SELECT id, event_type, event_id FROM discarded ORDER BY id`
 )
 
-// statsSQL costs the same for every size of the table. It counts the events above the
-// high watermark up to a bound. Beyond the bound it estimates them by the sequence, which
-// also counts the ids of rolled-back transactions. It counts dead letters up to a bound,
-// too.
+// The cost of statsSQL does not depend on the size of the table. It counts the events
+// above the high watermark up to a bound. Beyond the bound it estimates the number from
+// the sequence, which also counts the ids of rolled-back transactions. It counts dead
+// letters up to a bound as well.
 const statsSQL = `
 WITH cursor AS (SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),
 uncut AS (
@@ -358,7 +361,8 @@ FROM uncut, batches`
 // nul is the separator of texts. It does not depend on standard_conforming_strings.
 const nul = `decode('00', 'hex')`
 
-// eventOverhead is the bytes of an event in a batch beside its context.
+// eventOverhead is the number of bytes that an event adds to a batch in addition to its
+// context.
 const (
 	eventOverhead    = 128
 	eventOverheadSQL = `128`

@@ -7,13 +7,13 @@ import (
 )
 
 // ErrEventsMissing says that events of the batch were deleted from the outbox. The
-// remaining events are not inserted, because the token must stand for the same rows in
-// every attempt.
+// remaining events are not inserted, because every attempt under a token must insert the
+// same rows.
 var ErrEventsMissing = errors.New("events of the batch were deleted from the outbox")
 
-// Read replaces events by all events of the batch, in the order of their ids. It
-// returns ErrEventsMissing if it does not find all of them. After an error the content
-// of events is undefined until the next Read.
+// Read replaces the content of events by all events of the batch, in the order of their
+// ids. It returns ErrEventsMissing if it does not find all of them. After an error the
+// content of events is undefined until the next Read.
 func (l *Lease) Read(ctx context.Context, events *Events) error {
 	events.Reset()
 	events.Grow(l.Events, max(0, int(l.Bytes)-l.Events*eventOverhead))

@@ -9,7 +9,7 @@ import (
 )
 
 // Keys returns the batch's events without the columns Environment and EventContext. It
-// returns the errors of Read.
+// returns the same errors as Read.
 func (l *Lease) Keys(ctx context.Context) (*Events, error) {
 	events := &Events{}
 	events.grow(l.Events)

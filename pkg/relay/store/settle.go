@@ -7,7 +7,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Settle deletes the batch and its events. The caller knows that all of them are
+// Settle deletes the batch and its events. The caller has proof that all these events are
 // present at the sink.
 func (l *Lease) Settle(ctx context.Context) error {
 	return l.finish(ending{"settle the batch", failpoint.SettleBeforeCommit, failpoint.SettleCommitted}, func() error {

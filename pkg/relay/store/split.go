@@ -16,8 +16,8 @@ type Refused struct {
 	Cause error
 }
 
-// Outcome names each event of a batch once. The ids of each slice are in ascending
-// order.
+// Outcome contains the id of each event of a batch once. The ids of each slice are in
+// ascending order.
 type Outcome struct {
 	// Delivered events are present at the sink and are deleted.
 	Delivered []int64
@@ -27,11 +27,11 @@ type Outcome struct {
 	Remaining []int64
 }
 
-// Shrink takes events out of the batch. The caller has checked that no insert of the
-// batch is in flight, and which of its events are present. The remaining events keep
-// the token, which the sink may know with other events of the batch. An insert of the
-// whole batch that begins late then adds nothing, and the remaining events are
-// resolved before they are inserted.
+// Shrink removes events from the batch. The caller has checked that no insert of the
+// batch is in flight, and which of its events are present. The remaining events keep the
+// token, which the sink may have recorded for other events of the batch. The next attempt
+// resolves the remaining events before it inserts them. If an insert of the original
+// batch begins late, the token keeps it from adding rows again.
 func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
 	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
 		if events := len(outcome.Delivered) + len(outcome.Refused) + len(outcome.Remaining); events != l.Events {
@@ -55,9 +55,10 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
 	})
 }
 
-// Split replaces a batch that the sink refuses because of its data by two, with a new
-// token each: the first n of the batch's ascending ids, and the others. The caller has
-// checked that no insert of the batch is in flight, and that all events are absent.
+// Split replaces a batch that the sink refuses because of its data by two batches with
+// new tokens. One has the first n of the batch's ascending ids, the other has the rest.
+// The caller has checked that no insert of the batch is in flight, and that all events
+// are absent.
 func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) error {
 	return l.finish(ending{"split the batch", failpoint.SplitBeforeCommit, failpoint.SplitCommitted}, func() error {
 		if err := l.expectEvents(len(ids), l.Events); err != nil {
@@ -67,9 +68,9 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 			return err
 		}
 		failpoint.At(failpoint.SplitDeleted)
-		// The ids order all later parts by their events. The parts of the first half
-		// are delivered before the second half begins, so that few parts exist at a
-		// time.
+		// The order of the ids remains the order of the events after further splits. All
+		// batches of the first half are delivered before the second half begins, so that
+		// few batches exist at a time.
 		first := batchTime(l.ID).Add(time.Microsecond)
 		second := first.Add(time.Duration(2*n) * time.Microsecond)
 		if err := l.insertBatch(ctx, newBatchID(first), ids[:n], cause); err != nil {

@@ -17,11 +17,11 @@ import (
 
 // Defaults of Options.
 const (
-	// DefaultMaxRows is a batch's bound in events.
+	// DefaultMaxRows bounds the events of a batch.
 	DefaultMaxRows = 50_000
-	// DefaultMaxBytes is a batch's bound in bytes: 32 MiB.
+	// DefaultMaxBytes bounds the bytes of a batch: 32 MiB.
 	DefaultMaxBytes = 32 << 20
-	// DefaultFlushTimeout is an insert's bound in time.
+	// DefaultFlushTimeout bounds the duration of an insert.
 	DefaultFlushTimeout = 30 * time.Second
 )
 
@@ -30,35 +30,36 @@ const BatchesChannel = "diehard_outbox_batches"
 
 // Bounds that are not configurable.
 const (
-	// batchesPerCut bounds how long a cut holds the lock of the fleet.
+	// batchesPerCut bounds the batches of a cut, and thereby the time that the cut holds
+	// the lock of the fleet.
 	batchesPerCut = 4
-	// maxUnattempted bounds the batches without an attempt, and maxBatches all
-	// batches. They must not pile up in an outage of the sink, because every claim and
-	// cut reads them.
+	// maxUnattempted bounds the batches without an attempt, and maxBatches all batches.
+	// Batches must not pile up in an outage of the sink, because every claim and cut
+	// reads them.
 	maxUnattempted = 8
 	maxBatches     = 256
-	// unverifiedMargin is how much longer than FlushTimeout a relay waits for an
-	// insert of a lost history.
+	// unverifiedMargin is added to FlushTimeout while a relay waits for an insert of a
+	// lost history.
 	unverifiedMargin = 5 * time.Second
-	// leaseMargin is how much longer than a flush a lease may be idle before the
-	// server ends it. A suspended worker keeps its batch for so long.
+	// leaseMargin is added to the flush timeout to get the time after which the server
+	// ends an idle lease. A suspended worker keeps its batch for this time.
 	leaseMargin = 10 * time.Second
-	// watermarkTrail is how long the low watermark stays below the events that were
-	// cut, because a lower id may commit later. Poll finds later commits.
+	// watermarkTrail is the time for which the low watermark stays below the events that
+	// were cut, because a lower id may commit later. Poll finds commits after this time.
 	watermarkTrail = time.Second
 )
 
 // Options configure a Store.
 type Options struct {
 	// MaxRows bounds a batch's events. MaxBytes bounds the bytes of their contexts plus
-	// 128 for each event. An event that is larger has a batch of its own.
+	// 128 for each event. A larger event gets its own batch.
 	MaxRows  int
 	MaxBytes int64
 	// FlushTimeout bounds one insert into the sink. The default is
 	// DefaultFlushTimeout.
 	FlushTimeout time.Duration
-	// Schema is the schema of the outbox's tables. If it is empty, they are found by
-	// the session's search_path.
+	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
+	// the tables by the session's search_path.
 	Schema string
 }
 
@@ -75,8 +76,8 @@ func (o *Options) setDefaults() {
 }
 
 // Session returns the settings that the store's connections must have. They make its
-// plans independent of statistics, and limit how long the locks of a dead worker
-// survive. flushTimeout bounds how long a lease's transaction is idle.
+// plans independent of statistics, and limit the time for which the locks of a dead
+// worker survive. flushTimeout bounds the idle time of a lease's transaction.
 func Session(flushTimeout time.Duration) map[string]string {
 	milliseconds := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 	return map[string]string{
@@ -101,14 +102,14 @@ type Store struct {
 	o   Options
 	sql func(string) string // adds the schema to a statement
 
-	claims atomic.Int64 // counts claims, which take turns
+	claims atomic.Int64 // counts claims; they alternate between failed batches and others
 
-	watermarkTrail time.Duration // the constant, which specs change
+	watermarkTrail time.Duration // the constant; specs change it
 
-	// Hints, which the database checks if correctness depends on them.
+	// These fields are hints. If correctness depends on a hint, the database checks it.
 	mu           sync.Mutex
 	cuts         int64     // the cursor's key when it was last read
-	lowWatermark int64     // the cursor's low watermark then
+	lowWatermark int64     // the cursor's low watermark at that time
 	oldestBatch  uuid.UUID // the lower bound of all batch ids at the last Poll
 }
 
@@ -120,8 +121,8 @@ func New(db *sqlx.DB, o Options) *Store {
 
 // Stats are the outbox's figures.
 type Stats struct {
-	// BacklogEvents is exact if at most 10,000 events are not in a batch. Otherwise it
-	// may be too high.
+	// BacklogEvents is exact if at most 10,000 events are not in a batch. Otherwise the
+	// number may be too high.
 	BacklogEvents int64 `db:"backlog_events"`
 	// OldestSeconds is the age of the oldest event, 0 if the outbox is empty.
 	OldestSeconds float64 `db:"oldest_seconds"`

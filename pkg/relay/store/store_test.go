@@ -21,7 +21,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// anyBytes is the bound of claims that are not about it.
+// anyBytes is the byte limit of claims in specs that do not test the limit.
 const anyBytes = int64(1) << 40
 
 // complete fills in the fields that a spec leaves empty.
@@ -158,7 +158,7 @@ var _ = Describe("Store", func() {
 			large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 9_500) + `"`)}
 			publish(ctx, db, publisher, slices.Concat(make([]outbox.Event, 8), []outbox.Event{large}, make([]outbox.Event, 9))...)
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 18}))
-			Expect(sizes()).To(Equal([]int{8, 3, 7}), "it reads 10 at a time")
+			Expect(sizes()).To(Equal([]int{8, 3, 7}), "Cut reads 10 events at a time")
 		})
 
 		It("cuts a lone event at once, then waits for the linger, except for a full batch", func(ctx SpecContext) {
@@ -177,7 +177,7 @@ var _ = Describe("Store", func() {
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 		})
 
-		It("cuts no partial batch while a batch waits for its first attempt, but a full one", func(ctx SpecContext) {
+		It("cuts full batches but no partial batch while a batch waits for its first attempt", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			Expect(cut(ctx).Batches).To(Equal(1))
 			publishMany(ctx, 5)
@@ -187,11 +187,11 @@ var _ = Describe("Store", func() {
 			lease := claim(ctx)
 			Expect(cut(ctx).Batches).To(BeZero(), "one batch still waits")
 			Expect(claim(ctx)).NotTo(BeNil())
-			Expect(cut(ctx).Events).To(Equal(1), "both are being delivered")
+			Expect(cut(ctx).Events).To(Equal(1), "both batches are being delivered")
 			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
-		It("treats a last cut in the future as one long ago", func(ctx SpecContext) {
+		It("treats a last cut in the future as a cut long ago", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			db.MustExec("UPDATE outbox_cursor SET last_cut_at = now() + interval '1 day'")
 			Expect(s.Cut(ctx, time.Hour)).To(HaveField("Batches", 1))
@@ -215,7 +215,7 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 10, More: true}))
 		})
 
-		It("returns when to cut the events that did not fill a batch", func(ctx SpecContext) {
+		It("returns the time to wait before it cuts events that do not fill a batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			publishMany(ctx, 13)
@@ -276,7 +276,7 @@ var _ = Describe("Store", func() {
 			}
 		}, NodeTimeout(2*time.Minute))
 
-		It("finds an event that commits long after others with higher ids", func(ctx SpecContext) {
+		It("finds an event that commits long after events with higher ids", func(ctx SpecContext) {
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
 			// After two moves the low watermark is above the late event.
@@ -303,7 +303,8 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 3, Events: 26}))
 		})
 
-		// lateInBacklog leaves more than four full batches, and below them a late commit.
+		// lateInBacklog leaves more than four full batches in the outbox, and a late
+		// commit with a lower id.
 		lateInBacklog := func(ctx SpecContext) {
 			GinkgoHelper()
 			late := db.MustBegin()
@@ -324,10 +325,10 @@ var _ = Describe("Store", func() {
 			Expect(batches()[0][:2]).To(Equal([]int64{1, 82}))
 		})
 
-		It("starts in a backlog where another relay's cut has ended", func(ctx SpecContext) {
+		It("continues a backlog at the end of another relay's cut", func(ctx SpecContext) {
 			lateInBacklog(ctx)
 			other := store.New(db, store.Options{MaxRows: 10, MaxBytes: 10_000})
-			other.SetWatermarkTrail(time.Hour) // or the machine's speed decides whether the watermark moves
+			other.SetWatermarkTrail(time.Hour) // otherwise the machine's speed decides whether the watermark moves
 			Expect(other.Cut(ctx, 0)).To(Equal(store.Cut{Batches: 4, Events: 40, More: true}))
 			Expect(batches()[4][:2]).To(Equal([]int64{42, 43}))
 		})
@@ -372,15 +373,15 @@ var _ = Describe("Store", func() {
 			cut(ctx)
 			publishMany(ctx, 1)
 			db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
-			Expect(claim(ctx)).To(BeNil(), "nothing is claimed before")
+			Expect(claim(ctx)).To(BeNil(), "no batch is claimed before the change is recorded")
 			_, err := s.Cut(ctx, 0)
 			Expect(err).To(MatchError(store.ErrHistoryChanged))
 			publishMany(ctx, 1)
 
 			var attempts []int
-			cut(ctx) // the second event, which is unverified, with the third
+			cut(ctx) // the second event, which is unverified, and the third
 			publishMany(ctx, 1)
-			cut(ctx) // the fourth, which is not
+			cut(ctx) // the fourth event, which is not unverified
 			Expect(db.Select(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(attempts).To(Equal([]int{1, 1, 0}))
 			var waits []bool
@@ -418,7 +419,7 @@ var _ = Describe("Store", func() {
 			Expect(next.Attempts).To(Equal(2))
 		})
 
-		It("takes turns between failed batches and others", func(ctx SpecContext) {
+		It("alternates between failed batches and other batches", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			publishMany(ctx, 4)
 			cut(ctx)
@@ -430,7 +431,7 @@ var _ = Describe("Store", func() {
 			Expect(order).To(Equal([]string{"{[3,4)}", "{[1,2)}", "{[4,5)}", "{[2,3)}"}))
 		})
 
-		It("claims nothing if the oldest batch is too large, also no younger one", func(ctx SpecContext) {
+		It("claims no batch if the oldest batch is too large, not even a smaller younger batch", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
 			lease, err := s.Claim(ctx, 200)
@@ -526,7 +527,7 @@ var _ = Describe("Store", func() {
 			cut(ctx)
 			lease := claim(ctx)
 			var read store.Events
-			for range 2 { // the second time into the same memory
+			for range 2 { // the second time with the same memory
 				Expect(lease.Read(ctx, &read)).To(Succeed())
 				Expect(slices.Equal(contexts(&read), published)).To(BeTrue(), "%d events, some of them different", read.Len())
 				Expect([]int{len(read.PublishedAt), read.Traceparent.Len()}).To(HaveEach(len(published)))
@@ -534,7 +535,7 @@ var _ = Describe("Store", func() {
 			Expect(lease.Settle(ctx)).To(Succeed())
 		})
 
-		It("reads by membership, and no other events between the batch's ids", func(ctx SpecContext) {
+		It("reads only the batch's events, and no other events between their ids", func(ctx SpecContext) {
 			late := db.MustBegin()
 			publishMany(ctx, 1)
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
@@ -561,7 +562,7 @@ var _ = Describe("Store", func() {
 			Expect(lease.Read(ctx, &store.Events{})).To(MatchError(store.ErrEventsMissing))
 			Expect(second(lease.Keys(ctx))).To(MatchError(store.ErrEventsMissing))
 			Expect(lease.Settle(ctx)).To(MatchError(store.ErrLeaseLost))
-			Expect(sizes()).To(Equal([]int{3}), "nothing was settled")
+			Expect(sizes()).To(Equal([]int{3}), "no event was settled")
 		})
 
 		It("settles the batch and its events, and nothing else", func(ctx SpecContext) {
@@ -584,7 +585,7 @@ var _ = Describe("Store", func() {
 			Expect(claim(ctx).Attempts).To(Equal(2))
 		})
 
-		It("starts again under a new token", func(ctx SpecContext) {
+		It("renews the token and releases the batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
 			old := claim(ctx)
@@ -624,7 +625,7 @@ var _ = Describe("Store", func() {
 			Expect(remaining.Bytes).To(Equal(whole.Bytes / 7 * 3))
 		})
 
-		It("splits the batch into two with new tokens, in its place", func(ctx SpecContext) {
+		It("splits the batch into two batches with new tokens, in its place", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 4})
 			publishMany(ctx, 4)
 			cut(ctx)
@@ -641,7 +642,7 @@ var _ = Describe("Store", func() {
 			Expect(tokens).To(Equal(3))
 		})
 
-		It("keeps the parts of a batch in the order of their events after many splits", func(ctx SpecContext) {
+		It("keeps batches in the order of their events after many splits", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 64})
 			publishMany(ctx, 64)
 			cut(ctx)
@@ -665,7 +666,7 @@ var _ = Describe("Store", func() {
 			Expect(batches()[6]).To(HaveLen(32))
 		})
 
-		It("changes nothing if the outcome does not name all events", func(ctx SpecContext) {
+		It("changes nothing if events are missing in the outcome", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
 			Expect(claim(ctx).Shrink(ctx, store.Outcome{Delivered: []int64{1}, Remaining: []int64{2}})).
@@ -676,7 +677,7 @@ var _ = Describe("Store", func() {
 		})
 	})
 
-	It("limits on the server how long the locks of a dead worker survive", func(ctx SpecContext) {
+	It("makes the server release the locks of a dead worker after a time", func(ctx SpecContext) {
 		var unbounded []string
 		Expect(db.SelectContext(ctx, &unbounded, `SELECT name FROM pg_settings
 			WHERE name IN ('idle_in_transaction_session_timeout', 'statement_timeout', 'lock_timeout', 'tcp_keepalives_idle',
