@@ -6,8 +6,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Keys identify events, by column. The columns have the same length. An id alone does
-// not identify an event, because a publisher may use it twice.
+// Keys contains the identities of events, as columns. The columns have the same length.
+// An id alone does not identify an event, because a publisher may use it twice.
 type Keys struct {
 	EventID       []uuid.UUID
 	EventType     Dictionary
@@ -17,7 +17,7 @@ type Keys struct {
 // Len returns the number of events.
 func (k *Keys) Len() int { return len(k.EventID) }
 
-// Events are rows, by column. The columns have the same length.
+// Events contains rows, as columns of the same length.
 type Events struct {
 	Keys
 
@@ -26,8 +26,8 @@ type Events struct {
 	MetadataVersion []uint64
 }
 
-// Grow increases the capacity of each column by a number of events, and that of
-// EventContext by their bytes.
+// Grow increases the capacity of each column by a number of events. It also increases the
+// capacity of EventContext by contextBytes.
 func (e *Events) Grow(events, contextBytes int) {
 	e.EventID = slices.Grow(e.EventID, events)
 	e.EventType.Indexes = slices.Grow(e.EventType.Indexes, events)
@@ -50,7 +50,7 @@ func (e *Events) Reset() {
 // Dictionary is a column of strings with few distinct values. It keeps each value once.
 type Dictionary struct {
 	Values  []string // distinct
-	Indexes []uint32 // for each event the index of its value
+	Indexes []uint32 // the index of each event's value
 
 	index map[string]uint32
 }
@@ -63,7 +63,7 @@ func (d *Dictionary) At(i int) string { return d.Values[d.Indexes[i]] }
 
 // Append appends the value of one event. It does not keep value.
 func (d *Dictionary) Append(value []byte) {
-	// Most events have the value of the event before.
+	// Most events have the same value as the previous event.
 	if n := len(d.Indexes); n > 0 && d.Values[d.Indexes[n-1]] == string(value) {
 		d.Indexes = append(d.Indexes, d.Indexes[n-1])
 		return
@@ -90,7 +90,7 @@ func (d *Dictionary) Reset() {
 // Texts is a column of texts in one piece of memory.
 type Texts struct {
 	Data []byte
-	Ends []int // for each event the end of its text, which begins at the end of the last one
+	Ends []int // the end of each event's text; the text begins where the previous text ends
 }
 
 // Len returns the number of events.
@@ -114,7 +114,7 @@ func (t *Texts) Append(text []byte) {
 // Grow increases the capacity by a number of events and their bytes.
 func (t *Texts) Grow(events, bytes int) {
 	if free := cap(t.Data) - len(t.Data); free < bytes {
-		// Exactly, because a batch may be as large as the process's memory allows.
+		// The capacity is exact, because a batch may use most of the process's memory.
 		t.Data = append(make([]byte, 0, len(t.Data)+bytes), t.Data...)
 	}
 	t.Ends = slices.Grow(t.Ends, events)

@@ -30,7 +30,7 @@ var _ = Describe("Dictionary", func() {
 		Expect(d.At(4)).To(Equal("c"))
 	})
 
-	It("has the empty string as a value", func() {
+	It("can contain the empty string", func() {
 		var d sink.Dictionary
 		d.Append(nil)
 		d.Append([]byte("a"))
@@ -66,7 +66,7 @@ var _ = Describe("Texts", func() {
 		}
 	})
 
-	It("grows once, and keeps its texts", func() {
+	It("allocates memory once for Grow, and keeps its texts", func() {
 		var t sink.Texts
 		t.Append([]byte("a"))
 		t.Grow(2, 1000)

@@ -1,6 +1,6 @@
-// Package sink defines the interface between the relay and the store that events are
-// delivered to. The relay knows only this package. ClickHouse is one implementation, and
-// every implementation passes the conformance suite of sinktest.
+// Package sink defines the interface between the relay and the destination of the events.
+// The relay uses destinations only through this package. ClickHouse is one
+// implementation. Every implementation passes the conformance suite of sinktest.
 package sink
 
 import (
@@ -11,25 +11,24 @@ import (
 
 // Sink is a destination of events. Its methods are safe for concurrent use.
 //
-// Delivery is exactly once if a sink keeps three promises. An insert under a token that
-// was seen before adds nothing, within the sink's deduplication window. InFlight sees
-// every insert that is still being executed. Present sees every row of an insert that
-// is no longer executed. Insert's error need not tell whether the rows are present: the
-// relay checks that.
+// Delivery is exactly once if a sink keeps three promises. Within the sink's
+// deduplication window, an insert under a token that the sink has seen before adds
+// nothing. InFlight sees every insert that is still being executed. Present sees every
+// row of an insert that is no longer executed. An error of Insert may leave open whether
+// the rows are present, because the relay checks that.
 type Sink interface {
 	// Insert sends the batch in one insert under its token. It returns nil only if the
-	// sink has acknowledged the whole batch as durable. After any error the outcome is
-	// open, whatever its class.
+	// sink has acknowledged the whole batch as durable. After an error of any class, the
+	// outcome is unknown.
 	//
 	// Insert may empty EventContext to release its memory. It does not change the other
 	// columns, and does not use batch.Events after it has returned.
 	//
 	// The context's deadline also bounds the sink's execution. No row is sent after the
-	// deadline, also by a process that was suspended until then.
+	// deadline, even if the process was suspended until then.
 	Insert(ctx context.Context, batch Batch) error
 
-	// InFlight returns whether the sink executes an insert under the token, on any of
-	// its servers.
+	// InFlight returns whether any server of the sink executes an insert under the token.
 	InFlight(ctx context.Context, token string) (bool, error)
 
 	// Present returns for each event whether it is present. The read is
@@ -42,15 +41,15 @@ type Sink interface {
 	// the check itself failed.
 	Check(ctx context.Context) error
 
-	// Ping returns an error if the sink does not answer.
+	// Ping returns an error if the sink does not respond.
 	Ping(ctx context.Context) error
 
 	// Close releases the sink's connections.
 	Close() error
 }
 
-// Batch is the content of one insert. Every insert under a token has the same rows in
-// the same order.
+// Batch is the content of one insert. All inserts under the same token have the same rows
+// in the same order.
 type Batch struct {
 	// Token identifies the insert to the sink's deduplication.
 	Token  string
@@ -61,11 +60,11 @@ type Batch struct {
 type Class int
 
 const (
-	// Unknown errors have an unknown cause. The relay logs them and retries the batch
-	// with a backoff of its own.
+	// Unknown errors have an unknown cause. The relay logs the error and retries the
+	// batch with a backoff for this batch.
 	Unknown Class = iota
-	// Unavailable errors are a state of the sink and not of the batch. The relay stops
-	// inserting until the sink is available again.
+	// Unavailable errors are caused by the state of the sink, not by the batch. The relay
+	// stops inserting until the sink is available again.
 	Unavailable
 	// Overloaded errors are the sink's backpressure. The relay sends fewer and larger
 	// batches.
@@ -101,7 +100,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %s", e.Class, e.Err) }
 // Unwrap returns the sink's own error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// ClassOf returns the class of err, and Unknown if no sink has classified it.
+// ClassOf returns the class of err. If no sink has classified err, it returns Unknown.
 func ClassOf(err error) Class {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Class
@@ -128,11 +127,11 @@ func (e *BadEventsError) Error() string {
 
 // MisconfiguredError says that the destination cannot keep the promises of Sink.
 type MisconfiguredError struct {
-	// Problem is one sentence. Remedy is the statement that solves it.
+	// Problem is one sentence. Remedy is the statement that solves the problem.
 	Problem, Remedy string
 }
 
 // Error implements error.
 func (e *MisconfiguredError) Error() string {
-	return fmt.Sprintf("%s; to mend it: %s", e.Problem, e.Remedy)
+	return fmt.Sprintf("%s; to fix it: %s", e.Problem, e.Remedy)
 }

@@ -61,7 +61,7 @@ func remedies(p *programs.Process) (all []string) {
 	GinkgoHelper()
 	for _, record := range p.Log() {
 		text, ok := record["err"].(string)
-		if _, remedy, found := strings.Cut(text, "; to mend it: "); ok && found {
+		if _, remedy, found := strings.Cut(text, "; to fix it: "); ok && found {
 			all = append(all, remedy)
 		}
 	}

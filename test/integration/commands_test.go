@@ -40,7 +40,7 @@ var _ = Describe("The command line", func() {
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is required"),
 		Entry("a DSN that only the sink can validate", "relay", []string{"migrate"},
 			[]string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a,b/diehard"},
-			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is invalid: clickhouse dsn: several hosts need the name of the cluster that they are replicas in"),
+			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is invalid: clickhouse dsn: several hosts require clickhouse.cluster, the cluster of which they are replicas"),
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
 			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, must be from 1 to 64"),
 		Entry("a key instead of its digest", "api", nil, []string{somewhere, "DIEHARD_API_KEYS=abc"},

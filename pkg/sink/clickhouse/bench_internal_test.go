@@ -11,7 +11,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// block is an insert's block without a server.
+// block is the block of an insert, without a server.
 type block struct {
 	driver.Batch
 
@@ -34,7 +34,7 @@ func newBlock(b *testing.B) *block {
 // Columns implements driver.Batch.
 func (b *block) Columns() []column.Interface { return b.columns }
 
-// A batch up to its encoding, without compression.
+// BenchmarkEncode encodes a batch, without compression.
 func BenchmarkEncode(b *testing.B) {
 	const events = 50_000
 	context := []byte(`{"user_id":"0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11","email":"user@example.com"}`)

@@ -15,7 +15,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// Error codes of ClickHouse for which Check names a remedy.
+// Error codes of ClickHouse for which Check returns a remedy.
 const (
 	unknownDatabase            = 81
 	readonlyMode               = 164
@@ -42,7 +42,7 @@ func (s *Sink) Check(ctx context.Context) error {
 }
 
 // checkInsertSettings executes an empty statement with the settings of an insert. It is
-// the first statement, so it also finds that the database is missing.
+// the first statement of Check, so it also detects a missing database.
 func (s *Sink) checkInsertSettings(ctx context.Context) error {
 	settings, err := s.settingsOfInsert(ctx)
 	var readonly uint64
@@ -50,7 +50,7 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 		err = s.conn.QueryRow(chgo.Context(ctx, chgo.WithSettings(settings)),
 			"SELECT toUInt64(getSetting('readonly'))").Scan(&readonly)
 		if err != nil {
-			err = s.classify(ctx, "try the settings of an insert", err)
+			err = s.classify(ctx, "check the settings of an insert", err)
 		}
 	}
 	switch {
@@ -58,13 +58,13 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 		return s.databaseMissing()
 	case s.readonly && (readonly > 0 || hasCode(err, readonlyMode)):
 		return &sink.MisconfiguredError{
-			Problem: "the clickhouse dsn sets readonly, which keeps inserts out",
-			Remedy:  "take readonly out of the clickhouse dsn",
+			Problem: "the clickhouse dsn sets readonly, which prevents inserts",
+			Remedy:  "remove readonly from the clickhouse dsn",
 		}
 	case readonly > 0, hasCode(err, readonlyMode, readonlySetting, settingConstraintViolation, unknownSetting):
 		problem := "the clickhouse user is read-only"
 		if err != nil {
-			problem = "clickhouse does not let the user set what every insert needs: " + err.Error()
+			problem = "the clickhouse user may not change settings that every insert needs: " + err.Error()
 		}
 		return &sink.MisconfiguredError{
 			Problem: problem,
@@ -85,13 +85,13 @@ func (s *Sink) checkProcesses(ctx context.Context) error {
 			remedy += "; GRANT REMOTE ON *.* TO " + quoteIdentifier(s.user)
 		}
 		return &sink.MisconfiguredError{
-			Problem: "the clickhouse user may not see whether an insert is still running",
+			Problem: "the clickhouse user may not read system.processes, which shows running inserts",
 			Remedy:  remedy,
 		}
 	case s.cluster != "" && hasCode(err, clusterDoesntExist, badGet):
 		return &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("clickhouse has no cluster %q", s.cluster),
-			Remedy:  "name one of SELECT DISTINCT cluster FROM system.clusters",
+			Remedy:  "set clickhouse.cluster to a result of SELECT DISTINCT cluster FROM system.clusters",
 		}
 	}
 	return err
@@ -104,11 +104,12 @@ type table struct {
 }
 
 type tableColumn struct {
-	kind, typ string // kind is that of its default, or empty
-	inKey     bool   // of the sorting, partition or sampling key
+	kind, typ string // kind is the kind of the column's default, or empty
+	inKey     bool   // the column is in the sorting, partition or sampling key
 }
 
-// checkTable reads the whole definition first, because a remedy may depend on all of it.
+// checkTable reads the complete definition first, because a remedy may depend on every
+// property of the table.
 func (s *Sink) checkTable(ctx context.Context) error {
 	t, err := s.readTable(ctx)
 	if err != nil {
@@ -151,17 +152,18 @@ func (s *Sink) readTable(ctx context.Context) (*table, error) {
 	return t, nil
 }
 
-// family matches the engines that insert by parts, record tokens, and merge rows only if
-// their sorting keys are equal. The first part of the name says where the parts are.
+// family matches the engines that store each insert in parts, record tokens, and merge
+// only rows with equal sorting keys. The prefix of the name says where the parts are
+// stored.
 var family = regexp.MustCompile(`^(Replicated|Shared)?(Replacing)?MergeTree$`)
 
-// checkEngine returns the first part of the engine's name.
+// checkEngine returns the prefix of the engine's name.
 func (s *Sink) checkEngine(t *table) (placed string, err error) {
 	match := family.FindStringSubmatch(t.engine)
 	if match == nil {
 		problem := fmt.Sprintf("the engine of the table %s is %s", s.table, t.engine)
 		if t.engine == "Distributed" {
-			problem += ", which passes an insert's rows on later and in pieces"
+			problem += ", which forwards the rows of an insert later and in pieces"
 		} else {
 			problem += ", which does not keep every event once"
 		}
@@ -176,7 +178,7 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 		}
 	case placed != "" && s.cluster == "":
 		return "", &sink.MisconfiguredError{
-			Problem: fmt.Sprintf("the table %s is replicated, and only one of its replicas would be asked what arrived", s.table),
+			Problem: fmt.Sprintf("the table %s is replicated, but without clickhouse.cluster the relay checks presence on one replica only", s.table),
 			Remedy:  "set clickhouse.cluster to the cluster's name (SELECT DISTINCT cluster FROM system.clusters)",
 		}
 	case placed == "" && s.cluster != "":
@@ -188,8 +190,9 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 	return placed, nil
 }
 
-// leastPartsLifetime is how many seconds a table must keep merged parts. Their result is
-// not synced. Linux writes it within 30 seconds and the time of the write.
+// leastPartsLifetime is the number of seconds for which a table must keep the source
+// parts of a merge. ClickHouse does not sync the merged part. Linux begins to write it to
+// disk within 30 seconds.
 const leastPartsLifetime = 60
 
 // checkTableSettings reads the table's settings at the end of its definition, and the
@@ -218,7 +221,7 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 				return s.classify(ctx, "read the table's settings", err)
 			}
 		}
-		number, err := strconv.ParseFloat(value, 64) // an interval may be a fraction, as in "480."
+		number, err := strconv.ParseFloat(value, 64) // an interval may be a decimal number, as in "480."
 		switch isNumber := err == nil; {
 		case value == "false", isNumber && number == 0:
 			problems = append(problems, setting.name+" off")
@@ -254,7 +257,7 @@ func tableSetting(definition, name string) (value string, ok bool) {
 }
 
 // acceptedTypes are the types that store a column's values unchanged. The migrations use
-// the types of columns.
+// the types in the variable columns.
 var acceptedTypes = map[string]*regexp.Regexp{
 	"event_id":         regexp.MustCompile(`^UUID$`),
 	"event_type":       regexp.MustCompile(`^(LowCardinality\(String\)|String)$`),
@@ -273,7 +276,7 @@ func (s *Sink) checkColumns(t *table) error {
 		case !ok:
 			problems = append(problems, "lacks the column "+c.Name)
 			remedy = append(remedy, "ADD COLUMN "+c.Name+" "+c.Type)
-		case found.kind == ephemeral: // REMOVE does not support it, and it stores nothing
+		case found.kind == ephemeral: // REMOVE does not support EPHEMERAL, and the column stores nothing
 			problems = append(problems, "computes the column "+c.Name)
 			remedy = append(remedy, "DROP COLUMN "+c.Name+", ADD COLUMN "+c.Name+" "+c.Type)
 		case found.kind != "" && found.kind != "DEFAULT":

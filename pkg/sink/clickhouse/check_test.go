@@ -18,14 +18,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
 
-// The table's definition in parts, for tables that differ in one of them.
+// Pieces of the table's definition. Each spec changes one of them.
 const (
 	theOrder    = " ORDER BY (event_type, event_date_time, event_id)"
 	theSettings = " SETTINGS non_replicated_deduplication_window = 10, fsync_after_insert = 1, fsync_part_directory = 1"
 )
 
-// theColumns are the table's, but for those that are defined otherwise, as
-// "name definition", or left out by their name alone.
+// theColumns returns the table's columns. An argument "name definition" replaces a column
+// or adds one. An argument with a name only removes the column.
 func theColumns(others ...string) string {
 	columns := []string{
 		"event_id UUID", "event_type LowCardinality(String)", "event_date_time DateTime64(6, 'UTC')",
@@ -50,7 +50,7 @@ func create(columns, engine string) string {
 	return "CREATE TABLE event_log (" + columns + ") ENGINE = " + engine
 }
 
-// aRow is an event that was there before.
+// aRow inserts an event before the check.
 const aRow = "INSERT INTO event_log (event_id, event_date_time) VALUES (generateUUIDv4(), '2026-01-01 00:00:00')"
 
 var _ = Describe("Check", func() {
@@ -71,86 +71,86 @@ var _ = Describe("Check", func() {
 					Expect(db.count(ctx)).To(Equal(before), "after %s", unfit.Remedy)
 					expectDelivery(ctx, s)
 				},
-				Entry("where the table is missing", "the table `event_log` does not exist"),
-				Entry("where the engine is Log", "engine of the table `event_log` is Log, which does not keep every event once",
+				Entry("if the table is missing", "the table `event_log` does not exist"),
+				Entry("if the engine is Log", "engine of the table `event_log` is Log, which does not keep every event once",
 					create(theColumns(), "Log"), aRow),
-				Entry("where the engine is Memory", "is Memory", create(theColumns(), "Memory"), aRow),
-				Entry("where the engine is Null", "is Null", create(theColumns(), "Null"), aRow),
-				Entry("where the engine is AggregatingMergeTree", "is AggregatingMergeTree",
+				Entry("if the engine is Memory", "is Memory", create(theColumns(), "Memory"), aRow),
+				Entry("if the engine is Null", "is Null", create(theColumns(), "Null"), aRow),
+				Entry("if the engine is AggregatingMergeTree", "is AggregatingMergeTree",
 					create(theColumns(), "AggregatingMergeTree"+theOrder+theSettings), aRow),
-				Entry("where the engine is SummingMergeTree", "is SummingMergeTree",
+				Entry("if the engine is SummingMergeTree", "is SummingMergeTree",
 					create(theColumns(), "SummingMergeTree"+theOrder+theSettings), aRow),
-				Entry("where the engine is CollapsingMergeTree", "is CollapsingMergeTree",
+				Entry("if the engine is CollapsingMergeTree", "is CollapsingMergeTree",
 					create(theColumns("sign Int8 DEFAULT 1"), "CollapsingMergeTree(sign)"+theOrder+theSettings), aRow),
-				Entry("where it is another server's table", "is Proxy",
+				Entry("if the table is on another server", "is Proxy",
 					"CREATE TABLE elsewhere ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
 					"CREATE TABLE event_log AS remote('127.0.0.1', currentDatabase(), 'elsewhere')"),
-				Entry("where inserts wait in a Buffer", "is Buffer",
+				Entry("if inserts wait in a Buffer", "is Buffer",
 					"CREATE TABLE behind ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
 					create(theColumns(), "Buffer(currentDatabase(), behind, 1, 10, 100, 10, 100, 10000, 100000)"), aRow),
-				Entry("where it is a view", "is View",
+				Entry("if the table is a view", "is View",
 					"CREATE TABLE behind ("+theColumns()+") ENGINE = MergeTree"+theOrder+theSettings,
 					"CREATE VIEW event_log AS SELECT * FROM behind"),
-				Entry("where the engine and a column are wrong", "is Log", create(theColumns("environment"), "Log"), aRow),
-				Entry("where the engine is wrong, and the rows lie in more than a hundred months", "is Log", create(theColumns(), "Log"),
+				Entry("if the engine and a column are wrong", "is Log", create(theColumns("environment"), "Log"), aRow),
+				Entry("if the engine is wrong, and the rows have times in more than a hundred months", "is Log", create(theColumns(), "Log"),
 					"INSERT INTO event_log (event_id, event_date_time) SELECT generateUUIDv4(), addMonths(toDateTime('2000-01-01 00:00:00'), number) FROM numbers(101)"),
-				Entry("where merges drop events with equal keys", "ordered by (event_type, event_date_time), without event_id: merges drop events",
+				Entry("if merges drop events with equal keys", "ordered by (event_type, event_date_time), without event_id: merges drop events",
 					create(theColumns(), "ReplacingMergeTree ORDER BY (event_type, event_date_time)"+theSettings), aRow),
-				Entry("where event_id stands in an expression of the key only", "without event_id",
+				Entry("if the sorting key contains event_id only within an expression", "without event_id",
 					create(theColumns(), "ReplacingMergeTree ORDER BY (event_type, cityHash64(event_id))"+theSettings), aRow),
 
-				Entry("where no window is set", "has non_replicated_deduplication_window off",
+				Entry("if no deduplication window is set", "has non_replicated_deduplication_window off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+" SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"), aRow),
-				Entry("where the window is 0", "has non_replicated_deduplication_window off",
+				Entry("if the deduplication window is 0", "has non_replicated_deduplication_window off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0"),
-				Entry("where the rows are not synced", "has fsync_after_insert off",
+				Entry("if the rows are not synced", "has fsync_after_insert off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING fsync_after_insert = 0"),
-				Entry("where the folder is not synced", "has fsync_part_directory off",
+				Entry("if the folder of a part is not synced", "has fsync_part_directory off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log RESET SETTING fsync_part_directory"),
-				Entry("where what was merged goes at once", "has old_parts_lifetime off",
+				Entry("if the source parts of a merge are deleted at once", "has old_parts_lifetime off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings+", old_parts_lifetime = 0"), aRow),
-				Entry("where what was merged goes before what it became is on the disk", "has old_parts_lifetime below 60",
+				Entry("if the source parts of a merge are deleted before the merged part is on disk", "has old_parts_lifetime below 60",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING old_parts_lifetime = 59"),
-				Entry("where that is a fraction", "has old_parts_lifetime below 60",
+				Entry("if the lifetime of source parts is a fraction below 60", "has old_parts_lifetime below 60",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings+", old_parts_lifetime = 59.5"), aRow),
-				Entry("where nothing is set", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
+				Entry("if no setting is set", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
 					create(theColumns(), "MergeTree"+theOrder), aRow),
 
-				Entry("where a column is missing", "lacks the column environment",
+				Entry("if a column is missing", "lacks the column environment",
 					create(theColumns("environment"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where two columns are missing", "lacks the column event_context, lacks the column metadata_version",
+				Entry("if two columns are missing", "lacks the column event_context, lacks the column metadata_version",
 					create(theColumns("event_context", "metadata_version"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where the version is too narrow", "keeps metadata_version as UInt32",
+				Entry("if the type of the version is too small", "keeps metadata_version as UInt32",
 					create(theColumns("metadata_version UInt32"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where the context is cut", "keeps event_context as FixedString(10)",
+				Entry("if the type truncates the context", "keeps event_context as FixedString(10)",
 					create(theColumns("event_context FixedString(10)"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where the environment may be null", "keeps environment as LowCardinality(Nullable(String))",
+				Entry("if the environment may be null", "keeps environment as LowCardinality(Nullable(String))",
 					create(theColumns("environment LowCardinality(Nullable(String)) DEFAULT ''"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where the time is text", "keeps event_date_time as String",
+				Entry("if the time is text", "keeps event_date_time as String",
 					create(theColumns("event_date_time String"), "MergeTree ORDER BY event_id"+theSettings), aRow),
-				Entry("where the time is text, in the key", "keeps event_date_time as String",
+				Entry("if the time is text and in the sorting key", "keeps event_date_time as String",
 					create(theColumns("event_date_time String"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where the time is in seconds", "keeps event_date_time as DateTime",
+				Entry("if the time is in seconds", "keeps event_date_time as DateTime",
 					create(theColumns("event_date_time DateTime"), "ReplacingMergeTree ORDER BY event_id"+theSettings), aRow),
-				Entry("where the time is in seconds, in the key", "keeps event_date_time as DateTime",
+				Entry("if the time is in seconds and in the sorting key", "keeps event_date_time as DateTime",
 					create(theColumns("event_date_time DateTime"), "ReplacingMergeTree"+theOrder+theSettings), aRow),
-				Entry("where the time is in milliseconds, in the partitions' key", "keeps event_date_time as DateTime64(3)",
+				Entry("if the time is in milliseconds and in the partition key", "keeps event_date_time as DateTime64(3)",
 					create(theColumns("event_date_time DateTime64(3)"),
 						"ReplacingMergeTree PARTITION BY toYYYYMM(event_date_time) ORDER BY event_id"+theSettings), aRow),
-				Entry("where a column in the key and another one are wrong", "keeps event_date_time as DateTime, computes the column event_context",
+				Entry("if a key column and another column are wrong", "keeps event_date_time as DateTime, computes the column event_context",
 					create(theColumns("event_date_time DateTime", "event_context String MATERIALIZED '{}'"),
 						"ReplacingMergeTree"+theOrder+theSettings), aRow),
-				Entry("where a column is materialized", "computes the column environment",
+				Entry("if a column is materialized", "computes the column environment",
 					create(theColumns("environment LowCardinality(String) MATERIALIZED 'Test'"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where a column is an alias", "computes the column event_context",
+				Entry("if a column is an alias", "computes the column event_context",
 					create(theColumns("event_context String ALIAS toString(event_id)"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where a column is ephemeral", "computes the column metadata_version",
+				Entry("if a column is ephemeral", "computes the column metadata_version",
 					create(theColumns("metadata_version UInt64 EPHEMERAL"), "MergeTree"+theOrder+theSettings), aRow),
-				Entry("where an ephemeral column goes with a wrong engine", "is Log",
+				Entry("if a column is ephemeral and the engine is wrong", "is Log",
 					create(theColumns("metadata_version UInt64 EPHEMERAL"), "Log"), aRow),
 			)
 
@@ -159,7 +159,7 @@ var _ = Describe("Check", func() {
 				db.exec(ctx, fmt.Sprintf("ATTACH TABLE event_log UUID '%s' (%s) ENGINE = Distributed('diehard', currentDatabase(), shard)",
 					uuid.New(), theColumns()))
 				Expect(misconfigured(db.open(clickhouse.Options{}).Check(ctx)).Problem).
-					To(ContainSubstring("is Distributed, which passes an insert's rows on later and in pieces"))
+					To(ContainSubstring("is Distributed, which forwards the rows of an insert later and in pieces"))
 			})
 
 			It("reports a table that was dropped, which a migration creates again", func(ctx SpecContext) {
@@ -191,7 +191,7 @@ var _ = Describe("Check", func() {
 					db.dsn = with(dsn, parameter("readonly", readonly))
 					unfit := misconfigured(db.open(clickhouse.Options{}).Check(ctx))
 					Expect(unfit.Problem).To(ContainSubstring("readonly"))
-					Expect(unfit.Remedy).To(Equal("take readonly out of the clickhouse dsn"))
+					Expect(unfit.Remedy).To(Equal("remove readonly from the clickhouse dsn"))
 					db.dsn = dsn
 					Expect(db.open(clickhouse.Options{}).Check(ctx)).To(Succeed())
 				})
@@ -214,15 +214,15 @@ var _ = Describe("Check", func() {
 					Expect(s.Check(ctx)).To(Succeed())
 					expectDelivery(ctx, s)
 				},
-				Entry("of the plain engine", create(theColumns(), "MergeTree ORDER BY tuple()"+theSettings)),
-				Entry("in another order", create(theColumns(), "ReplacingMergeTree ORDER BY (event_id, event_date_time)"+theSettings)),
+				Entry("with the engine MergeTree", create(theColumns(), "MergeTree ORDER BY tuple()"+theSettings)),
+				Entry("with another sorting key", create(theColumns(), "ReplacingMergeTree ORDER BY (event_id, event_date_time)"+theSettings)),
 				Entry("with further columns", create(theColumns("user_id String MATERIALIZED JSONExtractString(event_context, 'user_id')",
 					"ingested_at DateTime DEFAULT now()", "day Date ALIAS toDate(event_date_time)", "source Nullable(String)"), "ReplacingMergeTree"+theOrder+theSettings)),
 				Entry("with codecs and defaults", create(theColumns("event_context String DEFAULT '{}' CODEC(ZSTD(3))",
 					"metadata_version UInt64 DEFAULT 1 CODEC(T64, LZ4)"), "ReplacingMergeTree"+theOrder+theSettings)),
 				Entry("with plain strings, and another time zone", create(theColumns("event_type String", "environment String",
 					"event_date_time DateTime64(6, 'Europe/Berlin')"), "ReplacingMergeTree"+theOrder+theSettings)),
-				Entry("whose columns stand in another order", create(`metadata_version UInt64, event_context String, environment String, n UInt8,
+				Entry("whose columns have another order", create(`metadata_version UInt64, event_context String, environment String, n UInt8,
 					event_date_time DateTime64(6), event_type String, event_id UUID`, "ReplacingMergeTree"+theOrder+theSettings)),
 				Entry("with a version and further settings", create(theColumns(), "ReplacingMergeTree(metadata_version) PARTITION BY toYear(event_date_time)"+
 					theOrder+theSettings+", index_granularity = 1024")),
@@ -247,7 +247,7 @@ func misconfigured(err error) *sink.MisconfiguredError {
 	return unfit
 }
 
-// follow does what a remedy says.
+// follow executes the steps of a remedy.
 func (db *database) follow(ctx context.Context, remedy string) {
 	GinkgoHelper()
 	for step := range strings.SplitSeq(remedy, "; ") {
@@ -259,7 +259,7 @@ func (db *database) follow(ctx context.Context, remedy string) {
 	}
 }
 
-// count is how many rows the table has; 0, if there is none.
+// count returns the number of rows in the table, or 0 if the table does not exist.
 func (db *database) count(ctx context.Context) (rows uint64) {
 	GinkgoHelper()
 	var exists uint8
@@ -270,7 +270,7 @@ func (db *database) count(ctx context.Context) (rows uint64) {
 	return rows
 }
 
-// expectDelivery expects that an event can be sent, and asked for.
+// expectDelivery checks that the sink can insert an event and find it.
 func expectDelivery(ctx context.Context, s *clickhouse.Sink) {
 	GinkgoHelper()
 	batch := oneEvent()

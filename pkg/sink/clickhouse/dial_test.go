@@ -28,7 +28,8 @@ var _ = Describe("A connection whose handshake fails", func() {
 		sink, err := clickhouse.Open(clickhouse.Options{DSN: "clickhouse://" + listener.Addr().String() + "?dial_timeout=100ms"})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(sink.Ping(ctx)).NotTo(Succeed())
-		// Sooner than the garbage collector comes, which would close it, too.
+		// The limit is shorter than a cycle of the garbage collector, which would also
+		// close the connection.
 		Eventually(ctx, ended).WithTimeout(10 * time.Second).Should(Receive(BeNil()))
 		Expect(sink.Close()).To(Succeed())
 	})

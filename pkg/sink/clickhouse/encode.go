@@ -17,15 +17,15 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// fill copies the events into the insert's columns. It releases large contexts, so that
-// they are not in memory twice while the insert is sent.
+// fill copies the events into the columns of the insert. It then releases large contexts,
+// so that memory does not hold them twice during the insert.
 func (s *Sink) fill(insert driver.Batch, e *sink.Events) error {
 	encoder, _ := s.encoders.Get().(*encoder)
 	if encoder == nil {
 		encoder = newEncoder()
 	}
 	if err := encoder.encode(insert.Columns(), e); err != nil {
-		return err // and drop the encoder, which may have read a part of a column
+		return err // and drop the encoder, because it may have read a column incompletely
 	}
 	encoder.wire = nil
 	s.encoders.Put(encoder)
@@ -35,11 +35,11 @@ func (s *Sink) fill(insert driver.Batch, e *sink.Events) error {
 	return nil
 }
 
-// encoder fills the driver's columns. It passes them their wire format, which they
-// decode. The driver's Append methods copy each column several times while it grows, and
-// allocate for each value of a LowCardinality column.
+// encoder fills the driver's columns. It encodes the values in the wire format, and the
+// columns decode them. The driver's Append methods would copy each growing column several
+// times, and would allocate memory for each value of a LowCardinality column.
 type encoder struct {
-	reader *proto.Reader // of wire
+	reader *proto.Reader // reads from wire
 	wire   io.Reader
 	buffer []byte
 }
@@ -89,9 +89,10 @@ func (e *encoder) integers(c column.Interface, integers []uint64) error {
 	return e.decode(c, len(integers), &integerWire[uint64]{integers})
 }
 
-// times fills a column of DateTime64(6). The driver's Append takes a time by its
-// nanoseconds, which an int64 holds up to the year 2262 only. It would store another time
-// for a later one (https://github.com/ClickHouse/ch-go/blob/v0.74.0/proto/datetime64.go#L54).
+// times fills a column of DateTime64(6). The driver's Append converts a time to
+// nanoseconds in an int64, which ends in the year 2262. It would store a wrong value for
+// a later time
+// (https://github.com/ClickHouse/ch-go/blob/v0.74.0/proto/datetime64.go#L54).
 func (e *encoder) times(c column.Interface, times []int64) error {
 	dateTime, ok := c.(*column.DateTime64)
 	if !ok {
@@ -105,8 +106,8 @@ func (e *encoder) times(c column.Interface, times []int64) error {
 
 func errType(c column.Interface) error { return fmt.Errorf("the column is a %s", c.Type()) }
 
-// dictionary fills a column of LowCardinality(String). An operator's table may have a
-// String.
+// dictionary fills a column of LowCardinality(String). In a table that an operator has
+// created, the column may be a String.
 //
 // https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/lib/column/lowcardinality.go#L157
 func (e *encoder) dictionary(c column.Interface, d *sink.Dictionary) error {
@@ -133,7 +134,7 @@ func (e *encoder) dictionary(c column.Interface, d *sink.Dictionary) error {
 	case distinct > math.MaxUint8+1:
 		keyType, keySize = 1, 2
 	}
-	const withValues = 1 << 9 // instead of a dictionary that several blocks share
+	const withValues = 1 << 9 // the block has its own dictionary
 	wire := binary.LittleEndian.AppendUint64(e.buffer[:0], withValues|keyType)
 	wire = append(binary.LittleEndian.AppendUint64(wire, uint64(distinct)), 0)
 	for i, value := range d.Values {
@@ -167,18 +168,18 @@ func (e *encoder) texts(c column.Interface, texts *sink.Texts) error {
 	return nil
 }
 
-// errReserved ends the reading of reserve.
+// errReserved ends the read that reserve starts.
 var errReserved = errors.New("the column is reserved")
 
-// reserve allocates the column's memory. Without it the column copies itself again and
-// again while it grows, which takes three times the memory for 64 MB. The driver has no
-// other way to set a column's capacity than to let it read so many rows and a text of
-// that length, and fail.
+// reserve allocates the column's memory. Without reserve the growing column copies itself
+// many times, which takes three times the memory for 64 MB. The driver has no function
+// that sets a column's capacity. reserve therefore makes the column start to read this
+// number of rows and a text of this size, and lets the read fail.
 func (e *encoder) reserve(c column.Interface, rows, size int) error {
 	if _, ok := c.(*column.String); !ok {
 		return errType(c)
 	}
-	// For a text below 128 bytes, the column allocates as much for each row.
+	// For a text below 128 bytes, the column would allocate the same size for each row.
 	length := binary.AppendUvarint(nil, uint64(max(size, 128)))
 	err := e.decode(c, rows, io.MultiReader(bytes.NewReader(length), failingReader{}))
 	c.Reset()

@@ -18,7 +18,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// kind is what one of ClickHouse's error codes means for a batch.
+// kind describes an error code of ClickHouse and its class.
 type kind struct {
 	name   string
 	class  sink.Class
@@ -26,11 +26,11 @@ type kind struct {
 }
 
 // kinds are the codes with a class other than unknown. If the cause would affect every
-// batch, the code is a state of the server, whatever its message names. A code is
-// permanent only if nothing but the rows can cause it. Codes of parsing and conversion
-// are therefore unknown. A materialized view raises them too, and so does a request that
-// was damaged in transit: as permanent errors they would make dead letters of the whole
-// outbox.
+// batch, the code describes a state of the server, even if its message names a row. A
+// code is permanent only if the rows are its only possible cause. Codes of parsing and
+// conversion are therefore unknown, because a materialized view or a request that was
+// damaged in transit can cause them too. As permanent errors, they would turn the
+// complete outbox into dead letters.
 //
 // https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp
 var kinds = map[int32]kind{
@@ -67,7 +67,7 @@ var kinds = map[int32]kind{
 	285: {"TOO_FEW_LIVE_REPLICAS", sink.Unavailable, "replicas are down"},
 	286: {"UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", sink.Unavailable, "replicas lag"},
 	289: {"REPLICA_IS_NOT_IN_QUORUM", sink.Unavailable, "replicas lag"},
-	319: {"UNKNOWN_STATUS_OF_INSERT", sink.Unavailable, "Keeper was lost while it was asked to commit"},
+	319: {"UNKNOWN_STATUS_OF_INSERT", sink.Unavailable, "the connection to Keeper was lost during the commit"},
 	999: {"KEEPER_EXCEPTION", sink.Unavailable, "Keeper fails"},
 
 	// The request was cut off, or the server is shutting down.
@@ -78,8 +78,8 @@ var kinds = map[int32]kind{
 	209: {"SOCKET_TIMEOUT", sink.Unavailable, "the connection is too slow"},
 	210: {"NETWORK_ERROR", sink.Unavailable, "the connection broke"},
 	236: {"ABORTED", sink.Unavailable, "the server is shutting down"},
-	749: {"TCP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
-	762: {"HTTP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server takes no more connections"},
+	749: {"TCP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server accepts no more connections"},
+	762: {"HTTP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server accepts no more connections"},
 
 	// Not overload: larger batches would take even longer.
 	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
@@ -101,8 +101,8 @@ var kinds = map[int32]kind{
 
 const unknownSetting = 115
 
-// serverError is an error of the ClickHouse server. The driver's own error is not
-// returned, because its message may quote rows.
+// serverError is an error of the ClickHouse server. The sink does not return the driver's
+// error, because its message may quote rows.
 type serverError struct {
 	code    int32
 	message string
@@ -117,7 +117,7 @@ func (e *serverError) Error() string {
 	return fmt.Sprintf("clickhouse error %d, %s (%s): %s", e.code, k.name, k.reason, e.message)
 }
 
-// classify returns the driver's error with its class, and without data of rows in its
+// classify returns the driver's error with its class. It removes data of rows from the
 // message. op is the operation that failed.
 func (s *Sink) classify(ctx context.Context, op string, err error) error {
 	if exception, ok := errors.AsType[*chgo.Exception](err); ok {
@@ -144,12 +144,12 @@ func (s *Sink) classify(ctx context.Context, op string, err error) error {
 	return &sink.Error{Class: class, Err: fmt.Errorf("%s: %w", op, withoutURL(err))}
 }
 
-// isUnreachable returns whether the error is one of the connection to the server.
+// isUnreachable returns whether the connection to the server has failed.
 func isUnreachable(err error) bool {
 	for _, target := range []error{
 		io.EOF,
 		io.ErrUnexpectedEOF,
-		io.ErrClosedPipe, // the body of an HTTP request whose connection is gone
+		io.ErrClosedPipe, // the body of an HTTP request whose connection is closed
 		net.ErrClosed,
 		syscall.ECONNRESET,
 		syscall.EPIPE,
@@ -167,7 +167,7 @@ func isUnreachable(err error) bool {
 	if _, ok := errors.AsType[*url.Error](err); ok {
 		return true
 	}
-	if _, ok := errors.AsType[foreignAnswerError](err); ok {
+	if _, ok := errors.AsType[foreignResponseError](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -198,8 +198,8 @@ var (
 	quoted = regexp.MustCompile(`'(?:[^'\\]|\\.)*'?`)
 )
 
-// redact returns an exception's message without data of rows. Messages about a state of
-// the server name tables and users, but no data.
+// redact returns the message of an exception without data of rows. Messages about a state
+// of the server name tables and users, but no data.
 func redact(exception *chgo.Exception) string {
 	message := columnValues.ReplaceAllString(exception.Message, "")
 	if kinds[exception.Code].class == sink.Unknown {

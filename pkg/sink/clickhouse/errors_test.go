@@ -10,8 +10,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
 
-// A class decides what becomes of a batch: what is taken for permanent is split,
-// and what is taken for overload slows the fleet down.
+// The class decides how the relay continues. It splits the batch after a permanent error,
+// and the fleet slows down after an overload error.
 var _ = Describe("An insert that the server refuses", func() {
 	for _, protocol := range protocols {
 		DescribeTable("has the class of its cause over "+protocol,
@@ -27,14 +27,14 @@ var _ = Describe("An insert that the server refuses", func() {
 				Expect(err).To(MatchError(ContainSubstring(said)))
 				Expect(sink.ClassOf(err)).To(Equal(expected))
 			},
-			Entry("no memory for it", sink.Overloaded, "short of memory",
+			Entry("too little memory", sink.Overloaded, "short of memory",
 				[]func(*url.URL){parameter("max_memory_usage", "1"), parameter("max_untracked_memory", "0")}),
 			Entry("too many parts", sink.Overloaded, "merges do not keep up", nil,
 				"INSERT INTO event_log (event_id) VALUES (generateUUIDv4())",
 				"ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 0, parts_to_throw_insert = 1"),
-			Entry("no table", sink.Unavailable, "the table is missing", nil, "DROP TABLE event_log"),
-			Entry("a column too few", sink.Unavailable, "lacks a column", nil, "ALTER TABLE event_log DROP COLUMN environment"),
-			Entry("a rule of the table's for its rows", sink.Permanent, "violates a CHECK constraint", nil,
+			Entry("a missing table", sink.Unavailable, "the table is missing", nil, "DROP TABLE event_log"),
+			Entry("a missing column", sink.Unavailable, "lacks a column", nil, "ALTER TABLE event_log DROP COLUMN environment"),
+			Entry("a row that violates a constraint of the table", sink.Permanent, "violates a CHECK constraint", nil,
 				"ALTER TABLE event_log ADD CONSTRAINT never CHECK 0"),
 			Entry("an operator's view that throws", sink.Unknown, "", nil,
 				"CREATE TABLE other (n UInt8) ENGINE = Null",

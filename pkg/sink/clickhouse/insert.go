@@ -16,14 +16,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// MaxBatchRows is the most events of a batch. The server may split more rows into two
-// blocks, and the token deduplicates each block separately.
+// MaxBatchRows is the maximum number of events in a batch. The server may split a larger
+// batch into two blocks, and the token deduplicates each block separately.
 //
 // https://clickhouse.com/docs/operations/settings/settings#min_insert_block_size_rows
 const MaxBatchRows = 1_048_448
 
-// The range of DateTime64(6) in microseconds. For a time outside of it, the server stores
-// another time and returns no error.
+// The range of DateTime64(6) in microseconds. For a time outside of this range, the
+// server stores a different time and returns no error.
 //
 // https://clickhouse.com/docs/sql-reference/data-types/datetime64
 var (
@@ -41,7 +41,8 @@ const (
 	columnMetadataVersion
 )
 
-// With columns the driver needs no DESCRIBE TABLE before each insert over HTTP.
+// If the statement names the columns, the driver needs no DESCRIBE TABLE before each
+// insert over HTTP.
 var columns = []chgo.ColumnNameAndType{
 	columnEventID:         {Name: "event_id", Type: "UUID"},
 	columnEventType:       {Name: "event_type", Type: "LowCardinality(String)"},
@@ -64,20 +65,20 @@ func (s *Sink) insertStatement() string {
 //
 // https://clickhouse.com/docs/operations/settings/settings
 var insertSettings = chgo.Settings{
-	// The server checks the token, and acknowledges the insert after its execution.
+	// The server checks the token. It acknowledges the insert only after its execution.
 	"insert_deduplicate": 1,
 	"async_insert":       0,
-	// A timeout is an error. A profile may make it a success.
+	// A timeout is an error, even if a profile makes it a success.
 	"timeout_overflow_mode": "throw",
-	// A batch may have events of 101 months. The error would look like backpressure
-	// (TOO_MANY_PARTS).
+	// A batch may have events of more than 100 months. The default would then cause an
+	// error that looks like backpressure (TOO_MANY_PARTS).
 	"max_partitions_per_insert_block": 0,
-	// The server neither splits the client's block nor joins it with another.
+	// The server neither splits the client's block nor joins it with another block.
 	"max_insert_block_size":       MaxBatchRows + 1,
 	"min_insert_block_size_rows":  MaxBatchRows + 1,
 	"min_insert_block_size_bytes": 256 << 20,
-	// The server stores the rows as they are. Merging them first would take a sixth of
-	// the insert's time, and would hide an event that was inserted twice.
+	// The server does not merge the rows before it stores them. The merge would take a
+	// sixth of the insert's time, and would hide an event that was inserted twice.
 	"optimize_on_insert": 0,
 }
 
@@ -86,7 +87,7 @@ var insertSettings = chgo.Settings{
 var optionalInsertSettings = chgo.Settings{
 	// Overrides insert_deduplicate.
 	"deduplicate_insert": "enable",
-	// With these settings the server would split the client's block.
+	// If these settings were on, the server would split the client's block.
 	"use_strict_insert_block_limits": 0,
 	"max_insert_block_size_bytes":    0,
 }
@@ -97,7 +98,7 @@ var optionalInsertSettings = chgo.Settings{
 // https://clickhouse.com/docs/interfaces/http#response-buffering
 var httpSettings = chgo.Settings{"wait_end_of_query": 1}
 
-// optionalSettings are those of optionalInsertSettings that the server knows.
+// optionalSettings contains the settings of optionalInsertSettings that the server knows.
 type optionalSettings struct {
 	dials  uint64
 	values chgo.Settings
@@ -116,9 +117,9 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		seconds := max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
 		settings["max_execution_time"] = seconds
-		// If the client is suspended while it sends, the server waits 5 minutes for
-		// the rest, and the insert is in flight meanwhile. Over HTTP it waits 30
-		// seconds, which no setting of a statement changes.
+		// If the client is suspended while it sends, the server waits 5 minutes for the
+		// rest of the data. The insert stays in flight for that time. Over HTTP the
+		// server waits 30 seconds, and no setting of a statement changes this.
 		settings["receive_timeout"] = seconds
 	}
 
@@ -140,17 +141,18 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 		return s.classify(ctx, "insert", context.DeadlineExceeded)
 	}
 	// Send is called once, without a Flush. A second Send would start a second insert
-	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201).
-	// Over HTTP the body is a pipe, which net/http cannot repeat.
+	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201). Over
+	// HTTP the body is a pipe, so net/http cannot repeat the request.
 	if err := insert.Send(); err != nil {
 		return s.classify(ctx, "insert", err)
 	}
 	return nil
 }
 
-// keptBytes bounds the contexts of an insert whose connection keeps the memory of the
-// encoded and the compressed insert. New memory for each insert would cost more than all
-// other work of an insert. A typical batch has 50,000 events of 200 bytes.
+// keptBytes bounds the contexts of the inserts that use the connections in Sink.inserts.
+// These connections keep the memory of the encoded and the compressed insert. Allocating
+// new memory for each insert would cost more than all other work of the insert. A typical
+// batch has 50,000 events of 200 bytes.
 const keptBytes = 12 << 20
 
 func (s *Sink) connFor(e *sink.Events) driver.Conn {
@@ -160,9 +162,9 @@ func (s *Sink) connFor(e *sink.Events) driver.Conn {
 	return s.inserts
 }
 
-// undated hides the deadline from the driver, which would give the server 5 seconds more,
-// and no limit if less than a second is left. The context ends at the deadline all the
-// same.
+// undated hides the deadline from the driver. The driver would add 5 seconds to the
+// server's limit, and would set no limit if less than a second is left. The context still
+// ends at the deadline.
 type undated struct{ context.Context } //nolint:containedctx // is one
 
 // Deadline implements context.Context.
@@ -224,7 +226,7 @@ func validate(batch sink.Batch) error {
 	for i, at := range e.EventDateTime {
 		if !storable(at) {
 			bad = append(bad, sink.BadEvent{Index: i, Err: fmt.Errorf(
-				"event_date_time %s is outside of what DateTime64(6) holds, the years 1900 to 2299",
+				"event_date_time %s is outside the range of DateTime64(6), the years 1900 to 2299",
 				time.UnixMicro(at).UTC().Format(time.RFC3339Nano))})
 		}
 	}

@@ -17,16 +17,16 @@ import (
 )
 
 // versionTableSuffix is appended to the table's name for the table that records its
-// migrations. Two tables of events in one database have two records.
+// migrations. Two event tables in one database therefore have separate records.
 const versionTableSuffix = "_db_version"
 
 // Migrate creates the table, or migrates it to the version of this binary. If the
 // database does not exist, it returns a *sink.MisconfiguredError.
 //
-// It can be repeated, also after a failure. Concurrent calls may both execute the
-// migrations, because ClickHouse has no lock. That is harmless, but the caller should
-// avoid it. A missing table is created again, whatever the record of the migrations
-// says.
+// It can be repeated, even after a failure. Concurrent calls may both execute the
+// migrations, because ClickHouse has no lock. This is harmless, but callers should avoid
+// it. Migrate creates a missing table again, even if the record says that the migrations
+// were executed.
 //
 // On a cluster each server has its own record. A migration that another server has
 // recorded runs again, without effect.
@@ -74,7 +74,7 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 		return s.classify(ctx, "migrate clickhouse", err)
 	}
 	var results []*goose.MigrationResult
-	if tables == 0 { // a record may exist all the same
+	if tables == 0 { // the record may still exist
 		if results, err = up(goose.WithDisableVersioning(true)); err != nil {
 			return err
 		}
@@ -94,7 +94,8 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 }
 
 // PrintMigrations writes the statements that Migrate executes, for operators and tools
-// that execute them themselves. A relay and Migrate accept the table that they create.
+// that execute them themselves. The relay and Migrate accept a table that was created by
+// these statements.
 func PrintMigrations(w io.Writer, o Options) error {
 	versions, err := migrations.Versions(migrationFiles(o))
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// presenceSettings are the settings of the resolve step's queries. A result is
-// complete and current, or an error, whatever the user's profile sets.
+// presenceSettings are the settings of the resolve step's queries. They make an
+// incomplete or outdated result an error, even if the user's profile allows such results.
 var presenceSettings = chgo.Settings{
 	"select_sequential_consistency": 1,
 	"skip_unavailable_shards":       0,
@@ -32,8 +32,9 @@ func withPresenceSettings(ctx context.Context) context.Context {
 	return chgo.Context(ctx, chgo.WithSettings(presenceSettings))
 }
 
-// InFlight implements sink.Sink. On a cluster it queries every replica. A replica that
-// does not answer is an error, because it may be executing the insert.
+// InFlight implements sink.Sink. On a cluster it queries every replica. If a replica does
+// not respond, InFlight returns an error, because the replica may be executing the
+// insert.
 func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 	processes := "system.processes"
 	if s.cluster != "" {
@@ -50,23 +51,24 @@ func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 }
 
 const (
-	// presentChunk keys make a statement of 195 kB. The default of max_query_size is
-	// 256 KiB.
+	// A statement with presentChunk keys has 195 kB. The default of max_query_size is 256
+	// KiB.
 	presentChunk = 5_000
-	// maxTypesBytes bounds the event types of a statement. Beyond it the statement
-	// prunes by time only.
+	// maxTypesBytes bounds the bytes of event types in a statement. Above the bound, the
+	// statement limits its read by time only.
 	maxTypesBytes = 32 << 10
 )
 
 // Present implements sink.Sink. On a cluster it queries every replica, because a row
 // may not be replicated yet.
 //
-// A statement has up to 5,000 keys of neighbouring types and times, by which the table
-// is sorted and partitioned. It reads without FINAL, which would merge rows.
+// A statement has up to 5,000 keys of neighbouring types and times, because the table is
+// sorted and partitioned by type and time. It reads without FINAL, because FINAL would
+// merge rows.
 func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	queried := make([]int, 0, keys.Len())
 	for i, at := range keys.EventDateTime {
-		if storable(at) { // another event was never inserted
+		if storable(at) { // an event that cannot be stored was never inserted
 			queried = append(queried, i)
 		}
 	}
@@ -75,7 +77,7 @@ func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	})
 	stored := make(map[string]struct{}, len(queried))
 	for chunk := range slices.Chunk(queried, presentChunk) {
-		// The result is one row, so that it arrives completely or not at all.
+		// The result is one row, so that the client receives either all keys or an error.
 		var found []string
 		if err := s.conn.QueryRow(withPresenceSettings(ctx), s.presentStatement(keys, chunk)).Scan(&found); err != nil {
 			return nil, s.classify(ctx, "check presence", err)
@@ -91,8 +93,8 @@ func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	return present, nil
 }
 
-// identitySQL and identityOf identify an event by the table's sorting key. Its id alone
-// does not, because a publisher may use it twice.
+// identitySQL and identityOf identify an event by the table's sorting key. The id is not
+// sufficient, because a publisher may use an id twice.
 const identitySQL = `concat(event_type, ' ', toString(toUnixTimestamp64Micro(event_date_time)), ' ', toString(event_id))`
 
 func identityOf(keys *sink.Keys, i int) string {
@@ -117,7 +119,7 @@ func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 		first, last = min(first, keys.EventDateTime[i]), max(last, keys.EventDateTime[i])
 		if t := keys.EventType.At(i); len(types) == 0 || types[len(types)-1] != t {
 			types = append(types, t)
-			typesBytes += 2*len(t) + len("'', ") // if each byte is escaped
+			typesBytes += 2*len(t) + len("'', ") // the length if each byte is escaped
 		}
 	}
 	q.WriteString(" WHERE event_date_time BETWEEN " + timeLiteral(first) + " AND " + timeLiteral(last))

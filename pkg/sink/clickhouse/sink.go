@@ -1,9 +1,9 @@
-// Package clickhouse is the sink that delivers events to ClickHouse.
+// Package clickhouse implements a sink that delivers events to ClickHouse.
 //
-// It supports both protocols of ClickHouse and any DSN of clickhouse-go. It relies on
-// the deduplication token of an insert, one block for an insert, system.processes, and
-// reading the rows back. Open sets the driver's options, and Check verifies the server's
-// settings.
+// It supports both protocols of ClickHouse and any DSN of clickhouse-go. It sends each
+// insert as one block with a deduplication token. It reads system.processes to find
+// inserts in flight, and the table to check presence. Open sets the driver's options, and
+// Check verifies the server's settings.
 package clickhouse
 
 import (
@@ -36,8 +36,8 @@ const (
 	// defaultDialTimeout bounds the dial with its handshake, and the wait for a free
 	// connection.
 	defaultDialTimeout = 5 * time.Second
-	// defaultReadTimeout is above every deadline. Contexts carry the deadlines. The
-	// driver's default of 5 minutes would end a longer insert.
+	// defaultReadTimeout is longer than every deadline, because contexts carry the
+	// deadlines. The driver's default of 5 minutes would end a longer insert.
 	defaultReadTimeout = time.Hour
 )
 
@@ -45,8 +45,8 @@ const (
 type Options struct {
 	// DSN is a DSN of clickhouse-go: clickhouse://, tcp://, http://, or https:// with
 	// secure=true. It overrides the defaults, but not the settings that inserts depend
-	// on. The default compression is LZ4, or none to a server on this machine. The DSN
-	// changes it by compress=none or compress=lz4.
+	// on. The default compression is LZ4, or none for a server on this machine. The DSN
+	// can set compress=none or compress=lz4.
 	//
 	// Several hosts must be replicas of one shard of Cluster.
 	DSN string
@@ -57,16 +57,17 @@ type Options struct {
 	// a single server.
 	Cluster string
 	// MaxOpenConns bounds the connections of inserts, and separately all other
-	// connections, unless the DSN does. Each insert holds one, and each call of
-	// InFlight, Present, Check and Ping needs one. 0 means DefaultMaxOpenConns.
+	// connections, unless the DSN has its own limit. Each insert holds one connection,
+	// and each call of InFlight, Present, Check and Ping needs one connection. 0 means
+	// DefaultMaxOpenConns.
 	MaxOpenConns int
 }
 
 // Sink delivers events to a ClickHouse table. It is safe for concurrent use.
 type Sink struct {
 	conn driver.Conn
-	// inserts are the connections of inserts up to keptBytes. Other than those of conn,
-	// they keep the memory of an encoded insert for the next one.
+	// inserts has the connections of inserts up to keptBytes. Unlike the connections of
+	// conn, they keep the memory of an encoded insert for the next insert.
 	inserts driver.Conn
 
 	table   string // quoted
@@ -75,11 +76,11 @@ type Sink struct {
 	http    bool
 	// readonly says that the DSN sets readonly.
 	readonly bool
-	// database and user are the DSN's, for messages.
+	// database and user come from the DSN, for messages.
 	database, user string
 
-	// dials counts the connections that were made. A new one may reach a server that
-	// was upgraded.
+	// dials counts new connections. A new connection may reach a server that was
+	// upgraded.
 	dials    *atomic.Uint64
 	optional atomic.Pointer[optionalSettings]
 
@@ -128,7 +129,7 @@ func Open(o Options) (*Sink, error) {
 
 // Ping implements sink.Sink.
 func (s *Sink) Ping(ctx context.Context) error {
-	// The driver's Ping ignores a context that is cancelled.
+	// The driver's Ping ignores the cancellation of the context.
 	var one uint8
 	if err := s.conn.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil {
 		return s.classify(ctx, "ping", err)
@@ -164,21 +165,21 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	case o.Cluster != "" && !clusterName.MatchString(o.Cluster):
 		return o, nil, fmt.Errorf("clickhouse cluster %q: only letters, digits and _ - . { } are allowed", o.Cluster)
 	case len(d.Addr) > 1 && o.Cluster == "":
-		// An insert may use one of the hosts and its presence check another.
-		return o, nil, errors.New("clickhouse dsn: several hosts need the name of the cluster that they are replicas in")
+		// An insert and its presence check may use different hosts.
+		return o, nil, errors.New("clickhouse dsn: several hosts require clickhouse.cluster, the cluster of which they are replicas")
 	}
 
 	d.DialTimeout = cmp.Or(d.DialTimeout, defaultDialTimeout)
 	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaultReadTimeout)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, o.MaxOpenConns, DefaultMaxOpenConns)
 	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, d.MaxOpenConns)
-	// An idle connection does not keep the memory of a large batch.
+	// An idle connection then does not keep the memory of a large batch.
 	d.FreeBufOnConnRelease = true
 	if d.Compression == nil && slices.ContainsFunc(d.Addr, isRemote) {
 		d.Compression = &chgo.Compression{Method: chgo.CompressionLZ4}
 	}
 	if d.Protocol == chgo.HTTP {
-		d.TransportFunc = func(t *http.Transport) (http.RoundTripper, error) { return answers{t}, nil }
+		d.TransportFunc = func(t *http.Transport) (http.RoundTripper, error) { return responses{t}, nil }
 	} else {
 		d.DialContext = dialer(d)
 	}
@@ -186,8 +187,8 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 }
 
 // isRemote returns whether a host:port is on another machine. Compression for a local
-// server costs more than a third of the relay's CPU, and clickhouse-client does not
-// compress for it either
+// server uses more than a third of the relay's CPU time. clickhouse-client does not
+// compress for local servers either
 // (https://github.com/ClickHouse/ClickHouse/blob/v25.8.1.5101-lts/src/Client/ConnectionParameters.cpp).
 func isRemote(address string) bool {
 	host, _, err := net.SplitHostPort(address)
@@ -202,8 +203,8 @@ func isSet(settings chgo.Settings, name string) bool {
 	return ok && fmt.Sprint(value) != "0"
 }
 
-// supportedScheme refuses unknown schemes, which clickhouse-go would treat as its native
-// protocol.
+// supportedScheme refuses unknown schemes, because clickhouse-go would use the native
+// protocol for them.
 func supportedScheme(dsn string) bool {
 	scheme, _, _ := strings.Cut(dsn, "://")
 	switch scheme {
@@ -228,7 +229,7 @@ func dialer(d *chgo.Options) func(ctx context.Context, address string) (net.Conn
 	}
 }
 
-// closing closes the connection if the handshake fails, which the driver leaves to the
+// closing closes the connection if the handshake fails. The driver leaves that to the
 // garbage collector
 // (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn.go#L99).
 func closing(dial chgo.Dial) chgo.Dial {
@@ -251,27 +252,27 @@ func closing(dial chgo.Dial) chgo.Dial {
 	}
 }
 
-// answers refuses HTTP answers that do not come from ClickHouse. The driver accepts every
-// 200 as an acknowledgement, and follows redirects as GET without the body, so the login
-// page of a proxy would acknowledge a batch.
-type answers struct{ *http.Transport }
+// responses refuses HTTP responses that do not come from ClickHouse. The driver accepts
+// every 200 as an acknowledgement, and follows redirects with a GET request without a
+// body. Without this check, the login page of a proxy would acknowledge a batch.
+type responses struct{ *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
-func (a answers) RoundTrip(request *http.Request) (*http.Response, error) {
-	response, err := a.Transport.RoundTrip(request)
+func (r responses) RoundTrip(request *http.Request) (*http.Response, error) {
+	response, err := r.Transport.RoundTrip(request)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // the driver's error, passed through
 	}
 	switch {
 	case response.StatusCode >= 300 && response.StatusCode < 400:
-		err = fmt.Errorf("answered with a redirect (%s), which an insert cannot follow", response.Status)
+		err = fmt.Errorf("the response is a redirect (%s), which an insert cannot follow", response.Status)
 	case response.StatusCode == http.StatusOK && !fromClickHouse(response.Header):
-		err = errors.New("the answer is not from clickhouse: it has no X-ClickHouse- header")
+		err = errors.New("the response is not from clickhouse: it has no X-ClickHouse- header")
 	default:
 		return response, nil
 	}
 	_ = response.Body.Close()
-	return nil, foreignAnswerError{err}
+	return nil, foreignResponseError{err}
 }
 
 func fromClickHouse(header http.Header) bool {
@@ -283,8 +284,8 @@ func fromClickHouse(header http.Header) bool {
 	return false
 }
 
-// foreignAnswerError says that a proxy answered instead of ClickHouse.
-type foreignAnswerError struct{ error }
+// foreignResponseError says that a proxy has responded instead of ClickHouse.
+type foreignResponseError struct{ error }
 
 // quoteIdentifier quotes a name without backticks.
 func quoteIdentifier(name string) string { return "`" + name + "`" }
@@ -294,7 +295,7 @@ func quoteString(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
 }
 
-// withoutURL removes the URL from an HTTP client's error. It contains the whole
+// withoutURL removes the URL from an HTTP client's error. The URL contains the complete
 // statement and its settings.
 func withoutURL(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {

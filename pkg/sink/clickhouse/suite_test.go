@@ -28,7 +28,7 @@ func TestClickHouse(t *testing.T) {
 
 var suite = testengines.Start(testengines.Options{ClickHouse: true})
 
-// servers are the DSNs of one server's default database, by protocol.
+// servers returns the DSN of the server's default database for the protocol.
 func servers(protocol string) string {
 	native, http := suite.ServerClickHouseDSNs()
 	compress := func(dsn string) string { return with(dsn, parameter("compress", "lz4")) }
@@ -41,7 +41,7 @@ var protocols = []string{"native", "http", "native, uncompressed", "http, uncomp
 
 var databases atomic.Int32
 
-// database is a database of a spec's own, reached over one protocol.
+// database is the database of one spec, used over one protocol.
 type database struct {
 	name, dsn string
 	conn      driver.Conn
@@ -67,7 +67,7 @@ func newDatabase(ctx context.Context, protocol string) *database {
 	return db
 }
 
-// newTable is a database with the table in it, whose merges are stopped.
+// newTable returns a new database with the table, and stops the table's merges.
 func newTable(ctx context.Context, protocol string) *database {
 	GinkgoHelper()
 	db := newDatabase(ctx, protocol)
@@ -108,7 +108,8 @@ var _ = func() bool {
 				Open: func(addr string) (sink.Sink, error) {
 					return clickhouse.Open(clickhouse.Options{DSN: with(db.dsn,
 						func(u *url.URL) { u.Host = addr },
-						// Slow needs more than ClickHouse lets a block sleep.
+						// Slow sleeps longer than ClickHouse allows for a block by
+						// default.
 						parameter("function_sleep_max_microseconds_per_block", "60000000"))})
 				},
 				Stored: db.stored,
@@ -138,8 +139,8 @@ func mustParse(dsn string) *url.URL {
 	return u
 }
 
-// stored reads the table. The time comes as a number, since the driver's own
-// ends in 2262.
+// stored reads the table. It reads times as numbers, because the driver supports times
+// only up to 2262.
 func (db *database) stored(ctx context.Context) (*sink.Events, error) {
 	rows, err := db.conn.Query(ctx, "SELECT event_id, event_type, toUnixTimestamp64Micro(event_date_time), environment,"+
 		" event_context, metadata_version FROM event_log")

@@ -54,7 +54,7 @@ func oddities() *sink.Events {
 		time.Date(1969, 12, 31, 23, 59, 59, 999_999_000, time.UTC),
 		time.Unix(0, 0).UTC(),
 		now.Add(time.Microsecond),                                 // the next month
-		time.Date(2262, 4, 11, 23, 47, 16, 854_776_000, time.UTC), // one more nanosecond than an int64 holds, rounded
+		time.Date(2262, 4, 11, 23, 47, 16, 854_776_000, time.UTC), // just after the largest int64 of nanoseconds
 		time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC),
 	} {
 		add(e, "times", t, "Test", "{}", 1)
@@ -78,7 +78,7 @@ func noise(n int) string {
 	return string(b)
 }
 
-// copied returns a copy, which a sink may empty.
+// copied returns a copy of the events. A sink may empty the copy.
 func copied(e *sink.Events) *sink.Events {
 	c := &sink.Events{}
 	for i := range e.Len() {
@@ -113,7 +113,8 @@ func sorted(e *sink.Events) *sink.Events {
 	return s
 }
 
-// withContexts returns n ordinary events with contexts of that size, which do not compress.
+// withContexts returns n ordinary events. Their contexts have the given size and do not
+// compress.
 func withContexts(n, size int) *sink.Events {
 	e := some(n)
 	e.EventContext.Reset()

@@ -20,12 +20,12 @@ import (
 )
 
 // Destination is a sink's destination for one spec: new, empty, and not shared. It keeps
-// duplicates: nothing may merge rows while the spec runs.
+// duplicates: merges are stopped while the spec runs.
 type Destination struct {
 	// Addr is the host and port of the sink's server.
 	Addr string
 	// Open opens a sink on the destination. addr is Addr, or the address of a proxy in
-	// front of it.
+	// front of the server.
 	Open func(addr string) (sink.Sink, error)
 	// Stored reads every row, duplicates included, in any order. It does not use the
 	// sink.
@@ -91,7 +91,8 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			// The bounds of one and two bytes, with and without the empty string.
+			// The wire format stores indexes of values in one or two bytes. The numbers
+			// are at the limits of both sizes, with and without the empty string.
 			for _, n := range []int{255, 256, 65_535, 65_536} {
 				ginkgo.It(fmt.Sprintf("stores %d types and environments", n), func(ctx ginkgo.SpecContext) {
 					events := &sink.Events{}
@@ -103,7 +104,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				})
 			}
 
-			ginkgo.It("stores an event as often as it is in the batch", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("stores an event once for each occurrence in the batch", func(ctx ginkgo.SpecContext) {
 				events := some(2)
 				appendFrom(events, events, 1)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
@@ -118,7 +119,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(open(d.Addr).Insert(ctx, sink.Batch{Token: seen, Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(100))
 
-				ginkgo.By("inserting them under another token")
+				ginkgo.By("inserting the events under another token")
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(200))
 			})
@@ -134,7 +135,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			ginkgo.It("runs beside other inserts", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("can run at the same time as other inserts", func(ctx ginkgo.SpecContext) {
 				const inserts, size = 8, 500
 				var group sync.WaitGroup
 				for range inserts {
@@ -164,7 +165,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				}
 				Expect(count(ctx)).To(BeZero())
 
-				ginkgo.By("inserting other rows under the token, which the sink does not know")
+				ginkgo.By("inserting other rows under the same token, which the sink does not know yet")
 				Expect(s.Insert(ctx, sink.Batch{Token: unsent, Events: some(7)})).To(Succeed())
 				Expect(count(ctx)).To(Equal(7))
 			})
@@ -217,7 +218,8 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Eventually(ctx, other.InFlight, patience, polling).WithArguments(slow).Should(BeTrue())
 				Expect(other.InFlight(ctx, token())).To(BeFalse())
 				Eventually(ctx, done, patience, polling).Should(Receive(BeNil()))
-				// A server may acknowledge the insert before it removes it from its list.
+				// A server may acknowledge an insert before it removes the insert from
+				// its list of processes.
 				Eventually(ctx, other.InFlight, patience, polling).WithArguments(slow).Should(BeFalse())
 			})
 		})
@@ -242,7 +244,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(stored)})).To(Succeed())
 				found, err := present(ctx, s, merged(&absent.Keys, &stored.Keys))
 				Expect(err).NotTo(HaveOccurred())
-				Expect(maps.Equal(found, set(stored))).To(BeTrue()) // a matcher would compare each key with all others
+				Expect(maps.Equal(found, set(stored))).To(BeTrue()) // a matcher would compare each key with all other keys
 			})
 
 			ginkgo.It("does not find another event with the same id", func(ctx ginkgo.SpecContext) {
@@ -276,7 +278,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				through = open(p.Addr())
 			})
 
-			ginkgo.It("is unavailable while the server is unreachable, and works again afterwards", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("returns unavailable errors while the server is unreachable, and works afterwards", func(ctx ginkgo.SpecContext) {
 				Expect(through.Ping(ctx)).To(Succeed())
 				p.Down()
 				for _, err := range []error{
@@ -307,12 +309,12 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(present(ctx, s, &events.Keys)).To(BeEmpty())
 				Expect(count(ctx)).To(BeZero())
 
-				ginkgo.By("inserting it again under its token")
+				ginkgo.By("inserting the batch again under its token")
 				Expect(through.Insert(ctx, sink.Batch{Token: cut, Events: copied(events)})).To(Succeed())
 				Expect(stored(ctx)).To(equalEvents(sorted(events)))
 			})
 
-			ginkgo.It("finds rows that were not acknowledged, and does not add them again", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("finds rows of an insert that was not acknowledged, and does not add them again", func(ctx ginkgo.SpecContext) {
 				events, lost := withContexts(4, 1<<20), token()
 				p.Hold(faults.Answers, 1<<20)
 				waiting, giveUp := context.WithCancel(ctx)
@@ -366,7 +368,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(s.Check(ctx)).To(Succeed())
 			})
 
-			ginkgo.It("names the problem and the remedy if they cannot", func(ctx ginkgo.SpecContext) {
+			ginkgo.It("names the problem and the remedy if the promises cannot be kept", func(ctx ginkgo.SpecContext) {
 				Expect(d.Spoil(ctx)).To(Succeed())
 				misconfigured, ok := errors.AsType[*sink.MisconfiguredError](s.Check(ctx))
 				Expect(ok).To(BeTrue())
@@ -377,7 +379,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 	})
 }
 
-// overslept is past its deadline, but its timer has not fired yet.
+// overslept is a context after its deadline whose timer has not fired yet.
 type overslept struct{ context.Context } //nolint:containedctx // is one
 
 // Deadline implements context.Context.
