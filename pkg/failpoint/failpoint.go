@@ -12,8 +12,8 @@ const (
 	KeyTaken         Point = "key-taken"         // an idempotency key is locked in the caller's transaction
 	PublishBefore    Point = "publish-before"    // the event is not written
 	PublishInserted  Point = "publish-inserted"  // the event is written, in the caller's transaction
-	KeyKept          Point = "key-kept"          // the key and the answer are written, in the same transaction
-	PublishCommitted Point = "publish-committed" // the caller does not know it yet
+	KeyKept          Point = "key-kept"          // the key and the response are written, in the same transaction
+	PublishCommitted Point = "publish-committed" // the caller has not received the result yet
 
 	CutLocked       Point = "cut-locked"
 	CutWritten      Point = "cut-written" // a batch is written, in the transaction
@@ -28,14 +28,14 @@ const (
 	ClaimMarked Point = "claim-marked" // the attempt is counted and committed
 	ClaimLeased Point = "claim-leased"
 
-	FlushRead         Point = "flush-read"         // the events are in memory, the deadline runs
-	FlushBegun        Point = "flush-begun"        // the sink has the statement and no rows
+	FlushRead         Point = "flush-read"         // the events are in memory, and the deadline has started
+	FlushBegun        Point = "flush-begun"        // the sink has received the statement, but no rows
 	FlushAcknowledged Point = "flush-acknowledged" // the sink has acknowledged the insert
 
 	ResolveRead          Point = "resolve-read"   // the keys of the events are read
 	ResolveWaited        Point = "resolve-waited" // no earlier insert is in flight
 	ResolveChecked       Point = "resolve-checked"
-	ReinsertAcknowledged Point = "reinsert-acknowledged" // under the same token
+	ReinsertAcknowledged Point = "reinsert-acknowledged" // the sink has acknowledged an insert under the same token
 	ReinsertWaited       Point = "reinsert-waited"
 	ReinsertChecked      Point = "reinsert-checked"
 
@@ -54,7 +54,7 @@ const (
 	SplitCommitted         Point = "split-committed"
 
 	RequeueBeforeCommit Point = "requeue-before-commit" // the dead letters are events again
-	RequeueCommitted    Point = "requeue-committed"     // the operator does not know it yet
+	RequeueCommitted    Point = "requeue-committed"     // the operator has not received the result yet
 )
 
 // All lists every failpoint.

@@ -48,6 +48,6 @@ func At(p Point) {
 		if signal == syscall.SIGKILL {
 			select {}
 		}
-		time.Sleep(100 * time.Millisecond) // SIGSTOP is not delivered at once
+		time.Sleep(100 * time.Millisecond) // the system may deliver SIGSTOP with a delay
 	}
 }

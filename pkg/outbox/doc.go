@@ -2,15 +2,15 @@
 //
 // # The problem
 //
-// A service changes its database and then tells another system: that an order was
-// placed, that a user was created. If it writes to both systems one after the
-// other, a crash in between loses the message, or sends a message about something
-// that was rolled back. No order of the two writes avoids that.
+// A service changes its database and then sends a message to another system: an order was
+// placed, or a user was created. If the service writes to the two systems one after the
+// other, a crash between the writes loses the message, or leaves a message about a change
+// that was rolled back. Both orders of the writes have this problem.
 //
 // # The outbox
 //
-// The event is written into a table in the same transaction as the change. The two
-// commit together, or neither does. A separate process, Diehard's relay, reads the
+// The service writes the event into a table, in the same transaction as the change.
+// PostgreSQL commits both or neither. A separate process, Diehard's relay, reads the
 // table, delivers the events to ClickHouse and deletes them.
 //
 //	publisher := outbox.NewPublisher(outbox.PublisherOptions{Environment: "Production"})
@@ -26,26 +26,26 @@
 //	…
 //	return tx.Commit()
 //
-// Publish accepts *sql.Tx, and types that embed it: *sqlx.Tx, bun.Tx.Tx, GORM's
-// connection pool inside of a transaction. [Pgx] adapts a pgx.Tx, and [ExecFunc]
-// anything else that can execute a statement. The package imports no driver. The
-// folder examples of the repository has a program for each.
+// Publish accepts *sql.Tx, and types that embed *sql.Tx: *sqlx.Tx, bun.Tx.Tx, GORM's
+// connection pool inside a transaction. [Pgx] adapts a pgx.Tx. [ExecFunc] adapts any
+// other function that executes a statement in a transaction. The package imports no
+// driver. The folder examples of the repository has a program for each of these types.
 //
 // The table is created by `relay migrate`, or by the SQL that `relay migrate
 // --print` shows.
 //
-// # What is promised
+// # Guarantees
 //
 //   - If the transaction commits, the event is delivered exactly once, as seen in
-//     ClickHouse. If it does not commit, the event never existed.
-//   - Publishing needs PostgreSQL only. ClickHouse may be slow or down.
+//     ClickHouse. If the transaction does not commit, no event is delivered.
+//   - Publishing requires only PostgreSQL. ClickHouse may be slow or down.
 //   - The payload's JSON is delivered byte for byte.
 //
-// # What is not promised
+// # No guarantees
 //
 //   - Order. Events of one transaction may arrive in different inserts, and a later
 //     event may arrive first. Sort by EventDateTime.
-//   - Deduplication of what the caller publishes twice. Two events with one EventID
-//     are two rows.
-//   - A time of arrival. Without a fault it is well below a second: see [Notifier].
+//   - Deduplication of events that the caller publishes twice. Two events with the same
+//     EventID are two rows.
+//   - Latency. Without a fault, an event arrives well within a second: see [Notifier].
 package outbox

@@ -14,31 +14,32 @@ import (
 	"github.com/google/uuid"
 )
 
-// Event is something that happened, as it is published.
+// Event is the record that something has happened.
 type Event struct {
-	// EventID identifies the event at the sink. Two events with one id are
-	// delivered as two rows.
+	// EventID identifies the event at the sink. Two events with the same id are delivered
+	// as two rows.
 	EventID uuid.UUID
 	// EventType is snake_case, at most 128 bytes: user_created.
 	EventType string
-	// EventDateTime is when it happened; microseconds are kept. It lies
+	// EventDateTime is the time of the event, stored to the microsecond. It must be
 	// between MinEventDateTime and MaxEventDateTime.
 	EventDateTime time.Time
-	// Environment is at most 128 bytes. Empty means the publisher's, and if that
-	// is empty too, the column's default.
+	// Environment has at most 128 bytes. If it is empty, the event gets the publisher's
+	// environment. If that is empty too, the event gets the column's default.
 	Environment string
 	// EventContext is any JSON value, kept byte for byte.
 	EventContext JSON
 	// MetadataVersion is the version of EventContext's schema, from 0.
 	MetadataVersion int64
-	// Traceparent is the trace context of the event's cause, if there is one. The
-	// delivery joins that trace. The sink does not get it.
+	// Traceparent is the trace context of the request that caused the event. It may be
+	// empty. The delivery joins this trace. The relay does not send the traceparent to
+	// the sink.
 	Traceparent Traceparent
 }
 
-// The range of EventDateTime is what every known sink can store. ClickHouse's
-// DateTime64(6) ends here, and its driver stores another time beyond it without an
-// error.
+// The range of EventDateTime is the range that every known sink can store. It is the
+// range of ClickHouse's DateTime64(6). For a time outside of it, ClickHouse's driver
+// stores a different time without an error.
 var (
 	MinEventDateTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)
 	MaxEventDateTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
@@ -49,8 +50,8 @@ const (
 	maxEnvironmentBytes = 128
 )
 
-// ValidationError says which field of an event cannot be published, and why. Nothing
-// has been written.
+// ValidationError names the invalid field of an event and the reason. No event was
+// written.
 type ValidationError struct {
 	// Index is the event's position in the arguments of Publish, from 0.
 	Index int
@@ -64,13 +65,13 @@ func (e *ValidationError) Error() string {
 	return fmt.Sprintf("event %d: %s %s", e.Index, e.Field, e.Reason)
 }
 
-// Typed is a payload that names its event type. The type then stays the same if the
-// Go type is renamed.
+// Typed is a payload that names its event type. The event type then stays the same when
+// the Go type is renamed.
 type Typed interface {
 	EventType() string
 }
 
-// Versioned is a payload that knows the version of its schema.
+// Versioned is a payload that returns the version of its schema.
 type Versioned interface {
 	EventVersion() int64
 }
@@ -78,24 +79,24 @@ type Versioned interface {
 // Option changes what NewEvent derives from the payload.
 type Option func(*Event)
 
-// WithType sets the event type. The default is the payload's EventType method, and
-// without one the name of its Go type.
+// WithType sets the event type. The default comes from the payload's EventType method, or
+// from the name of the payload's Go type.
 func WithType(eventType string) Option {
 	return func(e *Event) { e.EventType = eventType }
 }
 
-// WithTime sets when the event happened. The default is now.
+// WithTime sets the time of the event. The default is the current time.
 func WithTime(t time.Time) Option {
 	return func(e *Event) { e.EventDateTime = t }
 }
 
-// WithMetadataVersion sets the version of the payload's schema. The default is the
-// payload's EventVersion method, and without one 1.
+// WithMetadataVersion sets the version of the payload's schema. The default comes from
+// the payload's EventVersion method, or is 1 without this method.
 func WithMetadataVersion(version int64) Option {
 	return func(e *Event) { e.MetadataVersion = version }
 }
 
-// WithEnvironment sets the environment. The default is the publisher's.
+// WithEnvironment sets the environment. The default is the publisher's environment.
 func WithEnvironment(environment string) Option {
 	return func(e *Event) { e.Environment = environment }
 }
@@ -105,14 +106,14 @@ func WithTraceparent(traceparent Traceparent) Option {
 	return func(e *Event) { e.Traceparent = traceparent }
 }
 
-// NewEvent returns an event whose context is the payload's JSON. A json.RawMessage
-// or a [JSON] is taken byte for byte.
+// NewEvent returns an event whose context is the payload's JSON. NewEvent keeps a
+// json.RawMessage or a [JSON] byte for byte.
 //
-// Its type is that of the option [WithType], or else what the payload's method
-// EventType returns (see [Typed]), or else the name of the payload's Go type in
-// snake_case: UserCreated becomes user_created. The id is a UUID v7. NewEvent fails
-// if the payload cannot be encoded or no type can be derived. Publish checks the
-// rest.
+// The event type comes from the first of these sources that exists: the option
+// [WithType], the payload's method EventType (see [Typed]), the name of the payload's Go
+// type. NewEvent converts a Go name to snake_case: UserCreated becomes user_created. The
+// id is a UUID v7. NewEvent returns an error if it cannot encode the payload or cannot
+// derive a type. Publish checks all other rules.
 func NewEvent(payload any, opts ...Option) (Event, error) {
 	eventContext, err := encode(payload)
 	if err != nil {
@@ -145,9 +146,9 @@ func NewEvent(payload any, opts ...Option) (Event, error) {
 	return event, nil
 }
 
-// implementation returns the payload as an I. A method counts also if it has a
-// pointer receiver and the payload is a value: the event's type must not depend on
-// that. A nil pointer is replaced by a zero value.
+// implementation returns the payload as an I. It also finds methods with pointer
+// receivers if the payload is a value, so that both forms give the same event type. It
+// replaces a nil pointer by a pointer to a zero value.
 func implementation[I any](payload any) (found I, ok bool) {
 	value := reflect.ValueOf(payload)
 	if !value.IsValid() {
@@ -176,16 +177,16 @@ func encode(payload any) (JSON, error) {
 	switch payload := payload.(type) {
 	case JSON:
 		return payload, nil
-	case json.RawMessage: // the encoder would drop its spaces
+	case json.RawMessage: // the encoder would remove its spaces
 		return ParseJSON(payload)
 	}
 	var encoded bytes.Buffer
 	encoder := json.NewEncoder(&encoded)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(payload); err != nil {
-		return JSON{}, err //nolint:wrapcheck // the caller says what this was for
+		return JSON{}, err //nolint:wrapcheck // the caller adds the operation
 	}
-	if !utf8.Valid(encoded.Bytes()) { // a json.RawMessage or a MarshalJSON within it
+	if !utf8.Valid(encoded.Bytes()) { // the payload contains a json.RawMessage or a MarshalJSON method
 		return JSON{}, errNotUTF8
 	}
 	return JSON{text: strings.TrimSuffix(encoded.String(), "\n")}, nil
@@ -203,7 +204,7 @@ func typeName(payload any) string {
 	if t == nil || t.PkgPath() == "" { // unnamed, or built in
 		return ""
 	}
-	name, _, _ := strings.Cut(t.Name(), "[") // a generic type's arguments
+	name, _, _ := strings.Cut(t.Name(), "[") // removes the arguments of a generic type
 	return name
 }
 

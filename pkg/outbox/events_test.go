@@ -13,7 +13,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 )
 
-// complete fills in what the spec does not care for.
+// complete fills in the fields that the spec does not set.
 func complete(event outbox.Event) outbox.Event {
 	if event.EventID == uuid.Nil {
 		event.EventID = uuid.New()

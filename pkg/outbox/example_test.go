@@ -14,8 +14,8 @@ type OrderPlaced struct {
 	Cents   int64 `json:"cents"`
 }
 
-// placeOrder writes an order and the event that says so in one transaction:
-// both are there once it has committed, or neither.
+// placeOrder writes an order and its event in one transaction. PostgreSQL commits both or
+// neither.
 func placeOrder(ctx context.Context, db *sql.DB, publisher *outbox.Publisher, orderID, cents int64) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
@@ -36,7 +36,7 @@ func placeOrder(ctx context.Context, db *sql.DB, publisher *outbox.Publisher, or
 	return tx.Commit()
 }
 
-// A service that has a table of its own publishes what happens to it.
+// A service publishes an event in the transaction in which it changes its own table.
 func Example() {
 	ctx := context.Background()
 	db, stop := exampleDatabase(ctx) // a PostgreSQL server that `api migrate` has migrated

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// JSON is the text of one JSON value. It is always valid, unless it is the zero
-// value, which is empty and cannot be published.
+// JSON is the text of one JSON value. It is always valid, except for the zero value. The
+// zero value is empty and cannot be published.
 type JSON struct{ text string }
 
 var (
@@ -15,8 +15,8 @@ var (
 	errNotJSON = errors.New("is not valid JSON")
 )
 
-// ParseJSON returns the text as JSON, byte for byte. It fails if the text is not one
-// JSON value in UTF-8.
+// ParseJSON returns the text as JSON, byte for byte. It returns an error if the text is
+// not exactly one JSON value in UTF-8.
 func ParseJSON(text []byte) (JSON, error) {
 	switch {
 	case !utf8.Valid(text):

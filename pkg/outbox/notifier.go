@@ -6,27 +6,26 @@ import (
 	"time"
 )
 
-// Channel is the channel on which relays listen for the notification that events
-// were committed.
+// Channel is the PostgreSQL channel on which relays listen for notifications of committed
+// events.
 const Channel = "diehard_outbox_events"
 
-// notifyInterval is the least time between two notifications of one process.
-// PostgreSQL serialises the commits of transactions that notify on one lock for the
-// whole server. Publish therefore does not notify.
+// notifyInterval is the least time between two notifications of one process. If a
+// transaction notifies, its commit takes a lock that is global for the server. Publish
+// therefore does not notify.
 const notifyInterval = 10 * time.Millisecond
 
-// Notifier notifies the relays that events were committed. Without it a relay finds
-// them at its next poll, after five seconds by default. A notification that is lost
-// costs latency, never an event.
+// Notifier notifies the relays that events were committed. Without a notification, a
+// relay finds the events at its next poll, after at most five seconds by default. A lost
+// notification costs time, never an event.
 type Notifier struct {
 	db      Execer
 	log     *slog.Logger
 	pending chan struct{}
 }
 
-// NewNotifier returns a Notifier that uses db, a *sql.DB or what [PgxPool] returns,
-// outside of any transaction. It logs when the relays cannot be notified; log may be
-// nil.
+// NewNotifier returns a Notifier that uses db outside of any transaction. db is a *sql.DB
+// or the result of [PgxPool]. The Notifier logs failed notifications; log may be nil.
 func NewNotifier(db Execer, log *slog.Logger) *Notifier {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -34,8 +33,8 @@ func NewNotifier(db Execer, log *slog.Logger) *Notifier {
 	return &Notifier{db: db, log: log, pending: make(chan struct{}, 1)}
 }
 
-// Hint says that events were committed: call it after the commit. It never blocks
-// and is safe for concurrent use. Hints within 10 ms make one notification.
+// Hint requests a notification. Call it after the commit. It never blocks and is safe for
+// concurrent use. Hints within 10 ms cause one notification.
 func (n *Notifier) Hint() {
 	select {
 	case n.pending <- struct{}{}:

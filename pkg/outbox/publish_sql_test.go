@@ -13,7 +13,7 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// A publisher in another language has SQL only, so these specs do, too.
+// A publisher in another language uses SQL only, so these specs also use SQL only.
 var _ = Describe("Publishing by SQL", func() {
 	var db *sqlx.DB
 
@@ -33,19 +33,18 @@ var _ = Describe("Publishing by SQL", func() {
 		return server.Constraint, server.Message
 	}
 
-	// ways are both ways to publish an event of which nothing but its type and
-	// its context is given.
+	// ways are the statements that publish an event with only a type and a context.
 	ways := []TableEntry{
 		Entry("by the statement",
 			`INSERT INTO outbox_events (event_type, event_context) VALUES ('order_placed', '{ "order_id":42}')`),
 		Entry("by the function",
 			`SELECT diehard_publish('order_placed', '{ "order_id":42}')`),
-		Entry("by the function, with NULL for what is left out",
+		Entry("by the function, with NULL for the other parameters",
 			`SELECT diehard_publish('order_placed', '{ "order_id":42}', event_date_time => NULL, environment => NULL,
 				metadata_version => NULL, traceparent => NULL, event_id => NULL)`),
 	}
 
-	DescribeTable("gives what is left out its default",
+	DescribeTable("gives omitted columns their defaults",
 		func(statement string) {
 			var before, after time.Time
 			Expect(db.Get(&before, "SELECT clock_timestamp()")).To(Succeed())
@@ -140,7 +139,7 @@ var _ = Describe("Publishing by SQL", func() {
 		return err
 	}
 
-	DescribeTable("refuses what breaks a rule, and says which",
+	DescribeTable("refuses values that violate a constraint, and names the constraint",
 		func(constraint string, bad sqlEvent) {
 			for _, publish := range []func(sqlEvent) error{insert, call} {
 				broken, message := refusal(publish(bad))
@@ -157,32 +156,32 @@ var _ = Describe("Publishing by SQL", func() {
 		Entry("a long type", "event_type_is_snake_case", sqlEvent{eventType: `repeat('a', 129)`}),
 		Entry("a time before year 1", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'0001-12-31 23:59:59Z BC'`}),
 		Entry("a time after year 9999", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'10000-01-01 00:00:00Z'`}),
-		Entry("a time without end", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'infinity'`}),
+		Entry("the time infinity", "event_date_time_is_in_years_1_to_9999", sqlEvent{eventDateTime: `'infinity'`}),
 		Entry("an empty environment", "environment_is_short", sqlEvent{environment: `''`}),
 		Entry("a long environment", "environment_is_short", sqlEvent{environment: `repeat('ü', 65)`}),
 		Entry("a negative version", "metadata_version_is_not_negative", sqlEvent{metadataVersion: `-1`}),
 		Entry("an empty traceparent", "traceparent_is_w3c", sqlEvent{traceparent: `''`}),
 		Entry("a traceparent in capitals", "traceparent_is_w3c", sqlEvent{traceparent: `upper('` + traceparent + `')`}),
 		Entry("a traceparent with a line end", "traceparent_is_w3c", sqlEvent{traceparent: `E'` + traceparent + `\n'`}),
-		Entry("a traceparent with a hyphen elsewhere", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '0-' FROM 3)`}),
-		Entry("a traceparent with a hyphen more", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '-' FROM 5)`}),
+		Entry("a traceparent with a hyphen in the wrong place", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '0-' FROM 3)`}),
+		Entry("a traceparent with an additional hyphen", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING '-' FROM 5)`}),
 		Entry("a traceparent that is not hexadecimal", "traceparent_is_w3c", sqlEvent{traceparent: `overlay('` + traceparent + `' PLACING 'g' FROM 5)`}),
 		Entry("the nil id", "event_id_is_not_nil", sqlEvent{eventID: `'00000000-0000-0000-0000-000000000000'`}),
 	)
 
-	DescribeTable("refuses what is not of the column's type",
+	DescribeTable("refuses values that do not have the column's type",
 		func(message string, bad sqlEvent) {
 			for _, publish := range []func(sqlEvent) error{insert, call} {
 				_, got := refusal(publish(bad))
 				Expect(got).To(Equal(message))
 			}
 		},
-		Entry("a context that is no JSON", "invalid input syntax for type json", sqlEvent{eventContext: `'{"order_id": }'`}),
-		Entry("an id that is no UUID", `invalid input syntax for type uuid: "42"`, sqlEvent{eventID: `'42'`}),
-		Entry("a time that is none", `invalid input syntax for type timestamp with time zone: "soon"`, sqlEvent{eventDateTime: `'soon'`}),
+		Entry("a context that is not JSON", "invalid input syntax for type json", sqlEvent{eventContext: `'{"order_id": }'`}),
+		Entry("an id that is not a UUID", `invalid input syntax for type uuid: "42"`, sqlEvent{eventID: `'42'`}),
+		Entry("a time that is not a timestamp", `invalid input syntax for type timestamp with time zone: "soon"`, sqlEvent{eventDateTime: `'soon'`}),
 	)
 
-	It("has no function for jsonb, which would not keep the context byte for byte", func() {
+	It("has no function for jsonb, because jsonb does not keep the context byte for byte", func() {
 		_, message := refusal(call(sqlEvent{eventContext: `'{}'::jsonb`}))
 		Expect(message).To(HavePrefix("function diehard_publish(unknown, jsonb, "))
 		Expect(call(sqlEvent{eventContext: `'{}'::jsonb::json`})).To(Succeed())
@@ -204,15 +203,15 @@ var _ = Describe("Publishing by SQL", func() {
 		Entry("as the id, in the statement", "event_id", sqlEvent{eventID: `NULL`}, insert),
 	)
 
-	It("refuses a number of the caller's own for the row", func() {
+	It("refuses an id of the row that the caller chooses", func() {
 		_, err := db.Exec(`INSERT INTO outbox_events (id, event_type, event_context) VALUES (1, 'order_placed', '{}')`)
 		_, message := refusal(err)
 		Expect(message).To(Equal(`cannot insert a non-DEFAULT value into column "id"`))
 	})
 
-	// The constraint's own expression stands in for an event of that size, which
-	// would take PostgreSQL seconds.
-	It("takes a context of 128 MiB, and no more", func() {
+	// The spec evaluates the constraint's expression, because PostgreSQL would need
+	// seconds for an event of this size.
+	It("accepts a context of 128 MiB, but not a larger context", func() {
 		var check string
 		Expect(db.Get(&check, `SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint
 			WHERE conrelid = 'outbox_events'::regclass AND conname = 'event_context_is_at_most_128_mib'`)).To(Succeed())
@@ -222,7 +221,7 @@ var _ = Describe("Publishing by SQL", func() {
 		Expect(taken).To(Equal([]bool{true, false}))
 	})
 
-	Context("as a role that may do nothing else", func() {
+	Context("as a role without other privileges", func() {
 		var role string
 
 		BeforeEach(func() {
@@ -234,8 +233,7 @@ var _ = Describe("Publishing by SQL", func() {
 			})
 		})
 
-		// as runs a statement with the role's rights, in a session that looks for
-		// names in public.
+		// as executes a statement with the role's privileges, with search_path = public.
 		as := func(statement string) error {
 			tx := db.MustBegin()
 			defer func() { _ = tx.Rollback() }()
@@ -253,7 +251,7 @@ var _ = Describe("Publishing by SQL", func() {
 				metadata_version, traceparent) ON %s.outbox_events TO %s`, schema, pq.QuoteIdentifier(role)))
 		}
 
-		It("needs the right to insert into the columns, for the statement and for the function", func() {
+		It("needs the INSERT privilege on the columns, for the statement and for the function", func() {
 			for _, statement := range []string{
 				`INSERT INTO outbox_events (event_type, event_context) VALUES ('order_placed', '{}')`,
 				`SELECT diehard_publish('order_placed', '{}', environment => 'Staging')`,
@@ -277,15 +275,15 @@ var _ = Describe("Publishing by SQL", func() {
 				Expect(rows()).To(HaveLen(1))
 			},
 			Entry("read events", `SELECT event_id FROM outbox_events`),
-			Entry("have the inserted row returned", `INSERT INTO outbox_events (event_type, event_context) VALUES ('order_placed', '{}') RETURNING event_id`),
+			Entry("read the inserted row by RETURNING", `INSERT INTO outbox_events (event_type, event_context) VALUES ('order_placed', '{}') RETURNING event_id`),
 			Entry("change events", `UPDATE outbox_events SET event_type = 'order_paid'`),
 			Entry("delete events", `DELETE FROM outbox_events`),
 			Entry("choose the row's id", `INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE VALUES (7, 'order_placed', '{}')`),
-			Entry("choose when it was published", `INSERT INTO outbox_events (event_type, event_context, published_at) VALUES ('order_placed', '{}', now())`),
-			Entry("touch the batches", `DELETE FROM outbox_batches`),
+			Entry("choose the time of publishing", `INSERT INTO outbox_events (event_type, event_context, published_at) VALUES ('order_placed', '{}', now())`),
+			Entry("change the batches", `DELETE FROM outbox_batches`),
 		)
 
-		It("calls the function in whatever schema the outbox is, wherever it looks for names itself", func() {
+		It("can call the function in any schema, whatever its own search_path", func() {
 			db.MustExec("CREATE SCHEMA diehard")
 			db.MustExec("ALTER TABLE outbox_events SET SCHEMA diehard")
 			db.MustExec("ALTER FUNCTION diehard_publish SET SCHEMA diehard")
@@ -301,7 +299,8 @@ var _ = Describe("Publishing by SQL", func() {
 	})
 })
 
-// sqlEvent has an SQL expression for each column; what is empty is in order.
+// sqlEvent has an SQL expression for each column. An empty expression means a valid
+// default.
 type sqlEvent struct {
 	eventType, eventContext, eventDateTime, environment, metadataVersion, traceparent, eventID string
 }

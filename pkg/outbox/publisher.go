@@ -10,21 +10,21 @@ import (
 	"github.com/google/uuid"
 )
 
-// DefaultMaxEventBytes bounds an event's context if PublisherOptions does not: 16
+// DefaultMaxEventBytes bounds an event's context if PublisherOptions has no bound: 16
 // MiB.
 const DefaultMaxEventBytes = 16 << 20
 
 // PublisherOptions configure a Publisher. The zero value is usable.
 type PublisherOptions struct {
-	// Environment is that of the events that name none. If it is empty, they get
-	// the default of the column outbox_events.environment, which is Local unless a
-	// deployment has changed it.
+	// Environment is used for events that have no environment of their own. If both are
+	// empty, the event gets the default of the column outbox_events.environment. This
+	// default is Local unless a deployment has changed it.
 	Environment string
 	// MaxEventBytes bounds an event's context; DefaultMaxEventBytes by default. The
 	// table accepts no more than 128 MiB.
 	MaxEventBytes int
-	// Schema is the schema of the outbox's tables. If it is empty, they are found by
-	// the session's search_path.
+	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
+	// the tables by the session's search_path.
 	Schema string
 }
 
@@ -55,11 +55,11 @@ func quoteIdentifier(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// Publish writes the events into the outbox in tx. They are delivered if and only if
+// Publish writes the events into the outbox in tx. The relay delivers them if and only if
 // tx commits.
 //
-// It returns a *ValidationError if an event breaks a rule; nothing is written then.
-// After any other error the transaction must be rolled back.
+// If an event breaks a rule, it returns a *ValidationError and writes no event. After any
+// other error the transaction must be rolled back.
 func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 	if err := p.check(events); err != nil {
 		return err
@@ -73,15 +73,15 @@ func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 	return nil
 }
 
-// Queryer is the caller's transaction, or a connection on which a statement is a
-// transaction by itself.
+// Queryer is the caller's transaction, or a connection on which each statement is a
+// transaction of its own.
 type Queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// PublishInserted executes the statement and publishes the events of the rows that it
-// has inserted, in one round trip. It returns the ids of these rows. Errors are like
-// those of Publish.
+// PublishInserted executes the statement and publishes the events of the inserted rows,
+// in one round trip. It returns the ids of the inserted rows, and the same errors as
+// Publish.
 func (p *Publisher) PublishInserted(ctx context.Context, q Queryer, insert Insert, events ...Event) ([]uuid.UUID, error) {
 	if err := p.check(events); err != nil {
 		return nil, err
@@ -89,20 +89,20 @@ func (p *Publisher) PublishInserted(ctx context.Context, q Queryer, insert Inser
 	query, args := p.insertWith(insert, events)
 	rows, err := q.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+		return nil, fmt.Errorf("insert rows and their events: %w", err)
 	}
 	defer rows.Close()
 	var inserted []uuid.UUID
 	for rows.Next() {
 		var id uuid.UUID
 		if err := rows.Scan(&id); err != nil {
-			return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+			return nil, fmt.Errorf("insert rows and their events: %w", err)
 		}
 		inserted = append(inserted, id)
 	}
-	// The server says only after the last row that all of it is done.
+	// The server reports success only after the last row.
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("insert, and into the outbox: %w", err)
+		return nil, fmt.Errorf("insert rows and their events: %w", err)
 	}
 	return inserted, nil
 }
@@ -116,8 +116,8 @@ func (p *Publisher) check(events []Event) error {
 	return nil
 }
 
-// Validate returns every rule that the event breaks: the reasons for which Publish
-// would refuse it.
+// Validate returns an error for every rule that the event breaks. Publish refuses an
+// event that breaks a rule.
 func (p *Publisher) Validate(event Event) []*ValidationError {
 	return event.broken(0, p.maxEventBytes)
 }

@@ -36,7 +36,7 @@ var _ = Describe("NewEvent", func() {
 		Entry("with an initialism", HTTPServerStarted{}, "http_server_started"),
 	)
 
-	It("takes what the caller gives", func() {
+	It("takes the values that the options set", func() {
 		happened := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
 		event, err := outbox.NewEvent(map[string]int{"n": 1},
 			outbox.WithType("counted"), outbox.WithTime(happened), outbox.WithMetadataVersion(7),
@@ -66,7 +66,7 @@ var _ = Describe("NewEvent", func() {
 		Expect(event.EventContext.String()).To(Equal(string(raw)))
 	})
 
-	It("refuses a payload without a type name, and one without JSON", func() {
+	It("refuses a payload without a type name, and a payload that is not JSON", func() {
 		_, err := outbox.NewEvent(outboxtest.JSON(`{}`))
 		Expect(err).To(MatchError(ContainSubstring("WithType")))
 		_, err = outbox.NewEvent(map[string]int{})
@@ -121,7 +121,7 @@ var _ = DescribeTable("ParseJSON refuses",
 		Expect(err).To(MatchError(reason))
 	},
 	Entry("nothing", "", "is not valid JSON"),
-	Entry("a part of a value", `{"a":`, "is not valid JSON"),
+	Entry("an incomplete value", `{"a":`, "is not valid JSON"),
 	Entry("two values", `1 2`, "is not valid JSON"),
 	Entry("invalid UTF-8", "\"\xff\"", "is not valid UTF-8"),
 	Entry("a NUL", "\"\x00\"", "is not valid JSON"),
@@ -138,9 +138,9 @@ var _ = Describe("ParseTraceparent", func() {
 			Expect(parsed.IsZero()).To(BeFalse())
 			Expect(parsed.String()).To(And(HavePrefix("00-4bf9"), HaveLen(55)))
 		},
-		Entry("that is recorded", traceparent, true),
-		Entry("that is not", strings.TrimSuffix(traceparent, "1")+"0", false),
-		Entry("with another flag", strings.TrimSuffix(traceparent, "1")+"2", false),
+		Entry("of a sampled trace", traceparent, true),
+		Entry("of a trace that is not sampled", strings.TrimSuffix(traceparent, "1")+"0", false),
+		Entry("with only a different flag", strings.TrimSuffix(traceparent, "1")+"2", false),
 		Entry("with all flags", strings.TrimSuffix(traceparent, "01")+"ff", true),
 		Entry("of a later version", "01"+traceparent[2:], true),
 		Entry("of a later version with further fields", "cc"+traceparent[2:]+"-more", true),
@@ -153,15 +153,15 @@ var _ = Describe("ParseTraceparent", func() {
 			Expect(parsed.IsZero()).To(BeTrue())
 		},
 		Entry("nothing", ""),
-		Entry("a part", traceparent[:54]),
-		Entry("more than version 00 has", traceparent+"-more"),
-		Entry("more without a hyphen", "01"+traceparent[2:]+"more"),
+		Entry("an incomplete traceparent", traceparent[:54]),
+		Entry("version 00 with a further field", traceparent+"-more"),
+		Entry("a further field without a hyphen", "01"+traceparent[2:]+"more"),
 		Entry("upper case", strings.ToUpper(traceparent)),
-		Entry("another hyphenation", strings.Replace(traceparent, "-", "0", 1)),
+		Entry("a missing hyphen", strings.Replace(traceparent, "-", "0", 1)),
 		Entry("the version ff", "ff"+traceparent[2:]),
 		Entry("a trace id of zeros", "00-"+strings.Repeat("0", 32)+traceparent[35:]),
 		Entry("a parent id of zeros", traceparent[:36]+strings.Repeat("0", 16)+traceparent[52:]),
-		Entry("flags that are no number", traceparent[:53]+"0g"),
+		Entry("flags that are not hexadecimal", traceparent[:53]+"0g"),
 		Entry("a letter of two bytes", "Ж"+traceparent[2:]),
 	)
 
@@ -175,7 +175,7 @@ var _ = Describe("ParseTraceparent", func() {
 
 const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-// storedEvent is a row of outbox_events, as far as a query asks for it.
+// storedEvent has the columns of outbox_events that the specs read.
 type storedEvent struct {
 	EventID         uuid.UUID      `db:"event_id"`
 	EventType       string         `db:"event_type"`
@@ -241,7 +241,7 @@ var _ = Describe("Publisher", func() {
 		Expect(stored).To(Equal(context))
 	})
 
-	It("publishes more events than a statement has parameters for", func(ctx SpecContext) {
+	It("publishes more events than fit into the parameters of one statement", func(ctx SpecContext) {
 		events := make([]outbox.Event, 12_345)
 		publish(ctx, db, publisher, events...)
 		Expect(count()).To(Equal(12_345))
@@ -261,10 +261,10 @@ var _ = Describe("Publisher", func() {
 			Expect(stored).To(Equal(expected))
 		},
 		Entry("if it is the only one", []string{""}, []string{"Deployed"}),
-		Entry("beside others", []string{"A", "", "B", ""}, []string{"A", "Deployed", "B", "Deployed"}),
+		Entry("if other events have an environment", []string{"A", "", "B", ""}, []string{"A", "Deployed", "B", "Deployed"}),
 	)
 
-	DescribeTable("publishes into the schema that it is told",
+	DescribeTable("publishes into the schema of the options",
 		func(ctx SpecContext, schema string) {
 			db.MustExec("CREATE SCHEMA " + pq.QuoteIdentifier(schema))
 			db.MustExec("ALTER TABLE outbox_events SET SCHEMA " + pq.QuoteIdentifier(schema))
@@ -279,7 +279,7 @@ var _ = Describe("Publisher", func() {
 		Entry("with a name that needs quotes", `The "Shop"'s; DROP.Events`),
 	)
 
-	Describe("with rows of the caller's own", func() {
+	Describe("with rows of the caller's tables", func() {
 		BeforeEach(func() { db.MustExec("CREATE TABLE things (id uuid PRIMARY KEY, name text UNIQUE)") })
 
 		insert := func(name string, ids ...uuid.UUID) outbox.Insert {
@@ -294,7 +294,7 @@ var _ = Describe("Publisher", func() {
 			}
 		}
 
-		It("publishes the events of those that were inserted, in their order and byte for byte", func(ctx SpecContext) {
+		It("publishes the events of the inserted rows, in their order and byte for byte", func(ctx SpecContext) {
 			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New(), uuid.New()}
 			events := []outbox.Event{
 				{EventContext: outboxtest.JSON(`{ "b":1,"a" : [1.00, 1e3], "nul":"\u0000", "quote":"\"\\\"", "emoji":"🧨" }`), Environment: "Production"},

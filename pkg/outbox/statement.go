@@ -9,9 +9,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// Every value goes as a string or a number. PostgreSQL infers the types of the
-// parameters from the columns, so that a statement works with any driver, and behind
-// a pooler also without a prepared statement.
+// Every value goes as a string or a number. PostgreSQL infers the types of the parameters
+// from the columns, so that a statement works with any driver. It also works behind a
+// pooler that has no prepared statements.
 
 const (
 	eventColumns     = "event_id, event_type, event_date_time, event_context, metadata_version, traceparent, environment"
@@ -74,14 +74,14 @@ func (p *Publisher) appendArgs(args []any, e *Event) []any {
 	return args
 }
 
-// timestamp is the time as PostgreSQL reads it, with the microseconds that it keeps.
+// timestamp returns the time in PostgreSQL's input format, truncated to microseconds.
 func timestamp(t time.Time) string {
 	return t.UTC().Truncate(time.Microsecond).Format(time.RFC3339Nano)
 }
 
-// insertWith returns insert's statement with the events published in it, and the
-// events' arguments. They are arrays and follow those of the statement. The events are
-// inserted in the arrays' order.
+// insertWith returns a statement that executes insert and publishes the events, and its
+// arguments. The arguments of insert come first, then one array for each column of the
+// events. The events are inserted in the order of the arrays.
 func (p *Publisher) insertWith(insert Insert, events []Event) (query string, args []any) {
 	const columns = 8
 	arrays := make([]arrayLiteral, columns)
@@ -105,8 +105,9 @@ func (p *Publisher) insertWith(insert Insert, events []Event) (query string, arg
 	return p.buildInsertWith(insert, byDefault), args
 }
 
-// buildInsertWith has a second INSERT for the events without an environment if there
-// are any: a SELECT cannot name a column's default.
+// buildInsertWith builds the statement of insertWith. If events without an environment
+// exist (byDefault), it adds a second INSERT for them, because a SELECT cannot return a
+// column's default.
 func (p *Publisher) buildInsertWith(insert Insert, byDefault bool) string {
 	first := len(insert.Args)
 	published := func(columns, values, condition string) string {
@@ -159,12 +160,12 @@ func (a *arrayLiteral) String() string {
 	return a.text.String() + "}"
 }
 
-// Insert is a statement that inserts rows, each with an event that tells of it.
+// Insert is a statement that inserts rows. Each row has one event.
 type Insert struct {
-	// SQL inserts the rows and returns the ids, uuids, of the rows that it has
-	// inserted, in a column id. Its parameters are numbered from $1.
+	// SQL inserts the rows. It returns the UUIDs of the inserted rows in a column id. Its
+	// parameters are numbered from $1.
 	SQL  string
 	Args []any
-	// RowIDs has the id of the row that each event tells of.
+	// RowIDs contains the row id of each event.
 	RowIDs []uuid.UUID
 }

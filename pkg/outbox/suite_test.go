@@ -26,8 +26,8 @@ func newDatabase(ctx context.Context) *sqlx.DB {
 	return testengines.OpenPostgres(suite.PostgresDSN(ctx), nil)
 }
 
-// exampleDatabase starts a server for the example, which runs when the suite
-// has ended, and its engines with it.
+// exampleDatabase starts a server for the example. The example runs after the suite, when
+// the suite's engines have already stopped.
 func exampleDatabase(ctx context.Context) (db *sql.DB, stop func()) {
 	dsn, stopServer := testengines.ExamplePostgres(ctx)
 	pool, err := postgres.Open(postgres.Options{DSN: dsn})

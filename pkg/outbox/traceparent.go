@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// Traceparent is a W3C trace context: which trace a request belongs to, which span
-// is its parent, and whether the trace is recorded. It is always valid, unless it is
-// the zero value, which means that there is none.
+// Traceparent is a W3C trace context: the trace of a request, the parent span, and the
+// flag for a recorded trace. It is always valid, except for the zero value, which means
+// that no trace context exists.
 //
 // https://www.w3.org/TR/trace-context/#traceparent-header
 type Traceparent struct{ text string }
 
 var errTraceparent = errors.New("is not a W3C traceparent")
 
-// The places of a traceparent's fields: version-traceID-parentID-flags.
+// The positions of the fields in a traceparent: version-traceID-parentID-flags.
 const (
 	versionEnd  = 2
 	traceIDEnd  = versionEnd + 1 + 32
@@ -22,8 +22,8 @@ const (
 	flagsEnd    = parentIDEnd + 1 + 2
 )
 
-// ParseTraceparent parses the value of a traceparent header. Of a version later than
-// 00 it keeps the fields that version 00 has, as the recommendation demands.
+// ParseTraceparent parses the value of a traceparent header. For versions later than 00,
+// it keeps only the fields of version 00, as the recommendation demands.
 func ParseTraceparent(text string) (Traceparent, error) {
 	if len(text) < flagsEnd || text[versionEnd] != '-' || text[traceIDEnd] != '-' || text[parentIDEnd] != '-' {
 		return Traceparent{}, errTraceparent
@@ -41,7 +41,7 @@ func ParseTraceparent(text string) (Traceparent, error) {
 // value.
 func (t Traceparent) String() string { return t.text }
 
-// IsZero reports whether there is no trace context.
+// IsZero reports whether the trace context is missing.
 func (t Traceparent) IsZero() bool { return t.text == "" }
 
 // TraceID returns the id of the trace: 32 hexadecimal digits.

@@ -12,17 +12,18 @@ type Execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// Tx is the caller's transaction: *sql.Tx, *sqlx.Tx and other types that embed
-// *sql.Tx, or what [Pgx] returns. Publish neither commits nor rolls back. The method
-// Commit is there to keep a *sql.DB out, which would publish outside of any
+// Tx is the caller's transaction: *sql.Tx, *sqlx.Tx and other types that embed *sql.Tx,
+// or the result of [Pgx]. Publish neither commits nor rolls back. The interface has the
+// method Commit so that it does not accept a *sql.DB, which would publish outside of any
 // transaction.
 type Tx interface {
 	Execer
 	Commit() error
 }
 
-// ExecFunc executes a statement in the caller's transaction. It makes a [Tx] of any
-// library that can do so; the caller makes sure that there is a transaction.
+// ExecFunc executes a statement in the caller's transaction. With it, any database
+// library can provide a [Tx]. The caller must ensure that the function runs in a
+// transaction.
 type ExecFunc func(ctx context.Context, query string, args ...any) error
 
 // ExecContext implements Execer.
@@ -30,7 +31,7 @@ func (exec ExecFunc) ExecContext(ctx context.Context, query string, args ...any)
 	return driver.ResultNoRows, exec(ctx, query, args...)
 }
 
-// Commit implements Tx. It is never called, and fails.
+// Commit implements Tx. It is never called, and returns an error.
 func (ExecFunc) Commit() error { return errors.ErrUnsupported }
 
 // PgxTx is a pgx.Tx, whose Exec returns a Tag.

@@ -12,7 +12,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// event is an event as it is compared and shown. A field that is nil is not compared.
+// event is an event in the form in which it is compared and printed. A field that is nil
+// is not compared.
 type event struct {
 	EventType       any
 	EventContext    any // a decoded JSON value
@@ -72,7 +73,7 @@ func timestamp(t time.Time) string {
 	return t.UTC().Truncate(time.Microsecond).Format(time.RFC3339Nano)
 }
 
-// null is the context that is the JSON value null.
+// null represents a context that is the JSON value null.
 type null struct{}
 
 func decode(eventContext outbox.JSON) any {
@@ -86,8 +87,8 @@ func decode(eventContext outbox.JSON) any {
 	return withNumbers(value)
 }
 
-// withNumbers replaces the numbers in a decoded value, so that numbers of the same
-// value are equal, however they are written. A number of no Go type stays as it is.
+// withNumbers replaces the numbers in a decoded value by Go numbers, so that different
+// notations of a number are equal. It keeps a number that does not fit into a Go type.
 func withNumbers(value any) any {
 	switch value := value.(type) {
 	case map[string]any:
@@ -140,9 +141,9 @@ func (e *event) fillFrom(other *event) {
 	}
 }
 
-// fill fills the fields that are not compared, so that they do not show as
-// differences. It pairs the wanted events first with those that they fit, then with
-// those of their type, then with any.
+// fill sets the fields that are not compared, so that they are not printed as
+// differences. It pairs each wanted event with a found event: first with a matching
+// event, then with an event of the same type, then with any event.
 func fill(wanted, found []event) {
 	rest := slices.Clone(found)
 	paired := make([]bool, len(wanted))

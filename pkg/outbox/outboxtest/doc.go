@@ -1,7 +1,7 @@
-// Package outboxtest helps an application to test what it publishes.
+// Package outboxtest helps an application to test the events that it publishes.
 //
-// A test begins a transaction, calls the application's own code, requires the events
-// that the transaction has published, and rolls back:
+// A test begins a transaction, calls the application's own code, checks the published
+// events of the transaction, and rolls back:
 //
 //	tx, err := db.BeginTx(ctx, nil)
 //	…
@@ -13,11 +13,11 @@
 //		EventContext: `{"order_id": 42}`,
 //	})
 //
-// Only the events of this transaction count. Events that others have committed do not
-// disturb the test, so that tests may share a database and run in parallel. Events
-// from within a savepoint count, unless the savepoint was rolled back.
+// Only the events of this transaction count. Tests can share a database and run in
+// parallel, because they ignore the events of other transactions. Events that were
+// published within a savepoint count, unless the savepoint was rolled back.
 //
-// The functions accept *sql.Tx, and types that embed it, such as *sqlx.Tx. [Pgx]
-// adapts a pgx.Tx. [InSchema] names the schema of the outbox. The test needs the right
-// to SELECT from outbox_events, which the application itself can do without.
+// The functions accept *sql.Tx, and types that embed *sql.Tx, such as *sqlx.Tx. [Pgx]
+// adapts a pgx.Tx. [InSchema] names the schema of the outbox. The test needs the SELECT
+// privilege on outbox_events. The application itself does not need this privilege.
 package outboxtest

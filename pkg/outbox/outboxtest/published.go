@@ -15,11 +15,11 @@ import (
 // selectPublished returns the events of the current transaction as one JSON text, in
 // the order in which they were published.
 //
-// A visible row is the transaction's own if the transaction that inserted it is in
-// progress. The two ids may differ: a savepoint begins a subtransaction with an id of
-// its own. A transaction that has not written anything has no id.
+// A visible row belongs to the current transaction if the transaction that inserted the
+// row is in progress. Both can have different ids, because a savepoint begins a
+// subtransaction with its own id. A transaction has no id before its first write.
 //
-// The context is a string in the JSON text, which keeps it byte for byte.
+// The context is a string in the JSON text, because a string keeps it byte for byte.
 const selectPublished = `
 SELECT coalesce(json_agg(json_build_object(
            'event_id', event_id,
@@ -34,9 +34,8 @@ FROM (SELECT pg_current_xact_id_if_assigned()::text::bigint AS own) AS xact,
      (SELECT *, xmin::text::bigint AS inserted_by FROM %soutbox_events) AS event
 WHERE pg_xact_status((` + fullXactID + `)::text::xid8) = 'in progress'`
 
-// fullXactID adds the epoch to the id inserted_by, of which xmin has the lower 32
-// bits: the full id is the one that is nearest to own. The id 0 is that of no
-// transaction.
+// fullXactID adds the epoch to inserted_by, the lower 32 bits of a transaction id. The
+// full id is the candidate that is nearest to own. No transaction has the id 0.
 const fullXactID = "greatest(own + (inserted_by - own)::bit(32)::int, 0)"
 
 // Published returns the events that were published in the transaction so far, in the
@@ -87,7 +86,8 @@ func (r row) event() (outbox.Event, error) {
 	if event.EventContext, err = outbox.ParseJSON([]byte(r.EventContext)); err != nil {
 		return outbox.Event{}, fmt.Errorf("event_context %w", err)
 	}
-	// A publisher that writes SQL may have sent a value that only looks like one.
+	// A publisher that uses SQL may have sent an invalid value that satisfies the
+	// column's constraint.
 	if r.Traceparent != "" {
 		if event.Traceparent, err = outbox.ParseTraceparent(r.Traceparent); err != nil {
 			return outbox.Event{}, fmt.Errorf("traceparent %q %w", r.Traceparent, err)

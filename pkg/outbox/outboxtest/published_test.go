@@ -52,7 +52,7 @@ var _ = Describe("Published", func() {
 	begin := func() *sqlx.Tx {
 		GinkgoHelper()
 		tx := db.MustBegin()
-		DeferCleanup(func() { _ = tx.Rollback() }) // it may have ended
+		DeferCleanup(func() { _ = tx.Rollback() }) // the transaction may have ended
 		return tx
 	}
 	exec := func(tx *sqlx.Tx, statement string) {
@@ -102,7 +102,7 @@ var _ = Describe("Published", func() {
 		Entry("from a *sql.Tx", func(ctx context.Context, tx *sqlx.Tx) ([]outbox.Event, error) {
 			return outboxtest.Published(ctx, tx.Tx)
 		}),
-		Entry("from what has the methods of a pgx.Tx", func(ctx context.Context, tx *sqlx.Tx) ([]outbox.Event, error) {
+		Entry("from a type with the methods of a pgx.Tx", func(ctx context.Context, tx *sqlx.Tx) ([]outbox.Event, error) {
 			return outboxtest.Published(ctx, outboxtest.Pgx(pgxTx{tx: tx.Tx}))
 		}),
 	)
@@ -134,7 +134,7 @@ var _ = Describe("Published", func() {
 		Expect(published(ctx, beside)).To(Equal([]string{"not_committed"}))
 	})
 
-	It("returns what was published inside of savepoints that were not rolled back", func(ctx SpecContext) {
+	It("returns the events published within savepoints that were not rolled back", func(ctx SpecContext) {
 		tx := begin()
 		exec(tx, "SAVEPOINT released")
 		publish(ctx, tx, "released")
@@ -158,16 +158,16 @@ var _ = Describe("Published", func() {
 			Expect(db.Get(&found, outboxtest.FullXactID(own, lowerBits))).To(Succeed())
 			Expect(found).To(Equal(full))
 		},
-		Entry("that is the own one", int64(5<<32+1000), int64(1000), int64(5<<32+1000)),
+		Entry("that is the current transaction", int64(5<<32+1000), int64(1000), int64(5<<32+1000)),
 		Entry("that is later", int64(5<<32+1000), int64(1001), int64(5<<32+1001)),
 		Entry("that is earlier", int64(5<<32+1000), int64(999), int64(5<<32+999)),
-		Entry("that is earlier and of the epoch before", int64(5<<32+1000), int64(1<<32-1), int64(5<<32-1)),
-		Entry("that is later and of the epoch after", int64(5<<32-1), int64(3), int64(5<<32+3)),
-		Entry("of the first epoch", int64(1000), int64(3), int64(3)),
-		Entry("that would be of the epoch before the first", int64(1000), int64(1<<32-1), int64(0)),
+		Entry("that is earlier and in the previous epoch", int64(5<<32+1000), int64(1<<32-1), int64(5<<32-1)),
+		Entry("that is later and in the next epoch", int64(5<<32-1), int64(3), int64(5<<32+3)),
+		Entry("in the first epoch", int64(1000), int64(3), int64(3)),
+		Entry("that would be before the first epoch", int64(1000), int64(1<<32-1), int64(0)),
 	)
 
-	It("looks into the schema that it is told", func(ctx SpecContext) {
+	It("reads from the schema of InSchema", func(ctx SpecContext) {
 		const schema = `The "Shop"'s; DROP.Events 100%s?`
 		db.MustExec("CREATE SCHEMA " + pq.QuoteIdentifier(schema))
 		db.MustExec("ALTER TABLE outbox_events SET SCHEMA " + pq.QuoteIdentifier(schema))
@@ -185,7 +185,7 @@ var _ = Describe("Published", func() {
 		Expect(err).To(MatchError(ContainSubstring(`relation "outbox_events" does not exist`)))
 	})
 
-	It("refuses a traceparent that only looks like one", func(ctx SpecContext) {
+	It("refuses an invalid traceparent that satisfies the column's constraint", func(ctx SpecContext) {
 		tx := begin()
 		publish(ctx, tx, "first")
 		exec(tx, fmt.Sprintf("INSERT INTO outbox_events (event_type, event_context, traceparent) VALUES ('by_sql', '1', 'ff%s')", traceparent[2:]))

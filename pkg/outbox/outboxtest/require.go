@@ -24,7 +24,7 @@ type Want struct {
 	// count. A string, a json.RawMessage and an [outbox.JSON] are JSON texts. Any other
 	// value is encoded, like the payload of [outbox.NewEvent].
 	EventContext any
-	// MetadataVersion cannot ask for version 0.
+	// MetadataVersion is not compared if it is 0, so version 0 cannot be required.
 	MetadataVersion int64
 	Environment     string
 	Traceparent     outbox.Traceparent
@@ -33,7 +33,7 @@ type Want struct {
 }
 
 // RequirePublished returns the events that the transaction has published. It fails the
-// test unless they are the wanted ones, in this order, and no others. The failure
+// test unless they are exactly the wanted events, in this order. The failure message
 // shows the difference.
 func RequirePublished[R Row](ctx context.Context, t TestingT, tx Tx[R], want ...Want) []outbox.Event {
 	t.Helper()
@@ -51,8 +51,8 @@ func RequirePublished[R Row](ctx context.Context, t TestingT, tx Tx[R], want ...
 }
 
 // RequireNotPublished fails the test if the transaction has published an event that
-// one of the descriptions fits. Without a description it fails if the transaction has
-// published any event. The failure shows these events.
+// matches one of the descriptions. Without a description, it fails the test if the
+// transaction has published any event. The failure message shows these events.
 func RequireNotPublished[R Row](ctx context.Context, t TestingT, tx Tx[R], unwanted ...Want) {
 	t.Helper()
 	_, found, descriptions, err := compared(ctx, tx, unwanted)
@@ -68,8 +68,8 @@ func RequireNotPublished[R Row](ctx context.Context, t TestingT, tx Tx[R], unwan
 	}
 }
 
-// compared returns what the transaction has published, and both sides of a comparison
-// with it.
+// compared returns the published events of the transaction, and the two sides of the
+// comparison with want.
 func compared[R Row](ctx context.Context, tx Tx[R], want []Want) (published []outbox.Event, found, wanted []event, err error) {
 	wanted = make([]event, len(want))
 	for i, w := range want {

@@ -16,7 +16,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 )
 
-// recorder is a test that keeps its failure.
+// recorder is a TestingT that keeps the failure message.
 type recorder struct{ failure string }
 
 func (r *recorder) Helper() {}
@@ -25,8 +25,8 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	r.failure = fmt.Sprintf(format, args...)
 }
 
-// differences returns the lines of the failure that show one, without the spaces,
-// which go-cmp varies.
+// differences returns the lines of the failure message that show a difference. It
+// normalises spaces, because go-cmp varies them.
 func differences(failure string) []string {
 	var lines []string
 	for line := range strings.Lines(failure) {
@@ -43,7 +43,7 @@ type OrderPlaced struct {
 	Items   []string `json:"items"`
 }
 
-var _ = Describe("A test of what was published", func() {
+var _ = Describe("A test of the published events", func() {
 	var (
 		tx        *sqlx.Tx
 		happened  = time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
@@ -76,7 +76,7 @@ var _ = Describe("A test of what was published", func() {
 		return t.failure
 	}
 
-	It("accepts the wanted events, and gets them", func(ctx SpecContext) {
+	It("accepts and returns the wanted events", func(ctx SpecContext) {
 		events := outboxtest.RequirePublished(ctx, GinkgoT(), tx, placed, counted)
 		Expect(events).To(HaveLen(2))
 		Expect(events[0]).To(Equal(published[0]))
@@ -102,20 +102,20 @@ var _ = Describe("A test of what was published", func() {
 				Expect(requiredNot(ctx, want)).To(BeEmpty())
 			}
 		},
-		Entry("with other spaces, keys in another order and numbers of another form", `{"text":"1","n":[15e-1,100,null]}`, true),
+		Entry("with different spaces, order of keys and notation of numbers", `{"text":"1","n":[15e-1,100,null]}`, true),
 		Entry("given as raw JSON", json.RawMessage(`{"text":"1","n":[1.5,100.0,null]}`), true),
 		Entry("given as JSON", outboxtest.JSON(`{"text":"1","n":[1.5,100.0,null]}`), true),
 		Entry("given as a value", map[string]any{"text": "1", "n": []any{1.5, 100, nil}}, true),
-		Entry("with another number", `{"text":"1","n":[1.5,101,null]}`, false),
-		Entry("with another fraction", `{"text":"1","n":[1.25,100,null]}`, false),
-		Entry("with a number for a text", `{"text":1,"n":[1.5,100,null]}`, false),
-		Entry("in another order", `{"text":"1","n":[100,1.5,null]}`, false),
-		Entry("with another key", `{"text":"1","n":[1.5,100,null],"more":null}`, false),
+		Entry("with a different number", `{"text":"1","n":[1.5,101,null]}`, false),
+		Entry("with a different fraction", `{"text":"1","n":[1.25,100,null]}`, false),
+		Entry("with a number instead of a text", `{"text":1,"n":[1.5,100,null]}`, false),
+		Entry("with a different order of an array", `{"text":"1","n":[100,1.5,null]}`, false),
+		Entry("with an additional key", `{"text":"1","n":[1.5,100,null],"more":null}`, false),
 		Entry("without a key", `{"text":"1"}`, false),
 		Entry("that is null", `null`, false),
 	)
 
-	It("tells integers apart that are one float64", func(ctx SpecContext) {
+	It("distinguishes integers that have the same float64", func(ctx SpecContext) {
 		failure := required(ctx, outboxtest.Want{EventContext: OrderPlaced{OrderID: 1 << 53, Items: order.Items}}, counted)
 		Expect(differences(failure)).To(Equal([]string{`- "order_id": int64(9007199254740992),`, `+ "order_id": int64(9007199254740993),`}))
 	})
@@ -130,29 +130,29 @@ var _ = Describe("A test of what was published", func() {
 			placed, counted, outboxtest.Want{EventType: "mail_sent"}),
 		Entry("an event is not wanted", []string{`+ EventType: string("counted"),`}, placed),
 		Entry("no event is wanted", []string{`+ EventType: string("order_placed"),`, `+ EventType: string("counted"),`}),
-		Entry("the order is another", []string{`- EventType: string("counted"),`, `+ EventType: string("counted"),`}, counted, placed),
+		Entry("the order differs", []string{`- EventType: string("counted"),`, `+ EventType: string("counted"),`}, counted, placed),
 		Entry("an event is wanted twice", []string{`- {EventType: string("counted")},`}, placed, counted, counted),
 	)
 
-	DescribeTable("shows nothing but the difference if",
+	DescribeTable("shows only the difference if",
 		func(ctx SpecContext, lines []string, want ...outboxtest.Want) {
 			Expect(differences(required(ctx, want...))).To(Equal(lines))
 		},
-		Entry("the type is another", []string{`- EventType: string("order_paid"),`, `+ EventType: string("order_placed"),`},
+		Entry("the type differs", []string{`- EventType: string("order_paid"),`, `+ EventType: string("order_placed"),`},
 			outboxtest.Want{EventType: "order_paid"}, counted),
-		Entry("the context is another", []string{`- "order_id": int64(1),`, `+ "order_id": int64(9007199254740993),`},
+		Entry("the context differs", []string{`- "order_id": int64(1),`, `+ "order_id": int64(9007199254740993),`},
 			outboxtest.Want{EventType: "order_placed", EventContext: OrderPlaced{OrderID: 1, Items: order.Items}}, counted),
-		Entry("the version is another", []string{`- MetadataVersion: int64(3),`, `+ MetadataVersion: int64(2),`},
+		Entry("the version differs", []string{`- MetadataVersion: int64(3),`, `+ MetadataVersion: int64(2),`},
 			outboxtest.Want{EventType: "order_placed", MetadataVersion: 3}, counted),
-		Entry("the environment is another", []string{`- Environment: string("Local"),`, `+ Environment: string("Staging"),`},
+		Entry("the environment differs", []string{`- Environment: string("Local"),`, `+ Environment: string("Staging"),`},
 			outboxtest.Want{EventType: "order_placed", Environment: "Local"}, counted),
-		Entry("the trace context is another", []string{`- "` + otherTraceparent[3:] + `",`, `+ "` + traceparent[3:] + `",`},
+		Entry("the trace context differs", []string{`- "` + otherTraceparent[3:] + `",`, `+ "` + traceparent[3:] + `",`},
 			outboxtest.Want{EventType: "order_placed", Traceparent: outboxtest.Traceparent(otherTraceparent)}, counted),
 		Entry("the trace context is missing", []string{`- Traceparent: string("` + traceparent + `"),`, `+ Traceparent: nil,`},
 			placed, outboxtest.Want{EventType: "counted", Traceparent: outboxtest.Traceparent(traceparent)}),
-		Entry("the time is another", []string{`- EventDateTime: string("2026-01-02T03:04:05.000007Z"),`, `+ EventDateTime: string("2026-01-02T03:04:05.000006Z"),`},
+		Entry("the time differs", []string{`- EventDateTime: string("2026-01-02T03:04:05.000007Z"),`, `+ EventDateTime: string("2026-01-02T03:04:05.000006Z"),`},
 			outboxtest.Want{EventType: "order_placed", EventDateTime: happened.Add(time.Microsecond)}, counted),
-		Entry("an event before those that are wanted is missing", []string{`- {EventType: string("mail_sent")},`},
+		Entry("an event before the other wanted events is missing", []string{`- {EventType: string("mail_sent")},`},
 			outboxtest.Want{EventType: "mail_sent"}, placed, counted),
 	)
 
@@ -170,7 +170,7 @@ var _ = Describe("A test of what was published", func() {
 		Expect(requiredNot(ctx)).To(And(ContainSubstring("counted"), ContainSubstring("order_placed")))
 	})
 
-	It("accepts that nothing was published", func(ctx SpecContext) {
+	It("accepts that no event was published", func(ctx SpecContext) {
 		Expect(tx.MustExec("DELETE FROM outbox_events").RowsAffected()).To(Equal(int64(2)))
 		Expect(required(ctx)).To(BeEmpty())
 		Expect(requiredNot(ctx)).To(BeEmpty())

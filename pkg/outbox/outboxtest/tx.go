@@ -10,16 +10,16 @@ type Row interface {
 	Scan(dest ...any) error
 }
 
-// Tx is the transaction that has published: *sql.Tx, *sqlx.Tx and other types that
-// embed *sql.Tx, or what [Pgx] or [InSchema] returns. The method Commit is there to
-// keep a *sql.DB out; it is not called.
+// Tx is the transaction that has published: *sql.Tx, *sqlx.Tx and other types that embed
+// *sql.Tx, or the result of [Pgx] or [InSchema]. The interface has the method Commit so
+// that it does not accept a *sql.DB. Commit is never called.
 type Tx[R Row] interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) R
 	Commit() error
 }
 
-// InSchema returns tx with the name of the schema that has the outbox's tables. Without
-// it they are found by the session's search_path.
+// InSchema returns tx with the name of the schema of the outbox's tables. Without
+// InSchema, PostgreSQL finds the tables by the session's search_path.
 func InSchema[R Row](tx Tx[R], schema string) Tx[R] {
 	return schemaTx[R]{Tx: tx, schema: schema}
 }
@@ -46,5 +46,5 @@ func (p pgxTx[R]) QueryRowContext(ctx context.Context, query string, args ...any
 	return p.tx.QueryRow(ctx, query, args...)
 }
 
-// Commit implements Tx. It is never called, and fails.
+// Commit implements Tx. It is never called, and returns an error.
 func (pgxTx[R]) Commit() error { return errors.ErrUnsupported }

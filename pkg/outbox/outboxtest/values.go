@@ -6,8 +6,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// JSON returns the text as JSON, for an event that a test compares with. It panics if
-// the text is not valid.
+// JSON returns the text as JSON, for an expected event in a test. It panics if the text
+// is not valid.
 func JSON(text string) outbox.JSON {
 	parsed, err := outbox.ParseJSON([]byte(text))
 	if err != nil {
