@@ -1,7 +1,7 @@
 # `make` lists the targets.
 
-# The last release's tag and the commits since, or the commit if no release exists.
-# A nested module has tags of its own, such as tools/devstack/v0.1.0.
+# The tag of the last release and the number of commits since then, or the commit if no
+# release exists. Nested modules have separate tags, such as tools/devstack/v0.1.0.
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := $(CURDIR)/bin/tools/golangci-lint
 TEST_REPORT := test-report.json
@@ -10,8 +10,9 @@ TEST_REPORT := test-report.json
 LONG_REPORT := test-all-report.json
 LONG_PKG := ./test/chaos ./test/integration ./test/model ./tools/devstack/internal/chserver
 
-# The modules, the product's first. Each is built without a workspace, as others
-# would build it. See docs/adr/0025-one-root-and-nested-modules.md.
+# The modules. The product's module is the first. Each module is built without a
+# workspace, in the same way as by its users. See
+# docs/adr/0025-one-root-and-nested-modules.md.
 MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod tools/devstack/go.mod))
 export GOWORK := off
 
@@ -43,10 +44,10 @@ run: need-npm build ## run PostgreSQL, ClickHouse, the API and the relay until C
 demo: need-npm build ## create 10,000 users and watch their events reach ClickHouse
 	bin/devstack demo
 
-# Ginkgo runs the examples and the seeds of the fuzz targets of a package along
-# with its specs. CGO_ENABLED is for the race detector; the programs are built
-# without it. If the machine lacks something, the specs that need it are left out
-# and named, unless DIEHARD_TEST_REQUIRE_ALL is set.
+# Ginkgo also runs the examples of a package and the seeds of its fuzz targets.
+# CGO_ENABLED is for the race detector; the programs are built without cgo. If a program
+# that specs need is missing, these specs are skipped and `make test` prints the reason.
+# If DIEHARD_TEST_REQUIRE_ALL is set, they fail.
 GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
 	-r --procs=$(PROCS) $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
 	--require-suite --fail-on-pending --timeout=75m --poll-progress-after=1m --output-dir=bin
@@ -57,15 +58,15 @@ test: need-npm want-cc build ## run every suite with the race detector (PKG=./pk
 	@$(GINKGO) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
 
-# The specs with the label long repeat, soak, grow or exhaust what a spec of
-# `make test` shows once.
+# Specs with the label long test the same behaviour as specs of `make test`, but with more
+# repetitions, for a longer time, on larger tables, or in every state of a model.
 .PHONY: test/all
-test/all: need-npm want-cc build ## run the long specs, which `make test` leaves out
+test/all: need-npm want-cc build ## run the long specs, which `make test` does not run
 	@rm -f bin/$(LONG_REPORT)
 	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG)
 
-# The targets run one after the other, because the go command fuzzes one at a time.
-# FUZZ is a time, such as 10m, or a number of inputs, such as 2000x.
+# The targets run one after the other, because the go command can fuzz only one target at
+# a time. FUZZ is a time, such as 10m, or a number of inputs, such as 2000x.
 .PHONY: test/fuzz
 test/fuzz: need-npm build ## send fuzzed inputs to the API and its parsers (FUZZ=2000x: inputs or time for each target)
 	@for dir in $(FUZZ_DIRS); do \
@@ -75,7 +76,7 @@ test/fuzz: need-npm build ## send fuzzed inputs to the API and its parsers (FUZZ
 		done; \
 	done
 
-# SEED=, with the number that a run printed, repeats its order of faults.
+# Each run prints its seed. SEED= with this number repeats the order of the faults.
 .PHONY: test/chaos
 test/chaos: need-npm build ## cause random faults in the whole system (DURATION=10m, SEED=…)
 	DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
@@ -86,26 +87,26 @@ test/outcomes: need-npm build ## run the chaos suites, and write their outcomes 
 	DIEHARD_TEST_REQUIRE_ALL=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_OUTCOMES='$(CURDIR)/docs/delivery.md' go tool ginkgo run \
 		-p --timeout=1h --poll-progress-after=5m ./test/chaos
 
-# The benchmarks to run, all if empty. ARGS has flags for them.
+# The benchmarks to run, or all benchmarks if empty. ARGS contains flags for bin/bench.
 BENCH ?=
 BENCH_PKG := ./pkg/outbox ./pkg/relay/store ./pkg/users ./pkg/sink/clickhouse
 RUN_BENCH = DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' bin/bench
 
 .PHONY: bench
-bench: build/bench ## compare Diehard with the capacity of its databases (BENCH=relay: a part; ARGS=--json)
+bench: build/bench ## compare Diehard with the capacity of its databases (BENCH=relay: one benchmark; ARGS=--json)
 	$(RUN_BENCH) $(ARGS) $(BENCH)
 
 .PHONY: bench/docs
-bench/docs: build/bench ## run all benchmarks, and write them into docs/benchmarks.md
+bench/docs: build/bench ## run all benchmarks, and write the results into docs/benchmarks.md
 	$(RUN_BENCH) --docs docs/benchmarks.md
 
 .PHONY: bench/chart
 bench/chart: need-go ## draw the tables and the chart of docs/benchmarks.md again, from docs/benchmarks.json
 	CGO_ENABLED=0 go -C bench run -buildvcs=false . --redraw ../docs/benchmarks.md
 
-# This checks that every benchmark works. The figures mean nothing.
+# This target checks that every benchmark works. Its results are not measurements.
 .PHONY: bench/try
-bench/try: build/bench ## run every benchmark once, for a moment
+bench/try: build/bench ## run every benchmark once, for a short time
 	$(RUN_BENCH) --rounds 1 --scale 0.01
 	go test -run '^$$' -bench . -benchtime 1x $(BENCH_PKG)
 
@@ -125,10 +126,10 @@ fmt: need-go $(GOLANGCI_LINT) ## format the code
 	@for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) fmt --config='$(CURDIR)/.golangci.yaml' ./...) || exit; done
 
 .PHONY: docs/update
-docs/update: need-npm ## fetch the files of the API's page again (pkg/httpapi/docs/update.sh has their version)
+docs/update: need-npm ## download the files of the API's documentation page again (their version is in pkg/httpapi/docs/update.sh)
 	pkg/httpapi/docs/update.sh
 
-# Without -buildvcs=false the build fails in a checkout that another user owns. The
+# Without -buildvcs=false the build fails in a checkout that belongs to another user. The
 # linker flag sets the version.
 .PHONY: build
 build: need-go ## build bin/api, bin/relay and bin/devstack
@@ -154,21 +155,21 @@ $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 	@echo 'building the linter: this takes a few minutes, once'
 	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
 
-# The programs that the machine must have. One line names a missing one. `go list -m`
-# fails if Go is older than go.mod requires and cannot fetch a newer one.
+# The required programs. If a program is missing, one line names it. `go list -m` fails if
+# Go is older than go.mod requires and cannot download a newer version.
 
 .PHONY: need-go
 need-go:
-	@command -v go >/dev/null || { echo 'Go is missing: get it from https://go.dev/dl/' >&2; exit 1; }
-	@go list -m >/dev/null 2>&1 || { echo "Go $$(sed -n 's/^go //p' go.mod) or newer is needed, this is $$(go version | cut -d' ' -f3): get it from https://go.dev/dl/" >&2; exit 1; }
+	@command -v go >/dev/null || { echo 'Go is missing: install it from https://go.dev/dl/' >&2; exit 1; }
+	@go list -m >/dev/null 2>&1 || { echo "Go $$(sed -n 's/^go //p' go.mod) or newer is required, but this is $$(go version | cut -d' ' -f3): install it from https://go.dev/dl/" >&2; exit 1; }
 
 .PHONY: need-npm
 need-npm:
-	@command -v npm >/dev/null || { echo 'npm is missing; it fetches the database engines: get Node.js from https://nodejs.org or your package manager (Debian: apt install npm)' >&2; exit 1; }
+	@command -v npm >/dev/null || { echo 'npm is missing: it downloads the database engines. Install Node.js from https://nodejs.org or with your package manager (Debian: apt install npm)' >&2; exit 1; }
 
-# Empty without a C compiler.
+# HAS_CC is empty if no C compiler is installed.
 HAS_CC = $(shell command -v "$$(go env CC | cut -d' ' -f1)")
 
 .PHONY: want-cc
 want-cc: need-go
-	@[ -n '$(HAS_CC)' ] || { echo 'no race detector: a C compiler is missing: install gcc or clang from your package manager (Debian: apt install gcc libc6-dev)' >&2; [ -z "$$DIEHARD_TEST_REQUIRE_ALL" ]; }
+	@[ -n '$(HAS_CC)' ] || { echo 'the race detector is off because a C compiler is missing: install gcc or clang with your package manager (Debian: apt install gcc libc6-dev)' >&2; [ -z "$$DIEHARD_TEST_REQUIRE_ALL" ]; }
