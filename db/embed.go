@@ -11,10 +11,11 @@ var files embed.FS
 
 // The sets of migrations. The files are in the root of each file system.
 var (
-	// Outbox creates the tables of the outbox in PostgreSQL. {schema} stands for the
-	// quoted name of the schema and a dot.
+	// Outbox creates the tables of the outbox in PostgreSQL. Package postgres replaces
+	// {schema} by the quoted name of the schema and a dot.
 	Outbox = sub("postgres/outbox")
-	// Users creates the tables of the API in PostgreSQL. {schema} is as in Outbox.
+	// Users creates the tables of the API in PostgreSQL. It uses {schema} in the same way
+	// as Outbox.
 	Users = sub("postgres/users")
 	// ClickHouse is a set of templates. pkg/sink/clickhouse fills in the names of the
 	// table and the cluster.

@@ -85,8 +85,8 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			group.Go(func() error { return notifier.Run(notifying) })
 			group.Go(func() error {
 				defer stopNotifier()
-				// The server does not start if the schema is too old. If
-				// PostgreSQL is unavailable, it starts and answers 503.
+				// The server does not start if the schema is too old. If PostgreSQL is
+				// unavailable, it starts and responds with 503.
 				select {
 				case <-asked:
 					return server.Run(ctx)

@@ -74,7 +74,7 @@ func listDeadLetters() cli.Command[*config.Relay] {
 	return cli.Command[*config.Relay]{
 		Name:  "list",
 		Short: "List dead letters, newest first",
-		Long:  "The list omits payloads; `relay dead-letters show ID` prints them. If more dead letters match\nthan the limit, the last line prints how many.",
+		Long:  "The list omits payloads; `relay dead-letters show ID` prints them. If more dead letters match\nthan the limit, the last line prints the number of further dead letters.",
 		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
 			if limit < 1 || limit > maxLimit {
 				return cli.UsageError("--limit is %d, must be from 1 to %d", limit, maxLimit)
@@ -120,7 +120,7 @@ func writeRows(w io.Writer, rows []string) error {
 		return err
 	}
 	if err := table.Flush(); err != nil {
-		return fmt.Errorf("write the answer: %w", err)
+		return fmt.Errorf("write the output: %w", err)
 	}
 	return nil
 }
@@ -318,11 +318,11 @@ func (f *filterFlags) add(flags *pflag.FlagSet) {
 	add("event-id", "only the event with this `ID`; can be repeated", func(value string) error {
 		id, err := uuid.Parse(value)
 		f.EventIDs = append(f.EventIDs, id)
-		return err //nolint:wrapcheck // it follows the flag's name
+		return err //nolint:wrapcheck // the flag's name precedes the error
 	})
 	add("batch", "only events of the batch with this `ID`", func(value string) (err error) {
 		f.BatchID, err = uuid.Parse(value)
-		return err //nolint:wrapcheck // it follows the flag's name
+		return err //nolint:wrapcheck // the flag's name precedes the error
 	})
 }
 
@@ -382,7 +382,7 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*sto
 
 func write(w io.Writer, format string, args ...any) error {
 	if _, err := fmt.Fprintf(w, format, args...); err != nil {
-		return fmt.Errorf("write the answer: %w", err)
+		return fmt.Errorf("write the output: %w", err)
 	}
 	return nil
 }
@@ -392,7 +392,7 @@ func writeJSON[T any](w io.Writer, values []T) error {
 	encoder.SetEscapeHTML(false)
 	for _, value := range values {
 		if err := encoder.Encode(value); err != nil {
-			return fmt.Errorf("write the answer: %w", err)
+			return fmt.Errorf("write the output: %w", err)
 		}
 	}
 	return nil

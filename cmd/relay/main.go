@@ -1,5 +1,5 @@
-// Command relay delivers events from the outbox in PostgreSQL to ClickHouse. Any
-// number of relays can run side by side.
+// Command relay delivers events from the outbox in PostgreSQL to ClickHouse. Any number
+// of relays can run at the same time.
 package main
 
 import (

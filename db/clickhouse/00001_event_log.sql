@@ -5,14 +5,15 @@
 
 -- +goose Up
 
--- The relay requires these settings and event_id in the sorting key. It refuses a table
--- without them.
+-- The relay requires these settings, and requires event_id in the sorting key. It refuses
+-- a table that does not meet these requirements.
 --
 -- A merge drops rows with equal sorting keys. Without a deduplication window, ClickHouse
 -- ignores the token of an insert. Without fsync, a power failure can lose an event that
 -- PostgreSQL has already deleted. ClickHouse syncs inserted parts, but not merged parts.
 -- It must therefore keep the source parts of a merge until the system has written the
--- merged part; 480 seconds is its default. The other settings are off by default.
+-- merged part; 480 seconds is ClickHouse's default. The other settings are off by
+-- default.
 CREATE TABLE IF NOT EXISTS {{.Table}} {{.OnCluster}}
 (
     event_id         UUID,

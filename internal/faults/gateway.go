@@ -15,16 +15,16 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Gateway passes HTTP requests to ClickHouse. It records the statements, and
-// can add settings that the client did not send, like a user's profile.
+// Gateway passes HTTP requests to ClickHouse. It records the statements. Like a user's
+// profile, it can add settings that the client did not send.
 type Gateway struct {
 	mu         sync.Mutex
 	statements []string
 	settings   url.Values
 }
 
-// StartGatewayTo starts a gateway to the ClickHouse of dsn, which must be a
-// URL. It returns the DSN of the gateway, which ends with the spec.
+// StartGatewayTo starts a gateway to the ClickHouse of dsn, which must be a URL. It
+// returns the DSN of the gateway. The gateway ends with the spec.
 func StartGatewayTo(dsn string) (g *Gateway, through string) {
 	ginkgo.GinkgoHelper()
 	u, err := url.Parse(dsn)

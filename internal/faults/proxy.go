@@ -35,7 +35,7 @@ type Proxy struct {
 type hold struct {
 	direction Direction
 	after     int           // holds back after a connection has sent this many bytes
-	from      []byte        // holds back from this text on, if not nil
+	from      []byte        // if not nil, holds back this text and the data after it
 	released  chan struct{} // nil if no hold is active
 	bytes     int           // number of held bytes
 }
@@ -102,8 +102,7 @@ func (p *Proxy) Down() {
 	clear(p.links)
 }
 
-// Reset breaks the open connections with a TCP reset, and keeps accepting
-// others.
+// Reset breaks the open connections with a TCP reset, and still accepts new connections.
 func (p *Proxy) Reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,8 +119,8 @@ func (p *Proxy) Lead(target string) {
 	p.target = target
 }
 
-// Vanish silently drops all data in both directions. Existing connections, and
-// new ones until Return, are half-open.
+// Vanish silently drops all data in both directions. Existing connections are half-open,
+// and so are new connections until Return.
 func (p *Proxy) Vanish() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,9 +161,9 @@ func (p *Proxy) CutOnce(n int) {
 	p.countAnew()
 }
 
-// Hold holds back data in a direction, on connections that have sent more than
-// after bytes from now on, until Release. The data then arrive, even if the
-// sender has disconnected.
+// Hold holds back data in a direction, until Release. It affects connections that send
+// more than after bytes from now on. After Release the data arrive, even if the sender
+// has disconnected.
 func (p *Proxy) Hold(d Direction, after int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -172,8 +171,9 @@ func (p *Proxy) Hold(d Direction, after int) {
 	p.countAnew()
 }
 
-// HoldFrom holds back data on a connection from the given text of a request on,
-// including the text. The text must be short enough to arrive in one piece.
+// HoldFrom holds back the data of a connection when a request contains the given text.
+// The held data begin with the text. The text must be short enough to arrive in one
+// piece.
 func (p *Proxy) HoldFrom(d Direction, text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,8 +194,8 @@ func (p *Proxy) countAnew() {
 	}
 }
 
-// Connections returns the number of open connections. If no client connects any
-// more, zero means that all data have passed.
+// Connections returns the number of open connections. If no client opens new connections,
+// zero means that all data have passed.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -269,14 +269,14 @@ type link struct {
 	proxy          *Proxy
 	client, server net.Conn
 	sent           int  // bytes of requests; proxy.mu guards this and the fields below
-	begun          bool // has sent the text of HoldFrom
+	begun          bool // the connection has sent the text of HoldFrom
 	vanished       bool // its data are dropped
 }
 
 // pass copies data until one side ends or the connection must break.
 func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 	defer func() {
-		if !l.lost() { // for a vanished connection, the other side does not notice the end
+		if !l.lost() { // if the connection has vanished, the other side does not notice the end
 			l.close()
 		}
 	}()

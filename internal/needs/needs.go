@@ -1,4 +1,4 @@
-// Package needs skips specs whose requirements the machine lacks.
+// Package needs skips specs that require a program that is missing on the machine.
 package needs
 
 import (
@@ -12,8 +12,8 @@ import (
 // skipped. `.ci/run` sets it.
 const AllEnv = "DIEHARD_TEST_REQUIRE_ALL"
 
-// LeaveOut skips the spec. The reason says in one line what is missing and how
-// to install it. `make test` prints each reason once.
+// LeaveOut skips the spec. The reason names the missing program and the way to install
+// it, in one line. `make test` prints each reason once.
 func LeaveOut(reason string) {
 	ginkgo.GinkgoHelper()
 	if os.Getenv(AllEnv) != "" {
@@ -22,8 +22,8 @@ func LeaveOut(reason string) {
 	ginkgo.Skip(reason)
 }
 
-// Compiler returns the C compiler: the one that CC names, or cc. It skips the
-// spec if there is none.
+// Compiler returns the name of the C compiler: the value of CC, or cc. It skips the spec
+// if no C compiler is installed.
 func Compiler() string {
 	ginkgo.GinkgoHelper()
 	compiler := os.Getenv("CC")

@@ -9,15 +9,16 @@ import (
 	. "github.com/onsi/gomega"
 )
 
-// Reserve returns a local address, host:port. The system gives its port to no other
-// program until the spec ends, because a bound socket that does not listen holds it. A
-// server that sets SO_REUSEADDR, as package net does, can listen there repeatedly.
+// Reserve returns a local address, host:port. The system gives the port to no other
+// program until the spec ends, because a bound socket that does not listen holds the
+// port. A server that sets SO_REUSEADDR, as package net does, can listen on the port
+// repeatedly.
 func Reserve() (addr string) {
 	GinkgoHelper()
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(syscall.Close, socket)
-	// Without the option on both sockets the second one is refused.
+	// The system refuses the second socket unless both sockets have the option.
 	Expect(syscall.SetsockoptInt(socket, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)).To(Succeed())
 	Expect(syscall.Bind(socket, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})).To(Succeed())
 	bound, err := syscall.Getsockname(socket)

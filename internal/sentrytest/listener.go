@@ -36,7 +36,7 @@ type Event struct {
 	Environment string `json:"environment"`
 	Release     string `json:"release"`
 	Transaction string `json:"transaction"`
-	// StartTimestamp and Timestamp are a transaction's beginning and end.
+	// StartTimestamp and Timestamp are the start and the end of a transaction.
 	StartTimestamp  time.Time `json:"start_timestamp"`
 	Timestamp       time.Time `json:"timestamp"`
 	TransactionInfo struct {
@@ -64,14 +64,14 @@ type Trace struct {
 	Data         map[string]any `json:"data"`
 }
 
-// Exception is one error of a chain, the outermost last.
+// Exception is one error of a chain. The outermost error is the last.
 type Exception struct {
 	Type       string     `json:"type"`
 	Value      string     `json:"value"`
 	Stacktrace Stacktrace `json:"stacktrace"`
 }
 
-// Stacktrace holds the frames of an error, the innermost last.
+// Stacktrace holds the frames of an error. The innermost frame is the last.
 type Stacktrace struct {
 	Frames []struct {
 		Function string `json:"function"`
@@ -164,7 +164,7 @@ func read(r *http.Request) (events []Event, err error) {
 			return nil, fmt.Errorf("read a %s: %w", header.Type, err)
 		}
 		if header.Type != "event" && header.Type != "transaction" {
-			continue // a report of the client about itself
+			continue // a report of the client about its own state
 		}
 		event := Event{Raw: payload}
 		if err := json.Unmarshal(payload, &event); err != nil {

@@ -28,8 +28,8 @@ import (
 )
 
 const (
-	// PostgresEnv names the variable with the DSN of a server for the suites.
-	// Its user must be a superuser, or may create databases and roles.
+	// PostgresEnv names the variable with the DSN of a server for the suites. Its user
+	// must be a superuser, or must have the right to create databases and roles.
 	PostgresEnv = "DIEHARD_TEST_POSTGRES_DSN"
 	// ClickHouseEnv names the variable with the DSN of a server for the suites,
 	// or with one DSN for each protocol, separated by a space.
@@ -44,8 +44,8 @@ type Engines struct {
 	databases atomic.Int32
 }
 
-// shared holds the values that every process knows. The DSNs are those of the
-// servers' own databases.
+// shared holds the values that every process knows. The DSNs lead to the servers' own
+// databases.
 type shared struct {
 	Prefix   string `json:"prefix"` // of database names, unique because a server may be shared
 	Postgres string `json:"postgres"`
@@ -59,7 +59,7 @@ var Schema = postgres.Schema{Sets: []postgres.Set{postgres.Outbox, postgres.User
 
 // Options configures a suite's servers.
 type Options struct {
-	// Postgres and ClickHouse request a server.
+	// Postgres and ClickHouse request a server of this kind.
 	Postgres, ClickHouse bool
 	// Prepare is called once for the suite. Prepared returns its result in each
 	// process.
@@ -150,8 +150,7 @@ func sayOnce(line string) { fmt.Fprintln(os.Stderr, line) }
 // Prepared returns the result of Options.Prepare.
 func (e *Engines) Prepared() string { return e.shared.Prepared }
 
-// template returns the name of the migrated database that others are copied
-// from.
+// template returns the name of the migrated database that is copied for specs.
 func (e *Engines) template() string { return e.shared.Prefix + "_template" }
 
 func (e *Engines) newName() string {

@@ -18,9 +18,9 @@ import (
 // Postgres is a PostgreSQL server of one spec, which the spec may kill.
 type Postgres struct{ *process }
 
-// StartPostgres starts a server that ends with the spec. It skips the spec if
-// the suites use a named server: that one must not be killed, and the machine
-// may have no other.
+// StartPostgres starts a server that ends with the spec. It skips the spec if the suites
+// use a named server, because a spec must not kill a named server, and the machine may
+// have no other PostgreSQL.
 func StartPostgres(ctx context.Context, settings map[string]string) *Postgres {
 	GinkgoHelper()
 	if os.Getenv(PostgresEnv) != "" {
@@ -69,8 +69,8 @@ func (p *Postgres) Stop() {
 	Expect(p.end(syscall.SIGTERM)).To(Succeed())
 }
 
-// ExamplePostgres starts a server for a testable example, which runs outside
-// the suite's nodes, and returns its DSN. It panics on an error.
+// ExamplePostgres starts a server for a testable example, which runs outside the suite's
+// nodes. It returns the server's DSN. It panics on an error.
 func ExamplePostgres(ctx context.Context) (dsn string, stop func()) {
 	p := newPostgres(nil)
 	if err := p.start(ctx); err != nil {

@@ -22,9 +22,8 @@ import (
 // built.
 const ProgramEnv = "DIEHARD_DEVSTACK_BIN"
 
-// program returns the path of the devstack program. That program has its own
-// module, so that the product's module depends neither on the engines nor on
-// their download.
+// program returns the path of the devstack program. The program has its own module. The
+// product's module therefore depends neither on the engines nor on their download.
 var program = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv(ProgramEnv); path != "" {
 		return path, nil
@@ -82,7 +81,7 @@ func (p *process) start(ctx context.Context) error {
 	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; ends with this process
 	p.cmd.Env = append(os.Environ(), p.env...)
 	p.cmd.Stderr = &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches only us, and we stop the program
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches only this process, which then stops the program
 	hold, err := p.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -110,7 +109,7 @@ func (p *process) end(signal os.Signal) error {
 	if p.cmd == nil || p.cmd.ProcessState != nil {
 		return nil
 	}
-	_ = p.cmd.Process.Signal(signal) // it may have ended
+	_ = p.cmd.Process.Signal(signal) // the program may have ended
 	err := p.cmd.Wait()
 	_ = p.hold.Close()
 	if err != nil {

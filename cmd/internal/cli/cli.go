@@ -67,15 +67,15 @@ type Command[S Settings] struct {
 	// Long is the help text that follows Short.
 	Long string
 
-	// Run does the program's work. It returns when the work is done or when a
-	// signal ends ctx. The program logs the error; it prints a *config.Error.
+	// Run does the program's work. It returns when the work is done or when a signal ends
+	// ctx. The program logs an error, except for a *config.Error, which it prints.
 	Run func(ctx context.Context, p Process, settings S) error
 
-	// Answer writes an answer to p.Out and returns. The program prints the error
-	// in one line. It does not log the start or the end of the command.
+	// Answer writes the command's output to p.Out and returns. The program prints an
+	// error in one line. It does not log the start or the end of the command.
 	Answer func(ctx context.Context, p Process, settings S) error
-	// Arguments names Answer's arguments in the help, such as ID...; empty means
-	// that it accepts none.
+	// Arguments names Answer's arguments in the help, such as ID.... If it is empty, the
+	// command accepts no arguments.
 	Arguments string
 	// AddFlags adds Answer's own flags. They hide configuration flags of the same
 	// name. It can be nil.
@@ -90,7 +90,7 @@ type Command[S Settings] struct {
 
 // Printed writes the SQL that a command executes in one database.
 type Printed[S Settings] struct {
-	// Name is the value of --print that selects it.
+	// Name is the value of --print that selects this SQL.
 	Name  string
 	Print func(w io.Writer, settings S) error
 }
@@ -158,7 +158,8 @@ func (p Program[S]) command() *cobra.Command {
 	file := root.PersistentFlags().String("config", "", "configuration file in YAML")
 	p.AddFlags(root.PersistentFlags())
 
-	// The command's own flags are excluded because one can have the name of a key.
+	// The command's own flags are excluded, because such a flag can have the name of a
+	// key.
 	load := func(offline bool) (S, []string, error) {
 		return p.Load(config.LoadOptions{File: *file, Flags: root.PersistentFlags(), Offline: offline})
 	}

@@ -26,7 +26,7 @@ func Confirm(ctx context.Context, question string) error {
 	// A signal does not interrupt the read, so a goroutine reads.
 	answer := make(chan string, 1)
 	go func() {
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n') // end of input counts as no
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n') // the end of the input counts as no
 		answer <- line
 	}()
 	select {

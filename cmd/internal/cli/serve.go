@@ -15,8 +15,8 @@ import (
 var errStopping = errors.New("stopping")
 
 // WithAdmin runs work and serves the admin port until work returns. The admin port
-// reports not ready once ctx ends. If either fails, WithAdmin stops the other. It
-// returns after both have ended.
+// reports not ready once ctx ends. If work or the admin port fails, WithAdmin stops the
+// other. It returns after both have ended.
 func (p Process) WithAdmin(ctx context.Context, o admin.Options, work func(context.Context) error) error {
 	o.Log, o.Version = p.Log, p.Version
 	o.Ready = append(o.Ready, admin.Check{Name: "process", Func: func(context.Context) error {
@@ -44,11 +44,10 @@ const (
 	schemaPauseMax     = 5 * time.Second
 )
 
-// AwaitSchema waits until PostgreSQL is available and returns nil if its schema is
-// new enough for this binary. It returns a *postgres.SchemaTooOldError if the
-// schema is too old. It repeats the check while PostgreSQL is unavailable, and
-// returns nil when ctx ends. It closes asked after the first check, unless the
-// schema is too old.
+// AwaitSchema waits until PostgreSQL is available and returns nil if its schema is new
+// enough for this binary. It returns a *postgres.SchemaTooOldError if the schema is too
+// old. It repeats the check while PostgreSQL is unavailable, and returns nil when ctx
+// ends. It closes the channel asked after the first check, unless the schema is too old.
 func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, schema postgres.Schema, asked chan<- struct{}) error {
 	for pause := schemaPauseMin; ; pause = min(2*pause, schemaPauseMax) {
 		first := pause == schemaPauseMin

@@ -2,7 +2,7 @@ package cli
 
 import "runtime/debug"
 
-// unversioned is the version of a build without one.
+// unversioned is the version of a build without a version.
 const unversioned = "dev"
 
 // version returns the version set by the linker. If the linker set none, it returns

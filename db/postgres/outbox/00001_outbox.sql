@@ -14,7 +14,7 @@ CREATE TABLE {schema}outbox_events (
         -- insert.
         CONSTRAINT event_type_is_snake_case CHECK (octet_length(event_type) <= 128 AND event_type ~ '^[a-z][a-z0-9_]*$'),
     event_date_time  timestamptz NOT NULL DEFAULT clock_timestamp()
-        -- The range of RFC 3339. A time that the sink cannot hold makes the event a
+        -- The range of RFC 3339. If the sink cannot store the time, the event becomes a
         -- dead letter.
         CONSTRAINT event_date_time_is_in_years_1_to_9999
             CHECK (event_date_time >= '0001-01-01 00:00:00+00' AND event_date_time < '10000-01-01 00:00:00+00'),
@@ -45,15 +45,16 @@ CREATE TABLE {schema}outbox_events (
     autovacuum_vacuum_insert_threshold = 200000
 );
 
--- The batches: the events of one insert, and its token. A batch is committed before its
--- first byte is sent. Every attempt therefore sends the same rows in the same order.
+-- A batch contains the events of one insert, and its token. A relay commits a batch
+-- before it sends the first byte of the batch. Every attempt therefore sends the same
+-- rows in the same order.
 CREATE TABLE {schema}outbox_batches (
     batch_id        uuid            PRIMARY KEY,
     event_ids       int8multirange  NOT NULL CHECK (NOT isempty(event_ids)),
     event_count     int             NOT NULL CHECK (event_count > 0),
     byte_count      bigint          NOT NULL,
     token           text            NOT NULL,
-    -- Attempts under this token: claims that may have inserted.
+    -- The number of attempts under this token: claims that may have inserted.
     attempts        int             NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     next_attempt_at timestamptz     NOT NULL DEFAULT '-infinity',
@@ -73,9 +74,11 @@ CREATE TABLE {schema}outbox_batches (
 CREATE TABLE {schema}outbox_cursor (
     cuts                  bigint      PRIMARY KEY,
     last_cut_at           timestamptz NOT NULL DEFAULT 'epoch',
-    -- Where a cut starts to look. It is a hint: the poll finds late commits below it.
+    -- A cut searches for events above this id. It is a hint: the poll finds late commits
+    -- below it.
     low_watermark         bigint      NOT NULL DEFAULT 0,
-    -- The next low watermark. It applies after transactions below it had time to commit.
+    -- The next low watermark. A cut applies it later, after transactions with lower ids
+    -- had time to commit.
     next_low_watermark    bigint      NOT NULL DEFAULT 0,
     next_low_watermark_at timestamptz NOT NULL DEFAULT 'epoch',
     -- The highest id that was cut.
@@ -87,8 +90,9 @@ CREATE TABLE {schema}outbox_cursor (
 INSERT INTO {schema}outbox_cursor (cuts) VALUES (0);
 
 -- The PostgreSQL history that the batches belong to. A failover or a restore changes the
--- identity or the timeline of the server. It can lose cuts and attempts whose inserts have
--- reached the sink. A relay then checks the presence of events before it inserts them.
+-- identity or the timeline of the server. PostgreSQL can then lose cuts and attempts
+-- whose inserts have reached the sink. After such a change, a relay checks the presence
+-- of events before it inserts them.
 CREATE TABLE {schema}outbox_history (
     system_identifier text   NOT NULL,
     timeline          text   NOT NULL,
@@ -119,9 +123,10 @@ CREATE TABLE {schema}outbox_dead_letters (
 -- Publishes an event in the caller's transaction and returns its event_id. A parameter
 -- that is omitted or NULL gets the default of the column.
 --
--- The function generates the id itself instead of using RETURNING, so that the caller
--- needs the INSERT privilege only. A deployment can change the default of the column
--- environment, so the function omits the column if the caller passes NULL.
+-- The function generates the id itself, because RETURNING would require the SELECT
+-- privilege. The caller needs only the INSERT privilege. A deployment can change the
+-- default of the column environment, so the function omits the column if the caller
+-- passes NULL.
 --
 -- BEGIN ATOMIC binds the table when the function is created, independently of the
 -- caller's search_path. The function does not notify, because PostgreSQL serialises the

@@ -21,8 +21,8 @@ CREATE TABLE {schema}users (
 -- concurrent creates succeeds.
 CREATE UNIQUE INDEX users_email_key ON {schema}users (lower(email));
 
--- The answers to requests with an Idempotency-Key. A row commits in the same transaction
--- as the change of the request.
+-- Responses to requests with an Idempotency-Key. A row commits in the same transaction as
+-- the change of the request.
 CREATE TABLE {schema}idempotency_keys (
     key         text COLLATE "C" PRIMARY KEY
         CONSTRAINT idempotency_key_is_short CHECK (octet_length(key) BETWEEN 1 AND 255),
@@ -36,7 +36,7 @@ CREATE TABLE {schema}idempotency_keys (
     autovacuum_vacuum_scale_factor = 0.05
 );
 
--- For the deletion of expired keys.
+-- The deletion of expired keys uses this index.
 CREATE INDEX idempotency_keys_expires_at ON {schema}idempotency_keys (expires_at);
 
 -- +goose Down
