@@ -58,8 +58,9 @@ test: need-npm want-cc build ## run every suite with the race detector (PKG=./pk
 	@$(GINKGO) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
 
-# Specs with the label long test the same behaviour as specs of `make test`, but with more
-# repetitions, for a longer time, on larger tables, or in every state of a model.
+# Specs with the label long test the same behaviour as specs of `make test`, but at a
+# larger scale. They repeat more often, run longer, use larger tables, or check larger
+# models.
 .PHONY: test/all
 test/all: need-npm want-cc build ## run the long specs, which `make test` does not run
 	@rm -f bin/$(LONG_REPORT)

@@ -236,13 +236,13 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 					return fmt.Errorf("%s %d of %s; run the command again for the rest: %w",
 						how.done, len(changed), number(len(found)), err)
 				}
-				return requireAll(ids, changed) // another command may have changed some of them first
+				return requireAll(ids, changed) // another command may have changed some dead letters first
 			})
 		},
 	}
 }
 
-// apply changes the dead letters and returns the ids of the changed ones.
+// apply changes the dead letters and returns the ids of the changed dead letters.
 func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []int64, asJSON bool) ([]int64, error) {
 	var changed []int64
 	for letters, err := range how.change(s, ctx, ids) {

@@ -27,8 +27,8 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	limitMemory(c.Relay.BatchMaxBytes)
 	connections := c.Postgres.MaxOpenConns
 	if connections == 0 {
-		// A worker uses two connections: one holds the lease, one reads events.
-		// The other four serve the cutter, the poll, readiness and metrics.
+		// A worker uses two connections: one holds the lease, one reads events. Four more
+		// connections serve the cutter, the poll, readiness and metrics.
 		connections = 2*c.Relay.Workers + 4
 	}
 	db, err := postgres.Open(postgres.Options{
@@ -104,9 +104,9 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		})
 }
 
-// limitMemory sets Go's soft memory limit, unless GOMEMLIMIT sets one. It keeps the
-// process below three times maxBytes, plus 100 MB.
-// See docs/adr/0001-memory-limit-of-the-relay.md.
+// limitMemory sets Go's soft memory limit, unless GOMEMLIMIT is set. It keeps the process
+// below three times maxBytes, plus 100 MB. See
+// docs/adr/0001-memory-limit-of-the-relay.md.
 func limitMemory(maxBytes int64) {
 	const overhead = 20 << 20                      // the rest of the heap
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
@@ -121,8 +121,8 @@ func sinkOptions(c *config.Relay) clickhouse.Options {
 		DSN:     c.ClickHouse.DSN,
 		Table:   c.ClickHouse.Table,
 		Cluster: c.ClickHouse.Cluster,
-		// Each worker uses one for its insert and one to resolve an attempt. The
-		// probe of the circuit breaker uses one.
+		// Each worker uses one connection for its insert and one to resolve an attempt.
+		// The probe of the circuit breaker uses one more connection.
 		MaxOpenConns: 2*c.Relay.Workers + 1,
 	}
 }

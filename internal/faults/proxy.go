@@ -88,7 +88,7 @@ func (p *Proxy) Up() {
 	go p.accept(listener)
 }
 
-// Down refuses new connections and breaks the open ones.
+// Down refuses new connections and breaks open connections.
 func (p *Proxy) Down() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

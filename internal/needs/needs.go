@@ -8,8 +8,8 @@ import (
 	"github.com/onsi/ginkgo/v2"
 )
 
-// AllEnv names the variable that makes such specs fail instead of being
-// skipped. `.ci/run` sets it.
+// AllEnv names the variable that makes specs fail instead of being skipped. `.ci/run`
+// sets the variable.
 const AllEnv = "DIEHARD_TEST_REQUIRE_ALL"
 
 // LeaveOut skips the spec. The reason names the missing program and the way to install

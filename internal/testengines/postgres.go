@@ -19,8 +19,8 @@ import (
 type Postgres struct{ *process }
 
 // StartPostgres starts a server that ends with the spec. It skips the spec if the suites
-// use a named server, because a spec must not kill a named server, and the machine may
-// have no other PostgreSQL.
+// use a named server. A spec must not kill a named server, and the machine may have no
+// other PostgreSQL.
 func StartPostgres(ctx context.Context, settings map[string]string) *Postgres {
 	GinkgoHelper()
 	if os.Getenv(PostgresEnv) != "" {

@@ -17,9 +17,9 @@ import (
 	"syscall"
 )
 
-// ProgramEnv names the variable with the path of the devstack program, which
-// runs the engines. `make test` sets it. If it is not set, the program is
-// built.
+// ProgramEnv names the variable with the path of the devstack program. The program runs
+// the engines. `make test` sets the variable. If it is not set, the suite builds the
+// program.
 const ProgramEnv = "DIEHARD_DEVSTACK_BIN"
 
 // program returns the path of the devstack program. The program has its own module. The

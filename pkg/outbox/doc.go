@@ -3,9 +3,9 @@
 // # The problem
 //
 // A service changes its database and then sends a message to another system: an order was
-// placed, or a user was created. If the service writes to the two systems one after the
-// other, a crash between the writes loses the message, or leaves a message about a change
-// that was rolled back. Both orders of the writes have this problem.
+// placed, or a user was created. The service cannot write to both systems at once. A
+// crash between the two writes loses the message, or leaves a message about a change that
+// was rolled back. Changing the order of the writes does not help.
 //
 // # The outbox
 //

@@ -109,11 +109,11 @@ func WithTraceparent(traceparent Traceparent) Option {
 // NewEvent returns an event whose context is the payload's JSON. NewEvent keeps a
 // json.RawMessage or a [JSON] byte for byte.
 //
-// The event type comes from the first of these sources that exists: the option
-// [WithType], the payload's method EventType (see [Typed]), the name of the payload's Go
-// type. NewEvent converts a Go name to snake_case: UserCreated becomes user_created. The
-// id is a UUID v7. NewEvent returns an error if it cannot encode the payload or cannot
-// derive a type. Publish checks all other rules.
+// The option [WithType] sets the event type. Without the option, the type comes from the
+// payload's method EventType (see [Typed]). Without the method, it is the name of the
+// payload's Go type in snake_case: UserCreated becomes user_created. The id is a UUID v7.
+// NewEvent returns an error if it cannot encode the payload or cannot derive a type.
+// Publish checks all other rules.
 func NewEvent(payload any, opts ...Option) (Event, error) {
 	eventContext, err := encode(payload)
 	if err != nil {

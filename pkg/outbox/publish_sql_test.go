@@ -283,7 +283,7 @@ var _ = Describe("Publishing by SQL", func() {
 			Entry("change the batches", `DELETE FROM outbox_batches`),
 		)
 
-		It("can call the function in any schema, whatever its own search_path", func() {
+		It("can call the function in any schema, with any search_path", func() {
 			db.MustExec("CREATE SCHEMA diehard")
 			db.MustExec("ALTER TABLE outbox_events SET SCHEMA diehard")
 			db.MustExec("ALTER FUNCTION diehard_publish SET SCHEMA diehard")

@@ -260,7 +260,7 @@ var _ = Describe("Publisher", func() {
 			Expect(db.Select(&stored, "SELECT environment FROM outbox_events ORDER BY id")).To(Succeed())
 			Expect(stored).To(Equal(expected))
 		},
-		Entry("if it is the only one", []string{""}, []string{"Deployed"}),
+		Entry("if it is the only event", []string{""}, []string{"Deployed"}),
 		Entry("if other events have an environment", []string{"A", "", "B", ""}, []string{"A", "Deployed", "B", "Deployed"}),
 	)
 

@@ -19,8 +19,8 @@ type budget struct {
 // unlimited is the bound of a claim while the process holds no batch.
 const unlimited = int64(1) << 62
 
-// take calls claim with the number of free bytes. It records the bytes of the claimed
-// batch, which claim returns. Zero bytes mean that claim has found no batch.
+// take calls claim with the number of free bytes. claim returns the bytes of the claimed
+// batch, or zero if it has found no batch. take records these bytes.
 func (b *budget) take(ctx context.Context, claim func(ctx context.Context, maxBytes int64) (int64, error)) error {
 	b.claiming.Lock()
 	defer b.claiming.Unlock()

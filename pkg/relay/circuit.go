@@ -49,8 +49,8 @@ func newCircuit(probe func(context.Context) error, backoff backoff, log *slog.Lo
 var errNotChecked = errors.New("the sink has not been checked yet")
 
 // admit waits until the caller may claim a batch. It returns ctx's error, or a
-// *sink.MisconfiguredError if the first probe finds one. An admitted caller reports the
-// outcome by calling succeeded, failed, failedUnknown or idle.
+// *sink.MisconfiguredError if the first probe returns this error. An admitted caller
+// reports the outcome by calling succeeded, failed, failedUnknown or idle.
 func (c *circuit) admit(ctx context.Context) error {
 	for {
 		c.mu.Lock()

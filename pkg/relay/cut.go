@@ -73,7 +73,7 @@ func (r *Relay) awaitNextCut(ctx context.Context, cut store.Cut, extended bool, 
 	}
 	wait := untilPoll
 	switch {
-	case cut.More: // batches wait; another relay with busy workers may have cut them
+	case cut.More: // batches wait; a relay with busy workers may have cut them
 		r.work.send(1)
 		capacity = r.capacity
 		if cut.Wait > 0 { // any relay may claim them

@@ -47,8 +47,8 @@ type Options struct {
 	// allows.
 	Workers int
 	// MaxBytes bounds the events that the process holds in memory, over all workers. The
-	// default is store.DefaultMaxBytes. If MaxBytes has no capacity for two batches, one
-	// waits until the other is settled.
+	// default is store.DefaultMaxBytes. If two batches exceed MaxBytes, the second batch
+	// waits until the first is settled.
 	MaxBytes int64
 	// Linger is the least time between two cuts of partial batches in the fleet.
 	Linger time.Duration

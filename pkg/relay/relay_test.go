@@ -124,9 +124,9 @@ var _ = Describe("Relay", func() {
 		return events, batches
 	}
 
-	// expectOnce waits until the outbox is empty and no relay has a batch. Then it
-	// expects exactly n events at the sink, each once. A relay updates its metrics and
-	// logs only after the commit that empties the outbox.
+	// expectOnce waits until the outbox is empty and no relay has a batch. Then it checks
+	// that the sink has exactly n events, each once. A relay updates its metrics and logs
+	// only after the commit that empties the outbox.
 	expectOnce := func(ctx context.Context, n int) {
 		GinkgoHelper()
 		Eventually(ctx, func(g Gomega) {
@@ -164,9 +164,8 @@ var _ = Describe("Relay", func() {
 		return 0
 	}
 
-	// claimAndDie claims and reads a batch as a worker does, calls during, and then loses
-	// the lease as if the worker was killed. during performs the worker's calls of the
-	// sink.
+	// claimAndDie acts as a worker that is killed. It claims and reads a batch, calls
+	// during, and then loses the lease. during performs the worker's calls of the sink.
 	claimAndDie := func(ctx context.Context, during func(lease *store.Lease, events *sink.Events)) {
 		GinkgoHelper()
 		_, err := s.Cut(ctx, 0)
@@ -334,10 +333,11 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("settles a batch that is present, without another insert", func(ctx SpecContext) {
+		It("settles a batch that is present, without an insert", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
-				// Under another token: a second insert would double every row.
+				// The spec uses a different token, so that a second insert would double
+				// every row.
 				insert(ctx, "another-"+lease.Token, events)
 			})
 			start()
@@ -393,7 +393,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(batches("resolved")).To(Equal(1))
 		})
 
-		It("resolves events that were cut under another history of PostgreSQL", func(ctx SpecContext) {
+		It("resolves events that were cut under an earlier history of PostgreSQL", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
 			// The failover lost the cut: the events are not in a batch.
@@ -406,7 +406,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say("resolving all batches"))
 		})
 
-		It("waits for an insert of another history, whose token is lost", func(ctx SpecContext) {
+		It("waits for an insert of an earlier history whose token is lost", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// The constraint sleeps before the rows are stored.
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT slow CHECK NOT ignore(sleepEachRow(1))")
@@ -446,7 +446,7 @@ diehard_relay_events_total{result="delivered"} 7
 	})
 
 	Describe("with events that the sink refuses", func() {
-		It("dead-letters an event outside of the sink's range of time, and delivers the others once", func(ctx SpecContext) {
+		It("dead-letters an event whose time is outside the sink's range, and delivers the other events once", func(ctx SpecContext) {
 			publishMany(ctx, 50)
 			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
 				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
@@ -610,9 +610,9 @@ diehard_relay_events_total{result="delivered"} 7
 				Expect(shown).To(HaveLen(10))
 				Expect(byAttempt).To(HaveLen(attempts))
 			},
-			Entry("of which all events are absent", 0, 1),
-			Entry("of which all events are present", 10, 1),
-			Entry("of which some events are present", 4, 2),
+			Entry("whose events are all absent", 0, 1),
+			Entry("whose events are all present", 10, 1),
+			Entry("with some present events", 4, 2),
 		)
 
 		It("reports no transaction at a sample rate of 0", func(ctx SpecContext) {
@@ -653,7 +653,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say(`events dead-lettered.* trace_ids=\[` + badID + `\]`))
 		})
 
-		It("names no trace of an event without one", func(ctx SpecContext) {
+		It("names no trace for an event without a traceparent", func(ctx SpecContext) {
 			db.MustExec(`INSERT INTO outbox_events (event_type, event_context, event_date_time)
 				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
 			start()
@@ -663,7 +663,7 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
-	It("isolates many refused events with bounded work, and does not stall others meanwhile", func(ctx SpecContext) {
+	It("isolates many refused events with bounded work, without delaying other events", func(ctx SpecContext) {
 		const total, bad = 120, 60
 		testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 		published := make([]outbox.Event, total)

@@ -9,9 +9,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// resolve finds out what became of the batch's earlier attempts and acts on it.
-// cause is nil if their outcome is unknown. Otherwise it is the permanent error of
-// the last insert, and an absent batch is split instead of inserted again.
+// resolve determines the outcome of the batch's earlier attempts and continues the
+// delivery. If cause is nil, an absent batch is inserted again. Otherwise cause is the
+// permanent error of the last insert, and an absent batch is split.
 func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	keys, err := d.lease.Keys(ctx)
 	if err != nil {
@@ -66,8 +66,8 @@ func (d *delivery) awaitInserts(ctx context.Context) error {
 	}
 }
 
-// checkPresence returns the indexes of the batch's events that are present at the sink,
-// and of those that are absent. It verifies the lease first, because the next steps must
+// checkPresence returns the indexes of the events that are present at the sink, and the
+// indexes of the absent events. It verifies the lease first, because the next steps must
 // happen within the lease.
 func (d *delivery) checkPresence(ctx context.Context, keys *store.Events) (present, absent []int, err error) {
 	if err := d.lease.Verify(ctx); err != nil {

@@ -32,8 +32,8 @@ func (d *delivery) settleResolved(ctx context.Context, keys *store.Events) (stri
 	return resultResolved, nil
 }
 
-// settlePresent settles the events that are present at the sink. The absent ones stay in
-// the batch.
+// settlePresent settles the events that are present at the sink. The absent events stay
+// in the batch.
 func (d *delivery) settlePresent(ctx context.Context, keys *store.Events, present, absent []int) (string, error) {
 	d.log.InfoContext(ctx, "settling events that are present", "present", len(present), "absent", len(absent))
 	if err := d.lease.Shrink(ctx, store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}); err != nil {

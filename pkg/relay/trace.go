@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// maxTraces bounds the transactions that a batch reports to Sentry. Its events may
-	// come from 50,000 requests.
+	// maxTraces bounds the transactions that a batch reports to Sentry. The events of a
+	// batch may come from 50,000 requests.
 	maxTraces = 100
 	// maxTypes bounds the event types that a transaction names.
 	maxTypes = 10

@@ -56,7 +56,7 @@ type Batch struct {
 	Events *Events
 }
 
-// Class is what an error means for the batch.
+// Class is the meaning of an error for the batch.
 type Class int
 
 const (

@@ -42,8 +42,8 @@ type Program[S Settings] struct {
 	// the module version that the go command recorded.
 	Version string
 
-	// AddFlags adds a flag for each configuration key. Load reads the
-	// configuration. Both come from package config.
+	// AddFlags adds a flag for each configuration key. Load reads the configuration. Both
+	// functions come from package config.
 	AddFlags func(*pflag.FlagSet)
 	Load     func(config.LoadOptions) (S, []string, error)
 	// Reporting returns the settings of logs and error reports.
@@ -68,7 +68,7 @@ type Command[S Settings] struct {
 	Long string
 
 	// Run does the program's work. It returns when the work is done or when a signal ends
-	// ctx. The program logs an error, except for a *config.Error, which it prints.
+	// ctx. The program prints a *config.Error and logs all other errors.
 	Run func(ctx context.Context, p Process, settings S) error
 
 	// Answer writes the command's output to p.Out and returns. The program prints an
@@ -81,8 +81,9 @@ type Command[S Settings] struct {
 	// name. It can be nil.
 	AddFlags func(*pflag.FlagSet)
 
-	// Printed writes the SQL that Run executes. If it is not empty, the command
-	// has the flag --print, which executes nothing and needs no database.
+	// Printed writes the SQL that Run executes. If Printed is not empty, the command has
+	// the flag --print. With this flag, the command executes no SQL and needs no
+	// database.
 	Printed []Printed[S]
 
 	Commands []Command[S]
@@ -95,7 +96,7 @@ type Printed[S Settings] struct {
 	Print func(w io.Writer, settings S) error
 }
 
-// Process is what a command receives from the running program.
+// Process contains the values that a command receives from the running program.
 type Process struct {
 	Version string
 	Log     *slog.Logger
@@ -154,7 +155,7 @@ func (p Program[S]) command() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	// Every command that reads the configuration accepts its flags.
+	// Every command that reads the configuration accepts the configuration flags.
 	file := root.PersistentFlags().String("config", "", "configuration file in YAML")
 	p.AddFlags(root.PersistentFlags())
 

@@ -141,9 +141,9 @@ func (e *event) fillFrom(other *event) {
 	}
 }
 
-// fill sets the fields that are not compared, so that they are not printed as
-// differences. It pairs each wanted event with a found event: first with a matching
-// event, then with an event of the same type, then with any event.
+// fill sets the fields that are not compared, so that a failure message does not print
+// them as differences. It pairs each wanted event with a found event. It prefers a
+// matching event, then an event of the same type, then any event.
 func fill(wanted, found []event) {
 	rest := slices.Clone(found)
 	paired := make([]bool, len(wanted))

@@ -16,7 +16,7 @@ import (
 // the order in which they were published.
 //
 // A visible row belongs to the current transaction if the transaction that inserted the
-// row is in progress. Both can have different ids, because a savepoint begins a
+// row is in progress. The two transaction ids can differ, because a savepoint begins a
 // subtransaction with its own id. A transaction has no id before its first write.
 //
 // The context is a string in the JSON text, because a string keeps it byte for byte.

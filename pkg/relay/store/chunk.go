@@ -27,7 +27,7 @@ func (l *Lease) chunkIDs() int64 {
 type chunk struct {
 	keys         sql.RawBytes // id, event id, two times and version of each event
 	types        sql.RawBytes
-	traceparents sql.RawBytes // id and traceparent of each event that has one
+	traceparents sql.RawBytes // id and traceparent of each event with a traceparent
 
 	keysOnly     bool // the columns below are missing
 	environments sql.RawBytes

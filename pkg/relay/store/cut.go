@@ -22,16 +22,16 @@ type Cut struct {
 	// Wait is the time to wait before the next cut. Some events may wait, but too few to
 	// fill a batch.
 	Wait time.Duration
-	// More means that more events may wait. The cut has ended at the bound on waiting
-	// batches, or on the batches of one cut.
+	// More means that more events may wait. The cut has reached the bound of waiting
+	// batches, or the bound of batches for one cut.
 	More bool
 }
 
 // Cut puts waiting events into full batches. It puts the remaining events into a partial
-// batch if linger has passed since the fleet's last cut and no batch waits for its first
-// attempt. Behind a waiting batch, a partial batch would only queue. One process cuts at
-// a time. In other processes Cut does nothing meanwhile. If it returns ErrHistoryChanged,
-// the caller calls it again.
+// batch under two conditions: linger has passed since the fleet's last cut, and no batch
+// waits for its first attempt. Behind a waiting batch, a partial batch would only queue.
+// Only one process cuts at a time. If another process is cutting, Cut does nothing. If it
+// returns ErrHistoryChanged, the caller calls it again.
 func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	tx, err := s.begin(ctx)
 	if err != nil {

@@ -119,7 +119,7 @@ func (l *DeadLetter) inUTC() {
 
 // DeadLetterIDs returns the ids of all dead letters that the filter selects, the oldest
 // first. RequeueDeadLetters and DiscardDeadLetters take ids, so that they do not change
-// letters that came later.
+// newer dead letters.
 func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]int64, error) {
 	var ids []int64
 	if err := s.db.SelectContext(ctx, &ids, s.sql(deadLetterIDsSQL), filter.values()...); err != nil {

@@ -13,7 +13,7 @@ type Events struct {
 
 	ID          []int64
 	PublishedAt []int64    // microseconds since 1970-01-01 00:00:00 UTC, by the database's clock
-	Traceparent sink.Texts // empty for an event without one
+	Traceparent sink.Texts // empty for an event without a traceparent
 }
 
 // Reset removes all events and keeps the memory of the columns.

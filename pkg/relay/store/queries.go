@@ -5,9 +5,9 @@ package store
 // Statistics are always out of date for tables whose rows are replaced all the time.
 
 // lockCursorSQL takes the lock of the fleet for a cut. It returns no row if another
-// process holds the lock. The order and the lower bound make it read the live version of
-// the row first, however many dead versions an old transaction keeps. set_config limits
-// how long a process that is suspended or unreachable holds the lock.
+// process holds the lock. An old transaction can keep many dead versions of the row. The
+// order and the lower bound make the statement read the live version first. set_config
+// limits the time for which a suspended or unreachable process holds the lock.
 const lockCursorSQL = `
 SELECT cuts, low_watermark, next_low_watermark, high_watermark,
        extract(epoch FROM clock_timestamp() - last_cut_at)           AS since_cut,
@@ -39,11 +39,11 @@ const sameHistorySQL = `EXISTS (
       AND {schema}outbox_history.timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
 )`
 
-// uncutSQL returns the ids of the first $3 events above $2 that are not in a batch, with
-// their bytes in a batch, as one value for readUncut. The relay puts the events into
-// batches, because the server would take several times longer for that than for finding
-// them. The primary key returns the events in order, gap by gap between batches. Events
-// in batches are not read.
+// uncutSQL returns the first $3 events above the id $2 that are not in a batch. The
+// result is one value for readUncut, with the id and the bytes of each event. The relay
+// puts the events into batches, because the server would take several times longer for
+// that than for finding them. The primary key returns the events in order, gap by gap
+// between batches. Events in batches are not read.
 const uncutSQL = `
 WITH gap AS (
     SELECT unnest(int8multirange(int8range($2, NULL, '()')) - coalesce(range_agg(event_ids), '{}')) AS ids
@@ -136,8 +136,8 @@ SELECT coalesce((
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
 // the worker inserts it. If $3 is true, failed batches come first, otherwise last. If the
-// batch has more than $2 bytes, no other batch is claimed instead. The batch is not due
-// for one second, until the worker has locked it in the lease's transaction.
+// batch has more than $2 bytes, no other batch is claimed instead. The claimed batch is
+// not due for one second. In this time the worker locks it in the lease's transaction.
 const claimSQL = `
 UPDATE {schema}outbox_batches
 SET attempts        = attempts + 1,
@@ -191,10 +191,10 @@ const (
 	// costs the server, the driver and database/sql more than its values.
 	//
 	// The statement does not order a chunk's events, because PostgreSQL would copy each
-	// row out of its page first. The primary key usually returns them in order. Each send
-	// function takes one of the eight kilobytes that PostgreSQL keeps for the evaluation
-	// of a row, and an eighth function would allocate memory for each event. The event
-	// type needs no send function, because it contains no slash.
+	// row out of its page first. The primary key usually returns them in order.
+	// PostgreSQL keeps eight kilobytes for the evaluation of a row, and each send
+	// function takes one of them. An eighth function would allocate memory for each
+	// event. The event type needs no send function, because it contains no slash.
 	chunksSQL = `
 FROM unnest($1::int8multirange) AS member
 CROSS JOIN LATERAL generate_series(lower(member), upper(member) - 1, $2::bigint) AS first
@@ -218,7 +218,8 @@ WHERE id >= lower(member) AND id < upper(member)`
 
 	deleteBatchSQL = `DELETE FROM {schema}outbox_batches WHERE batch_id = $1`
 
-	// insertBatchSQL writes a batch of the events $1, which are not in another batch.
+	// insertBatchSQL writes a batch of the events $1. No other batch may contain these
+	// events.
 	insertBatchSQL = `
 INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, last_error)
 SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, $3
@@ -293,8 +294,8 @@ LIMIT $10`
 	readDeadLetterSQL = `SELECT ` + deadLetterColumns + `, event_context FROM {schema}outbox_dead_letters WHERE id = $1`
 
 	// requeueDeadLettersSQL moves events back into the outbox. A second statement for the
-	// same letters waits for the first and then finds no letters. Both lock the letters
-	// in the order of the primary key.
+	// same letters waits for the first and then finds no letters. Both statements lock
+	// the letters in the order of the primary key.
 	requeueDeadLettersSQL = `
 WITH requeued AS (
     DELETE FROM {schema}outbox_dead_letters WHERE id = ANY($1::bigint[]) RETURNING *
@@ -330,7 +331,7 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 
 // The cost of statsSQL does not depend on the size of the table. It counts the events
 // above the high watermark up to a bound. Beyond the bound it estimates the number from
-// the sequence, which also counts the ids of rolled-back transactions. It counts dead
+// the sequence. The estimate includes the ids of rolled-back transactions. It counts dead
 // letters up to a bound as well.
 const statsSQL = `
 WITH cursor AS (SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),

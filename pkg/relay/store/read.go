@@ -20,7 +20,7 @@ func (l *Lease) Read(ctx context.Context, events *Events) error {
 	return l.read(ctx, l.sql(readEventsSQL), &chunk{}, events)
 }
 
-// read appends the batch's events, which the statement returns in chunks.
+// read appends the batch's events. The statement returns them in chunks.
 func (l *Lease) read(ctx context.Context, statement string, c *chunk, events *Events) error {
 	// lib/pq reads binary values only from a prepared statement. Within a transaction
 	// a connection pooler keeps the statement.

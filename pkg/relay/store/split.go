@@ -29,9 +29,9 @@ type Outcome struct {
 
 // Shrink removes events from the batch. The caller has checked that no insert of the
 // batch is in flight, and which of its events are present. The remaining events keep the
-// token, which the sink may have recorded for other events of the batch. The next attempt
-// resolves the remaining events before it inserts them. If an insert of the original
-// batch begins late, the token keeps it from adding rows again.
+// token. The sink may have recorded the token for other events of the batch. The next
+// attempt resolves the remaining events before it inserts them. If an insert of the
+// original batch begins late, the token keeps it from adding rows again.
 func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
 	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
 		if events := len(outcome.Delivered) + len(outcome.Refused) + len(outcome.Remaining); events != l.Events {

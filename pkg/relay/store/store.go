@@ -25,7 +25,7 @@ const (
 	DefaultFlushTimeout = 30 * time.Second
 )
 
-// BatchesChannel is the channel on which a relay notifies the others of new batches.
+// BatchesChannel is the channel on which a relay notifies other relays of new batches.
 const BatchesChannel = "diehard_outbox_batches"
 
 // Bounds that are not configurable.
@@ -102,7 +102,7 @@ type Store struct {
 	o   Options
 	sql func(string) string // adds the schema to a statement
 
-	claims atomic.Int64 // counts claims; they alternate between failed batches and others
+	claims atomic.Int64 // counts claims, which alternate between failed batches and other batches
 
 	watermarkTrail time.Duration // the constant; specs change it
 

@@ -340,7 +340,7 @@ var _ = Describe("Store", func() {
 			Expect(batches()[4][:2]).To(Equal([]int64{1, 42}))
 		})
 
-		It("cuts a late commit at once if its id is between those of the batches", func(ctx SpecContext) {
+		It("cuts a late commit at once if its id is between the ids of two batches", func(ctx SpecContext) {
 			publishMany(ctx, 2)
 			late := db.MustBegin()
 			Expect(publisher.Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
@@ -565,7 +565,7 @@ var _ = Describe("Store", func() {
 			Expect(sizes()).To(Equal([]int{3}), "no event was settled")
 		})
 
-		It("settles the batch and its events, and nothing else", func(ctx SpecContext) {
+		It("deletes the settled batch and its events, and no other rows", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
 			Expect(claim(ctx).Settle(ctx)).To(Succeed())

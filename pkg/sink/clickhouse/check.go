@@ -196,7 +196,7 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 const leastPartsLifetime = 60
 
 // checkTableSettings reads the table's settings at the end of its definition, and the
-// server's defaults for all others.
+// server's defaults for all other settings.
 func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
 	defaults, window := "system.merge_tree_settings", "non_replicated_deduplication_window"
 	if placed != "" {
@@ -241,7 +241,8 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 	return nil
 }
 
-// tableSetting returns a setting of the definition, which ends with the settings.
+// tableSetting returns a setting of the definition. The settings are the end of the
+// definition.
 func tableSetting(definition, name string) (value string, ok bool) {
 	const clause = " SETTINGS "
 	at := strings.LastIndex(definition, clause)

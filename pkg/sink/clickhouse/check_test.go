@@ -24,8 +24,8 @@ const (
 	theSettings = " SETTINGS non_replicated_deduplication_window = 10, fsync_after_insert = 1, fsync_part_directory = 1"
 )
 
-// theColumns returns the table's columns. An argument "name definition" replaces a column
-// or adds one. An argument with a name only removes the column.
+// theColumns returns the table's columns. An argument "name definition" replaces or adds
+// a column. An argument that is only a name removes the column.
 func theColumns(others ...string) string {
 	columns := []string{
 		"event_id UUID", "event_type LowCardinality(String)", "event_date_time DateTime64(6, 'UTC')",

@@ -90,8 +90,8 @@ func (e *encoder) integers(c column.Interface, integers []uint64) error {
 }
 
 // times fills a column of DateTime64(6). The driver's Append converts a time to
-// nanoseconds in an int64, which ends in the year 2262. It would store a wrong value for
-// a later time
+// nanoseconds in an int64. This range ends in the year 2262. Append would store a wrong
+// value for a later time
 // (https://github.com/ClickHouse/ch-go/blob/v0.74.0/proto/datetime64.go#L54).
 func (e *encoder) times(c column.Interface, times []int64) error {
 	dateTime, ok := c.(*column.DateTime64)
@@ -172,9 +172,9 @@ func (e *encoder) texts(c column.Interface, texts *sink.Texts) error {
 var errReserved = errors.New("the column is reserved")
 
 // reserve allocates the column's memory. Without reserve the growing column copies itself
-// many times, which takes three times the memory for 64 MB. The driver has no function
-// that sets a column's capacity. reserve therefore makes the column start to read this
-// number of rows and a text of this size, and lets the read fail.
+// many times. For 64 MB that takes three times the memory. The driver has no function
+// that sets a column's capacity. reserve starts a read of this number of rows and of a
+// text of this size, for which the column allocates memory. Then the read fails.
 func (e *encoder) reserve(c column.Interface, rows, size int) error {
 	if _, ok := c.(*column.String); !ok {
 		return errType(c)

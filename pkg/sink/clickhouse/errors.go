@@ -84,7 +84,7 @@ var kinds = map[int32]kind{
 	// Not overload: larger batches would take even longer.
 	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
 
-	// Backpressure, which fewer inserts relieve.
+	// The server is overloaded. Fewer inserts reduce its load.
 	173: {"CANNOT_ALLOCATE_MEMORY", sink.Overloaded, "the server is short of memory"},
 	201: {"QUOTA_EXCEEDED", sink.Overloaded, "the user's quota is used up"},
 	202: {"TOO_MANY_SIMULTANEOUS_QUERIES", sink.Overloaded, "the server runs too many queries"},
@@ -129,7 +129,8 @@ func (s *Sink) classify(ctx context.Context, op string, err error) error {
 			Err:   fmt.Errorf("%s: %w", op, &serverError{exception.Code, redact(exception)}),
 		}
 	}
-	// If the context ends, the driver closes the connection, which fails in many ways.
+	// If the context ends, the driver closes the connection, and the call can fail with
+	// many different errors.
 	if cause := context.Cause(ctx); cause != nil {
 		class := sink.Unknown // a cancelled context says nothing about the sink
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {

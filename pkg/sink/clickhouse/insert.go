@@ -82,8 +82,8 @@ var insertSettings = chgo.Settings{
 	"optimize_on_insert": 0,
 }
 
-// optionalInsertSettings are sent with an insert if the server knows them. Otherwise it
-// would refuse the insert.
+// optionalInsertSettings are sent with an insert if the server knows them. The server
+// refuses an insert with an unknown setting.
 var optionalInsertSettings = chgo.Settings{
 	// Overrides insert_deduplicate.
 	"deduplicate_insert": "enable",

@@ -101,8 +101,8 @@ func identityOf(keys *sink.Keys, i int) string {
 	return keys.EventType.At(i) + " " + strconv.FormatInt(keys.EventDateTime[i], 10) + " " + keys.EventID[i].String()
 }
 
-// presentStatement returns the query for the keys at these indexes, which are sorted by
-// event type.
+// presentStatement returns the query for the keys at these indexes. The indexes are
+// sorted by event type.
 func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 	var q strings.Builder
 	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM ")

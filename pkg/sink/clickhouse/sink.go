@@ -137,7 +137,7 @@ func (s *Sink) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close closes idle connections at once, and busy ones when they are released.
+// Close closes idle connections at once, and busy connections when they are released.
 func (s *Sink) Close() error {
 	if err := errors.Join(s.inserts.Close(), s.conn.Close()); err != nil {
 		return fmt.Errorf("close clickhouse: %w", err)

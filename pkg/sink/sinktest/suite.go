@@ -19,8 +19,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// Destination is a sink's destination for one spec: new, empty, and not shared. It keeps
-// duplicates: merges are stopped while the spec runs.
+// Destination is a sink's destination for one spec. It is new and empty, and no other
+// spec uses it. It keeps duplicates: merges are stopped while the spec runs.
 type Destination struct {
 	// Addr is the host and port of the sink's server.
 	Addr string
