@@ -62,8 +62,8 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	delivery := relay.New(relay.Options{
 		Store: store.New(db, store.Options{
 			MaxRows: c.Relay.BatchMaxRows,
-			// Half of the limit of the process: a worker reads one batch while
-			// another inserts.
+			// A batch has at most half of the process's limit, so that a worker can read
+			// one batch while another worker inserts.
 			MaxBytes:     c.Relay.BatchMaxBytes / 2,
 			FlushTimeout: c.Relay.FlushTimeout,
 			Schema:       c.Postgres.Schema,

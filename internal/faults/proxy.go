@@ -303,7 +303,7 @@ func (l *link) pass(d Direction, to io.Writer, from io.Reader) {
 // buffered is the size of the copy buffer.
 const buffered = 32 << 10
 
-// arrived waits until the data may pass on. It returns false if the connection
+// arrived waits until the proxy may pass the data on. It returns false if the connection
 // must break.
 func (l *link) arrived(d Direction, data []byte) (goOn bool) {
 	released, speed, goOn := l.inspect(d, data)

@@ -31,8 +31,8 @@
 // other function that executes a statement in a transaction. The package imports no
 // driver. The folder examples of the repository has a program for each of these types.
 //
-// The table is created by `relay migrate`, or by the SQL that `relay migrate
-// --print` shows.
+// `relay migrate` creates the table. `relay migrate --print` prints the SQL that creates
+// it.
 //
 // # Guarantees
 //

@@ -20,8 +20,8 @@ type PublisherOptions struct {
 	// empty, the event gets the default of the column outbox_events.environment. This
 	// default is Local unless a deployment has changed it.
 	Environment string
-	// MaxEventBytes bounds an event's context; DefaultMaxEventBytes by default. The
-	// table accepts no more than 128 MiB.
+	// MaxEventBytes bounds an event's context; DefaultMaxEventBytes by default. The table
+	// accepts at most 128 MiB.
 	MaxEventBytes int
 	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
 	// the tables by the session's search_path.
@@ -59,7 +59,7 @@ func quoteIdentifier(name string) string {
 // tx commits.
 //
 // If an event breaks a rule, it returns a *ValidationError and writes no event. After any
-// other error the transaction must be rolled back.
+// other error the caller must roll back the transaction.
 func (p *Publisher) Publish(ctx context.Context, tx Tx, events ...Event) error {
 	if err := p.check(events); err != nil {
 		return err

@@ -50,7 +50,7 @@ var _ = Describe("NewEvent", func() {
 		Expect(event.EventID.Version()).To(Equal(uuid.Version(7)))
 	})
 
-	It("keeps the characters that only HTML would escape", func() {
+	It("does not escape characters for HTML", func() {
 		event, err := outbox.NewEvent(InvoicePaid{Note: "a<b&c>"})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(event.EventContext.String()).To(Equal(`{"note":"a<b&c>"}`))

@@ -9,9 +9,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// Every value goes as a string or a number. PostgreSQL infers the types of the parameters
-// from the columns, so that a statement works with any driver. It also works behind a
-// pooler that has no prepared statements.
+// The publisher sends every value as a string or a number. PostgreSQL infers the types of
+// the parameters from the columns, so that a statement works with any driver. It also
+// works behind a pooler that has no prepared statements.
 
 const (
 	eventColumns     = "event_id, event_type, event_date_time, event_context, metadata_version, traceparent, environment"

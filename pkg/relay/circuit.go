@@ -58,7 +58,7 @@ func (c *circuit) admit(ctx context.Context) error {
 		switch c.state {
 		case circuitClosed:
 			c.mu.Unlock()
-			return ctx.Err() //nolint:wrapcheck // the caller's own
+			return ctx.Err() //nolint:wrapcheck // the caller's own error
 		case circuitOpen:
 			if pause = time.Until(c.until); pause <= 0 {
 				c.set(circuitProbing)
@@ -74,7 +74,7 @@ func (c *circuit) admit(ctx context.Context) error {
 		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the caller's own
+			return ctx.Err() //nolint:wrapcheck // the caller's own error
 		case <-changed:
 		case <-time.After(pause):
 		}
@@ -94,7 +94,7 @@ func (c *circuit) try(ctx context.Context) (admitted bool, err error) {
 		return true, nil
 	case ctx.Err() != nil:
 		c.set(circuitOpen)
-		return false, ctx.Err() //nolint:wrapcheck // the caller's own
+		return false, ctx.Err() //nolint:wrapcheck // the caller's own error
 	case isMisconfigured && !c.checked:
 		c.set(circuitOpen)
 		return false, misconfigured
@@ -181,11 +181,11 @@ func (c *circuit) awaitClosed(ctx context.Context) error {
 		state, changed := c.state, c.changed
 		c.mu.Unlock()
 		if state == circuitClosed {
-			return ctx.Err() //nolint:wrapcheck // the caller's own
+			return ctx.Err() //nolint:wrapcheck // the caller's own error
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the caller's own
+			return ctx.Err() //nolint:wrapcheck // the caller's own error
 		case <-changed:
 		}
 	}

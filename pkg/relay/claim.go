@@ -28,7 +28,7 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 		default:
 			r.busy.Add(1)
 			r.capacity.send(1)
-			r.work.send(1) // there may be more batches
+			r.work.send(1) // more batches may wait
 			r.deliver(delivering, lease)
 			r.budget.give(lease.Bytes)
 			r.busy.Add(-1)

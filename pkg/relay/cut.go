@@ -34,7 +34,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 			}
 		}
 		select {
-		case <-r.capacity: // this cut uses it
+		case <-r.capacity: // this cut uses the capacity
 		default:
 		}
 		linger := r.linger()
@@ -44,7 +44,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		}
 		switch {
 		case ctx.Err() != nil:
-			return ctx.Err() //nolint:wrapcheck // the end that was asked for
+			return ctx.Err() //nolint:wrapcheck // the caller has ended ctx
 		case errors.Is(err, store.ErrHistoryChanged):
 			r.log.ErrorContext(ctx, "resolving all batches", "err", err)
 			continue

@@ -15,8 +15,8 @@ import (
 // deliver makes one attempt at the batch and ends its lease.
 func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	defer lease.Release()
-	// Each attempt has its own hub: a hub keeps the transaction that was last
-	// started on it, and the workers deliver at the same time.
+	// Each attempt has its own hub, because a hub keeps its last started transaction, and
+	// the workers deliver at the same time.
 	ctx = sentry.SetHubOnContext(ctx, sentry.CurrentHub().Clone())
 	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
 	defer transaction.Finish()

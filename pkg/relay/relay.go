@@ -30,8 +30,8 @@ const (
 	DefaultBackoffMax      = 30 * time.Second
 )
 
-// Options configure a Relay. Store, Sink, Log and Registry are required. A duration
-// or number that is zero takes its default.
+// Options configure a Relay. Store, Sink, Log and Registry are required. A duration or
+// number that is zero gets its default.
 type Options struct {
 	Store *store.Store
 	Sink  sink.Sink
@@ -139,7 +139,7 @@ func (r *Relay) Ready(context.Context) error {
 // *sink.MisconfiguredError if the first check finds that the sink cannot keep its
 // promises. It retries after all other errors.
 func (r *Relay) Run(ctx context.Context) error {
-	// Deliveries outlive ctx, until ShutdownTimeout has passed.
+	// Deliveries continue after ctx has ended, until ShutdownTimeout has passed.
 	delivering, stopDelivering := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopDelivering()
 
@@ -157,7 +157,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
-	return err //nolint:wrapcheck // the relay's own
+	return err //nolint:wrapcheck // an error of this package
 }
 
 // probe checks whether the sink is available and can keep its promises.

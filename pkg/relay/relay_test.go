@@ -261,12 +261,12 @@ var _ = Describe("Relay", func() {
 			}
 		}
 
-		It("delivers events that are published while its workers are busy in one batch", func(ctx SpecContext) {
+		It("puts events that are published while its workers are busy into one batch", func(ctx SpecContext) {
 			release, published := clickHouse.hold(), make(chan struct{})
 			start(func(o *relay.Options) { o.Workers, o.Published = 1, published })
 			publishMany(ctx, 1)
 			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(1)))
-			awaitCut(ctx, published) // a cut may have begun when the worker was free
+			awaitCut(ctx, published) // a cut may have begun while the worker was free
 			publishMany(ctx, 1)
 			awaitCut(ctx, published)
 			publishMany(ctx, 1)
@@ -284,7 +284,7 @@ var _ = Describe("Relay", func() {
 			Eventually(ctx, clickHouse.inserted.Load).WithTimeout(patience).Should(Equal(int64(2)))
 
 			running.SetTook(time.Hour)
-			awaitCut(ctx, published) // a cut may have begun before
+			awaitCut(ctx, published) // a cut may have begun before SetTook
 			publishMany(ctx, 1)
 			awaitCut(ctx, published)
 			publishMany(ctx, 1)
@@ -568,7 +568,7 @@ diehard_relay_events_total{result="delivered"} 7
 			for trace := range 103 {
 				events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
 			}
-			// The last two belong to traces within the bound.
+			// The last two events belong to the first and to the hundredth trace.
 			publish(ctx, append(events, events[0], events[99])...)
 			running := start()
 			expectOnce(ctx, 105)
@@ -612,7 +612,7 @@ diehard_relay_events_total{result="delivered"} 7
 			},
 			Entry("whose events are all absent", 0, 1),
 			Entry("whose events are all present", 10, 1),
-			Entry("with some present events", 4, 2),
+			Entry("whose events are partly present", 4, 2),
 		)
 
 		It("reports no transaction at a sample rate of 0", func(ctx SpecContext) {
@@ -642,7 +642,7 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say(`events dead-lettered.* trace_ids="\[` + strings.Join(ids[:10], " ") + `\]" dead_lettered=12 `))
 		})
 
-		It("names the traces of a batch that is split, and of the event that caused it", func(ctx SpecContext) {
+		It("names the traces of a batch that is split, and of the event that caused the split", func(ctx SpecContext) {
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
 			bad, good := traceparent(1, "01"), traceparent(2, "01")
 			publish(ctx, outbox.Event{EventType: "poison", Traceparent: bad}, outbox.Event{Traceparent: good}, outbox.Event{Traceparent: good})

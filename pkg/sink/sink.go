@@ -18,8 +18,8 @@ import (
 // the rows are present, because the relay checks that.
 type Sink interface {
 	// Insert sends the batch in one insert under its token. It returns nil only if the
-	// sink has acknowledged the whole batch as durable. After an error of any class, the
-	// outcome is unknown.
+	// sink has acknowledged the complete batch as durable. After an error of any class,
+	// the outcome is unknown.
 	//
 	// Insert may empty EventContext to release its memory. It does not change the other
 	// columns, and does not use batch.Events after it has returned.

@@ -148,7 +148,7 @@ func splitTexts(column []byte, separator byte, n int, add func(text []byte)) err
 }
 
 func bigint(b []byte) int64 {
-	return int64(binary.BigEndian.Uint64(b)) //nolint:gosec // PostgreSQL's are signed
+	return int64(binary.BigEndian.Uint64(b)) //nolint:gosec // PostgreSQL's integers are signed
 }
 
 // timestamptz returns Unix microseconds.

@@ -12,7 +12,7 @@ import (
 )
 
 func appendBigint(b []byte, n int64) []byte {
-	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // PostgreSQL's are signed
+	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // PostgreSQL's integers are signed
 }
 
 // add adds an event to the chunk as readEventsSQL does.

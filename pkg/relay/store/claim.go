@@ -11,7 +11,7 @@ import (
 
 // Claim counts one more attempt for a batch that is due, and leases it. It alternately
 // takes the oldest batch without a failure and the oldest failed batch, so that neither
-// kind blocks the other. It returns nil if no batch is due, or if the oldest batch has
+// kind blocks the other. It returns nil if no batch is due, or if the selected batch has
 // more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)

@@ -42,8 +42,8 @@ func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
 	cut, err := s.cutIn(ctx, tx, linger)
 	if err != nil && !errors.Is(err, ErrHistoryChanged) {
 		if isOverlap(err) {
-			// A batch below the hint has some of the events. The next cut reads all
-			// batches.
+			// A batch with an id below the hint contains some of the events. The next cut
+			// reads all batches.
 			s.forgetBatches()
 			return Cut{More: true}, nil
 		}
@@ -85,7 +85,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	if capacity <= 0 {
 		return Cut{More: true}, nil
 	}
-	// If the clock was set back, the last cut is in the future. It counts as long ago.
+	// If the clock was set back, the last cut is in the future. It is then treated as
+	// long ago.
 	sinceCut := seconds(cursor.SinceCut)
 	lingered := sinceCut < 0 || sinceCut >= linger
 	takePartial := lingered && waiting.Unattempted == 0
@@ -150,7 +151,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 		return Cut{}, fmt.Errorf("move the cursor: %w", err)
 	}
 	if cut.Batches > 1 {
-		// This relay claims one of them next. Others claim the rest.
+		// This relay claims one of the batches next. Other relays claim the rest.
 		if _, err := tx.ExecContext(ctx, "SELECT pg_notify($1, '')", BatchesChannel); err != nil {
 			return Cut{}, fmt.Errorf("notify the fleet: %w", err)
 		}
@@ -185,7 +186,7 @@ func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error)
 		if !exists { // a failover or a restore has lost the last cuts
 			s.forgetCursor()
 		}
-		return nil, nil //nolint:nilnil // another cut is not an error
+		return nil, nil //nolint:nilnil // a cut by another process is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the cursor: %w", err)
@@ -229,7 +230,7 @@ func (s *Store) findUncut(ctx context.Context, tx *sqlx.Tx, batchHint uuid.UUID,
 func readUncut(packed []byte) (uncut, error) {
 	const size = 8 + 4
 	if len(packed)%size != 0 {
-		return uncut{}, fmt.Errorf("%d bytes are not a whole number of events", len(packed))
+		return uncut{}, fmt.Errorf("%d bytes is not a multiple of the size of an event", len(packed))
 	}
 	n := len(packed) / size
 	events := uncut{ids: make([]int64, n), bytes: make([]int32, n)}
@@ -237,7 +238,7 @@ func readUncut(packed []byte) (uncut, error) {
 	for i := range n {
 		event := packed[i*size : (i+1)*size]
 		events.ids[i] = bigint(event)
-		events.bytes[i] = int32(binary.BigEndian.Uint32(event[8:])) //nolint:gosec // PostgreSQL's are signed
+		events.bytes[i] = int32(binary.BigEndian.Uint32(event[8:])) //nolint:gosec // PostgreSQL's integers are signed
 		if events.ids[i] <= last {
 			return uncut{}, fmt.Errorf("event %d came after %d", events.ids[i], last)
 		}

@@ -30,9 +30,9 @@ var _ = Describe("The value of uncutSQL", func() {
 		Entry("with nothing", nil, nextBatch{}),
 		Entry("with fewer events than fit", []int32{200, 300}, nextBatch{events: 2, bytes: 500}),
 		Entry("with events that fit exactly", []int32{500, 500}, nextBatch{events: 2, bytes: 1000}),
-		Entry("up to its rows", []int32{1, 1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
-		Entry("up to its rows, with no event left", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
-		Entry("up to its bytes", []int32{500, 500, 1}, nextBatch{events: 2, bytes: 1000, isFull: true}),
+		Entry("up to the limit of rows", []int32{1, 1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
+		Entry("up to the limit of rows, with no event left", []int32{1, 1, 1}, nextBatch{events: 3, bytes: 3, isFull: true}),
+		Entry("up to the limit of bytes", []int32{500, 500, 1}, nextBatch{events: 2, bytes: 1000, isFull: true}),
 		Entry("with one event that is too large", []int32{1001, 1}, nextBatch{events: 1, bytes: 1001, isFull: true}),
 		Entry("with the only event, which is too large", []int32{1001}, nextBatch{events: 1, bytes: 1001}),
 	)

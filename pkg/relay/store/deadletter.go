@@ -25,7 +25,7 @@ type DeadLetterKey struct {
 	EventID   uuid.UUID `db:"event_id"   json:"event_id"`
 }
 
-// DeadLetter is an event that the sink refused, as it was published, with the error.
+// DeadLetter is an event that the sink refused, with all published fields and the error.
 type DeadLetter struct {
 	DeadLetterKey
 
@@ -43,8 +43,8 @@ type DeadLetter struct {
 	EventContext json.RawMessage `db:"event_context" json:"event_context,omitempty"`
 }
 
-// DeadLetterFilter selects the dead letters that match all of its fields. A field's
-// zero value matches every letter. A slice that is empty and not nil matches none.
+// DeadLetterFilter selects the dead letters that match all of its fields. A field's zero
+// value matches every letter. A slice that is empty and not nil matches no letter.
 type DeadLetterFilter struct {
 	EventType   string
 	Environment string
@@ -194,7 +194,7 @@ func (s *Store) markRequeuedUnverified(ctx context.Context, tx *sqlx.Tx, firstOl
 		return err //nolint:wrapcheck // the caller adds the operation
 	}
 	_, err := tx.ExecContext(ctx, s.sql(unverifiedRequeuedSQL), firstOld, lastNew)
-	return err //nolint:wrapcheck // likewise
+	return err //nolint:wrapcheck // the caller adds the operation
 }
 
 // DiscardDeadLetters deletes the dead letters with their events. It returns letters and

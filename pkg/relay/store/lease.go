@@ -19,7 +19,7 @@ type Lease struct {
 	Batch
 
 	tx  *sqlx.Tx
-	sql func(string) string // the store's
+	sql func(string) string // the field sql of the Store
 }
 
 // ErrLeaseLost says that the worker no longer holds the batch: its connection is lost,
@@ -40,7 +40,7 @@ func (l *Lease) Verify(ctx context.Context) error {
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
 	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds())
-		return err //nolint:wrapcheck // finish does
+		return err //nolint:wrapcheck // finish adds the operation
 	})
 }
 
@@ -68,8 +68,8 @@ func (l *Lease) finish(how ending, statements func() error) error {
 	return nil
 }
 
-// reason returns the error's text for last_error: valid for PostgreSQL, and short
-// enough to stay in the row.
+// reason returns the error's text for last_error. The text is valid for PostgreSQL, and
+// short enough to stay in the row.
 func reason(err error) string {
 	const maxBytes = 1000
 	text := strings.ReplaceAll(err.Error(), "\x00", "")

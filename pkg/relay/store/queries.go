@@ -314,8 +314,8 @@ SELECT id, event_type, event_id,
 FROM requeued
 ORDER BY id`
 
-	// lockHistorySQL prevents that unverifiedRequeuedSQL and recordHistorySQL run at the
-	// same time. A row lock would not be enough: recordHistorySQL reads the sequence
+	// lockHistorySQL prevents unverifiedRequeuedSQL and recordHistorySQL from running at
+	// the same time. A row lock would not be enough: recordHistorySQL reads the sequence
 	// before it waits for a row lock.
 	lockHistorySQL = `LOCK TABLE {schema}outbox_history IN SHARE ROW EXCLUSIVE MODE`
 

@@ -24,6 +24,6 @@ func (l *Lease) Keys(ctx context.Context) (*Events, error) {
 func (l *Lease) RenewToken(ctx context.Context, cause error) error {
 	return l.finish(ending{"renew the token", failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.sql(renewTokenSQL), l.ID, uuid.NewString(), reason(cause))
-		return err //nolint:wrapcheck // finish does
+		return err //nolint:wrapcheck // finish adds the operation
 	})
 }

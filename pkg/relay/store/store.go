@@ -95,7 +95,7 @@ func Session(flushTimeout time.Duration) map[string]string {
 	}
 }
 
-// Store is the outbox as relays use it. It is safe for concurrent use by any number of
+// Store gives relays access to the outbox. It is safe for concurrent use by any number of
 // workers in any number of processes.
 type Store struct {
 	db  *sqlx.DB

@@ -360,7 +360,7 @@ var _ = Describe("Store", func() {
 		It("recovers after the database has refused an event in a second batch", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(s.Poll(ctx)).To(BeTrue()) // remembers the batch as the oldest
+			Expect(s.Poll(ctx)).To(BeTrue()) // Poll remembers the batch as the oldest
 			db.MustExec("UPDATE outbox_batches SET batch_id = '00000000-0000-7000-8000-000000000000'")
 			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
 			Expect(sizes()).To(Equal([]int{3}))
@@ -494,7 +494,7 @@ var _ = Describe("Store", func() {
 			}
 		})
 
-		It("cuts and reads under outdated settings", func(ctx SpecContext) {
+		It("cuts and reads if the session has outdated settings", func(ctx SpecContext) {
 			session := store.Session(time.Minute)
 			session["bytea_output"], session["standard_conforming_strings"] = "escape", "off"
 			db = testengines.OpenPostgres(suite.PostgresDSN(ctx), session) // values as text, as behind a pooler

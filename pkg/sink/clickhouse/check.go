@@ -19,7 +19,7 @@ import (
 const (
 	unknownDatabase            = 81
 	readonlyMode               = 164
-	badGet                     = 170 // an unknown cluster, up to version 23
+	badGet                     = 170 // reported for an unknown cluster by versions up to 23
 	settingConstraintViolation = 452
 	readonlySetting            = 472
 	accessDenied               = 497

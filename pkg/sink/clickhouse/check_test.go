@@ -117,7 +117,7 @@ var _ = Describe("Check", func() {
 					"ALTER TABLE event_log MODIFY SETTING old_parts_lifetime = 59"),
 				Entry("if the lifetime of source parts is a fraction below 60", "has old_parts_lifetime below 60",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings+", old_parts_lifetime = 59.5"), aRow),
-				Entry("if no setting is set", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
+				Entry("if the table has no settings", "has non_replicated_deduplication_window off, fsync_after_insert off, fsync_part_directory off",
 					create(theColumns(), "MergeTree"+theOrder), aRow),
 
 				Entry("if a column is missing", "lacks the column environment",

@@ -51,7 +51,7 @@ func newEncoder() *encoder {
 }
 
 // Read implements io.Reader for the encoder's proto.Reader.
-func (e *encoder) Read(p []byte) (int, error) { return e.wire.Read(p) } //nolint:wrapcheck // an io.Reader's own
+func (e *encoder) Read(p []byte) (int, error) { return e.wire.Read(p) } //nolint:wrapcheck // io.Reader requires the plain error
 
 func (e *encoder) encode(columns []column.Interface, events *sink.Events) error {
 	for at, encode := range []func(column.Interface) error{
@@ -72,7 +72,7 @@ func (e *encoder) encode(columns []column.Interface, events *sink.Events) error 
 // decode makes the column read the rows from their wire format.
 func (e *encoder) decode(c column.Interface, rows int, wire io.Reader) error {
 	e.wire = wire
-	return c.Decode(e.reader, rows) //nolint:wrapcheck // encode does
+	return c.Decode(e.reader, rows) //nolint:wrapcheck // encode adds the name of the column
 }
 
 func (e *encoder) uuids(c column.Interface, ids []uuid.UUID) error {
@@ -114,12 +114,13 @@ func (e *encoder) dictionary(c column.Interface, d *sink.Dictionary) error {
 	if c.Type() != lowCardinality {
 		for i := range d.Indexes {
 			if err := c.AppendRow(&d.Values[d.Indexes[i]]); err != nil {
-				return err //nolint:wrapcheck // encode does
+				return err //nolint:wrapcheck // encode adds the name of the column
 			}
 		}
 		return nil
 	}
-	// On the wire the column's default comes first: the empty string.
+	// In the wire format, the first value of the dictionary is the column's default, the
+	// empty string.
 	keys, distinct := make([]uint32, len(d.Values)), uint32(1)
 	for i, value := range d.Values {
 		if value != "" {
@@ -162,7 +163,7 @@ func (e *encoder) texts(c column.Interface, texts *sink.Texts) error {
 	for i := range texts.Ends {
 		text = texts.At(i)
 		if err := c.AppendRow(&text); err != nil {
-			return err //nolint:wrapcheck // encode does
+			return err //nolint:wrapcheck // encode adds the name of the column
 		}
 	}
 	return nil
@@ -174,7 +175,7 @@ var errReserved = errors.New("the column is reserved")
 // reserve allocates the column's memory. Without reserve the growing column copies itself
 // many times. For 64 MB that takes three times the memory. The driver has no function
 // that sets a column's capacity. reserve starts a read of this number of rows and of a
-// text of this size, for which the column allocates memory. Then the read fails.
+// text of this size. The column allocates the memory, and then the read fails.
 func (e *encoder) reserve(c column.Interface, rows, size int) error {
 	if _, ok := c.(*column.String); !ok {
 		return errType(c)
@@ -194,7 +195,7 @@ type failingReader struct{}
 // Read implements io.Reader.
 func (failingReader) Read([]byte) (int, error) { return 0, errReserved }
 
-// uuidWire reads as the wire format of UUID: two integers in little-endian order.
+// uuidWire returns ids in the wire format of UUID: two integers in little-endian order.
 type uuidWire struct{ rest []uuid.UUID }
 
 // Read implements io.Reader.
@@ -212,7 +213,7 @@ func (w *uuidWire) Read(p []byte) (int, error) {
 	return size * n, nil
 }
 
-// integerWire reads as the wire format of 64-bit integers.
+// integerWire returns integers in the wire format of 64-bit integers.
 type integerWire[T int64 | uint64] struct{ rest []T }
 
 // Read implements io.Reader.

@@ -60,10 +60,10 @@ var kinds = map[int32]kind{
 	774: {"TABLE_IS_PERMANENTLY_READ_ONLY", sink.Unavailable, "the table is on read-only storage"},
 
 	// Replicas, Keeper, and connections between servers.
-	203: {"NO_FREE_CONNECTION", sink.Unavailable, "the server cannot reach another"},
+	203: {"NO_FREE_CONNECTION", sink.Unavailable, "the server cannot reach another server"},
 	225: {"NO_ZOOKEEPER", sink.Unavailable, "Keeper is not reachable"},
 	254: {"NO_ACTIVE_REPLICAS", sink.Unavailable, "replicas are down"},
-	279: {"ALL_CONNECTION_TRIES_FAILED", sink.Unavailable, "the server cannot reach another"},
+	279: {"ALL_CONNECTION_TRIES_FAILED", sink.Unavailable, "the server cannot reach another server"},
 	285: {"TOO_FEW_LIVE_REPLICAS", sink.Unavailable, "replicas are down"},
 	286: {"UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", sink.Unavailable, "replicas lag"},
 	289: {"REPLICA_IS_NOT_IN_QUORUM", sink.Unavailable, "replicas lag"},
@@ -81,7 +81,7 @@ var kinds = map[int32]kind{
 	749: {"TCP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server accepts no more connections"},
 	762: {"HTTP_CONNECTION_LIMIT_REACHED", sink.Unavailable, "the server accepts no more connections"},
 
-	// Not overload: larger batches would take even longer.
+	// This code does not mean overload, because larger batches would take even longer.
 	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
 
 	// The server is overloaded. Fewer inserts reduce its load.
@@ -154,7 +154,7 @@ func isUnreachable(err error) bool {
 		net.ErrClosed,
 		syscall.ECONNRESET,
 		syscall.EPIPE,
-		context.DeadlineExceeded, // of the driver's dial
+		context.DeadlineExceeded, // the driver's dial has timed out
 		chgo.ErrAcquireConnTimeout,
 		chgo.ErrConnectionClosed,
 	} {

@@ -165,7 +165,7 @@ func (s *Sink) connFor(e *sink.Events) driver.Conn {
 // undated hides the deadline from the driver. The driver would add 5 seconds to the
 // server's limit, and would set no limit if less than a second is left. The context still
 // ends at the deadline.
-type undated struct{ context.Context } //nolint:containedctx // is one
+type undated struct{ context.Context } //nolint:containedctx // the type is a context
 
 // Deadline implements context.Context.
 func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }

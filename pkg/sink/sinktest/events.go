@@ -23,7 +23,7 @@ func token() string { return uuid.NewString() }
 // some returns n ordinary events.
 func some(n int) *sink.Events {
 	e := &sink.Events{}
-	start := time.Date(2026, 3, 31, 23, 59, 58, 123_456_000, time.UTC) // two months
+	start := time.Date(2026, 3, 31, 23, 59, 58, 123_456_000, time.UTC) // the events belong to two months
 	for i := range n {
 		add(e, fmt.Sprintf("type_%d", i%3), start.Add(time.Duration(i)*time.Second), "Test", fmt.Sprintf(`{"n":%d}`, i), 1)
 	}
@@ -124,7 +124,7 @@ func withContexts(n, size int) *sink.Events {
 	return e
 }
 
-// merged returns the keys of both.
+// merged returns the keys of first and second.
 func merged(first, second *sink.Keys) *sink.Keys {
 	m := &sink.Keys{}
 	for _, keys := range []*sink.Keys{first, second} {

@@ -27,13 +27,12 @@ type Destination struct {
 	// Open opens a sink on the destination. addr is Addr, or the address of a proxy in
 	// front of the server.
 	Open func(addr string) (sink.Sink, error)
-	// Stored reads every row, duplicates included, in any order. It does not use the
+	// Stored reads every row, including duplicates, in any order. It does not use the
 	// sink.
 	Stored func(ctx context.Context) (*sink.Events, error)
 	// Slow makes every later insert take at least d on the server.
 	Slow func(ctx context.Context, d time.Duration) error
-	// Refuse makes the server refuse later rows of that event type because of their
-	// data.
+	// Refuse makes the server refuse later rows of the event type because of their data.
 	Refuse func(ctx context.Context, eventType string) error
 	// Spoil removes a property of the destination that the sink's promises need.
 	Spoil func(ctx context.Context) error
@@ -380,7 +379,7 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 }
 
 // overslept is a context after its deadline whose timer has not fired yet.
-type overslept struct{ context.Context } //nolint:containedctx // is one
+type overslept struct{ context.Context } //nolint:containedctx // the type is a context
 
 // Deadline implements context.Context.
 func (overslept) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
