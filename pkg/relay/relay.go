@@ -99,7 +99,7 @@ type Relay struct {
 	work     signal       // batches may be claimed
 	capacity signal       // a batch was claimed, or a worker is free: more batches may be cut
 	busy     atomic.Int32 // workers that deliver a batch
-	took     atomic.Int64 // duration in nanoseconds of the last batch that was settled at its first attempt
+	took     atomic.Int64 // duration of the last batch settled at its first attempt, in ns
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
 	postgres     postgresState
