@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// checkTimeout limits a readiness check. A probe with a shorter timeout, such as
-	// the default of Kubernetes, also counts the missing answer as not ready.
+	// checkTimeout limits a readiness check. Kubernetes waits only one second by
+	// default, and counts a missing response as not ready, too.
 	checkTimeout = 2 * time.Second
 	// requestTimeout limits a request, including a slow scrape.
 	requestTimeout = 30 * time.Second
@@ -36,11 +36,11 @@ const (
 
 // Check is a readiness check.
 type Check struct {
-	// Name identifies the check in the answer of /readyz.
+	// Name identifies the check in the response of /readyz.
 	Name string
-	// Func returns nil if healthy, otherwise the reason. One goroutine at a time
-	// calls it, with a deadline. If it exceeds the deadline, the check fails without
-	// waiting for it.
+	// Func returns nil if the program is healthy, otherwise the reason. One goroutine
+	// at a time calls it, with a deadline. At the deadline the check fails, even if
+	// Func has not returned.
 	Func func(ctx context.Context) error
 }
 
@@ -110,7 +110,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) {
-		s.answer(w, r, http.StatusOK, health{Status: statusOK})
+		s.respond(w, r, http.StatusOK, health{Status: statusOK})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ready := s.ready(r.Context())
@@ -118,7 +118,7 @@ func (s *Server) routes() http.Handler {
 		if ready.Status != statusOK {
 			code = http.StatusServiceUnavailable
 		}
-		s.answer(w, r, code, ready)
+		s.respond(w, r, code, ready)
 	})
 	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(s.o.Registry,
 		promhttp.HandlerFor(s.o.Registry, promhttp.HandlerOpts{
@@ -135,7 +135,7 @@ const (
 	statusFailing = "failing"
 )
 
-// health is the answer of /livez and /readyz.
+// health is the response of /livez and /readyz.
 type health struct {
 	Status string                 `json:"status"`
 	Checks map[string]checkResult `json:"checks,omitempty"`
@@ -170,10 +170,10 @@ func (s *Server) ready(ctx context.Context) health {
 	return result
 }
 
-var errCheckTimeout = errors.New("no answer within " + checkTimeout.String())
+var errCheckTimeout = errors.New("no result within " + checkTimeout.String())
 
-// run runs the check, or joins the running call, so that probes do not pile up behind a
-// check that hangs.
+// run runs the check. If another call of the check is running, run waits for its
+// result. Therefore probes do not pile up behind a check that hangs.
 func (s *Server) run(ctx context.Context, check Check) error {
 	running := s.checks.DoChan(check.Name, func() (any, error) {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), checkTimeout, errCheckTimeout)
@@ -194,11 +194,11 @@ func (s *Server) run(ctx context.Context, check Check) error {
 	}
 }
 
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, code int, body health) {
+func (s *Server) respond(w http.ResponseWriter, r *http.Request, code int, body health) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(code)
 	if err := json.NewEncoder(w).Encode(body); err != nil {
-		s.o.Log.DebugContext(r.Context(), "probe disconnected before its answer", "err", err)
+		s.o.Log.DebugContext(r.Context(), "probe disconnected before the response", "err", err)
 	}
 }

@@ -27,22 +27,22 @@ func TestAdmin(t *testing.T) {
 	RunSpecs(t, "admin")
 }
 
-type answer struct {
+type response struct {
 	status      int
 	contentType string
 	body        string
 }
 
-func get(ctx context.Context, method, url string) answer {
+func get(ctx context.Context, method, url string) response {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, method, url, http.NoBody)
 	Expect(err).NotTo(HaveOccurred())
-	response, err := http.DefaultClient.Do(request)
+	received, err := http.DefaultClient.Do(request)
 	Expect(err).NotTo(HaveOccurred())
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	defer received.Body.Close()
+	body, err := io.ReadAll(received.Body)
 	Expect(err).NotTo(HaveOccurred())
-	return answer{response.StatusCode, response.Header.Get("Content-Type"), string(body)}
+	return response{received.StatusCode, received.Header.Get("Content-Type"), string(body)}
 }
 
 var _ = Describe("The admin port", func() {
@@ -84,7 +84,7 @@ var _ = Describe("The admin port", func() {
 
 	It("is alive even if a check fails", func(ctx SpecContext) {
 		url := start(ctx, admin.Check{Name: "postgresql", Func: failing})
-		Expect(get(ctx, http.MethodGet, url+"/livez")).To(Equal(answer{http.StatusOK, "application/json", `{"status":"ok"}` + "\n"}))
+		Expect(get(ctx, http.MethodGet, url+"/livez")).To(Equal(response{http.StatusOK, "application/json", `{"status":"ok"}` + "\n"}))
 	})
 
 	It("is ready if every check passes", func(ctx SpecContext) {
@@ -128,25 +128,25 @@ var _ = Describe("The admin port", func() {
 			return nil
 		}})
 		const probes = 8
-		answers := make(chan answer, probes+1)
+		responses := make(chan response, probes+1)
 		probe := func() {
 			defer GinkgoRecover()
-			answers <- get(ctx, http.MethodGet, url+"/readyz")
+			responses <- get(ctx, http.MethodGet, url+"/readyz")
 		}
 		for range probes {
 			go probe()
 		}
 		expectTimeout := func() {
 			GinkgoHelper()
-			var ready answer
-			Eventually(answers).Should(Receive(&ready))
+			var ready response
+			Eventually(responses).Should(Receive(&ready))
 			Expect(ready.status).To(Equal(http.StatusServiceUnavailable))
-			Expect(ready.body).To(ContainSubstring("no answer within"))
+			Expect(ready.body).To(ContainSubstring("no result within"))
 		}
 		for range probes {
 			expectTimeout()
 		}
-		probe() // after the others have given up
+		probe() // after the other probes have timed out
 		expectTimeout()
 		Expect(calls.Load()).To(Equal(int32(1)))
 		close(release)
@@ -162,8 +162,8 @@ var _ = Describe("The admin port", func() {
 		}})
 		ready := get(ctx, http.MethodGet, url+"/readyz")
 		Expect(ready.status).To(Equal(http.StatusServiceUnavailable))
-		Expect(ready.body).To(ContainSubstring("no answer within"))
-		Eventually(ended).Should(Receive(MatchError(ContainSubstring("no answer within"))))
+		Expect(ready.body).To(ContainSubstring("no result within"))
+		Eventually(ended).Should(Receive(MatchError(ContainSubstring("no result within"))))
 	})
 
 	It("reports the error of a check that had a shorter deadline of its own", func(ctx SpecContext) {
@@ -241,7 +241,7 @@ var _ = Describe("The admin port", func() {
 		}()
 		Eventually(asked).Should(BeClosed())
 		stop()
-		Eventually(func() error { // until it accepts no more connections
+		Eventually(func() error { // until the server accepts no more connections
 			conn, err := new(net.Dialer).DialContext(ctx, "tcp", server.Addr())
 			if err == nil {
 				_ = conn.Close()
