@@ -14,19 +14,19 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// SlotTimeout limits how long a group holds its slot. After it, the next group
-// starts, too. The time is short for a client and long for PostgreSQL.
+// SlotTimeout limits how long a group holds its slot. After this time, the next group
+// starts, even if the first one has not ended. A commit normally takes much less, and a
+// client hardly notices the wait.
 const SlotTimeout = 100 * time.Millisecond
 
 const (
-	// slots is the number of groups that commit at the same time, apart from groups
-	// that take longer than SlotTimeout.
+	// slots is the number of groups that commit at the same time. Groups that have
+	// exceeded SlotTimeout do not count.
 	slots = 1
 	// gatherTimeout limits the wait for expected requests. It is about the duration
 	// of a commit.
 	gatherTimeout = time.Millisecond
-	// maxMisses limits Committer.misses. After so many misses, one group in 64
-	// waits.
+	// maxMisses limits Committer.misses. After maxMisses misses, one group in 64 waits.
 	maxMisses = 6
 	// maxGroup limits the changes of a group.
 	maxGroup = 100
@@ -41,15 +41,16 @@ var ErrCommitAlone = errors.New("the change cannot share a transaction")
 // another request. The change may have been made.
 var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 
-// Committer forms groups of changes and commits each group in one transaction.
-// The changes of a group share its cost: the round trips, and the wait for the
-// disk at the commit. It is safe for concurrent use.
+// Committer forms groups of changes and commits each group in one transaction. The
+// changes of a group share the cost of the transaction: the round trips, and the wait
+// for the disk at the commit. It is safe for concurrent use.
 //
 // A group holds a slot while it commits. Requests that arrive during the commit
 // form the next group. A request that arrives alone forms its own group.
 //
-// A group waits a moment for as many requests as were in the last group and in the
-// queue behind it. If they do not arrive, groups wait less often.
+// Before a group commits, it waits briefly for more requests. It expects as many
+// requests as were in the last group and in the queue behind that group. If the
+// expected requests do not arrive, later groups wait less often.
 //
 // All changes of a group have the same outcome. If the outcome of the transaction
 // is unknown, it is unknown for each change. If PostgreSQL refuses the
@@ -64,14 +65,14 @@ type Committer[T, R any] struct {
 	mu    sync.Mutex
 	slots int // free slots
 	queue []*request[T, R]
-	// expected is the number of requests in the last group and in the queue, when
-	// that group was answered.
+	// expected is the number of requests in the last group and in the queue at the end
+	// of that group.
 	expected int
 	gathered chan struct{} // closed when the expected requests have arrived; nil if no group waits
 	// misses counts consecutive waits in which fewer than half of the missing
 	// requests arrived.
 	misses int
-	skips  int // how many of the next groups do not wait
+	skips  int // the number of next groups that do not wait
 }
 
 // request is one change.
@@ -85,8 +86,8 @@ type request[T, R any] struct {
 	err    error
 }
 
-// New returns a Committer. commit makes the changes in one transaction. It returns
-// a result for each change, in their order.
+// New returns a Committer. commit makes the changes in one transaction. It returns the
+// results in the order of the changes.
 func New[T, R any](commit func(ctx context.Context, items []T) ([]R, error)) *Committer[T, R] {
 	return &Committer[T, R]{commit: commit, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
 }
@@ -206,7 +207,7 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	defer time.AfterFunc(c.slotTimeout, passSlot).Stop()
 
 	results, err := []R(nil), ErrLeaderPanicked
-	defer func() { // also when commit panics
+	defer func() { // runs even if commit panics
 		c.mu.Lock()
 		c.expected = min(len(group)+len(c.queue), maxGroup)
 		c.mu.Unlock()
@@ -229,8 +230,9 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	}
 }
 
-// form removes the requests of the next group from the queue. It answers requests
-// whose contexts have ended, because they would end the group's context.
+// form removes the requests of the next group from the queue. A request whose context
+// has ended does not join the group, because it would end the group's context. Its Do
+// returns the cause of the context.
 func (c *Committer[T, R]) form(leader *request[T, R]) (group []*request[T, R], items []T) {
 	c.mu.Lock()
 	n := min(len(c.queue), maxGroup-1)

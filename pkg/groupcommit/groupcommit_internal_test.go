@@ -193,7 +193,7 @@ var _ = Describe("Group commit", func() {
 
 	It("waits less often if no requests arrive", func(ctx SpecContext) {
 		committer.gatherTimeout = time.Nanosecond
-		var waits []int // the groups that waited and missed
+		var waits []int // the groups that waited in vain
 		for n := range 100 {
 			committer.mu.Lock()
 			committer.expected = 2
