@@ -186,7 +186,7 @@ func errorOf(attr slog.Attr) error {
 
 func addAttribute(to sentry.Context, prefix string, attr slog.Attr) {
 	if attr.Equal(slog.Attr{}) {
-		return // slog.Handler requires it
+		return // a slog.Handler must ignore an empty attribute
 	}
 	key, value := prefix+attr.Key, attr.Value.Resolve()
 	switch value.Kind() {

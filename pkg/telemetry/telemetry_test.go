@@ -46,7 +46,7 @@ var _ = Describe("The log", func() {
 		Expect(out.String()).To(HaveSuffix("level=DEBUG msg=flushed duration=1.5s\n"))
 	})
 
-	DescribeTable("knows the level", func(name string, level slog.Level) {
+	DescribeTable("parses the level", func(name string, level slog.Level) {
 		Expect(telemetry.ParseLevel(name)).To(Equal(level))
 	},
 		Entry(nil, "debug", slog.LevelDebug), Entry(nil, "info", slog.LevelInfo),

@@ -211,7 +211,7 @@ var _ = Describe("Creating a user", func() {
 			Consistently(ctx, func() int { return countUsers(ctx) + countEvents(ctx) }, "100ms").Should(BeZero())
 		})
 
-		DescribeTable("and reports an unknown outcome, when the connection is lost during the commit",
+		DescribeTable("and reports an unknown outcome when the connection is lost during the commit",
 			func(ctx SpecContext, forward bool, want int) {
 				proxied := testengines.OpenPostgres(proxyLosingCommits(ctx, dsn, forward), nil)
 				_, err := newService(proxied).Create(ctx, addressed("ada@example.com"))

@@ -7,8 +7,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// cursorVersion is the first byte of every cursor. A later order with another key needs
-// another version.
+// cursorVersion is the first byte of every cursor. A cursor for a different sort order
+// needs a different version.
 const cursorVersion = 1
 
 // formatCursor returns the cursor of the page after the user with the id.
@@ -24,7 +24,8 @@ func parseCursor(cursor string) (uuid.UUID, error) {
 	}
 	decoded, err := base64.RawURLEncoding.DecodeString(cursor)
 	if err == nil && len(decoded) == 1+len(uuid.UUID{}) {
-		// Formatting it again detects another version and another spelling.
+		// Formatting the id again detects a different version and a different encoding
+		// of the id.
 		if last := uuid.UUID(decoded[1:]); formatCursor(last) == cursor {
 			return last, nil
 		}

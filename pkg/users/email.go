@@ -17,8 +17,8 @@ const (
 	maxDomainLabelBytes = 63 // RFC 1035, section 2.3.4
 )
 
-// Email is an e-mail address. All values except the zero value are valid. == compares
-// them with case.
+// Email is an e-mail address. All values except the zero value are valid. == is
+// case-sensitive.
 type Email struct {
 	address string
 }

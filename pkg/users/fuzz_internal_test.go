@@ -25,12 +25,12 @@ func FuzzParseEmail(f *testing.F) {
 		}
 		email := parsed.String()
 		if again, err := ParseEmail(email); err != nil || again != parsed {
-			t.Errorf("%q is stored as %q, and that as %q, %v", input, email, again, err)
+			t.Errorf("%q is parsed as %q, which is then parsed as %q, %v", input, email, again, err)
 		}
 		local, domain, _ := strings.Cut(email, "@")
 		if len(email) > MaxEmailBytes || local == "" || !isHostname(domain) || !strings.EqualFold(strings.TrimSpace(input), email) ||
 			strings.ContainsFunc(email, func(r rune) bool { return r <= ' ' || r >= unicode.MaxASCII }) {
-			t.Errorf("%q is stored as %q", input, email)
+			t.Errorf("%q is parsed as %q", input, email)
 		}
 	})
 }
@@ -48,11 +48,11 @@ func FuzzParseName(f *testing.F) {
 		}
 		name := parsed.String()
 		if again, err := ParseName(name); err != nil || again != parsed {
-			t.Errorf("%q is stored as %q, and that as %q, %v", input, name, again, err)
+			t.Errorf("%q is parsed as %q, which is then parsed as %q, %v", input, name, again, err)
 		}
 		if !utf8.ValidString(name) || !norm.NFC.IsNormalString(name) || utf8.RuneCountInString(name) > MaxNameLength ||
 			strings.ContainsFunc(name, unicode.IsControl) || strings.TrimSpace(name) != name {
-			t.Errorf("%q is stored as %q", input, name)
+			t.Errorf("%q is parsed as %q", input, name)
 		}
 	})
 }

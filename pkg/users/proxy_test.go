@@ -12,8 +12,9 @@ import (
 )
 
 // proxyLosingCommits starts a proxy to the database that closes a connection at the
-// statement COMMIT, and returns its DSN. With forward, the server receives the statement
-// and the client receives no answer. Otherwise the server does not receive it.
+// statement COMMIT, and returns its DSN. If forward is true, the server receives the
+// statement, but the client does not receive the reply. Otherwise the server does not
+// receive the statement.
 func proxyLosingCommits(ctx context.Context, dsn string, forward bool) string {
 	GinkgoHelper()
 	target, err := url.Parse(dsn)
@@ -42,9 +43,9 @@ func loseAtCommit(client net.Conn, address string, forward bool) {
 		return
 	}
 	defer server.Close()
-	answers := make(chan struct{})
+	replies := make(chan struct{})
 	go func() {
-		defer close(answers)
+		defer close(replies)
 		_, _ = io.Copy(client, server)
 	}()
 	buffer := make([]byte, 64<<10)
@@ -57,7 +58,7 @@ func loseAtCommit(client net.Conn, address string, forward bool) {
 			client.Close()
 			if forward {
 				_, _ = server.Write(buffer[:n])
-				<-answers // the copy ends at the answer because the client is closed
+				<-replies // the copy ends at the reply because the client is closed
 			}
 			return
 		}

@@ -22,8 +22,8 @@ INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
-// Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's.
-// It is set before the first row is inserted.
+// Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's
+// lock timeout. The statement sets it before it inserts the first row.
 const insertManySQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz

@@ -70,8 +70,8 @@ func ParseNewUser(email, firstName, lastName string) (NewUser, error) {
 
 // Create inserts the user and publishes user_created in tx.
 //
-// After ErrEmailTaken, tx remains usable. After any other error, the caller must roll it
-// back.
+// After ErrEmailTaken, tx remains usable. After any other error, the caller must roll
+// back tx.
 func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, error) {
 	user := n.make(time.Now())
 	event, err := user.created(n.Traceparent)
@@ -95,12 +95,14 @@ type Result struct {
 	Err  error
 }
 
-// CreateMany creates several users as Create does, and returns the results in the same
-// order. If two users have the same address, the second gets ErrEmailTaken. CreateMany
-// runs one statement, so q can be a transaction or a connection in autocommit mode.
+// CreateMany creates several users as Create does, and returns the results in the order
+// of news. If two users have the same address, the second gets ErrEmailTaken.
+// CreateMany runs one statement, so q can be a transaction or a connection in
+// autocommit mode.
 //
-// lockTimeout limits the wait for another transaction that inserts one of the addresses;
-// 0 means the session's limit. After an error, the caller must roll back a transaction.
+// lockTimeout limits the wait for another transaction that inserts one of the
+// addresses; 0 means the session's limit. If q is a transaction, the caller must roll
+// it back after an error.
 func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, lockTimeout time.Duration) ([]Result, error) {
 	if len(news) == 0 {
 		return nil, nil
@@ -140,7 +142,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 	return results, nil
 }
 
-// make returns a user with a new id that was created at the time.
+// make returns a user with a new id and the given time of creation.
 func (n NewUser) make(at time.Time) User {
 	created := at.UTC().Truncate(time.Microsecond)
 	return User{
@@ -224,7 +226,7 @@ type Page struct {
 }
 
 // List returns users, newest first. A client that follows the cursors sees every user
-// that existed at the first page exactly once, even if users are created meanwhile.
+// that existed at its first request exactly once, even if users are created meanwhile.
 func (s *Service) List(ctx context.Context, p ListParams) (Page, error) {
 	if p.limit == 0 {
 		p.limit, p.before = DefaultLimit, uuid.Max

@@ -35,7 +35,7 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = testengines.OpenPostgres(dsn, nil)
 })
 
-// service runs each call in a transaction of its own.
+// service runs each call in its own transaction.
 type service struct {
 	*users.Service
 

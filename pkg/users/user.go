@@ -23,8 +23,9 @@ type User struct {
 	CreatedAt, UpdatedAt time.Time
 }
 
-// UserCreated is the event context of user_created. The name of this type determines the
-// event type. Consumers read both, so a change to either requires a new metadata version.
+// UserCreated is the event context of user_created. The name of this type determines
+// the event type. Consumers read the event context and the event type. A change to
+// either requires a new metadata version.
 type UserCreated struct {
 	UserID    string `json:"user_id"`
 	Email     string `json:"email"`

@@ -2,7 +2,7 @@ package users
 
 import "strings"
 
-// ValidationError lists all broken rules of the caller's values.
+// ValidationError lists all rules that the caller's values break.
 type ValidationError struct {
 	Fields []FieldError
 }
