@@ -140,7 +140,7 @@ const (
 func (c *API) keys() []key {
 	keys := []key{environmentKey(&c.Environment)}
 	keys = append(keys, c.Postgres.keys("20", 2,
-		"Maximum connections to PostgreSQL; further requests wait for one.")...)
+		"Maximum connections to PostgreSQL; further requests wait for a free connection.")...)
 	keys = append(keys,
 		secret(maskAPIKeys, list("api.keys", &c.API.Keys, parseAPIKey, formatAPIKey,
 			"API keys of the clients, comma-separated: NAME:DIGEST or DIGEST, with the SHA-256 digest of the key in hex.")),
@@ -150,9 +150,9 @@ func (c *API) keys() []key {
 		list("http.trusted_proxies", &c.HTTP.TrustedProxies, parseNetwork, netip.Prefix.String,
 			"Networks of trusted proxies, comma-separated; X-Forwarded-For from other addresses is ignored."),
 		number("http.rate_limit_per_key", &c.HTTP.RatePerKey, "0", 0, maxRate,
-			"Requests per second for each API key, with bursts of ten seconds' worth; 0 means no limit."),
+			"Requests per second for each API key, with bursts of ten times the rate; 0 means no limit."),
 		number("http.rate_limit_per_address", &c.HTTP.RatePerAddress, "0", 0, maxRate,
-			"Requests per second from each address, with bursts of ten seconds' worth; 0 means no limit."),
+			"Requests per second from each address, with bursts of ten times the rate; 0 means no limit."),
 		integer("http.max_concurrent_requests", &c.HTTP.MaxConcurrent, "100", 1, 100_000,
 			"Maximum requests that use PostgreSQL or wait for a connection; the API sheds further requests."),
 		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "16MiB", 1*kib, 128*mib,
@@ -196,20 +196,20 @@ func (c *Relay) keys() []key {
 		text("clickhouse.table", &c.ClickHouse.Table, "event_log",
 			"Table that receives the events, in the database of the DSN.", isTable),
 		text("clickhouse.cluster", &c.ClickHouse.Cluster, "",
-			"Cluster that replicates the table; empty for a single server.", isCluster),
+			"Cluster that replicates the table; empty means a single server.", isCluster),
 		integer("relay.workers", &c.Relay.Workers, "2", 1, 64,
 			"Batches that one process delivers at a time."),
 		integer("relay.batch_max_rows", &c.Relay.BatchMaxRows, "50000", 1, maxBlockRows,
-			"Maximum events in a batch, which is one insert."),
+			"Maximum events in a batch; each batch is one insert."),
 		size("relay.batch_max_bytes", &c.Relay.BatchMaxBytes, "32MiB", 1*kib, maxBlockBytes-1,
 			"Maximum bytes of all batches that one process holds in memory. "+
-				"A batch has at most half of them; a larger event forms its own batch."),
+				"A batch has at most half of this size; a larger event forms its own batch."),
 		duration("relay.linger", &c.Relay.Linger, "250ms", time.Millisecond, time.Minute,
 			"Minimum time between partial batches, for all relays together."),
 		duration("relay.poll_interval", &c.Relay.PollInterval, "5s", 10*time.Millisecond, 10*time.Minute,
 			"How often an idle relay polls for events."),
 		duration("relay.flush_timeout", &c.Relay.FlushTimeout, "30s", time.Second, 10*time.Minute,
-			"Time limit for one insert, also in ClickHouse."),
+			"Time limit for one insert, in the relay and in ClickHouse."),
 		duration("relay.shutdown_timeout", &c.Relay.ShutdownTimeout, "35s", 10*time.Millisecond, 15*time.Minute,
 			"Time limit for batches in flight when the relay stops; the relay then releases them."),
 		duration("relay.backoff_min", &c.Relay.BackoffMin, "500ms", 10*time.Millisecond, time.Minute,
@@ -262,8 +262,8 @@ func (c *Log) keys() []key {
 	}
 }
 
-// CheckAccess returns an error if authentication is on and no API key is set. Only
-// the command serve requires it.
+// CheckAccess returns an error if authentication is on and no API key is set. Only the
+// command serve calls CheckAccess.
 func (c *API) CheckAccess() error {
 	if len(c.API.Keys) == 0 && c.API.Auth != AuthOff {
 		return problem("api.keys", "is empty: set it to the SHA-256 digests of the API keys (printf %%s KEY | sha256sum), "+
@@ -284,12 +284,12 @@ func isAuth(value string) error {
 
 var apiKeyName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// namelessDigits is the number of digits of the digest that name a key without a
-// name.
+// namelessDigits is the number of digits of the digest in the name of a key that has no
+// name of its own.
 const namelessDigits = 8
 
-// parseAPIKey parses NAME:DIGEST or DIGEST. The first digits of the digest name a
-// key without a name.
+// parseAPIKey parses NAME:DIGEST or DIGEST. If the name is missing, the name is key-
+// and the first digits of the digest.
 func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
 	name, digest, named := strings.Cut(text, ":")
 	if !named {

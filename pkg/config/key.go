@@ -110,8 +110,8 @@ func number(name string, value *float64, fallback string, least, most float64, u
 	}
 }
 
-// list returns a key for comma-separated values. parse parses one value and
-// receives the values before it.
+// list returns a key for comma-separated values. parse parses one value. It also
+// receives the earlier values.
 func list[T any](name string, values *[]T, parse func(text string, others []T) (T, error), format func(T) string, usage string) key {
 	return key{
 		name: name, usage: usage,

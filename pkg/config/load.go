@@ -26,7 +26,8 @@ type LoadOptions struct {
 
 // Error describes an invalid configuration in one line. It contains no secrets.
 type Error struct {
-	// Key is the invalid key, section.key. It is empty if the file cannot be read.
+	// Key is the invalid key, in the form section.key. It is empty if the file cannot
+	// be read.
 	Key string
 	// Problem follows the name of the key in the error text.
 	Problem string
@@ -58,7 +59,7 @@ func LoadAPI(o LoadOptions) (c API, unknown []string, err error) {
 	return c, unknownVariables(), nil
 }
 
-// LoadRelay returns the relay's configuration as LoadAPI returns the API's.
+// LoadRelay is LoadAPI for the configuration of the relay.
 func LoadRelay(o LoadOptions) (c Relay, unknown []string, err error) {
 	if err := load(c.keys(), o); err != nil {
 		return Relay{}, nil, err
@@ -116,8 +117,8 @@ func load(keys []key, o LoadOptions) error {
 	return nil
 }
 
-// readFile merges the values of the file into v, below the environment. It returns
-// an error if the file has an unknown key.
+// readFile merges the values of the file into v. Environment variables override them.
+// It returns an error if the file has an unknown key.
 func readFile(v *viper.Viper, keys []key, path string) error {
 	file := viper.New()
 	file.SetConfigFile(path)
@@ -154,7 +155,7 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 // allKeys returns the keys of both programs. Shared keys appear twice.
 func allKeys() []key { return append(new(API).keys(), new(Relay).keys()...) }
 
-// developmentPrefix begins the names of the variables of tools/devstack.
+// developmentPrefix is the prefix of the variables of tools/devstack.
 const developmentPrefix = variablePrefix + "DEV"
 
 // unknownVariables accepts the variables of both programs because one environment

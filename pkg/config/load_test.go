@@ -51,7 +51,7 @@ var _ = Describe("loading", func() {
 		Expect(c.Relay.PollInterval).To(Equal(5 * time.Second))
 	})
 
-	It("has the defaults of the contract", func() {
+	It("has the documented defaults", func() {
 		setRequired()
 		api, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())
@@ -73,7 +73,7 @@ var _ = Describe("loading", func() {
 		}))
 	})
 
-	It("requires clickhouse.dsn for the relay only", func() {
+	It("requires clickhouse.dsn only for the relay", func() {
 		GinkgoT().Setenv("DIEHARD_POSTGRES_DSN", postgresDSN)
 		_, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())

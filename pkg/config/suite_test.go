@@ -15,7 +15,7 @@ func TestConfig(t *testing.T) {
 	RunSpecs(t, "config")
 }
 
-// Specs run without the variables of the suite's own environment.
+// Specs run without the DIEHARD_ variables of the suite's own environment.
 var _ = BeforeEach(func() {
 	for _, assignment := range os.Environ() {
 		name, value, _ := strings.Cut(assignment, "=")
