@@ -63,8 +63,8 @@ func (s *Server) Run(ctx context.Context) error {
 	s.o.Log.InfoContext(ctx, s.o.Name+" listens", "addr", addr) //nolint:sloglint // the name is constant
 	s.addr.Store(addr)                                          // Addr returns it only after the log record
 
-	// The contexts of requests outlive ctx, so that requests in flight can finish. They
-	// end with Run.
+	// The contexts of requests outlive ctx, so that requests in flight can finish.
+	// These contexts end with Run.
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := s.o.HTTP

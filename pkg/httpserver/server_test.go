@@ -62,7 +62,8 @@ var _ = Describe("A server", func() {
 		Eventually(ctx, server.Addr).ShouldNot(BeEmpty())
 	}
 
-	// ask sends a request. The channels receive the status of the answer or the error.
+	// ask sends a request. The first channel receives the status of the response, the
+	// second one the error.
 	ask := func(ctx context.Context) (<-chan int, <-chan error) {
 		GinkgoHelper()
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.Addr(), http.NoBody)

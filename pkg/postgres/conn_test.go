@@ -12,7 +12,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-var _ = Describe("A server that stops answering", func() {
+var _ = Describe("A server that stops responding", func() {
 	const statement = "SELECT 1"
 
 	var (
@@ -27,8 +27,8 @@ var _ = Describe("A server that stops answering", func() {
 		Expect(db.PingContext(ctx)).To(Succeed())
 	})
 
-	// expectAbandoned expects do to fail although the server stays silent, and the
-	// pool to work again once the server answers.
+	// expectAbandoned expects do to return an error while the server is silent. It
+	// expects the pool to work again when the server responds.
 	expectAbandoned := func(ctx context.Context, do func(context.Context) error) {
 		GinkgoHelper()
 		failed := make(chan error, 1)

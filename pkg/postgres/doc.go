@@ -1,3 +1,3 @@
-// Package postgres provides connection pools that detect dead servers, transactions,
-// migrations, error classes and notifications.
+// Package postgres provides connection pools, transactions, migrations, error classes
+// and notifications. Its pools detect dead servers.
 package postgres

@@ -40,7 +40,7 @@ var _ = Describe("IsUnavailable", func() {
 		}, unavailable),
 		Entry("a connection reset during the handshake", func(ctx context.Context) (err error) {
 			dsn := resetting()
-			for range 20 { // the step that fails varies
+			for range 20 { // the connection fails at a different step each time
 				if err = run(ctx, postgres.Options{DSN: dsn}, "SELECT 1"); !postgres.IsUnavailable(err) {
 					break
 				}

@@ -35,10 +35,10 @@ type ListenOptions struct {
 // Listen listens to the channels and returns a Go channel for each. A Go channel
 // receives a value after a notification. Notifications that have not been received yet
 // merge into one value, so a slow receiver blocks nothing. All Go channels also receive
-// a value after each connect, because notifications sent before it are lost.
+// a value after each connect, because notifications from before the connect are lost.
 //
-// Listen keeps its own connection until ctx is canceled, and reconnects after a loss
-// without a limit of attempts. It returns an error only if the DSN is invalid.
+// Listen keeps its own connection until ctx is canceled. If it loses the connection, it
+// tries to reconnect without a limit. It returns an error only if the DSN is invalid.
 func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
 	l := &listening{log: o.Log, wake: map[string]chan struct{}{}}
 	receive := map[string]<-chan struct{}{}
@@ -89,7 +89,7 @@ func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEven
 	}
 }
 
-// subscribe listens to the channels. After a reconnect, lib/pq does so itself.
+// subscribe listens to the channels. After a reconnect, lib/pq listens to them again.
 func (l *listening) subscribe(ctx context.Context) {
 	for channel, wake := range l.wake {
 		for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {

@@ -42,7 +42,7 @@ var _ = Describe("Listen", func() {
 		Eventually(received["last"]).Should(Receive())
 
 		db := open(postgres.Options{DSN: dsn})
-		for range 300 { // more than all buffers together hold
+		for range 300 { // more than all buffers can hold together
 			_, err := db.ExecContext(ctx, "NOTIFY busy")
 			Expect(err).NotTo(HaveOccurred())
 		}

@@ -27,8 +27,8 @@ const (
 	migrationLockPoll = 200 * time.Millisecond
 )
 
-// Set is a set of tables with migrations and a version table of its own. An
-// application can adopt one without the others.
+// Set is a set of tables with its own migrations and its own version table. An
+// application can use one set without the others.
 type Set struct {
 	name         string
 	versionTable string
@@ -55,7 +55,8 @@ type Schema struct {
 
 // Migrate migrates the sets to the versions of this program and then calls the given
 // functions. It creates the schema if it does not exist. It leaves newer sets
-// unchanged. A lock in the database allows one migration at a time; the others wait.
+// unchanged. A lock in the database allows one migration at a time; other migrations
+// wait.
 //
 // Migrate uses two connections.
 func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
@@ -80,8 +81,8 @@ func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then 
 	return nil
 }
 
-// create creates the schema if it does not exist. CREATE SCHEMA IF NOT EXISTS requires
-// the CREATE privilege even if the schema exists.
+// create creates the schema if it does not exist. It checks first, because CREATE
+// SCHEMA IF NOT EXISTS requires the CREATE privilege even if the schema exists.
 func (s Schema) create(ctx context.Context, db *sql.DB) error {
 	if s.Name == "" {
 		return nil
@@ -113,9 +114,9 @@ func (s Schema) migrate(ctx context.Context, db *sql.DB, log *slog.Logger, set S
 	results, err := provider.Up(ctx)
 	if refused, ok := errors.AsType[*pq.Error](err); ok {
 		switch refused.Code {
-		case pqerror.LockNotAvailable: // by the migration's own lock_timeout
+		case pqerror.LockNotAvailable: // the lock_timeout of the migration
 			return fmt.Errorf("migrate postgresql: another transaction locks a table that this migration changes: "+
-				"find it in pg_stat_activity, wait for it or terminate it, and migrate again: %w", err)
+				"find that transaction in pg_stat_activity, wait for it or terminate it, and migrate again: %w", err)
 		case pqerror.DuplicateTable:
 			return fmt.Errorf("migrate postgresql: another application's table has the same name as one of Diehard's: "+
 				"set postgres.schema to another schema: %w", err)
@@ -290,7 +291,7 @@ func (s Schema) version(ctx context.Context, db *sql.DB, set Set) (int64, error)
 	return version, err //nolint:wrapcheck // Check wraps it
 }
 
-// CheckReady returns nil if the server answers, accepts writes and has a schema that
+// CheckReady returns nil if the server responds, accepts writes and has a schema that
 // is new enough. Otherwise it returns the reason.
 func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 	if err := s.Check(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
@@ -313,7 +314,7 @@ func isUndefinedTable(err error) bool {
 	return ok && (server.Code == pqerror.UndefinedTable || server.Code == pqerror.InvalidSchemaName)
 }
 
-// newest returns the version of the set in this program.
+// newest returns the newest version of the set that this program contains.
 func (s Set) newest() (int64, error) {
 	all, err := migrations.Versions(s.files)
 	if err != nil {

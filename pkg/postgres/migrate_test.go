@@ -88,7 +88,7 @@ var _ = Describe("the schema", func() {
 		Eventually(first).Should(Receive(BeNil()))
 	})
 
-	It("returns the error of the function called last, and releases the lock", func(ctx SpecContext) {
+	It("returns the error of the last function, and releases the lock", func(ctx SpecContext) {
 		failure := errors.New("on purpose")
 		Expect(schema.Migrate(ctx, db.DB, quiet, func(context.Context) error { return failure })).
 			To(MatchError(failure))
@@ -113,7 +113,7 @@ var _ = Describe("the schema", func() {
 			MatchError(&postgres.SchemaTooOldError{Tables: "users", Have: newest - 1, Need: newest, Command: "api migrate"}))
 	})
 
-	It("may be newer, which is logged, and is then not migrated", func(ctx SpecContext) {
+	It("is logged and not migrated if it is newer than the program", func(ctx SpecContext) {
 		Expect(schema.Migrate(ctx, db.DB, quiet)).To(Succeed())
 		_, err := db.ExecContext(ctx, "INSERT INTO diehard_outbox_version (version_id, is_applied) VALUES ($1, true)", newest+7)
 		Expect(err).NotTo(HaveOccurred())
@@ -133,7 +133,7 @@ var _ = Describe("the schema", func() {
 		Expect(schema.CheckReady(ctx, standby.DB)).To(MatchError(ContainSubstring("accepts no writes")))
 	})
 
-	It("does not count as too old if the server does not answer", func(ctx SpecContext) {
+	It("does not count as too old if the server does not respond", func(ctx SpecContext) {
 		err := schema.Check(ctx, open(postgres.Options{DSN: "postgres://u@127.0.0.1:1/d?sslmode=disable"}).DB, quiet)
 		Expect(postgres.IsUnavailable(err)).To(BeTrue(), "%v", err)
 	})
@@ -141,7 +141,7 @@ var _ = Describe("the schema", func() {
 	Describe("in the database of another application", func() {
 		outbox := postgres.Schema{Sets: []postgres.Set{postgres.Outbox}, Command: "relay migrate"}
 
-		It("creates the outbox only, and leaves a table of users unchanged", func(ctx SpecContext) {
+		It("creates only the outbox, and does not change an existing table named users", func(ctx SpecContext) {
 			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 			db.MustExecContext(ctx, "INSERT INTO users VALUES ('ada')")
 			Expect(outbox.Migrate(ctx, db.DB, quiet)).To(Succeed())
@@ -152,14 +152,14 @@ var _ = Describe("the schema", func() {
 			Expect(schema.Check(ctx, db.DB, quiet)).To(MatchError(ContainSubstring("the tables for users in postgresql are too old")))
 		})
 
-		It("says what to do about a table of the same name", func(ctx SpecContext) {
+		It("suggests another schema if a table of the same name exists", func(ctx SpecContext) {
 			db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 			Expect(schema.Migrate(ctx, db.DB, quiet)).To(MatchError(And(
 				ContainSubstring("another application's table"), ContainSubstring("postgres.schema"), ContainSubstring(`"users"`))))
-			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed(), "the set before is migrated")
+			Expect(outbox.Check(ctx, db.DB, quiet)).To(Succeed(), "the set before users must be migrated")
 		})
 
-		DescribeTable("is created in a schema of its own",
+		DescribeTable("is created in its own schema",
 			func(ctx SpecContext, name string) {
 				db.MustExecContext(ctx, "CREATE TABLE users (name text)")
 				named := schema

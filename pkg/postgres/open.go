@@ -28,10 +28,11 @@ const (
 const DeadAfter = pqdriver.DeadAfter
 
 const (
-	// maxIdleTime closes the connections that a peak opened.
+	// maxIdleTime closes connections that the pool opened for a peak load.
 	maxIdleTime = 5 * time.Minute
-	// maxLifetime lets a pool connect to new servers behind the same name, and leave
-	// a demoted server that keeps its connections open.
+	// maxLifetime limits the age of a connection. The pool then finds new servers
+	// behind the same host name. It also leaves a demoted server that keeps its
+	// connections open.
 	maxLifetime = 30 * time.Minute
 )
 
@@ -46,8 +47,9 @@ type Options struct {
 	// ApplicationName appears in pg_stat_activity, unless the DSN sets
 	// application_name.
 	ApplicationName string
-	// Session holds settings for each new connection, applied in one round trip.
-	// They are not sent as startup parameters because poolers refuse those.
+	// Session holds settings for each new connection, applied in one round trip. The
+	// pool does not send them as startup parameters, because poolers refuse startup
+	// parameters.
 	Session map[string]string
 	// KeepStatements makes each connection keep its statements with parameters
 	// prepared, unless it connects to a pooler. Use it only in programs with a small
@@ -60,16 +62,16 @@ type Options struct {
 //
 // Statements with parameters take one round trip instead of two, unless the DSN sets
 // binary_parameters=no. PostgreSQL then expects a []byte in the binary format of its
-// type. The binary formats of json and text equal their text formats, that of jsonb
-// does not.
+// type. For json and text, the binary format equals the text format. For jsonb, it
+// differs.
 //
 // The pool discards idle connections that the server has closed. Otherwise the next
 // statement would fail on such a connection, and after the error the caller cannot
 // tell whether the statement ran.
 //
-// The pool detects a dead server within about DeadAfter. If the context of a
-// statement or transaction ends and the server does not answer within a second, the
-// pool closes the connection.
+// The pool detects a dead server within about DeadAfter. If the context of a statement
+// or transaction ends and the server does not reply within a second, the pool closes
+// the connection.
 func Open(o Options) (*sqlx.DB, error) {
 	connector, err := pqdriver.NewConnector(pqdriver.Options{
 		DSN:             o.DSN,

@@ -57,8 +57,8 @@ var _ = Describe("Open", func() {
 	DescribeTable("accepts both forms of a DSN",
 		func(ctx SpecContext, form func(string) string, own func(dsn, name, value string) string) {
 			dsn := form(root)
-			// With binary_parameters, the server expects a []byte in binary format,
-			// which for jsonb differs from the text format.
+			// With binary_parameters, the server expects a []byte in binary format. For
+			// jsonb, the binary format differs from the text format.
 			const jsonb = "SELECT $1::jsonb"
 
 			db := open(postgres.Options{DSN: dsn, ApplicationName: "program"})

@@ -62,7 +62,7 @@ var _ = Describe("InStatement", func() {
 		Expect(count(ctx)).To(Equal(1))
 	})
 
-	It("returns errors of the server unchanged, also at the commit", func(ctx SpecContext) {
+	It("returns errors of the server unchanged, even at the commit", func(ctx SpecContext) {
 		_, err := direct.ExecContext(ctx, `
 			CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'on purpose'; END $$;
 			CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON things
@@ -81,7 +81,7 @@ var _ = Describe("InStatement", func() {
 		Expect(postgres.InStatement(ctx, db, func(*postgres.Statement) error { return failure })).To(BeIdenticalTo(failure))
 	})
 
-	It("reports an unknown outcome if the server's answer is lost, and does not retry", SpecTimeout(time.Minute), func(ctx SpecContext) {
+	It("reports an unknown outcome if the server's reply is lost, and does not retry", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		const id = 424_242
 		Expect(run(ctx, insert, 1)).To(Succeed())
 		proxy.HoldFrom(faults.Answers, strconv.Itoa(id))
@@ -254,7 +254,7 @@ func pool(client net.Conn, server string) {
 		_ = upstream.Close()
 	}()
 	// Copy message by message until the first ReadyForQuery. A message has a type, a
-	// length that includes itself, and the content.
+	// length and the content. The length includes its own four bytes.
 	header := make([]byte, 5)
 	for header[0] != 'Z' {
 		if _, err := io.ReadFull(upstream, header); err != nil {

@@ -20,7 +20,7 @@ var ErrOutcomeUnknown = errors.New("connection lost during commit, outcome unkno
 // InTx runs fn in a READ COMMITTED transaction and commits it. If fn fails or panics,
 // InTx rolls the transaction back and returns the error of fn unchanged.
 //
-// An error of the commit wraps ErrOutcomeUnknown if the server did not answer. After
+// If the server did not reply to the commit, the error wraps ErrOutcomeUnknown. After
 // any other error, nothing is committed.
 func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	tx, err := db.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
@@ -43,12 +43,12 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
-// InStatement runs fn, which executes one statement as its own transaction. That
-// takes one round trip, and InTx takes three. The isolation level is the server's
+// InStatement runs fn, which executes one statement as its own transaction. This takes
+// one round trip instead of the three of InTx. The isolation level is the server's
 // default. fn must read all rows of the statement.
 //
 // The returned error wraps ErrOutcomeUnknown if the statement was sent and the server
-// did not answer. After any other error, nothing is committed.
+// did not reply. After any other error, nothing is committed.
 func InStatement(ctx context.Context, db *sqlx.DB, fn func(s *Statement) error) error {
 	// With an explicit connection, database/sql does not retry the statement after
 	// the connection is lost.
@@ -83,8 +83,8 @@ func (s *Statement) QueryContext(ctx context.Context, query string, args ...any)
 	return s.conn.QueryContext(ctx, query, args...) //nolint:wrapcheck // InStatement wraps it
 }
 
-// mayHaveRun reports whether a statement that returned err may have committed. Only
-// an error of the server proves that it did not.
+// mayHaveRun reports whether a statement that returned err may have committed. Only an
+// error of the server proves that the statement did not commit.
 func mayHaveRun(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)
 	return !ok || fromPooler(server)
@@ -96,8 +96,8 @@ func fromPooler(err *pq.Error) bool {
 }
 
 // mayBeCommitted reports whether a commit that returned err may have succeeded. An
-// error of the server proves that it failed. The listed errors of database/sql and
-// lib/pq prove that the commit was not sent.
+// error of the server proves that the commit failed. The listed errors of database/sql
+// and lib/pq prove that the commit was not sent.
 func mayBeCommitted(err error) bool {
 	if server, ok := errors.AsType[*pq.Error](err); ok {
 		return fromPooler(server)

@@ -70,7 +70,7 @@ var _ = Describe("InTx", func() {
 		Expect(db.Stats().InUse).To(BeZero())
 	})
 
-	It("uses READ COMMITTED, whatever the default", func(ctx SpecContext) {
+	It("uses READ COMMITTED even if the server has another default", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, Session: map[string]string{"default_transaction_isolation": "serializable"}})
 		Expect(postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			Expect(show(ctx, tx, "transaction_isolation")).To(Equal("read committed"))
@@ -114,7 +114,7 @@ var _ = Describe("InTx", func() {
 })
 
 var _ = Describe("A transaction", func() {
-	It("has the requested options, whatever the earlier transactions of its connection", func(ctx SpecContext) {
+	It("has the requested options, even after other transactions on its connection", func(ctx SpecContext) {
 		db := open(postgres.Options{DSN: root, MaxOpenConns: 1})
 		for range 3 { // with BeginTx of lib/pq, the third one fails
 			for isolation, shown := range map[sql.IsolationLevel]string{

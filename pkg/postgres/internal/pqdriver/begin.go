@@ -12,7 +12,7 @@ import (
 //   - It requests READ WRITE unless the transaction is read-only. That overrides
 //     default_transaction_read_only, which an operator may have set:
 //     https://github.com/lib/pq/pull/619.
-//   - It ignores its context until the server answers BEGIN:
+//   - It ignores its context until the server replies to BEGIN:
 //     https://github.com/lib/pq/issues/1393.
 //   - Commit and Rollback call the finish function of an earlier transaction again:
 //     https://github.com/lib/pq/blob/v1.12.3/conn.go#L504. Therefore no transaction

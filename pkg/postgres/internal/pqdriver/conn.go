@@ -65,7 +65,7 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 }
 
 // PrepareContext implements driver.ConnPrepareContext. If the connection keeps the
-// statement prepared, its first run prepares it.
+// statement prepared, the first execution prepares it.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	c.watchdog.watch(ctx)
 	if kept, err := c.statements.keeps(ctx, true); err != nil {

@@ -52,8 +52,8 @@ type connector struct {
 	keepsAll bool
 }
 
-// Connect implements driver.Connector. It returns when ctx ends. lib/pq ignores ctx after
-// dialing: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
+// Connect implements driver.Connector. It returns when ctx ends, although lib/pq
+// ignores ctx after dialing: https://github.com/lib/pq/blob/v1.12.3/conn.go#L246.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	alive, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	made := context.AfterFunc(ctx, abandon)

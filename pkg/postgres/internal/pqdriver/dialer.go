@@ -11,7 +11,7 @@ import (
 // listener, which accepts no context (https://github.com/lib/pq/issues/1409). dialer
 // implements pq.Dialer and pq.DialerContext.
 type dialer struct {
-	// abort, when it ends, stops dialing and closes the sockets.
+	// abort stops dialing and closes the sockets when it ends.
 	abort context.Context //nolint:containedctx // lib/pq passes no context
 	// dialed is called with each socket and returns its replacement. It can be nil.
 	dialed func(socket net.Conn) net.Conn

@@ -11,14 +11,14 @@ import (
 	"github.com/lib/pq"
 )
 
-// errMalformedDSN replaces the errors of parsers. They quote the text that they cannot
-// parse, often the password: https://github.com/lib/pq/blob/v1.12.3/connector.go#L749 and
+// errMalformedDSN replaces the errors of parsers. Those errors quote the invalid text,
+// often the password: https://github.com/lib/pq/blob/v1.12.3/connector.go#L749 and
 // https://github.com/lib/pq/blob/v1.12.3/connector.go#L1115.
 var errMalformedDSN = errors.New("not a PostgreSQL DSN: use a postgres:// URL or key=value pairs " +
 	"(percent-encode special characters of a password in a URL, quote them in a pair)")
 
 // parameterName matches the name of a setting of the server. lib/pq sends any unknown
-// key to the server as a setting, also the scheme of another database's URL.
+// key to the server as a setting, even the scheme of another database's URL.
 var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
 // CheckDSN returns an error if the DSN is invalid. The error contains no secrets of the
@@ -28,19 +28,20 @@ func CheckDSN(dsn string) error {
 	return err
 }
 
-// withDefaults adds defaults to the DSN that differ from those of lib/pq:
+// withDefaults adds these parameters to the DSN:
 //   - binary_parameters, because a statement with parameters takes two round trips
 //     without it: https://github.com/lib/pq/issues/636.
-//   - connect_timeout, which lib/pq does not limit.
-//   - the name of the application.
+//   - connect_timeout, because lib/pq waits without a limit by default.
+//   - fallback_application_name, the name of the program.
 //
-// It keeps the form of the DSN. The DSN and the environment override the defaults.
+// It keeps the form of the DSN. Parameters in the DSN and in the environment override
+// the added ones.
 func withDefaults(dsn, applicationName string) (string, error) {
 	if strings.TrimSpace(dsn) == "" {
 		return "", errors.New("the PostgreSQL DSN is empty")
 	}
-	// A later pair overrides an earlier one, so defaults come first. In a URL, a default
-	// must not repeat a key.
+	// A later pair overrides an earlier pair, so defaults come first. In a URL, a
+	// default must not repeat an existing key.
 	complete := func(name, value string) { dsn = name + "=" + value + " " + dsn }
 	if isURL(dsn) {
 		address, err := url.Parse(dsn)

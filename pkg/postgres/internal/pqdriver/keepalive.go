@@ -6,9 +6,9 @@ import (
 )
 
 // DeadAfter is the approximate time until a connection notices that its server died
-// without closing it. It applies while the client waits for an answer and while it
-// waits for an acknowledgement. The defaults are 150 seconds in Go for the first and
-// 15 minutes in Linux for the second.
+// without closing it. It applies to the wait for a reply and to the wait for a TCP
+// acknowledgement. By default, Go waits 150 seconds for a reply, and Linux waits 15
+// minutes for an acknowledgement.
 const DeadAfter = 15 * time.Second
 
 // keptAlive dials connections with TCP keepalives. lib/pq has no settings for them:

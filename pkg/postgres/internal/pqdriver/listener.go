@@ -38,11 +38,12 @@ func NewListener(ctx context.Context, o ListenerOptions) (*Listener, error) {
 	return l, nil
 }
 
-// Ping pings the server without waiting for the answer. If the connection is lost, the
-// listener reconnects. While a ping waits for its answer, another call does nothing.
+// Ping pings the server without waiting for the reply. If the connection is lost, the
+// listener reconnects. While a ping waits for its reply, further calls of Ping do
+// nothing.
 //
-// Ping of lib/pq waits for the answer. It deadlocks if the calling goroutine also receives
-// the notifications: https://github.com/lib/pq/issues/1178.
+// Ping of lib/pq waits for the reply. It deadlocks if the calling goroutine also
+// receives the notifications: https://github.com/lib/pq/issues/1178.
 func (l *Listener) Ping() {
 	if !l.pinging.TryLock() {
 		return

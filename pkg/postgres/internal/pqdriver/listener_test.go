@@ -15,16 +15,16 @@ import (
 
 var _ = Describe("A listener", func() {
 	var (
-		pings    chan struct{} // that have reached the server
-		answer   chan struct{}
+		pings    chan struct{} // receives each ping that has reached the server
+		reply    chan struct{}
 		listener *pqdriver.Listener
 		stop     context.CancelFunc
 	)
 
 	BeforeEach(func(ctx SpecContext) {
-		arrived, answered := make(chan struct{}, 10), make(chan struct{})
-		DeferCleanup(func() { close(answered) })
-		pings, answer = arrived, answered
+		arrived, replies := make(chan struct{}, 10), make(chan struct{})
+		DeferCleanup(func() { close(replies) })
+		pings, reply = arrived, replies
 		connected := make(chan struct{}, 1)
 		dsn := startServer(func(client net.Conn) {
 			ping := make([]byte, len("Q\x00\x00\x00\x05\x00"))
@@ -33,7 +33,7 @@ var _ = Describe("A listener", func() {
 					return
 				}
 				arrived <- struct{}{}
-				<-answered
+				<-replies
 				_, _ = client.Write(append([]byte{'I', 0, 0, 0, 4}, readyForQuery...)) // EmptyQueryResponse
 			}
 		})
@@ -53,8 +53,8 @@ var _ = Describe("A listener", func() {
 		Eventually(ctx, connected).Should(Receive())
 	})
 
-	// ping pings until a ping reaches the server. A ping has no effect while the listener
-	// is not connected or another ping waits.
+	// ping calls Ping until a ping reaches the server. Ping has no effect while the
+	// listener is disconnected or another ping waits.
 	ping := func(ctx context.Context) {
 		GinkgoHelper()
 		Eventually(ctx, func() chan struct{} {
@@ -63,15 +63,15 @@ var _ = Describe("A listener", func() {
 		}).Should(Receive())
 	}
 
-	It("pings without waiting for the answer, one ping at a time", SpecTimeout(time.Minute), func(ctx SpecContext) {
+	It("pings without waiting for the reply, one ping at a time", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		ping(ctx)
 		listener.Ping()
-		Eventually(ctx, answer).Should(BeSent(struct{}{}))
+		Eventually(ctx, reply).Should(BeSent(struct{}{}))
 		Consistently(ctx, pings).WithTimeout(100 * time.Millisecond).ShouldNot(Receive())
 		ping(ctx)
 	})
 
-	It("ends with its context while a ping waits for the answer", SpecTimeout(time.Minute), func(ctx SpecContext) {
+	It("ends with its context while a ping waits for the reply", SpecTimeout(time.Minute), func(ctx SpecContext) {
 		ping(ctx)
 		stop()
 		Eventually(ctx, listener.Notify).Should(BeClosed())

@@ -24,10 +24,10 @@ func KeepStatements(connection *sql.Conn) error {
 }
 
 // statements is a connection's cache of prepared statements. lib/pq has none:
-// https://github.com/lib/pq/blob/v1.12.3/conn.go#L887. The cache is off in a session
-// that a pooler shares, because lib/pq numbers the statements
-// (https://github.com/lib/pq/blob/v1.12.3/conn.go#L577).
-// See docs/adr/0002-keep-statements-prepared.md.
+// https://github.com/lib/pq/blob/v1.12.3/conn.go#L887. If a pooler shares the session
+// among clients, the cache is off. lib/pq names statements by number
+// (https://github.com/lib/pq/blob/v1.12.3/conn.go#L577), so the names of two clients
+// would collide. See docs/adr/0002-keep-statements-prepared.md.
 type statements struct {
 	conn      pqConn
 	keepsAll  bool // Options.KeepStatements
@@ -37,7 +37,7 @@ type statements struct {
 	known, ownSession bool
 }
 
-// pqStatement is what lib/pq's statements implement.
+// pqStatement is the interface of lib/pq's statements.
 type pqStatement interface {
 	driver.Stmt
 	driver.StmtExecContext
@@ -92,8 +92,8 @@ func isStale(err error) bool {
 	return ok && (refused.Code == pqerror.FeatureNotSupported || refused.Code == pqerror.InvalidSQLStatementName)
 }
 
-// ownsSession reports whether the connection does not share its session. A pooler that
-// shares sessions sends its clients a random process id:
+// ownsSession reports whether the connection has its own session. A pooler that shares
+// sessions sends its clients a random process id:
 // https://github.com/pgbouncer/pgbouncer/pull/945.
 func (s *statements) ownsSession(ctx context.Context) (bool, error) {
 	if s.known {

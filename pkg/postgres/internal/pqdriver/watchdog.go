@@ -5,14 +5,14 @@ import (
 	"time"
 )
 
-// cancelGrace is the time that the server has to answer after the context of a
-// statement ends.
+// cancelGrace is how long the server may take to reply after the context of a statement
+// ends.
 const cancelGrace = time.Second
 
-// watchdog closes a connection if the server does not answer after the caller's context
-// ends. lib/pq asks the server to cancel the statement and waits for the answer without
-// a limit: https://github.com/lib/pq/issues/620. TCP does not detect a server that
-// hangs, because its kernel still acknowledges data.
+// watchdog closes a connection if the server does not reply after the caller's context
+// ends. lib/pq asks the server to cancel the statement and waits for the reply without
+// a limit: https://github.com/lib/pq/issues/620. TCP does not detect a server process
+// that hangs, because the kernel of its machine still acknowledges data.
 type watchdog struct {
 	// alive ends when the connection is abandoned. The dialer then closes its sockets.
 	alive   context.Context //nolint:containedctx // shared with the dialer
@@ -22,8 +22,8 @@ type watchdog struct {
 }
 
 // watch abandons the connection cancelGrace after ctx ends, unless the connection is
-// released before. Until the next release, only the first call has an effect. Its
-// context is that of the transaction or of the only statement.
+// released first. Until the next release, only the first call has an effect. That call
+// has the context of the transaction, or of a statement outside of a transaction.
 func (w *watchdog) watch(ctx context.Context) {
 	if w.stop != nil {
 		return
@@ -45,8 +45,8 @@ func (w *watchdog) watch(ctx context.Context) {
 	}
 }
 
-// release stops watching the context. After release returns, that context no longer
-// abandons the connection.
+// release stops watching the context. After release returns, the end of that context
+// has no effect on the connection.
 func (w *watchdog) release() {
 	if w.stop != nil {
 		w.stop()

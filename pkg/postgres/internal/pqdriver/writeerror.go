@@ -3,7 +3,7 @@ package pqdriver
 import "net"
 
 // writeRecorder keeps the error of the last write. If a write fails during the
-// handshake, lib/pq returns an error that does not unwrap to it:
+// handshake, lib/pq returns an error that does not unwrap to the error of the write:
 // https://github.com/lib/pq/issues/1396.
 type writeRecorder struct {
 	net.Conn
