@@ -13,19 +13,20 @@ import (
 // maxBatchItems limits the items of one request.
 const maxBatchItems = 1000
 
-// batch is a request with several items, {"data": […]}, which share one
-// transaction. Each invalid item gets its own problem, and the valid items take
-// effect. If the batch is atomic, an invalid item fails the whole request.
+// batch is a request with several items, {"data": […]}. The items share one
+// transaction. Each invalid item gets its own problem, and the valid items take effect.
+// If the batch is atomic, an invalid item fails the whole request.
 type batch struct {
 	body   *input.Object
 	items  []*input.Object
 	atomic bool
-	// problems has the problem of each item, in their order; nil if it is valid.
+	// problems has the problem of each item, in the order of the items; nil if the item
+	// is valid.
 	problems []error
 }
 
-// batchAnswer has a result for each item, in their order.
-type batchAnswer[T any] struct {
+// batchResponse has a result for each item, in the order of the items.
+type batchResponse[T any] struct {
 	Data []T `json:"data"`
 }
 
@@ -50,8 +51,8 @@ func (s *Server) readBatch(c echo.Context) (*batch, error) {
 	return b, nil
 }
 
-// each calls read for every item. read reads the item's members and returns the
-// rules that they break. each returns the problem of the whole batch: see whole.
+// each calls read for every item. read reads the item's members and returns the rules
+// that the members break. each returns the result of whole.
 func (b *batch) each(read func(index int, item *input.Object) []input.BrokenRule) error {
 	for i, item := range b.items {
 		var broken []input.BrokenRule
@@ -85,8 +86,8 @@ func (b *batch) whole() error {
 	return whole
 }
 
-// itemProblem returns the problem that a request with this item alone would get.
-// It has no request id.
+// itemProblem returns the problem that a request with this item alone would get. The
+// problem has no request id.
 func itemProblem(err error) *problem.Details {
 	details := problemOf(context.Background(), err).Details("")
 	return &details

@@ -24,38 +24,38 @@ const (
 	headerIdempotencyReplayed = "Idempotency-Replayed"
 )
 
-// change runs work in a transaction, and answers after the commit. If the request
-// has an idempotency key, the same transaction stores the answer, and a repeated
-// request gets the stored answer. body is the request's body.
-func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Answer, error)) error {
-	return s.changeInGroup(c, body, func() (idempotency.Answer, error) { return idempotency.Answer{}, groupcommit.ErrCommitAlone }, work)
+// change runs work in a transaction, and responds after the commit. If the request has
+// an idempotency key, the same transaction stores the response, and a repeated request
+// gets the stored response. body is the request's body.
+func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Response, error)) error {
+	return s.changeInGroup(c, body, func() (idempotency.Response, error) { return idempotency.Response{}, groupcommit.ErrCommitAlone }, work)
 }
 
 // changeInGroup is change for requests that may use group commit. Without an
 // idempotency key it calls inGroup. It calls work only if the request has a key or
 // inGroup returns groupcommit.ErrCommitAlone.
-func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idempotency.Answer, error),
-	work func(tx *sqlx.Tx) (idempotency.Answer, error),
+func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idempotency.Response, error),
+	work func(tx *sqlx.Tx) (idempotency.Response, error),
 ) error {
 	key, given, err := idempotencyKey(c.Request(), body)
 	if err != nil {
 		return err
 	}
-	var answer idempotency.Answer
+	var response idempotency.Response
 	replayed := false
 	ctx := c.Request().Context()
 	err = s.shedder.Do(ctx, func() (err error) {
 		if !given {
-			if answer, err = inGroup(); !errors.Is(err, groupcommit.ErrCommitAlone) {
+			if response, err = inGroup(); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err
 			}
 		}
 		return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
 			if !given {
-				answer, err = work(tx)
+				response, err = work(tx)
 				return err
 			}
-			answer, replayed, err = s.options.Idempotency.Do(ctx, tx, key, func() (idempotency.Answer, error) { return work(tx) })
+			response, replayed, err = s.options.Idempotency.Do(ctx, tx, key, func() (idempotency.Response, error) { return work(tx) })
 			return err
 		})
 	})
@@ -68,16 +68,16 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idem
 		failpoint.At(failpoint.PublishCommitted)
 		s.options.Hint()
 	}
-	if answer.Location != "" {
-		c.Response().Header().Set(echo.HeaderLocation, answer.Location)
+	if response.Location != "" {
+		c.Response().Header().Set(echo.HeaderLocation, response.Location)
 	}
-	return writeBody(c, answer.Status, echo.MIMEApplicationJSON, answer.Body)
+	return writeBody(c, response.Status, echo.MIMEApplicationJSON, response.Body)
 }
 
-// answerOf returns an answer whose body is the value in JSON.
-func answerOf(status int, location string, value any) (idempotency.Answer, error) {
+// responseOf returns a response whose body is the value in JSON.
+func responseOf(status int, location string, value any) (idempotency.Response, error) {
 	body, err := json.Marshal(value)
-	return idempotency.Answer{Status: status, Location: location, Body: body}, err //nolint:wrapcheck // only a bug causes it
+	return idempotency.Response{Status: status, Location: location, Body: body}, err //nolint:wrapcheck // only a bug causes it
 }
 
 // The header's draft requires a String of RFC 9651, in double quotes. Most clients
@@ -106,8 +106,8 @@ func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bo
 	return idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}, true, nil
 }
 
-// fingerprint hashes the request's method, path, query and body, each with its
-// length before it.
+// fingerprint hashes the request's method, path, query and body, each preceded by its
+// length.
 func fingerprint(r *http.Request, body []byte) (sum [sha256.Size]byte) {
 	hash := sha256.New()
 	for _, part := range [][]byte{[]byte(r.Method), []byte(r.URL.Path), []byte(r.URL.RawQuery), body} {

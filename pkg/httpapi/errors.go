@@ -27,9 +27,9 @@ var domainProblems = []struct {
 	{is(users.ErrNotFound), problem.UserNotFound},
 	{is(idempotency.ErrInProgress), problem.IdempotencyKeyInUse},
 	{is(idempotency.ErrMismatch), problem.IdempotencyKeyReused},
-	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before the cause of the lost connection
+	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before IsUnavailable, which also matches a lost connection
 	{is(errRequestTimeout), problem.Timeout},
-	{is(context.Canceled), problem.ClientGone}, // or a stopping server canceled the request
+	{is(context.Canceled), problem.ClientGone}, // the client disconnected, or a stopping server canceled the request
 	{postgres.IsUnavailable, problem.Unavailable},
 }
 
@@ -43,12 +43,12 @@ var routerProblems = map[int]*problem.Kind{
 	http.StatusMethodNotAllowed: problem.MethodNotAllowed,
 }
 
-// answerError answers with the error's problem. It logs the cause of a server
-// error, which the client does not see.
-func (s *Server) answerError(err error, c echo.Context) {
+// sendProblem responds with the error's problem. It logs the cause of a server error,
+// because the client does not see the cause.
+func (s *Server) sendProblem(err error, c echo.Context) {
 	ctx := c.Request().Context()
 	if c.Response().Committed {
-		s.logFault(c, "request failed after its answer began", err)
+		s.logFault(c, "request failed after its response began", err)
 		return
 	}
 	p := problemOf(ctx, err)
@@ -95,7 +95,7 @@ func problemOf(ctx context.Context, err error) *problem.Error {
 	return &problem.Error{Kind: problem.InternalError}
 }
 
-// isOutage reports whether the error is answered with 503 or 504.
+// isOutage reports whether the response to the error is 503 or 504.
 func isOutage(ctx context.Context, err error) bool {
 	return problemOf(ctx, err).Kind.Status >= http.StatusServiceUnavailable
 }
@@ -114,17 +114,17 @@ func (s *Server) logFault(c echo.Context, message string, err error) {
 	s.log.LogAttrs(c.Request().Context(), slog.LevelError, message, attrs...) //nolint:sloglint // each caller passes a constant
 }
 
-// writeJSON answers with the value. If the value cannot be encoded, it sends
+// writeJSON sends the value as the response. If the value cannot be encoded, it sends
 // nothing.
 func writeJSON(c echo.Context, status int, contentType string, value any) error {
 	body, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Errorf("encode the answer: %w", err)
+		return fmt.Errorf("encode the response: %w", err)
 	}
 	return writeBody(c, status, contentType, body)
 }
 
 func writeBody(c echo.Context, status int, contentType string, body []byte) error {
 	c.Response().Header().Set(echo.HeaderContentLength, strconv.Itoa(len(body)))
-	return c.Blob(status, contentType, body) //nolint:wrapcheck // echo's own, after the client has gone
+	return c.Blob(status, contentType, body) //nolint:wrapcheck // the error of echo when the client has disconnected
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// acceptedEvent is the JSON of the answer for a published event.
+// acceptedEvent is the JSON of the response for a published event.
 type acceptedEvent struct {
 	EventID uuid.UUID `json:"event_id"`
 }
@@ -36,11 +36,11 @@ func (s *Server) publishEvent(c echo.Context) error {
 	if err := body.Check(eventRules(s.options.Publisher.Validate(event))); err != nil {
 		return err
 	}
-	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		if err := s.publish(c, tx, event); err != nil {
-			return idempotency.Answer{}, err
+			return idempotency.Response{}, err
 		}
-		return answerOf(http.StatusAccepted, "", acceptedEvent{EventID: event.EventID})
+		return responseOf(http.StatusAccepted, "", acceptedEvent{EventID: event.EventID})
 	})
 }
 
@@ -67,11 +67,11 @@ func (s *Server) publishEvents(c echo.Context) error {
 		results[i] = eventResult{Status: http.StatusAccepted, EventID: &events[i].EventID}
 		valid = append(valid, events[i])
 	}
-	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		if err := s.publish(c, tx, valid...); err != nil {
-			return idempotency.Answer{}, err
+			return idempotency.Response{}, err
 		}
-		return answerOf(http.StatusOK, "", batchAnswer[eventResult]{Data: results})
+		return responseOf(http.StatusOK, "", batchResponse[eventResult]{Data: results})
 	})
 }
 

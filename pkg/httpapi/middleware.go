@@ -25,17 +25,17 @@ import (
 
 // request has the metadata of a request.
 type request struct {
-	// id identifies the request in the answer, in logs and in problems.
+	// id identifies the request in the response, in logs and in problems.
 	id string
 	// traceparent is the trace that the request's events join. It may be zero.
 	traceparent outbox.Traceparent
-	// problem is the slug of the problem in the answer, or empty.
+	// problem is the slug of the problem in the response, or empty.
 	problem string
 }
 
 const requestKey = "diehard.request"
 
-// requestOf returns the request that identify has set.
+// requestOf returns the metadata that identify has stored.
 func requestOf(c echo.Context) *request {
 	r, ok := c.Get(requestKey).(*request)
 	if !ok { // unreachable: identify runs first
@@ -44,8 +44,7 @@ func requestOf(c echo.Context) *request {
 	return r
 }
 
-// identify sets the request's id and trace context, and the headers of every
-// answer.
+// identify sets the request's id and trace context, and the headers of every response.
 func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := &request{
@@ -56,8 +55,8 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 		header := c.Response().Header()
 		header.Set(echo.HeaderXRequestID, r.id)
 		header.Set(echo.HeaderXContentTypeOptions, "nosniff")
-		header.Set(echo.HeaderCacheControl, "no-store") // answers hold personal data
-		answerTraceparent(c, r.traceparent)
+		header.Set(echo.HeaderCacheControl, "no-store") // responses hold personal data
+		setTraceparent(c, r.traceparent)
 		return next(c)
 	}
 }
@@ -71,13 +70,13 @@ func traceparentOf(header http.Header) outbox.Traceparent {
 	}
 	parsed, err := outbox.ParseTraceparent(values[0])
 	if err != nil {
-		return outbox.Traceparent{} // the standard tells servers to ignore an invalid one
+		return outbox.Traceparent{} // the standard tells servers to ignore an invalid header
 	}
 	return parsed
 }
 
-// answerTraceparent sets the traceparent of the answer, unless it is zero.
-func answerTraceparent(c echo.Context, t outbox.Traceparent) {
+// setTraceparent sets the traceparent of the response, unless t is zero.
+func setTraceparent(c echo.Context, t outbox.Traceparent) {
 	if !t.IsZero() {
 		c.Response().Header().Set(sentry.TraceparentHeader, t.String())
 	}
@@ -127,7 +126,7 @@ func methodOf(c echo.Context) string {
 func newRequestHistogram(registerer prometheus.Registerer) *prometheus.HistogramVec {
 	return promauto.With(registerer).NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "diehard_http_request_seconds",
-		Help:    "Time from a request's headers to the end of its answer.",
+		Help:    "Time from a request's headers to the end of its response.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 	}, []string{"route", "method", "status"})
 }
@@ -163,10 +162,10 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// trace runs the request in a Sentry transaction if Sentry is enabled, and makes
-// the request's events join that transaction. Otherwise the events get the
-// client's trace context unchanged. The transaction continues the client's trace
-// but ignores its sampling decision: sampling costs the operator money.
+// trace runs the request in a Sentry transaction if Sentry is enabled. The request's
+// events then join that transaction. If Sentry is disabled, the events get the client's
+// trace context unchanged. The transaction continues the client's trace. It ignores the
+// client's sampling decision, because samples cost the operator money.
 //
 // The transaction has only the attributes that trace sets. The request's path,
 // query, headers and body contain personal data and keys.
@@ -188,7 +187,7 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 		if joined, err := outbox.ParseTraceparent(transaction.ToTraceparent()); err == nil {
 			r.traceparent = joined
 		}
-		answerTraceparent(c, r.traceparent)
+		setTraceparent(c, r.traceparent)
 		c.SetRequest(c.Request().WithContext(transaction.Context()))
 
 		err := next(c)
@@ -222,7 +221,7 @@ func underV1(c echo.Context) bool {
 	return false
 }
 
-// withoutQuery refuses query parameters. It is for routes without any.
+// withoutQuery refuses query parameters. It is for routes that have no parameters.
 func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if c.Request().URL.RawQuery != "" {
@@ -241,8 +240,8 @@ func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 // errRequestTimeout is the cause of a request's context after its deadline.
 var errRequestTimeout = errors.New("the request took too long")
 
-// limitTime sets the request's deadline. It answers errors before it cancels the
-// context, because the answer depends on the context's cause.
+// limitTime sets the request's deadline. It responds to errors before it cancels the
+// context, because the response depends on the cause of the context.
 func (s *Server) limitTime(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		ctx, cancel := context.WithTimeoutCause(c.Request().Context(), s.options.RequestTimeout, errRequestTimeout)

@@ -15,14 +15,14 @@ import (
 	"github.com/labstack/echo/v4"
 )
 
-// openAPI describes the API for people and generators. It is written by hand. The
-// specs check every answer of the server against it.
+// openAPI describes the API for people and generators. It is written by hand. The specs
+// check every response of the server against it.
 //
 //go:embed openapi.json
 var openAPI []byte
 
-// docsFiles has the page that shows the document. docs/update.sh downloads and
-// compresses Swagger UI's files.
+// docsFiles contains the page that shows the OpenAPI document. docs/update.sh downloads
+// and compresses Swagger UI's files.
 //
 //go:embed docs/index.html docs/page.js docs/*.gz
 var docsFiles embed.FS
@@ -40,9 +40,9 @@ func (s *Server) getOpenAPI(c echo.Context) error {
 	return writeBody(c, http.StatusOK, echo.MIMEApplicationJSON, openAPI)
 }
 
-// docsFile returns the handler of one of the page's files. A compressed file is
-// sent unchanged to clients that accept gzip. For other clients it is decompressed
-// once. See docs/adr/0011-swagger-ui.md.
+// docsFile returns the handler of one of the page's files. The handler sends a
+// compressed file unchanged to clients that accept gzip. For the first other client it
+// decompresses the file and keeps the result. See docs/adr/0011-swagger-ui.md.
 func (s *Server) docsFile(name string) echo.HandlerFunc {
 	content, err := docsFiles.ReadFile("docs/" + name)
 	compressed := err != nil

@@ -44,13 +44,13 @@ const maxHeaderBytes = 64 << 10
 type Options struct {
 	// Addr is the host:port to listen on. Port 0 chooses a free port.
 	Addr string
-	// DB is the database that changes are made in.
+	// DB is the pool for transactions that change data.
 	DB *sqlx.DB
 	// Users is the service for /v1/users.
 	Users *users.Service
 	// Publisher writes the events of /v1/events.
 	Publisher *outbox.Publisher
-	// Idempotency stores the answers to requests with an Idempotency-Key.
+	// Idempotency stores the responses to requests with an Idempotency-Key.
 	Idempotency *idempotency.Keeper
 	// Hint is called after events are committed, so that relays do not wait for
 	// their next poll. It must not block. It may be nil.
@@ -59,10 +59,10 @@ type Options struct {
 	// Registerer registers the metrics. It may be nil.
 	Registerer prometheus.Registerer
 
-	// Keys are the API keys of the clients of /v1. Without keys, and with AuthOff
+	// Keys are the API keys of the clients of /v1. If Keys is empty and AuthOff is
 	// false, every request below /v1 is refused.
 	Keys []admission.Key
-	// AuthOff serves requests without a key.
+	// AuthOff turns authentication off.
 	AuthOff bool
 
 	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
@@ -71,23 +71,23 @@ type Options struct {
 	// TrustedProxies are the networks of proxies whose X-Forwarded-For header is
 	// trusted.
 	TrustedProxies []netip.Prefix
-	// MaxConcurrent limits the requests that use the database, or wait for one of
-	// its connections, at the same time. Requests above it are shed.
+	// MaxConcurrent limits the requests that use the database, or wait for one of its
+	// connections, at the same time. Further requests are shed.
 	MaxConcurrent int
 
 	// MaxBodyBytes limits the size of a request's body.
 	MaxBodyBytes int64
 
-	// ReadHeaderTimeout limits the time to receive a request's headers, and
-	// ReadTimeout the time to receive headers and body. Until then a slow client
-	// occupies only its connection.
+	// ReadHeaderTimeout limits the time to receive a request's headers, and ReadTimeout
+	// the time to receive headers and body. Until the request is complete, a slow
+	// client occupies only its connection.
 	ReadHeaderTimeout, ReadTimeout time.Duration
 	// RequestTimeout limits the handling of a request, from the end of its headers.
-	// After it, the statement in PostgreSQL is canceled.
+	// After this time, the server cancels the statement in PostgreSQL.
 	RequestTimeout time.Duration
 	// WriteTimeout limits the time from the end of the headers to the end of the
-	// answer. After it, the connection is closed without an answer, so it must be
-	// longer than RequestTimeout.
+	// response. After this time, the server closes the connection without a response.
+	// Therefore WriteTimeout must be longer than RequestTimeout.
 	WriteTimeout time.Duration
 	// IdleTimeout is how long an idle connection stays open.
 	IdleTimeout time.Duration
@@ -148,7 +148,7 @@ func New(o Options) *Server {
 	s.creations = groupcommit.New(s.createGroup)
 	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // the middleware logs requests and errors
-	s.echo.HTTPErrorHandler = s.answerError
+	s.echo.HTTPErrorHandler = s.sendProblem
 	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
 	s.echo.Use(admission.New(admission.Options{
 		Covers:         underV1,

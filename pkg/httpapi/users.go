@@ -64,25 +64,25 @@ func (s *Server) createUser(c echo.Context) error {
 	if err := body.Check(broken); err != nil {
 		return err
 	}
-	answer := func(created users.User, err error) (idempotency.Answer, error) {
+	response := func(created users.User, err error) (idempotency.Response, error) {
 		if err != nil {
-			return idempotency.Answer{}, err
+			return idempotency.Response{}, err
 		}
-		return answerOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
+		return responseOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
 	}
 	ctx := c.Request().Context()
-	return s.changeInGroup(c, body.Raw(), func() (idempotency.Answer, error) {
+	return s.changeInGroup(c, body.Raw(), func() (idempotency.Response, error) {
 		result, err := s.creations.Do(ctx, newUser)
-		return answer(result.User, cmp.Or(err, result.Err))
-	}, func(tx *sqlx.Tx) (idempotency.Answer, error) {
-		return answer(s.users.Create(ctx, tx, newUser))
+		return response(result.User, cmp.Or(err, result.Err))
+	}, func(tx *sqlx.Tx) (idempotency.Response, error) {
+		return response(s.users.Create(ctx, tx, newUser))
 	})
 }
 
 // createGroup creates the users of independent requests in one transaction.
 func (s *Server) createGroup(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
 	err = postgres.InStatement(ctx, s.options.DB, func(q *postgres.Statement) (err error) {
-		// One user that waits for a lock must not delay the others of the group.
+		// A user that waits for a lock must not delay the other users of the group.
 		results, err = s.users.CreateMany(ctx, q, newUsers, groupcommit.SlotTimeout)
 		return err
 	})
@@ -102,12 +102,12 @@ func (s *Server) createUsers(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Answer, error) {
+	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		results, err := s.createValid(c.Request().Context(), tx, batch, newUsers)
 		if err != nil {
-			return idempotency.Answer{}, err
+			return idempotency.Response{}, err
 		}
-		return answerOf(http.StatusOK, "", batchAnswer[userResult]{Data: results})
+		return responseOf(http.StatusOK, "", batchResponse[userResult]{Data: results})
 	})
 }
 
@@ -149,8 +149,8 @@ func taken(item *input.Object) error {
 	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }
 
-// readUser reads a user from the object's members, and returns the rules that
-// they break.
+// readUser reads a user from the object's members, and returns the rules that the
+// members break.
 func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRule) {
 	newUser, err := users.ParseNewUser(o.RequiredString("email"), o.OptionalString("first_name"), o.OptionalString("last_name"))
 	newUser.Traceparent = requestOf(c).traceparent
@@ -161,8 +161,8 @@ func (s *Server) getUser(c echo.Context) error {
 	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
 		return echo.ErrNotFound
 	}
-	// An invalid id belongs to no user. Only the canonical form is valid: a
-	// resource has one address.
+	// An invalid id belongs to no user. Only the canonical form is valid, because a
+	// resource has one URL.
 	id, err := uuid.Parse(c.Param("id"))
 	if err != nil || id.String() != c.Param("id") {
 		return users.ErrNotFound
@@ -197,14 +197,14 @@ func (s *Server) listUsers(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	answer := userPage{Data: make([]user, len(page.Users))}
+	response := userPage{Data: make([]user, len(page.Users))}
 	for i, u := range page.Users {
-		answer.Data[i] = wireUser(u)
+		response.Data[i] = wireUser(u)
 	}
 	if page.NextCursor != "" {
-		answer.NextCursor = &page.NextCursor
+		response.NextCursor = &page.NextCursor
 	}
-	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, answer)
+	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, response)
 }
 
 // userRules returns the rules of a *users.ValidationError.

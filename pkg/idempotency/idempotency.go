@@ -1,6 +1,6 @@
-// Package idempotency lets a client safely repeat a request after it has lost the
-// answer. It stores the answer under the client's key in the same transaction as the
-// change. A crash leaves either both or neither.
+// Package idempotency lets a client safely repeat a request whose response was lost. It
+// stores the response under the client's key in the same transaction as the change.
+// After a crash, either both exist or neither does.
 package idempotency
 
 import (
@@ -35,15 +35,15 @@ var (
 type Options struct {
 	DB  *sqlx.DB
 	Log *slog.Logger
-	// TTL is how long an answer is kept. The default is DefaultTTL.
+	// TTL is how long a response is kept. The default is DefaultTTL.
 	TTL time.Duration
 	// Schema is the schema of the table idempotency_keys. If it is empty, the
 	// session's search_path applies.
 	Schema string
 }
 
-// Keeper stores answers under keys. It is safe for concurrent use, also by several
-// processes on one database.
+// Keeper stores responses under keys. It is safe for concurrent use. Several processes
+// can use one database.
 type Keeper struct {
 	db  *sqlx.DB
 	log *slog.Logger
@@ -70,47 +70,47 @@ type Key struct {
 	Fingerprint [32]byte
 }
 
-// Answer is the HTTP answer to a request.
-type Answer struct {
+// Response is the HTTP response to a request.
+type Response struct {
 	Status   int    `db:"status"`
 	Location string `db:"location"` // can be empty
 	Body     []byte `db:"body"`
 }
 
-// Do runs work once for a key and stores its answer in tx. Later calls return the
-// stored answer, with replayed true. If work fails, Do stores nothing. It returns
+// Do runs work once for a key and stores its response in tx. Later calls return the
+// stored response and true for replayed. If work fails, Do stores nothing. It returns
 // ErrInProgress while another transaction holds the key, and ErrMismatch if the key was
 // stored with a different fingerprint.
-func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Answer, error)) (answer Answer, replayed bool, err error) {
-	answer, replayed, err = k.take(ctx, tx, key)
+func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Response, error)) (response Response, replayed bool, err error) {
+	response, replayed, err = k.take(ctx, tx, key)
 	if err != nil || replayed {
-		return answer, replayed, err
+		return response, replayed, err
 	}
 	failpoint.At(failpoint.KeyTaken)
-	if answer, err = work(); err != nil {
-		return Answer{}, false, err
+	if response, err = work(); err != nil {
+		return Response{}, false, err
 	}
-	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Value, key.Fingerprint[:], answer.Status, answer.Location,
-		answer.Body, k.ttl.Seconds())
+	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Value, key.Fingerprint[:], response.Status, response.Location,
+		response.Body, k.ttl.Seconds())
 	if err != nil {
-		return Answer{}, false, fmt.Errorf("store the answer: %w", err)
+		return Response{}, false, fmt.Errorf("store the response: %w", err)
 	}
 	rows, err := result.RowsAffected()
 	if err != nil {
-		return Answer{}, false, fmt.Errorf("store the answer: %w", err)
+		return Response{}, false, fmt.Errorf("store the response: %w", err)
 	}
-	if rows != 1 { // a writer without the lock has stored an answer
-		return Answer{}, false, ErrInProgress
+	if rows != 1 { // a writer without the lock has stored a response
+		return Response{}, false, ErrInProgress
 	}
 	failpoint.At(failpoint.KeyKept)
-	return answer, false, nil
+	return response, false, nil
 }
 
-// The lock belongs to the transaction, so it ends with a crash.
+// The lock belongs to the transaction, so a crash releases it.
 const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || $1::text, 0))`
 
-// Must run as a separate statement after the lock: its snapshot then includes the commit
-// of the previous holder.
+// Must run as a separate statement after the lock. The snapshot of this statement then
+// includes the commit of the previous holder of the lock.
 const selectSQL = `
 SELECT fingerprint, status, location, body
 FROM {schema}idempotency_keys
@@ -124,33 +124,33 @@ SET fingerprint = excluded.fingerprint, status = excluded.status, location = exc
     body = excluded.body, expires_at = excluded.expires_at
 WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
 
-// take locks the key until tx ends and returns the stored answer, if any.
-func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (answer Answer, found bool, err error) {
+// take locks the key until tx ends and returns the stored response, if any.
+func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (response Response, found bool, err error) {
 	var locked bool
 	if err := tx.GetContext(ctx, &locked, lockSQL, key.Value); err != nil {
-		return Answer{}, false, fmt.Errorf("lock the idempotency key: %w", err)
+		return Response{}, false, fmt.Errorf("lock the idempotency key: %w", err)
 	}
 	if !locked {
-		return Answer{}, false, ErrInProgress
+		return Response{}, false, ErrInProgress
 	}
 	var kept struct {
 		Fingerprint []byte `db:"fingerprint"`
-		Answer
+		Response
 	}
 	err = tx.GetContext(ctx, &kept, k.sql(selectSQL), key.Value)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return Answer{}, false, nil
+		return Response{}, false, nil
 	case err != nil:
-		return Answer{}, false, fmt.Errorf("read the idempotency key: %w", err)
+		return Response{}, false, fmt.Errorf("read the idempotency key: %w", err)
 	case !bytes.Equal(kept.Fingerprint, key.Fingerprint[:]):
-		return Answer{}, false, ErrMismatch
+		return Response{}, false, ErrMismatch
 	}
-	return kept.Answer, true, nil
+	return kept.Response, true, nil
 }
 
 const (
-	// cleanInterval is the interval between deletions of expired answers.
+	// cleanInterval is the interval between deletions of expired responses.
 	cleanInterval = time.Minute
 	// cleanRows is the maximum number of rows per statement. It keeps locks short.
 	cleanRows = 1000
@@ -166,7 +166,7 @@ WHERE key IN (
     LIMIT $1
     FOR UPDATE SKIP LOCKED)`
 
-// Run deletes expired answers periodically until ctx ends, and then returns nil.
+// Run deletes expired responses periodically until ctx ends, and then returns nil.
 func (k *Keeper) Run(ctx context.Context) error {
 	for {
 		if err := k.Clean(ctx); err != nil && ctx.Err() == nil && !postgres.IsUnavailable(err) {
@@ -180,7 +180,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// Clean deletes expired answers.
+// Clean deletes expired responses.
 func (k *Keeper) Clean(ctx context.Context) error {
 	for {
 		result, err := k.db.ExecContext(ctx, k.sql(cleanSQL), cleanRows)

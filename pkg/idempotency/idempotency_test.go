@@ -27,19 +27,19 @@ var _ = Describe("A request with an idempotency key", func() {
 		return idempotency.Key{Value: value, Fingerprint: sha256.Sum256([]byte(asked))}
 	}
 
-	answer := func(note string) idempotency.Answer {
-		return idempotency.Answer{Status: 201, Location: "/effects/" + note, Body: []byte("{\"note\": \"" + note + "\"}\x00\xff")}
+	response := func(note string) idempotency.Response {
+		return idempotency.Response{Status: 201, Location: "/effects/" + note, Body: []byte("{\"note\": \"" + note + "\"}\x00\xff")}
 	}
 
-	// effect returns work that inserts a note.
-	effect := func(ctx context.Context, tx *sqlx.Tx, note string) func() (idempotency.Answer, error) {
-		return func() (idempotency.Answer, error) {
+	// effect returns the work of Do: it inserts a note.
+	effect := func(ctx context.Context, tx *sqlx.Tx, note string) func() (idempotency.Response, error) {
+		return func() (idempotency.Response, error) {
 			_, err := tx.ExecContext(ctx, "INSERT INTO effects VALUES ($1)", note)
-			return answer(note), err
+			return response(note), err
 		}
 	}
 
-	do := func(ctx context.Context, key idempotency.Key, note string) (kept idempotency.Answer, replayed bool, err error) {
+	do := func(ctx context.Context, key idempotency.Key, note string) (kept idempotency.Response, replayed bool, err error) {
 		err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) (err error) {
 			kept, replayed, err = keeper.Do(ctx, tx, key, effect(ctx, tx, note))
 			return err
@@ -53,16 +53,16 @@ var _ = Describe("A request with an idempotency key", func() {
 		return n
 	}
 
-	It("takes effect once and replays the first answer", func(ctx SpecContext) {
+	It("takes effect once and replays the first response", func(ctx SpecContext) {
 		first, replayed, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(replayed).To(BeFalse())
-		Expect(first).To(Equal(answer("one")))
+		Expect(first).To(Equal(response("one")))
 
 		again, replayed, err := do(ctx, key("k", "a"), "two")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(replayed).To(BeTrue())
-		Expect(again).To(Equal(answer("one")))
+		Expect(again).To(Equal(response("one")))
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
@@ -86,9 +86,9 @@ var _ = Describe("A request with an idempotency key", func() {
 	It("stores no key if the work fails", func(ctx SpecContext) {
 		refused := errors.New("refused")
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
-			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
+			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Response, error) {
 				_, _ = effect(ctx, tx, "one")()
-				return idempotency.Answer{}, refused
+				return idempotency.Response{}, refused
 			})
 			return err
 		})
@@ -99,7 +99,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(replayed).To(BeFalse())
 	})
 
-	It("is refused while a request with the same key is in progress, and replays its answer later", func(ctx SpecContext) {
+	It("is refused while a request with the same key is in progress, and later replays the response of that request", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
@@ -111,10 +111,10 @@ var _ = Describe("A request with an idempotency key", func() {
 		again, replayed, err := do(ctx, key("k", "a"), "two")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(replayed).To(BeTrue())
-		Expect(again).To(Equal(answer("one")))
+		Expect(again).To(Equal(response("one")))
 	})
 
-	It("succeeds at once after a request with the same key died before its commit", func(ctx SpecContext) {
+	It("succeeds at once after another request with the same key died before its commit", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
@@ -130,9 +130,9 @@ var _ = Describe("A request with an idempotency key", func() {
 		Expect(count(ctx, "effects")).To(Equal(1))
 	})
 
-	It("has no effect if a writer without the lock has stored an answer", func(ctx SpecContext) {
+	It("has no effect if a writer without the lock has stored a response", func(ctx SpecContext) {
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
-			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Answer, error) {
+			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Response, error) {
 				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (key, fingerprint, status, location, body, expires_at)
 					VALUES ('k', sha256('a'), 201, '/effects/other', '{}', clock_timestamp() + interval '1 hour')`)
 				return effect(ctx, tx, "one")()
@@ -149,31 +149,31 @@ var _ = Describe("A request with an idempotency key", func() {
 
 	It("takes effect once under concurrent requests", func(ctx SpecContext) {
 		var group sync.WaitGroup
-		answers := make(chan error, 200)
-		for i := range cap(answers) {
+		outcomes := make(chan error, 200)
+		for i := range cap(outcomes) {
 			group.Go(func() {
 				for {
 					kept, _, err := do(ctx, key(fmt.Sprint("k", i%5), "a"), fmt.Sprint(i%5))
 					if errors.Is(err, idempotency.ErrInProgress) {
 						continue
 					}
-					if err == nil && !bytes.Equal(kept.Body, answer(fmt.Sprint(i%5)).Body) {
-						err = fmt.Errorf("answer of another key: %q", kept.Body)
+					if err == nil && !bytes.Equal(kept.Body, response(fmt.Sprint(i%5)).Body) {
+						err = fmt.Errorf("response of another key: %q", kept.Body)
 					}
-					answers <- err
+					outcomes <- err
 					return
 				}
 			})
 		}
 		group.Wait()
-		close(answers)
-		for err := range answers {
+		close(outcomes)
+		for err := range outcomes {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		Expect(count(ctx, "effects")).To(Equal(5))
 	})
 
-	Describe("with an expired answer", func() {
+	Describe("with an expired response", func() {
 		BeforeEach(func(ctx SpecContext) {
 			_, _, err := do(ctx, key("k", "a"), "one")
 			Expect(err).NotTo(HaveOccurred())
@@ -185,11 +185,11 @@ var _ = Describe("A request with an idempotency key", func() {
 				kept, replayed, err := do(ctx, key("k", "b"), "two")
 				Expect(err).NotTo(HaveOccurred())
 				Expect(replayed).To(Equal(want))
-				Expect(kept).To(Equal(answer("two")))
+				Expect(kept).To(Equal(response("two")))
 			}
 		})
 
-		It("is deleted, and other answers are not", func(ctx SpecContext) {
+		It("has its response deleted, and other responses are kept", func(ctx SpecContext) {
 			db.MustExecContext(ctx, `INSERT INTO idempotency_keys
 				SELECT 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
 			_, _, err := do(ctx, key("young", "a"), "two")
@@ -207,7 +207,7 @@ var _ = Describe("A request with an idempotency key", func() {
 		})
 	})
 
-	It("keeps its answer for the configured time", func(ctx SpecContext) {
+	It("has its response kept for the configured time", func(ctx SpecContext) {
 		keeper = idempotency.NewKeeper(idempotency.Options{DB: db, TTL: 3 * time.Hour})
 		_, _, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())

@@ -27,9 +27,9 @@ func addressOf(c echo.Context) string {
 	return network.String()
 }
 
-// ClientAddress returns the function that Echo finds a client's address with. The
-// address is that of the connection. If the connection comes from a trusted
-// network, the address is taken from X-Forwarded-For.
+// ClientAddress returns the function with which Echo finds a client's address. The
+// function returns the address of the connection. If the connection comes from a
+// trusted network, it returns the address in X-Forwarded-For.
 func ClientAddress(trusted []netip.Prefix) echo.IPExtractor {
 	if len(trusted) == 0 {
 		return echo.ExtractIPDirect()

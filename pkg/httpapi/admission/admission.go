@@ -13,10 +13,10 @@ type Options struct {
 	// It is required.
 	Covers func(c echo.Context) bool
 
-	// Keys are the clients' API keys. Without keys, and with AuthOff false, every
+	// Keys are the clients' API keys. If Keys is empty and AuthOff is false, every
 	// covered request is refused.
 	Keys []Key
-	// AuthOff serves requests without a key.
+	// AuthOff turns authentication off.
 	AuthOff bool
 
 	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
@@ -27,12 +27,12 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
-// New returns the middleware, in the order in which it must be used. Its errors
-// are *problem.Error. New panics if the metrics are already registered.
+// New returns the middleware functions in the order in which they must be used. Their
+// errors are *problem.Error. New panics if the metrics are already registered.
 func New(o Options) []echo.MiddlewareFunc {
 	authentication := &authentication{o: o, requests: newKeyCounter(o.Registerer, o.Keys)}
 	chain := []echo.MiddlewareFunc{authentication.check}
-	if o.RatePerAddress > 0 { // limits requests without a key, too
+	if o.RatePerAddress > 0 { // comes first, so requests without a key count, too
 		limit := limitRate(newLimiter("address", o.RatePerAddress), func(c echo.Context) (client string, counts bool) {
 			return addressOf(c), o.Covers(c)
 		})

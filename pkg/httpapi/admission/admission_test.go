@@ -26,7 +26,7 @@ func TestAdmission(t *testing.T) {
 const slow = 0.001
 
 var _ = Describe("Admission", func() {
-	// The suite in test/httpapi checks the answers.
+	// The suite in test/httpapi checks the responses.
 	var (
 		handler echo.HandlerFunc
 		served  []string // the names of the keys
@@ -69,7 +69,7 @@ var _ = Describe("Admission", func() {
 		Expect(served).To(Equal([]string{""}))
 	})
 
-	It("neither requires a key nor counts requests outside of Covers", func(ctx SpecContext) {
+	It("requires no key for requests that Covers excludes, and does not count them", func(ctx SpecContext) {
 		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerKey: slow, RatePerAddress: slow})
 		for range 3 {
 			Expect(ask(ctx, "/", "a")).To(Succeed())

@@ -63,7 +63,7 @@ func KeyName(c echo.Context) string {
 	return name
 }
 
-// bearerToken returns the request's key, if it has one.
+// bearerToken returns the request's key, and whether the request has one.
 func bearerToken(header http.Header) (key string, given bool) {
 	values := header.Values(echo.HeaderAuthorization)
 	if len(values) != 1 {

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// burstSeconds times the rate is the size of a bucket.
+	// burstSeconds is the time in which an empty bucket becomes full.
 	burstSeconds = 10
 	// maxBuckets limits the memory for clients. The limiter drops the bucket that
 	// was not used for the longest time. A dropped bucket is full again when its
@@ -48,7 +48,7 @@ type limiter struct {
 	buckets *lru.Cache[string, *rate.Limiter]
 }
 
-// newLimiter returns a limiter of that many requests per second.
+// newLimiter returns a limiter that allows perSecond requests per second.
 func newLimiter(policy string, perSecond float64) *limiter {
 	buckets, err := lru.New[string, *rate.Limiter](maxBuckets)
 	if err != nil { // unreachable: the size is positive
@@ -83,5 +83,5 @@ func (l *limiter) take(c echo.Context, client string) error {
 	return nil
 }
 
-// seconds returns the time to refill that many tokens.
+// seconds returns the time in seconds to refill the tokens.
 func (l *limiter) seconds(tokens float64) int { return int(math.Ceil(tokens / float64(l.rate))) }

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// slow is the least duration of a failure that makes the database count as
-	// unresponsive. A database that fails at once does not keep clients waiting.
+	// slow is the minimum duration of a failed request that makes the database count as
+	// unresponsive. A database that fails faster does not keep clients waiting.
 	slow = time.Second
 	// pingTimeout limits one ping of an unresponsive database. pingInterval is the
 	// pause between two pings.
@@ -23,10 +23,10 @@ type ShedderOptions struct {
 	// MaxConcurrent limits the requests that use the database, or wait for one of
 	// its connections, at the same time.
 	MaxConcurrent int
-	// Ping returns nil if the database answers.
+	// Ping returns nil if the database responds.
 	Ping func(context.Context) error
-	// IsOutage reports whether the error of a request with the context means that
-	// the database is unavailable.
+	// IsOutage reports whether the error of a request means that the database is
+	// unavailable. ctx is the context of the request.
 	IsOutage func(ctx context.Context, err error) bool
 }
 
@@ -60,14 +60,14 @@ func (s *Shedder) Do(ctx context.Context, work func() error) error {
 	start := time.Now()
 	err := work()
 	if err != nil && time.Since(start) >= slow && s.o.IsOutage(ctx, err) && s.unresponsive.CompareAndSwap(false, true) {
-		s.noted <- struct{}{} // never blocks: Run receives it before it sets unresponsive to false
+		s.noted <- struct{}{} // never blocks: Run receives the value before it sets unresponsive to false
 	}
 	return err
 }
 
-// Run pings an unresponsive database until it answers again. Without Run, the
-// Shedder refuses requests forever. Run returns when ctx ends, and must be called
-// only once.
+// Run pings an unresponsive database until it responds again. Without Run, the Shedder
+// would refuse all requests after the first outage. Run returns when ctx ends, and must
+// be called only once.
 func (s *Shedder) Run(ctx context.Context) {
 	for {
 		select {

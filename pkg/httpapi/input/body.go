@@ -70,7 +70,8 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	if r.ContentLength > maxBytes {
 		return nil, tooLarge
 	}
-	// MaxBytesReader closes the connection when a body without a length is larger.
+	// MaxBytesReader closes the connection if a body without a Content-Length is larger
+	// than maxBytes.
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	if err == nil {
 		return body, nil

@@ -1,7 +1,6 @@
-// Package input reads request bodies and queries strictly. A body is an I-JSON
-// object without unknown members. A query has no unknown parameters. The package
-// reports all invalid values of a request at once. docs/input.md lists the
-// answers.
+// Package input reads request bodies and queries strictly. A body is an I-JSON object
+// without unknown members. A query has no unknown parameters. The package reports all
+// invalid values of a request at once. docs/input.md lists the responses.
 package input
 
 import (
@@ -26,7 +25,7 @@ type findings struct {
 	place   func(name, detail string) problem.Value
 }
 
-// Refuse records that the value of that name is invalid.
+// Refuse records that the value with the name is invalid.
 func (f *findings) Refuse(name, detail string) {
 	if f.refused == nil {
 		f.refused = make(map[string]bool)
@@ -35,11 +34,11 @@ func (f *findings) Refuse(name, detail string) {
 	f.invalid = append(f.invalid, f.place(name, detail))
 }
 
-// Place returns a problem.Value for the value of that name.
+// Place returns a problem.Value for the value with the name.
 func (f *findings) Place(name, detail string) problem.Value { return f.place(name, detail) }
 
-// check returns the findings as a problem, or nil if there are none. It adds
-// broken rules, unless their value is already refused, and unknown names.
+// check returns the findings as a problem, or nil if there are none. It also adds
+// unknown names, and broken rules whose values are not refused yet.
 func (f *findings) check(broken []BrokenRule, unknown iter.Seq[string], isUnknown string) error {
 	for _, rule := range broken {
 		if !f.refused[rule.Name] {

@@ -61,7 +61,7 @@ func (o *Object) RequiredString(name string) string {
 	return o.text(name, o.Required(name))
 }
 
-// OptionalString takes a string. It returns an empty one if the member is missing.
+// OptionalString takes a string. It returns an empty string if the member is missing.
 // null is not a string.
 func (o *Object) OptionalString(name string) string {
 	return o.text(name, o.take(name))

@@ -72,8 +72,8 @@ func (q *Query) Boolean(name string) bool {
 }
 
 // Check returns the problem with the query, or nil. The problem lists refused
-// parameters, broken rules, and unknown parameters: the parameters that no method
-// took. A misspelt filter must not select everything.
+// parameters, broken rules, and unknown parameters: the parameters that no method took.
+// Without this check, a misspelled filter would select everything.
 func (q *Query) Check(broken []BrokenRule) error {
 	return q.check(broken, maps.Keys(q.values), "is an unknown parameter")
 }

@@ -46,7 +46,7 @@ var (
 	}
 	IdempotencyKeyInUse = &Kind{
 		Slug: "idempotency-key-in-use", Status: http.StatusConflict, Title: "Idempotency key in use",
-		Detail: "A request with this idempotency key is in progress; repeat this request to get its answer", RetryAfter: 1,
+		Detail: "A request with this idempotency key is in progress; repeat this request to get its response", RetryAfter: 1,
 	}
 	IdempotencyKeyReused = &Kind{
 		Slug: "idempotency-key-reused", Status: http.StatusUnprocessableEntity, Title: "Idempotency key reused",

@@ -7,7 +7,7 @@ import "cmp"
 // ContentType is the media type of Details.
 const ContentType = "application/problem+json"
 
-// typeBase followed by a kind's slug is the problem's type.
+// typeBase is the beginning of a problem's type. The slug of the kind follows.
 const typeBase = "https://github.com/diehard-outbox/diehard/blob/main/docs/errors.md#"
 
 // MaxValues limits the invalid values that a problem lists.
@@ -18,21 +18,21 @@ type Kind struct {
 	// Slug names the kind, and its section in docs/errors.md. A released slug is
 	// never changed or reused.
 	Slug string
-	// Status is the HTTP status of the answer.
+	// Status is the HTTP status of the response.
 	Status int
 	Title  string
-	// Detail is the detail of an error without its own detail.
+	// Detail is the default for errors that have no detail of their own.
 	Detail string
 	// RetryAfter is the Retry-After header in seconds; 0 omits the header.
 	RetryAfter int
 }
 
-// Error is an error whose answer is a problem.
+// Error is an error that the server sends as a problem.
 type Error struct {
 	Kind *Kind
 	// Detail replaces the kind's detail, unless it is empty.
 	Detail string
-	// Values are the invalid values, in the order of the answer.
+	// Values are the invalid values, in the order of the response.
 	Values []Value
 }
 
