@@ -14,7 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 )
 
-// withKeys makes a server require keys. The name of a key is the key without its
+// withKeys configures the keys of a server. The name of a key is the key without the
 // prefix "secret-".
 func withKeys(keys ...string) func(*httpapi.Options) {
 	return func(o *httpapi.Options) {
@@ -56,7 +56,7 @@ var _ = Describe("Authentication", func() {
 		}
 	})
 
-	It("covers all of /v1, including unknown paths", func(ctx SpecContext) {
+	It("is required for all of /v1, including unknown paths", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"))
 		for _, request := range []string{
 			"GET /v1/users", "HEAD /v1/users", "POST /v1/users", "GET /v1/users/x", "POST /v1/users/batch", "POST /v1/events",

@@ -12,7 +12,7 @@ import (
 )
 
 var _ = Describe("A change", func() {
-	It("calls Hint after it has committed events, and not otherwise", func(ctx SpecContext) {
+	It("calls Hint only after it has committed events", func(ctx SpecContext) {
 		visible := make(chan int, 10)
 		api := start(ctx, func(o *httpapi.Options) {
 			o.Hint = func() { visible <- count(ctx, "outbox_events") }
@@ -25,9 +25,9 @@ var _ = Describe("A change", func() {
 	})
 
 	Describe("with an idempotency key", func() {
-		DescribeTable("is made once, and gets the first answer again", func(ctx SpecContext, path, body string, status int) {
+		DescribeTable("is made once, and a repeated request gets the first response", func(ctx SpecContext, path, body string, status int) {
 			api := start(ctx)
-			post := func(headers ...string) answer {
+			post := func(headers ...string) response {
 				return api.do(ctx, http.MethodPost, path, strings.NewReader(body), headers...)
 			}
 			first := post("Idempotency-Key: 8e03978e-40d5-43dd-bc93-6894a57f9324")
@@ -57,7 +57,7 @@ var _ = Describe("A change", func() {
 			api := start(ctx)
 			const key = "Idempotency-Key: k"
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`, key).status).To(Equal(http.StatusCreated))
-			for _, other := range []answer{
+			for _, other := range []response{
 				api.create(ctx, `{"email":"bob@example.com"}`, key),
 				api.create(ctx, `{"email":"ada@example.com"} `, key),
 				api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(`{"event_type":"a","event_context":1}`), key),
@@ -80,7 +80,7 @@ var _ = Describe("A change", func() {
 			api := start(ctx)
 			release := lockUsers(ctx)
 			const key, body = "Idempotency-Key: k", `{"email":"ada@example.com"}`
-			first := make(chan answer, 1)
+			first := make(chan response, 1)
 			go func() {
 				defer GinkgoRecover()
 				first <- api.create(ctx, body, key)
@@ -90,7 +90,7 @@ var _ = Describe("A change", func() {
 			expectProblem(second, http.StatusConflict, "idempotency-key-in-use")
 			Expect(second.header.Get("Retry-After")).To(Equal("1"))
 			release()
-			var made answer
+			var made response
 			Eventually(ctx, first).Should(Receive(&made))
 			Expect(made.status).To(Equal(http.StatusCreated))
 			Expect(api.create(ctx, body, key).body).To(Equal(made.body))
@@ -105,7 +105,7 @@ var _ = Describe("A change", func() {
 			Expect(api.create(ctx, `{"email":"bob@example.com"}`, key).status).To(Equal(http.StatusCreated))
 		})
 
-		DescribeTable("is refused if the key is", func(ctx SpecContext, headers ...string) {
+		DescribeTable("is refused if its key is", func(ctx SpecContext, headers ...string) {
 			api := start(ctx)
 			request, err := http.NewRequestWithContext(ctx, http.MethodPost, api.url+"/v1/users", strings.NewReader(`{"email":"ada@example.com"}`))
 			Expect(err).NotTo(HaveOccurred())

@@ -26,7 +26,7 @@ import (
 	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
 )
 
-// contract is the OpenAPI document with its validator for requests and answers.
+// contract is the OpenAPI document with its validator for requests and responses.
 type contract struct {
 	*v3.Document
 
@@ -34,10 +34,10 @@ type contract struct {
 	options   *config.ValidationOptions
 }
 
-// theContract returns the contract. It reads the document once. An undeclared
-// field, header or parameter is an error, like a value that breaks its schema. The
-// document does not declare the headers of HTTP itself for each answer. The
-// validator does not check keys.
+// theContract returns the contract. It reads the document once. The validator reports
+// values that break their schema, and undeclared fields, headers and parameters. It
+// ignores general HTTP headers, because the document does not declare them for each
+// response. It does not check API keys.
 var theContract = sync.OnceValue(func() *contract {
 	text, err := os.ReadFile("../../pkg/httpapi/openapi.json")
 	Expect(err).NotTo(HaveOccurred())
@@ -61,7 +61,7 @@ var theContract = sync.OnceValue(func() *contract {
 })
 
 // decodeJSON replaces numbers beyond float64 by the largest float64. The validator
-// ignores the fields that contain them.
+// ignores the fields that contain such numbers.
 func decodeJSON(input *content.DecodeInput) (value any, err error) {
 	decoder := json.NewDecoder(input.Body)
 	decoder.UseNumber()
@@ -89,7 +89,7 @@ func withFloats(value any) any {
 	return value
 }
 
-// exchange is a request and its answer.
+// exchange is a request and its response.
 type exchange struct {
 	request  *http.Request
 	sent     []byte
@@ -104,7 +104,7 @@ func (e exchange) asked() *http.Request {
 	return request
 }
 
-// expectAsDocumented checks the answer against the document. If the request
+// expectAsDocumented checks the response against the document. If the request
 // succeeded, it also checks the request. Paths outside /v1 are not in the document.
 func expectAsDocumented(e exchange) {
 	GinkgoHelper()
@@ -133,8 +133,8 @@ func expectAsDocumented(e exchange) {
 	}
 }
 
-// succeeded reports whether the whole request succeeded. An answer to a batch with
-// status 200 can have refused items.
+// succeeded reports whether the whole request succeeded. A batch can have refused items
+// although the status of the response is 200.
 func (e exchange) succeeded() bool {
 	return e.response.StatusCode < http.StatusMultipleChoices && !bytes.Contains(e.received, []byte(`"problem":{`))
 }
@@ -151,7 +151,7 @@ func (c *contract) dropEmptyParameters(request *http.Request) {
 	request.URL.RawQuery = query.Encode()
 }
 
-// expectRefusal checks the answer to a request without an operation in the
+// expectRefusal checks the response to a request whose path or method is not in the
 // document.
 func (c *contract) expectRefusal(e exchange) {
 	GinkgoHelper()
@@ -170,8 +170,8 @@ func (c *contract) expectRefusal(e exchange) {
 	e.expectNone(errs)
 }
 
-// expectNone fails if there are errors. The message has the errors, the request
-// and the answer.
+// expectNone fails if there are errors. The message has the errors, the request and the
+// response.
 func (e exchange) expectNone(errs []*errors.ValidationError) {
 	GinkgoHelper()
 	if len(errs) == 0 {
@@ -274,7 +274,7 @@ var _ = Describe("The OpenAPI document", func() {
 			Expect(sent).To(Equal(6))
 		})
 
-		It("of answers, which are valid", func(ctx SpecContext) {
+		It("of responses, which are valid", func(ctx SpecContext) {
 			checked := make(map[string]bool)
 			for path, item := range theContract().Paths.PathItems.FromOldest() {
 				for method, operation := range item.GetOperations().FromOldest() {

@@ -26,7 +26,7 @@ var _ = Describe("The page of the OpenAPI document", func() {
 		Entry("for gzip with weight 0", "gzip;q=0", ""),
 	)
 
-	DescribeTable("answers HEAD with the Content-Length of GET", func(ctx SpecContext, accepted string) {
+	DescribeTable("responds to HEAD with the Content-Length of GET", func(ctx SpecContext, accepted string) {
 		api := start(ctx)
 		const path = "/docs/swagger-ui.css"
 		get := api.get(ctx, path, "Accept-Encoding: "+accepted)

@@ -33,11 +33,11 @@ func storedEvents(ctx context.Context) (events []storedEvent) {
 	return events
 }
 
-// deep returns that many nested arrays in JSON.
+// deep returns nested arrays in JSON, one for each level.
 func deep(levels int) string { return strings.Repeat("[", levels) + strings.Repeat("]", levels) }
 
 var _ = Describe("The events routes", func() {
-	publish := func(ctx context.Context, a *api, body string, headers ...string) answer {
+	publish := func(ctx context.Context, a *api, body string, headers ...string) response {
 		GinkgoHelper()
 		return a.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), headers...)
 	}
@@ -99,7 +99,7 @@ var _ = Describe("The events routes", func() {
 	)
 
 	Describe("for many events", func() {
-		batch := func(ctx context.Context, a *api, query, body string) answer {
+		batch := func(ctx context.Context, a *api, query, body string) response {
 			GinkgoHelper()
 			return a.do(ctx, http.MethodPost, "/v1/events/batch"+query, strings.NewReader(body))
 		}
@@ -123,7 +123,7 @@ var _ = Describe("The events routes", func() {
 
 		const mixed = `{"data":[{"event_type":"a","event_context":1},{"event_type":"B"},7,{"event_type":"c","event_context":3}]}`
 
-		It("publish the valid events, and return a problem for each of the others", func(ctx SpecContext) {
+		It("publish the valid events, and return a problem for each invalid event", func(ctx SpecContext) {
 			published := batch(ctx, start(ctx), "?atomic=false", mixed)
 			Expect(published.status).To(Equal(http.StatusOK), published.body)
 			Expect(storedEvents(ctx)).To(HaveExactElements(HaveField("EventContext", "1"), HaveField("EventContext", "3")))
@@ -158,7 +158,7 @@ var _ = Describe("The events routes", func() {
 })
 
 var _ = Describe("Creating many users", func() {
-	create := func(ctx context.Context, a *api, query, body string) answer {
+	create := func(ctx context.Context, a *api, query, body string) response {
 		GinkgoHelper()
 		return a.do(ctx, http.MethodPost, "/v1/users/batch"+query, strings.NewReader(body))
 	}
@@ -207,25 +207,25 @@ var _ = Describe("Creating many users", func() {
 		Expect(count(ctx, "users")).To(Equal(3))
 	})
 
-	It("does not deadlock if two requests create the same users in another order", func(ctx SpecContext) {
+	It("does not deadlock if two requests create the same users in different orders", func(ctx SpecContext) {
 		tx, err := db.BeginTxx(ctx, nil)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(func() { _ = tx.Rollback() })
 		tx.MustExecContext(ctx, `INSERT INTO users (id, email, created_at, updated_at)
 			VALUES (gen_random_uuid(), 'a-held@example.com', now(), now())`)
 		api := start(ctx)
-		answers := make(chan answer, 2)
+		responses := make(chan response, 2)
 		for _, order := range [][]string{{"x", "a-held", "y"}, {"y", "a-held", "x"}} {
 			go func() {
 				defer GinkgoRecover()
-				answers <- create(ctx, api, "", fmt.Sprintf(`{"data":[{"email":"%s@example.com"},{"email":"%s@example.com"},{"email":"%s@example.com"}]}`,
+				responses <- create(ctx, api, "", fmt.Sprintf(`{"data":[{"email":"%s@example.com"},{"email":"%s@example.com"},{"email":"%s@example.com"}]}`,
 					order[0], order[1], order[2]))
 			}()
 		}
 		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(2))
 		Expect(tx.Rollback()).To(Succeed())
 		for range 2 {
-			Eventually(ctx, answers).Should(Receive(WithTransform(statusOf, Equal(http.StatusOK))))
+			Eventually(ctx, responses).Should(Receive(WithTransform(statusOf, Equal(http.StatusOK))))
 		}
 		Expect(count(ctx, "users")).To(Equal(3))
 	})
@@ -233,7 +233,7 @@ var _ = Describe("Creating many users", func() {
 	It("finishes if many requests create the same users at once in any order", func(ctx SpecContext) {
 		api := start(ctx)
 		const requests = 40
-		answers := make(chan answer, requests)
+		responses := make(chan response, requests)
 		for n := range requests {
 			go func() {
 				defer GinkgoRecover()
@@ -241,13 +241,13 @@ var _ = Describe("Creating many users", func() {
 				for i := range items {
 					items[i] = fmt.Sprintf(`{"email":"user%d@example.com"}`, (i*(2*n+1)+n)%100)
 				}
-				answers <- create(ctx, api, "", `{"data":[`+strings.Join(items, ",")+`]}`)
+				responses <- create(ctx, api, "", `{"data":[`+strings.Join(items, ",")+`]}`)
 			}()
 		}
 		created := 0
 		for range requests {
-			var a answer
-			Eventually(ctx, answers).WithTimeout(time.Minute).Should(Receive(&a))
+			var a response
+			Eventually(ctx, responses).WithTimeout(time.Minute).Should(Receive(&a))
 			Expect(a.status).To(Equal(http.StatusOK), a.body)
 			created += strings.Count(a.body, `"status":201`)
 		}

@@ -24,15 +24,14 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// maker makes valid and invalid requests from the document's schemas. The
-// validator decides which of them are valid.
+// maker makes valid and invalid requests from the document's schemas. The validator
+// decides whether a request is valid.
 type maker struct{ *rand.Rand }
 
-// one returns a random one of the values.
+// one returns a random value of the list.
 func one[T any](m maker, values ...T) T { return values[m.IntN(len(values))] }
 
-// odd has values of types that are wrong nearly everywhere, large values, and
-// unusual text.
+// odd has large values, unusual text, and values of types that most fields refuse.
 var odd = []any{
 	nil, true, -1, 1.5, json.Number("1e30"), "", " ", "\x00", "é\u202e💥", strings.Repeat("a", 1000),
 	[]any{},
@@ -41,7 +40,7 @@ var odd = []any{
 	"2500-13-01T00:00:00Z", "ada@", "Ada <ada@example.com>",
 }
 
-// value returns a value that is valid by the schema.
+// value returns a value that the schema allows.
 func (m maker) value(schema *base.Schema) any {
 	switch {
 	case len(schema.Type) == 0:
@@ -75,7 +74,7 @@ func (m maker) value(schema *base.Schema) any {
 	return m.text(schema)
 }
 
-// text returns a text that is valid by the schema's pattern and bounds.
+// text returns a text that the schema's pattern and bounds allow.
 func (m maker) text(schema *base.Schema) string {
 	pattern, err := syntax.Parse(schema.Pattern, syntax.Perl)
 	Expect(err).NotTo(HaveOccurred())
@@ -89,8 +88,9 @@ func (m maker) text(schema *base.Schema) string {
 	for {
 		var b strings.Builder
 		m.match(&b, pattern.Simplify(), int(min(most, 100)))
-		// Two rules are only in the descriptions: names are counted in normalization
-		// form C, and an address has at most 64 bytes before the @.
+		// The schemas do not contain two rules of their descriptions. The length of a
+		// name counts in normalization form C. An address has at most 64 bytes before
+		// the @.
 		text := norm.NFC.String(b.String())
 		n := int64(utf8.RuneCountInString(text))
 		if least <= n && n <= most && strings.IndexByte(text, '@') <= 64 {
@@ -99,8 +99,7 @@ func (m maker) text(schema *base.Schema) string {
 	}
 }
 
-// match writes a text that the pattern matches, with at most that many
-// repetitions.
+// match writes a text that the pattern matches. most limits the repetitions of a group.
 func (m maker) match(b *strings.Builder, pattern *syntax.Regexp, most int) {
 	repeat := func(least int) {
 		for range max(least, one(m, 0, 1, 5, m.IntN(most+1), most)) {
@@ -212,7 +211,7 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 	return request
 }
 
-// isValid reports whether the request is valid by the document.
+// isValid reports whether the document allows the request.
 func (r made) isValid(ctx context.Context) bool {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, r.method, r.target, bytes.NewReader(r.body))
@@ -230,9 +229,9 @@ func (r made) isValid(ctx context.Context) bool {
 }
 
 var _ = Describe("Requests made from the OpenAPI document", func() {
-	// api.do checks the answer against the document.
-	DescribeTable("are accepted if they are valid by it, and refused otherwise", func(ctx SpecContext, seed uint64) {
-		api, m := start(ctx), maker{rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a seed repeats it
+	// api.do checks the response against the document.
+	DescribeTable("are accepted if the document allows them, and refused otherwise", func(ctx SpecContext, seed uint64) {
+		api, m := start(ctx), maker{rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a seed repeats a failed run
 		times := map[bool]int{}
 		for path, item := range theContract().Paths.PathItems.FromOldest() {
 			for method, operation := range item.GetOperations().FromOldest() {
@@ -243,7 +242,7 @@ var _ = Describe("Requests made from the OpenAPI document", func() {
 						body = bytes.NewReader(request.body)
 					}
 					answered := api.do(ctx, request.method, request.target, body, request.headers...)
-					if strings.Contains(answered.body, "#idempotency-key-reused") { // the maker made the key twice
+					if strings.Contains(answered.body, "#idempotency-key-reused") { // the maker has used the key before
 						continue
 					}
 					valid := request.isValid(ctx)

@@ -50,7 +50,7 @@ var _ = Describe("The body of a new user", func() {
 		bodyOf := func(size int) string {
 			return fmt.Sprintf(`{"email":"ada@example.com"%s}`, strings.Repeat(" ", size-27))
 		}
-		// The length of an io.Reader is unknown: it is sent in chunks.
+		// The client sends an io.Reader in chunks, because its length is unknown.
 		chunked := func(size int) io.Reader { return struct{ io.Reader }{strings.NewReader(bodyOf(size))} }
 
 		It("is accepted up to the limit", func(ctx SpecContext) {

@@ -14,10 +14,10 @@ import (
 
 // invalidInput is a row of a table in docs/input.md.
 type invalidInput struct {
-	what, sent, answer, where, detail string
+	what, sent, response, where, detail string
 }
 
-// readInvalidInput returns the tables of docs/input.md by their headings.
+// readInvalidInput returns the tables of docs/input.md by heading.
 func readInvalidInput() map[string][]invalidInput {
 	documentation, err := os.ReadFile("../../docs/input.md")
 	if err != nil {
@@ -38,7 +38,7 @@ func readInvalidInput() map[string][]invalidInput {
 			cells[i] = strings.TrimSpace(cells[i])
 		}
 		tables[heading] = append(tables[heading], invalidInput{
-			what: cells[0], sent: spelledOut(strings.Trim(cells[1], "`")), answer: cells[2], where: strings.Trim(cells[3], "`"), detail: cells[4],
+			what: cells[0], sent: spelledOut(strings.Trim(cells[1], "`")), response: cells[2], where: strings.Trim(cells[3], "`"), detail: cells[4],
 		})
 	}
 	return tables
@@ -46,8 +46,7 @@ func readInvalidInput() map[string][]invalidInput {
 
 var abbreviation = regexp.MustCompile(`⟨([^⟩]*)⟩`)
 
-// spelledOut replaces ⟨text × times⟩ and ⟨bytes in hexadecimal⟩ by the text that
-// they stand for.
+// spelledOut expands ⟨text × times⟩ and ⟨bytes in hexadecimal⟩.
 func spelledOut(cell string) string {
 	return abbreviation.ReplaceAllStringFunc(cell, func(short string) string {
 		short = abbreviation.FindStringSubmatch(short)[1]
@@ -66,11 +65,11 @@ func spelledOut(cell string) string {
 	})
 }
 
-// expect expects the answer of the row.
-func (b invalidInput) expect(a answer) {
+// expect expects the response of the row.
+func (b invalidInput) expect(a response) {
 	GinkgoHelper()
-	parts := regexp.MustCompile(`^(\d{3}) \[([a-z-]+)\]\(errors\.md#([a-z-]+)\)$`).FindStringSubmatch(b.answer)
-	Expect(parts).NotTo(BeNil(), b.answer)
+	parts := regexp.MustCompile(`^(\d{3}) \[([a-z-]+)\]\(errors\.md#([a-z-]+)\)$`).FindStringSubmatch(b.response)
+	Expect(parts).NotTo(BeNil(), b.response)
 	Expect(parts[2]).To(Equal(parts[3]))
 	status, err := strconv.Atoi(parts[1])
 	Expect(err).NotTo(HaveOccurred())
@@ -88,7 +87,7 @@ func (b invalidInput) expect(a answer) {
 }
 
 // send sends the row's input to the operation in the heading.
-func (b invalidInput) send(ctx context.Context, a *api, heading string) answer {
+func (b invalidInput) send(ctx context.Context, a *api, heading string) response {
 	GinkgoHelper()
 	method, path, _ := strings.Cut(heading, " ")
 	switch {
@@ -107,7 +106,7 @@ var _ = Describe("Invalid input", func() {
 	for heading, rows := range readInvalidInput() {
 		Describe("to "+heading, func() {
 			for _, row := range rows {
-				It("gets the answer in docs/input.md: "+row.what, func(ctx SpecContext) {
+				It("gets the response in docs/input.md: "+row.what, func(ctx SpecContext) {
 					row.expect(row.send(ctx, start(ctx), heading))
 					Expect(count(ctx, "users")).To(BeZero())
 					Expect(count(ctx, "outbox_events")).To(BeZero())

@@ -18,7 +18,7 @@ var _ = Describe("A rate limit", func() {
 	// slow allows one request in 1,000 seconds.
 	const slow = 0.001
 
-	expectLimited := func(a answer, policy string) {
+	expectLimited := func(a response, policy string) {
 		GinkgoHelper()
 		expectProblem(a, http.StatusTooManyRequests, "rate-limited")
 		Expect(a.header.Get("Ratelimit-Policy")).To(Equal(`"` + policy + `";q=1;w=1000`))
@@ -29,9 +29,9 @@ var _ = Describe("A rate limit", func() {
 	It("is off by default", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"))
 		for range 50 {
-			answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
-			Expect(answer.status).To(Equal(http.StatusOK))
-			Expect(answer.header).NotTo(HaveKey("Ratelimit"))
+			response := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
+			Expect(response.status).To(Equal(http.StatusOK))
+			Expect(response.header).NotTo(HaveKey("Ratelimit"))
 		}
 	})
 
@@ -47,9 +47,9 @@ var _ = Describe("A rate limit", func() {
 
 	It("allows a burst of ten times the rate", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.RatePerKey = 1000 })
-		answer := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
-		Expect(answer.header.Get("Ratelimit-Policy")).To(Equal(`"key";q=10000;w=10`))
-		Expect(answer.header.Get("Ratelimit")).To(Equal(`"key";r=9999;t=1`))
+		response := api.get(ctx, "/v1/users", "Authorization: Bearer secret-a")
+		Expect(response.header.Get("Ratelimit-Policy")).To(Equal(`"key";q=10000;w=10`))
+		Expect(response.header.Get("Ratelimit")).To(Equal(`"key";r=9999;t=1`))
 	})
 
 	It("limits the requests of an address, including requests without a key", func(ctx SpecContext) {
@@ -62,12 +62,12 @@ var _ = Describe("A rate limit", func() {
 		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
 	})
 
-	It("trusts the address from a trusted proxy, and no address before it", func(ctx SpecContext) {
+	It("trusts only the address that a trusted proxy has added", func(ctx SpecContext) {
 		api := start(ctx, func(o *httpapi.Options) {
 			o.RatePerAddress = slow
 			o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("192.0.2.0/24")}
 		})
-		from := func(addresses string) answer { return api.get(ctx, "/v1/users", "X-Forwarded-For: "+addresses) }
+		from := func(addresses string) response { return api.get(ctx, "/v1/users", "X-Forwarded-For: "+addresses) }
 		Expect(from("198.51.100.1").status).To(Equal(http.StatusOK))
 		expectLimited(from("198.51.100.1"), "address")
 		expectLimited(from("203.0.113.9, 198.51.100.1"), "address")
@@ -85,7 +85,7 @@ var _ = Describe("An overloaded API", func() {
 	It("sheds requests above MaxConcurrent at once, and finishes the others", func(ctx SpecContext) {
 		release := lockUsers(ctx)
 		api := start(ctx, func(o *httpapi.Options) { o.MaxConcurrent = 2 })
-		working := make(chan answer, 2)
+		working := make(chan response, 2)
 		for _, name := range []string{"a", "b"} {
 			go func() {
 				defer GinkgoRecover()
@@ -94,33 +94,33 @@ var _ = Describe("An overloaded API", func() {
 			}()
 		}
 		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(2))
-		for _, refused := range []answer{
+		for _, refused := range []response{
 			api.create(ctx, `{"email":"c@example.com"}`), api.get(ctx, "/v1/users"),
 			api.get(ctx, "/v1/users/0190c2f0-7f3a-7cc1-b0a8-2b7a3f2f6c11"),
 		} {
 			expectProblem(refused, http.StatusServiceUnavailable, "overloaded")
 			Expect(refused.header.Get("Retry-After")).To(Equal("1"))
 		}
-		// A request that does not need the database is answered.
+		// The API still serves a request that does not need the database.
 		Expect(api.create(ctx, `{"email":"c"}`).status).To(Equal(http.StatusUnprocessableEntity))
 		release()
 		for range 2 {
-			var done answer
+			var done response
 			Eventually(ctx, working).Should(Receive(&done))
 			Expect(done.status).To(Equal(http.StatusCreated))
 		}
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
 	})
 
-	It("refuses requests at once after it has noticed that PostgreSQL does not answer", func(ctx SpecContext) {
+	It("refuses requests at once after it has noticed that PostgreSQL does not respond", func(ctx SpecContext) {
 		proxy, dsn := faults.StartProxyTo(suite.LastingPostgresDSN(ctx))
 		unresponsiveDB := testengines.OpenPostgres(dsn, nil)
 		api := start(ctx, onDatabase(unresponsiveDB), func(o *httpapi.Options) { o.RequestTimeout = 1500 * time.Millisecond })
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
 		proxy.Vanish()
 		expectProblem(api.get(ctx, "/v1/users"), http.StatusGatewayTimeout, "timeout")
-		// The first request waited for its timeout. The others are refused at once: they
-		// would get a timeout if they waited.
+		// The first request waited for its timeout. The API refuses the other requests
+		// at once. If they waited, they would get a timeout, too.
 		for range 20 {
 			expectProblem(api.get(ctx, "/v1/users"), http.StatusServiceUnavailable, "unavailable")
 			expectProblem(api.create(ctx, `{"email":"ada@example.com"}`), http.StatusServiceUnavailable, "unavailable")

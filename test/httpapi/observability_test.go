@@ -128,7 +128,7 @@ var _ = Describe("A request", func() {
 		}))
 	})
 
-	It("has one log line without personal data", func(ctx SpecContext) {
+	It("causes one log line without personal data", func(ctx SpecContext) {
 		api := start(ctx)
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
@@ -149,7 +149,8 @@ var _ = Describe("A request", func() {
 
 		BeforeEach(func() {
 			reported = sentrytest.Start()
-			// Sentry's state is global to the process: restore it after the spec.
+			// Sentry's state belongs to the process. Therefore the spec restores it at
+			// its end.
 			hub := sentry.CurrentHub()
 			hub.PushScope()
 			var err error

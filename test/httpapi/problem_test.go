@@ -42,13 +42,13 @@ var _ = Describe("Problems", func() {
 		Entry("TRACE", http.MethodTrace, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 	)
 
-	It("are not the answer to OPTIONS, which lists the methods", func(ctx SpecContext) {
+	It("are not the response to OPTIONS, which lists the methods", func(ctx SpecContext) {
 		options := start(ctx).do(ctx, http.MethodOptions, "/v1/users", nil)
 		Expect(options.status).To(Equal(http.StatusNoContent))
 		Expect(strings.Split(options.header.Get("Allow"), ", ")).To(ConsistOf("OPTIONS", "GET", "HEAD", "POST"))
 	})
 
-	It("hide the text of a panic, and the server continues", func(ctx SpecContext) {
+	It("hide the text of a panic, and do not stop the server", func(ctx SpecContext) {
 		api := start(ctx, func(o *httpapi.Options) { o.Users = nil })
 		for range 2 {
 			problem := expectProblem(api.create(ctx, `{"email":"ada@example.com"}`),
@@ -146,13 +146,13 @@ var _ = Describe("Problems", func() {
 	})
 
 	Describe("of the database", func() {
-		It("are answered at once while it is down, and end when it is back", func(ctx SpecContext) {
+		It("are reported at once while it is down, and end when it is back", func(ctx SpecContext) {
 			own := testengines.StartPostgres(ctx, nil)
 			ownDB := testengines.OpenPostgres(own.DSN(), nil)
 			Expect(testengines.Schema.Migrate(ctx, ownDB.DB, slog.New(slog.DiscardHandler))).To(Succeed())
 			api := start(ctx, func(o *httpapi.Options) {
 				onDatabase(ownDB)(o)
-				// An answer after the timeout would be another problem.
+				// A response after the timeout would be another problem.
 				o.RequestTimeout = time.Minute
 			})
 			Expect(api.create(ctx, `{"email":"a@example.com"}`).status).To(Equal(http.StatusCreated))

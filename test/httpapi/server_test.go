@@ -27,11 +27,11 @@ var _ = Describe("The server", func() {
 		Expect(second.Run(ctx)).To(MatchError(ContainSubstring("start the HTTP API: listen tcp")))
 	})
 
-	Describe("that is told to stop", func() {
-		// slowCreate sends a request that waits for the lock. One of the channels
-		// receives its answer or error.
-		slowCreate := func(ctx context.Context, api *api) (<-chan answer, <-chan error) {
-			answers, failures := make(chan answer, 1), make(chan error, 1)
+	Describe("that stops", func() {
+		// slowCreate sends a request that waits for the lock. One channel receives the
+		// response, the other one the error.
+		slowCreate := func(ctx context.Context, api *api) (<-chan response, <-chan error) {
+			responses, failures := make(chan response, 1), make(chan error, 1)
 			go func() {
 				defer GinkgoRecover()
 				result, err := api.try(ctx, http.MethodPost, "/v1/users", strings.NewReader(`{"email":"ada@example.com"}`))
@@ -39,16 +39,16 @@ var _ = Describe("The server", func() {
 					failures <- err
 					return
 				}
-				answers <- result
+				responses <- result
 			}()
 			Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
-			return answers, failures
+			return responses, failures
 		}
 
 		It("accepts no new connections and finishes the request in flight", func(ctx SpecContext) {
 			release := lockUsers(ctx)
 			api := start(ctx)
-			answers, _ := slowCreate(ctx, api)
+			responses, _ := slowCreate(ctx, api)
 
 			api.stop()
 			Eventually(ctx, func() error {
@@ -61,13 +61,13 @@ var _ = Describe("The server", func() {
 			Expect(api.stopped).NotTo(Receive())
 
 			release()
-			Eventually(ctx, answers).Should(Receive(WithTransform(statusOf, Equal(http.StatusCreated))))
+			Eventually(ctx, responses).Should(Receive(WithTransform(statusOf, Equal(http.StatusCreated))))
 			Eventually(ctx, api.stopped).Should(Receive(BeNil()))
 			api.stopped <- nil // for the clean-up
 			Expect(count(ctx, "users")).To(Equal(1))
 		})
 
-		It("cuts off a request that does not finish in time, in the database, too", func(ctx SpecContext) {
+		It("cuts off a request that does not finish in time, and cancels its statement", func(ctx SpecContext) {
 			release := lockUsers(ctx)
 			api := start(ctx, func(o *httpapi.Options) { o.ShutdownTimeout = 50 * time.Millisecond })
 			_, failures := slowCreate(ctx, api)

@@ -42,7 +42,7 @@ var _ = BeforeEach(func(ctx SpecContext) {
 	db = testengines.OpenPostgres(suite.LastingPostgresDSN(ctx), nil)
 })
 
-// onDatabase makes a server use the database.
+// onDatabase configures a server for the database.
 func onDatabase(db *sqlx.DB) func(*httpapi.Options) {
 	publisher := outbox.NewPublisher(outbox.PublisherOptions{})
 	return func(o *httpapi.Options) {
@@ -97,25 +97,25 @@ func start(ctx context.Context, change ...func(*httpapi.Options)) *api {
 	return a
 }
 
-// answer is an HTTP answer with its whole body.
-type answer struct {
+// response is an HTTP response with its complete body.
+type response struct {
 	status int
 	header http.Header
 	body   string
 }
 
-func statusOf(a answer) int { return a.status }
+func statusOf(a response) int { return a.status }
 
 // object decodes the body as a JSON object.
-func (a answer) object() map[string]any {
+func (a response) object() map[string]any {
 	GinkgoHelper()
 	var object map[string]any
 	Expect(json.Unmarshal([]byte(a.body), &object)).To(Succeed(), a.body)
 	return object
 }
 
-// keepBody returns the request's body, and restores it for sending. A body without
-// a length is still sent in chunks.
+// keepBody returns the request's body, and restores it for sending. The client still
+// sends a body without a length in chunks.
 func keepBody(request *http.Request) []byte {
 	GinkgoHelper()
 	if request.Body == nil {
@@ -128,9 +128,9 @@ func keepBody(request *http.Request) []byte {
 	return sent
 }
 
-// try sends a request, and checks the answer against the OpenAPI document. The
-// headers have the form name: value.
-func (a *api) try(ctx context.Context, method, path string, body io.Reader, headers ...string) (answer, error) {
+// try sends a request, and checks the response against the OpenAPI document. Each
+// header has the form name: value.
+func (a *api) try(ctx context.Context, method, path string, body io.Reader, headers ...string) (response, error) {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, method, a.url+path, body)
 	Expect(err).NotTo(HaveOccurred())
@@ -144,38 +144,38 @@ func (a *api) try(ctx context.Context, method, path string, body io.Reader, head
 	}
 	maps.Copy(request.Header, given)
 	sent := keepBody(request)
-	response, err := http.DefaultClient.Do(request)
+	received, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
-	defer response.Body.Close()
-	content, err := io.ReadAll(response.Body)
+	defer received.Body.Close()
+	content, err := io.ReadAll(received.Body)
 	if err == nil {
-		expectAsDocumented(exchange{request: request, sent: sent, response: response, received: content})
+		expectAsDocumented(exchange{request: request, sent: sent, response: received, received: content})
 	}
-	return answer{status: response.StatusCode, header: response.Header, body: string(content)}, err
+	return response{status: received.StatusCode, header: received.Header, body: string(content)}, err
 }
 
-func (a *api) do(ctx context.Context, method, path string, body io.Reader, headers ...string) answer {
+func (a *api) do(ctx context.Context, method, path string, body io.Reader, headers ...string) response {
 	GinkgoHelper()
 	result, err := a.try(ctx, method, path, body, headers...)
 	Expect(err).NotTo(HaveOccurred())
 	return result
 }
 
-func (a *api) get(ctx context.Context, path string, headers ...string) answer {
+func (a *api) get(ctx context.Context, path string, headers ...string) response {
 	GinkgoHelper()
 	return a.do(ctx, http.MethodGet, path, nil, headers...)
 }
 
-func (a *api) create(ctx context.Context, body string, headers ...string) answer {
+func (a *api) create(ctx context.Context, body string, headers ...string) response {
 	GinkgoHelper()
 	return a.do(ctx, http.MethodPost, "/v1/users", bytes.NewBufferString(body), headers...)
 }
 
-// expectProblem expects the answer to be a complete problem of this kind, and
-// docs/errors.md to have a section for it. It returns the problem.
-func expectProblem(a answer, status int, slug string) map[string]any {
+// expectProblem expects the response to be a complete problem of this kind. It expects
+// docs/errors.md to have a section for the problem. It returns the problem.
+func expectProblem(a response, status int, slug string) map[string]any {
 	GinkgoHelper()
 	Expect(a.status).To(Equal(status), a.body)
 	Expect(a.header.Get("Content-Type")).To(Equal("application/problem+json"))

@@ -62,17 +62,17 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(1))
 	})
 
-	It("create many users at once while one waits for an address", func(ctx SpecContext) {
+	It("create many users at once while another request waits for an address", func(ctx SpecContext) {
 		const others = 90 // below MaxConcurrent
 		api := start(ctx)
 		holder := db.MustBegin()
 		defer func() { _ = holder.Rollback() }()
 		holder.MustExec(`INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
 			VALUES (gen_random_uuid(), 'held@example.com', '', '', now(), now())`)
-		answers := make(chan int, others+1)
+		statuses := make(chan int, others+1)
 		create := func(email string) {
 			defer GinkgoRecover()
-			answers <- api.create(ctx, fmt.Sprintf(`{"email":%q}`, email)).status
+			statuses <- api.create(ctx, fmt.Sprintf(`{"email":%q}`, email)).status
 		}
 		waits := func() (n int) {
 			Expect(db.Get(&n, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)).To(Succeed())
@@ -84,10 +84,10 @@ var _ = Describe("The users routes", func() {
 			go create(fmt.Sprintf("user-%d@example.com", i))
 		}
 		for range others {
-			Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
+			Eventually(ctx, statuses).Should(Receive(Equal(http.StatusCreated)))
 		}
 		Expect(holder.Rollback()).To(Succeed())
-		Eventually(ctx, answers).Should(Receive(Equal(http.StatusCreated)))
+		Eventually(ctx, statuses).Should(Receive(Equal(http.StatusCreated)))
 		Expect(count(ctx, "users")).To(Equal(others + 1))
 		Expect(count(ctx, "outbox_events")).To(Equal(others + 1))
 	})
@@ -117,7 +117,7 @@ var _ = Describe("The users routes", func() {
 		Expect(count(ctx, "outbox_events")).To(Equal(200))
 	})
 
-	It("answer HEAD like GET, but without the body", func(ctx SpecContext) {
+	It("respond to HEAD as to GET, but without the body", func(ctx SpecContext) {
 		api := start(ctx)
 		created := api.create(ctx, `{"email":"ada@example.com"}`)
 		for _, path := range []string{created.header.Get("Location"), "/v1/users"} {
