@@ -97,8 +97,8 @@ func New(o Options) *Server {
 // before Run listens.
 func (s *Server) Addr() string { return s.http.Addr() }
 
-// Run listens and serves until ctx is canceled, and then returns nil. It must be called
-// only once.
+// Run listens and serves until ctx is canceled, and then returns nil. Run must be
+// called only once.
 func (s *Server) Run(ctx context.Context) error {
 	err := s.http.Run(ctx)
 	if errors.Is(err, httpserver.ErrCutOff) {

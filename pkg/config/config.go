@@ -1,6 +1,6 @@
-// Package config reads and validates the configuration of the programs, one struct
-// per program. Flags override environment variables, which override the file, which
-// overrides the defaults.
+// Package config reads and validates the configuration of the programs, one struct per
+// program. Flags override environment variables. Environment variables override the
+// file, and the file overrides the defaults.
 package config
 
 import (
@@ -284,12 +284,11 @@ func isAuth(value string) error {
 
 var apiKeyName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
-// namelessDigits is the number of digits of the digest in the name of a key that has no
-// name of its own.
+// namelessDigits is the number of digits of the digest in the default name of a key.
 const namelessDigits = 8
 
-// parseAPIKey parses NAME:DIGEST or DIGEST. If the name is missing, the name is key-
-// and the first digits of the digest.
+// parseAPIKey parses NAME:DIGEST or DIGEST. The default name is "key-" and the first
+// digits of the digest.
 func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
 	name, digest, named := strings.Cut(text, ":")
 	if !named {
@@ -355,7 +354,8 @@ func isPostgresDSN(value string) error {
 	return nil
 }
 
-// maxIdentifierBytes is the limit of PostgreSQL, which truncates longer names.
+// maxIdentifierBytes is the maximum length of a name in PostgreSQL. PostgreSQL
+// truncates longer names.
 const maxIdentifierBytes = 63
 
 func isSchema(value string) error {

@@ -21,7 +21,7 @@ func TestGroupCommit(t *testing.T) {
 	RunSpecs(t, "groupcommit")
 }
 
-// deadline is a context whose deadline passes when a spec closes passed.
+// deadline is a context. Its deadline passes when a spec closes the channel passed.
 type deadline struct {
 	context.Context
 

@@ -46,7 +46,7 @@ func (s *Server) Addr() string {
 
 // Run listens and serves until ctx is canceled. Then it accepts no more connections,
 // waits up to ShutdownTimeout for requests in flight, and cancels the contexts of the
-// remaining requests. It must be called only once.
+// remaining requests. Run must be called only once.
 //
 // Run returns nil if all requests finished, or if ctx was canceled before the server
 // listened. It returns ErrCutOff if requests did not finish in time, and another error

@@ -138,8 +138,8 @@ func (s Schema) render(set Set) fs.FS {
 	return migrations.Render(set.files, func(text string) (string, error) { return inSchema(text), nil })
 }
 
-// versions is goose's version store. It replaces TableExists, which does not find
-// tables with quoted names.
+// versions is goose's version store. It replaces goose's TableExists, because that
+// function does not find tables with quoted names.
 type versions struct {
 	database.Store
 
@@ -202,8 +202,8 @@ INSERT INTO %s (version_id, is_applied) VALUES (0, true);
 	return nil
 }
 
-// lockMigrations waits for the migration lock, which a transaction holds.
-// See docs/adr/0003-migration-lock-in-a-transaction.md.
+// lockMigrations waits for the migration lock and holds it in a transaction. See
+// docs/adr/0003-migration-lock-in-a-transaction.md.
 func lockMigrations(ctx context.Context, db *sql.DB, log *slog.Logger) (unlock func(), err error) {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {

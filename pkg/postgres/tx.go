@@ -43,9 +43,9 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
-// InStatement runs fn, which executes one statement as its own transaction. This takes
-// one round trip instead of the three of InTx. The isolation level is the server's
-// default. fn must read all rows of the statement.
+// InStatement runs fn. fn executes one statement as its own transaction. This takes one
+// round trip instead of the three of InTx. The isolation level is the server's default.
+// fn must read all rows of the statement.
 //
 // The returned error wraps ErrOutcomeUnknown if the statement was sent and the server
 // did not reply. After any other error, nothing is committed.

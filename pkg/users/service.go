@@ -117,7 +117,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 		}
 		events[i], ids[i] = event, users[i].ID
 	}
-	// All calls lock addresses in the same order, which prevents deadlocks.
+	// All calls lock addresses in the same order to prevent deadlocks.
 	inOrder := slices.SortedStableFunc(slices.Values(users), func(a, b User) int { return cmp.Compare(a.Email.key(), b.Email.key()) })
 	insert := s.insertMany(inOrder, lockTimeout)
 	insert.RowIDs = ids

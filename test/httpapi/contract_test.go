@@ -34,10 +34,10 @@ type contract struct {
 	options   *config.ValidationOptions
 }
 
-// theContract returns the contract. It reads the document once. The validator reports
-// values that break their schema, and undeclared fields, headers and parameters. It
-// ignores general HTTP headers, because the document does not declare them for each
-// response. It does not check API keys.
+// theContract returns the contract. Only the first call reads the document. The
+// validator reports values that break their schema, and undeclared fields, headers and
+// parameters. It ignores general HTTP headers, because the document does not declare
+// them for each response. It does not check API keys.
 var theContract = sync.OnceValue(func() *contract {
 	text, err := os.ReadFile("../../pkg/httpapi/openapi.json")
 	Expect(err).NotTo(HaveOccurred())
@@ -139,8 +139,8 @@ func (e exchange) succeeded() bool {
 	return e.response.StatusCode < http.StatusMultipleChoices && !bytes.Contains(e.received, []byte(`"problem":{`))
 }
 
-// dropEmptyParameters removes empty query parameters that have allowEmptyValue,
-// which the validator does not support.
+// dropEmptyParameters removes empty query parameters that have allowEmptyValue, because
+// the validator does not support allowEmptyValue.
 func (c *contract) dropEmptyParameters(request *http.Request) {
 	query := request.URL.Query()
 	for _, parameter := range c.Components.Parameters.FromOldest() {

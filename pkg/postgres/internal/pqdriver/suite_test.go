@@ -21,8 +21,8 @@ func TestPqdriver(t *testing.T) {
 // backendPID is the process id that the server of startServer sends.
 const backendPID = 123_456
 
-// startServer starts a server that accepts one client and passes it to serve. It returns
-// the DSN of the server, which stops when the spec ends.
+// startServer starts a server that accepts one client and passes it to serve. It
+// returns the DSN of the server. The server stops when the spec ends.
 func startServer(serve func(client net.Conn)) (dsn string) {
 	GinkgoHelper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // ends with the spec

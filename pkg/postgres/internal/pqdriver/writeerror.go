@@ -27,8 +27,8 @@ func (r *writeRecorder) explain(err error) error {
 	return writeError{error: err, cause: r.err}
 }
 
-// writeError has the text of lib/pq's error, which names all hosts, and unwraps to the
-// error of the write.
+// writeError has the text of lib/pq's error, because that text names all hosts. It
+// unwraps to the error of the write.
 type writeError struct {
 	error
 
