@@ -86,8 +86,7 @@ func setTraceparent(c echo.Context, t outbox.Traceparent) {
 // shells.
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
 
-// requestID returns the client's id if it matches the pattern, otherwise a new
-// one.
+// requestID returns the client's id if it matches the pattern, otherwise a new id.
 func requestID(given string) string {
 	if requestIDPattern.MatchString(given) {
 		return given

@@ -41,8 +41,9 @@ func (s *Server) getOpenAPI(c echo.Context) error {
 }
 
 // docsFile returns the handler of one of the page's files. The handler sends a
-// compressed file unchanged to clients that accept gzip. For the first other client it
-// decompresses the file and keeps the result. See docs/adr/0011-swagger-ui.md.
+// compressed file unchanged to clients that accept gzip. For the first client that does
+// not accept gzip, it decompresses the file and keeps the result. See
+// docs/adr/0011-swagger-ui.md.
 func (s *Server) docsFile(name string) echo.HandlerFunc {
 	content, err := docsFiles.ReadFile("docs/" + name)
 	compressed := err != nil

@@ -91,7 +91,7 @@ type Options struct {
 	WriteTimeout time.Duration
 	// IdleTimeout is how long an idle connection stays open.
 	IdleTimeout time.Duration
-	// ShutdownTimeout limits how long a stopping Run waits for requests in flight.
+	// ShutdownTimeout limits how long Run waits for requests in flight when it stops.
 	ShutdownTimeout time.Duration
 }
 
@@ -212,11 +212,11 @@ func (s *Server) readObject(c echo.Context) (*input.Object, error) {
 // before Run listens.
 func (s *Server) Addr() string { return s.http.Addr() }
 
-// Run listens and serves until ctx is canceled. Then it accepts no more
-// connections and waits up to ShutdownTimeout for the requests in flight. It
-// returns nil if all of them finished, and httpserver.ErrCutOff if it closed the
-// connections of unfinished requests. Any other error means that it could not
-// listen or serve. Run must be called only once.
+// Run listens and serves until ctx is canceled. Then it accepts no more connections and
+// waits up to ShutdownTimeout for the requests in flight. It returns nil if all
+// requests finished, and httpserver.ErrCutOff if it closed the connections of
+// unfinished requests. Any other error means that the server could not listen or serve.
+// Run must be called only once.
 func (s *Server) Run(ctx context.Context) error {
 	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // until the last request has ended
 	defer stop()

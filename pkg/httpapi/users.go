@@ -143,8 +143,7 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 	return results, b.whole()
 }
 
-// taken returns the problem with an item whose e-mail address belongs to another
-// user.
+// taken returns the problem of an item whose e-mail address belongs to another user.
 func taken(item *input.Object) error {
 	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }

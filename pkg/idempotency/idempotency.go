@@ -1,6 +1,6 @@
 // Package idempotency lets a client safely repeat a request whose response was lost. It
 // stores the response under the client's key in the same transaction as the change.
-// After a crash, either both exist or neither does.
+// After a crash, the database has both the change and the response, or neither.
 package idempotency
 
 import (
@@ -42,8 +42,8 @@ type Options struct {
 	Schema string
 }
 
-// Keeper stores responses under keys. It is safe for concurrent use. Several processes
-// can use one database.
+// Keeper stores responses under keys. It is safe for concurrent use. Keepers in several
+// processes can share one database.
 type Keeper struct {
 	db  *sqlx.DB
 	log *slog.Logger
@@ -78,7 +78,7 @@ type Response struct {
 }
 
 // Do runs work once for a key and stores its response in tx. Later calls return the
-// stored response and true for replayed. If work fails, Do stores nothing. It returns
+// stored response, and replayed is true. If work fails, Do stores nothing. It returns
 // ErrInProgress while another transaction holds the key, and ErrMismatch if the key was
 // stored with a different fingerprint.
 func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Response, error)) (response Response, replayed bool, err error) {

@@ -35,8 +35,8 @@ func notAnObject(pointer jsontext.Pointer) problem.Value {
 // Raw returns the object as it was sent.
 func (o *Object) Raw() []byte { return o.raw }
 
-// IsObject reports whether an element of RequiredObjects is a JSON object. If it
-// is not, it has no members, and Check returns a problem.
+// IsObject reports whether an element of RequiredObjects is a JSON object. If the
+// element is not an object, it has no members, and Check returns a problem.
 func (o *Object) IsObject() bool { return o.members != nil }
 
 // take removes the member and returns its value. It returns nil if the member is
