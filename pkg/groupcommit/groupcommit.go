@@ -15,8 +15,8 @@ import (
 )
 
 // SlotTimeout limits how long a group holds its slot. After this time, the next group
-// starts, even if the first one has not ended. A commit normally takes much less, and a
-// client hardly notices the wait.
+// starts, even if the first one has not ended. A commit normally takes much less time,
+// and a client hardly notices the wait.
 const SlotTimeout = 100 * time.Millisecond
 
 const (
@@ -154,11 +154,11 @@ func (c *Committer[T, R]) leave(r *request[T, R]) bool {
 	return true
 }
 
-// haveAllArrived reports whether the expected requests have arrived. They include
-// the leader, which is not in the queue. The caller holds the lock.
+// haveAllArrived reports whether the expected requests have arrived. The expected
+// requests include the leader, but the queue does not. The caller holds the lock.
 func (c *Committer[T, R]) haveAllArrived() bool { return 1+len(c.queue) >= c.expected }
 
-// gather waits for the expected requests. After misses it skips some waits.
+// gather waits for the expected requests. After a wait in vain it skips the next waits.
 func (c *Committer[T, R]) gather(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -190,8 +190,8 @@ func (c *Committer[T, R]) gather(ctx context.Context) {
 	c.skips = 1<<c.misses - 1
 }
 
-// lead forms a group of the leader and the queue, commits it, and passes the
-// slot on.
+// lead forms a group of the leader and the queue, commits the group, and passes the
+// slot to the next leader.
 func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	passSlot := sync.OnceFunc(func() {
 		c.mu.Lock()

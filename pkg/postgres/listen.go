@@ -34,8 +34,9 @@ type ListenOptions struct {
 
 // Listen listens to the channels and returns a Go channel for each. A Go channel
 // receives a value after a notification. Notifications that have not been received yet
-// merge into one value, so a slow receiver blocks nothing. All Go channels also receive
-// a value after each connect, because notifications from before the connect are lost.
+// merge into one value, so a slow receiver does not block Listen. All Go channels also
+// receive a value after each connect, because notifications from before the connect are
+// lost.
 //
 // Listen keeps its own connection until ctx is canceled. If it loses the connection, it
 // tries to reconnect without a limit. It returns an error only if the DSN is invalid.
@@ -66,7 +67,7 @@ type listening struct {
 	log  *slog.Logger
 	pq   *pqdriver.Listener
 	wake map[string]chan struct{} // by channel; read-only after the start
-	// lost is used by lib/pq's goroutine only.
+	// Only lib/pq's goroutine uses lost.
 	lost bool
 }
 

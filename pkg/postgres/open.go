@@ -61,9 +61,9 @@ type Options struct {
 // The error contains no secrets of the DSN.
 //
 // Statements with parameters take one round trip instead of two, unless the DSN sets
-// binary_parameters=no. PostgreSQL then expects a []byte in the binary format of its
-// type. For json and text, the binary format equals the text format. For jsonb, it
-// differs.
+// binary_parameters=no. For one round trip, a []byte must be in the binary format of
+// the parameter's type. For json and text, the binary format equals the text format.
+// For jsonb, it differs.
 //
 // The pool discards idle connections that the server has closed. Otherwise the next
 // statement would fail on such a connection, and after the error the caller cannot

@@ -14,16 +14,16 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
-// The index users_email_key decides whether an address is taken. ON CONFLICT checks it
-// before it writes a row, and waits for a concurrent insert of the same address. It also
-// keeps duplicates out of the server's error log.
+// The index users_email_key decides whether an address is taken. ON CONFLICT checks the
+// index before the insert writes a row, and waits for a concurrent insert of the same
+// address. A duplicate causes no record in the server's error log.
 const insertSQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
 // Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's
-// lock timeout. The statement sets it before it inserts the first row.
+// lock timeout. The statement sets lock_timeout before it inserts the first row.
 const insertManySQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz

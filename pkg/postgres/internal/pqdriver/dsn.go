@@ -35,7 +35,7 @@ func CheckDSN(dsn string) error {
 //   - fallback_application_name, the name of the program.
 //
 // It keeps the form of the DSN. Parameters in the DSN and in the environment override
-// the added ones.
+// the added parameters.
 func withDefaults(dsn, applicationName string) (string, error) {
 	if strings.TrimSpace(dsn) == "" {
 		return "", errors.New("the PostgreSQL DSN is empty")

@@ -42,7 +42,7 @@ func NewListener(ctx context.Context, o ListenerOptions) (*Listener, error) {
 // listener reconnects. While a ping waits for its reply, further calls of Ping do
 // nothing.
 //
-// Ping of lib/pq waits for the reply. It deadlocks if the calling goroutine also
+// Ping of lib/pq waits for the reply. That call deadlocks if the calling goroutine also
 // receives the notifications: https://github.com/lib/pq/issues/1178.
 func (l *Listener) Ping() {
 	if !l.pinging.TryLock() {
