@@ -129,8 +129,8 @@ const (
 	kib = 1 << 10
 	mib = 1 << 20
 
-	// maxBlockRows is the largest block that ClickHouse accepts unsplit:
-	// max_insert_block_size, reduced by the amount that ClickHouse rounds up.
+	// maxBlockRows is the maximum number of rows that ClickHouse does not split into
+	// two blocks. It is below the default of max_insert_block_size.
 	maxBlockRows = 1_048_448
 	// maxBlockBytes is the size at which ClickHouse splits a block
 	// (min_insert_block_size_bytes).
