@@ -21,8 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// createScript creates a user and its event in one statement. This is the work
-// of the API, in the cheapest way for PostgreSQL.
+// createScript creates a user and its event in one statement. This is the cheapest
+// way in which PostgreSQL can do the work of the API.
 const createScript = `\set n random(1, 1000000000000)
 WITH created AS (
     INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
@@ -97,8 +97,8 @@ func benchAPI(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// withoutClients returns the rate over the time minus the clients' share of the
-// CPUs.
+// withoutClients returns n per second of the time that was left for the server. The
+// clients' CPU time, divided by the number of CPUs, is subtracted from took.
 func withoutClients(n int64, took, clients time.Duration) float64 {
 	return float64(n) / (took - clients/time.Duration(runtime.NumCPU())).Seconds()
 }
@@ -179,7 +179,7 @@ func (c *client) post(path string, body []byte, expected string) error {
 	}
 	status, err := c.answers.ReadSlice('\n')
 	if err != nil {
-		return fmt.Errorf("read an answer: %w", err)
+		return fmt.Errorf("read a response: %w", err)
 	}
 	const code, codeEnd = len("HTTP/1.1 "), len("HTTP/1.1 201")
 	asExpected := len(status) > codeEnd && string(status[code:codeEnd]) == expected
@@ -191,14 +191,14 @@ func (c *client) post(path string, body []byte, expected string) error {
 	for {
 		line, err := c.answers.ReadSlice('\n')
 		if err != nil {
-			return fmt.Errorf("read an answer: %w", err)
+			return fmt.Errorf("read a response: %w", err)
 		}
 		if len(line) == len("\r\n") {
 			break
 		}
 		if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return fmt.Errorf("read an answer: %w", err)
+				return fmt.Errorf("read a response: %w", err)
 			}
 		}
 	}
@@ -207,10 +207,10 @@ func (c *client) post(path string, body []byte, expected string) error {
 		return err //nolint:wrapcheck // the error names the operation
 	}
 	rest, _ := io.ReadAll(io.LimitReader(c.answers, int64(length)))
-	return fmt.Errorf("the API answered %s: %s", answer, rest)
+	return fmt.Errorf("the API responded with %s: %s", answer, rest)
 }
 
-// writeScript returns the path of pgbench's script.
+// writeScript writes pgbench's script to a file and returns its path.
 func (d *database) writeScript(ctx context.Context) (string, error) {
 	id := "gen_random_uuid()"
 	var hasV7 bool
@@ -259,11 +259,11 @@ func (d *database) pgbench(ctx context.Context, script string, clients int, duri
 	if err != nil {
 		return 0, fmt.Errorf("unexpected output of pgbench:\n%s", output)
 	}
-	took := time.Duration(float64(n) / tps * float64(time.Second)) // without the start of pgbench
+	took := time.Duration(float64(n) / tps * float64(time.Second)) // excludes the start of pgbench
 	return withoutClients(n, took, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()), nil
 }
 
-// prepared runs pgbench's transaction with prepared statements of the driver.
+// prepared runs pgbench's transaction with the prepared statements of Go's driver.
 func (d *database) prepared(ctx context.Context, script string, clients int, during time.Duration) (float64, error) {
 	text, err := os.ReadFile(script)
 	if err != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
-// bench is a run: the engines, which start when the first part needs them, and
-// the results.
+// bench is a run of the benchmark: its engines and its results. The engines start
+// when the first part needs them.
 type bench struct {
 	options
 
@@ -64,7 +64,7 @@ func (b *bench) close() error {
 	return errors.Join(b.engines.clickHouse.Stop(), b.engines.postgres.Stop())
 }
 
-// scaled returns n times the run's scale, but at least least.
+// scaled returns n times the run's scale, or least if that is higher.
 func (b *bench) scaled(n, least int) int { return max(least, int(float64(n)*b.scale)) }
 
 // during returns a duration times the run's scale.
@@ -85,8 +85,9 @@ func (b *bench) inRounds(ctx context.Context, cases ...func(ctx context.Context)
 	return nil
 }
 
-// PostgreSQL has its default settings, including fsync and synchronous_commit,
-// except for memory, whose default is too small for today's machines.
+// PostgreSQL has its default settings, including fsync and synchronous_commit. Only
+// its limits of memory and log are raised: the defaults are too small for today's
+// machines.
 var postgresSettings = map[string]string{
 	"shared_buffers":           "512MB",
 	"max_wal_size":             "4GB",
@@ -272,7 +273,7 @@ func (d *database) awaitDrained(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the requested end
+			return ctx.Err() //nolint:wrapcheck // the caller has ended the run
 		case <-time.After(pollInterval):
 		}
 	}

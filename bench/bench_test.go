@@ -30,7 +30,7 @@ var _ = Describe("Figures", func() {
 		func(values []float64, share, expected float64) {
 			Expect(percentile(values, share)).To(BeNumerically("~", expected, 1e-9))
 		},
-		Entry("one", []float64{7}, 0.99, 7.0),
+		Entry("a single value", []float64{7}, 0.99, 7.0),
 		Entry("the median of three, in any order", []float64{9, 1, 5}, 0.5, 5.0),
 		Entry("the median of four", []float64{4, 1, 3, 2}, 0.5, 2.5),
 		Entry("the lowest", []float64{4, 1, 3, 2}, 0.0, 1.0),
@@ -41,7 +41,7 @@ var _ = Describe("Figures", func() {
 		Expect(math.IsNaN(median(nil))).To(BeTrue())
 	})
 
-	It("compare the first tenth with the last", func() {
+	It("compare the first tenth of the values with the last tenth", func() {
 		var values []float64
 		for i := range 40 {
 			values = append(values, float64(i))
@@ -51,18 +51,18 @@ var _ = Describe("Figures", func() {
 		Expect(last).To(Equal(37.5))
 	})
 
-	It("compare round by round, independent of differences between rounds", func() {
+	It("compare the values of the same round, however much the rounds differ", func() {
 		fast, slow := &series{Values: []float64{10, 1000, 30}}, &series{Values: []float64{5, 500, 15}}
 		Expect(ratios(fast, slow)).To(Equal(2.0))
 	})
 
-	DescribeTable("have three digits", func(value float64, text string) {
+	DescribeTable("have three significant digits", func(value float64, text string) {
 		Expect(significant(value)).To(Equal(text))
 	},
 		Entry(nil, 0.12345, "0.123"), Entry(nil, 1.0, "1"), Entry(nil, 99.96, "100"), Entry(nil, 123.5, "124"), Entry(nil, 1234567.0, "1234567"),
 	)
 
-	It("exclude the CPU time of clients", func() {
+	It("exclude the CPU time of the clients", func() {
 		Expect(withoutClients(100, time.Second, 0)).To(Equal(100.0))
 		Expect(withoutClients(100, time.Second, time.Second/2)).To(BeNumerically(">", 100))
 	})
@@ -102,7 +102,7 @@ var _ = Describe("The page", func() {
 			ContainSubstring("| a step | 1 |"), ContainSubstring("](page.svg)")))
 	})
 
-	It("is redrawn from the results beside it", func() {
+	It("is redrawn from the JSON file beside it", func() {
 		Expect(writePage(path, measured)).To(Succeed())
 		page, chart := read(path), read(beside(path, ".svg"))
 		Expect(os.WriteFile(path, []byte("before\n"+runBegins+runEnds+"after\n"), 0o600)).To(Succeed())
@@ -153,12 +153,12 @@ var _ = Describe("The page", func() {
 			}
 		})
 
-		It("with a bar and a range for each side of each ratio, and one of each colour in the legend", func() {
+		It("with a bar and a range for each side of each ratio, and a bar of each colour in the legend", func() {
 			Expect(elements).To(And(HaveKeyWithValue("rect.diehard", 1+2), HaveKeyWithValue("rect.reference", 1+2),
 				HaveKeyWithValue("path.whisker", 4), HaveKeyWithValue("text.ratio", 2), HaveKeyWithValue("text.heading", 2)))
 		})
 
-		It("with names, values and ratios for a reader", func() {
+		It("with names, values and ratios", func() {
 			Expect(texts).To(ContainElements("one relay", "the bare pipe", "200,000 events/s", "1,000 events/s", "1.25×",
 				"longer is better", "ClickHouse <alive>", "1.5 µs", "0.5×", "shorter is better"))
 			Expect(texts).NotTo(ContainElement("a step"))
@@ -183,7 +183,7 @@ var _ = Describe("The page", func() {
 })
 
 var _ = Describe("The command line", func() {
-	It("reports every minute the part and its progress", func() {
+	It("reports the current part and its progress every minute", func() {
 		b := newBench(options{rounds: 2}, io.Discard)
 		Expect(*b.stage.Load()).To(Equal("starting"))
 		b.part = "relay (part 5 of 12): "

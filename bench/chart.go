@@ -23,7 +23,8 @@ var groups = []group{
 	{"The outbox on the disk", []string{"outbox_size_10m_vs_1m"}},
 }
 
-// comparison is a series of Diehard with its references. They share a scale.
+// comparison is a series of Diehard and its reference series. All of them are drawn
+// to the same scale.
 type comparison struct {
 	of      summary
 	against []reference

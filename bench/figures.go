@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// results holds the results of a run, also for other programs.
+// results holds the results of a run. Other programs read them as JSON.
 type results struct {
 	At       time.Time `json:"at"`
 	Machine  machine   `json:"machine"`
@@ -20,7 +20,7 @@ type results struct {
 	Measured []summary `json:"measured"`
 }
 
-// summary is the stored part of a series.
+// summary is the content of a series in the results.
 type summary struct {
 	Name    string  `json:"name"`
 	Unit    string  `json:"unit"`
@@ -78,7 +78,7 @@ func (s *series) show(out io.Writer) {
 func median(values []float64) float64 { return percentile(values, 0.5) }
 
 // percentile returns the value below which the given share of the values lies,
-// interpolated between neighbours. It returns NaN for no values.
+// interpolated between neighbours. Without values it returns NaN.
 func percentile(values []float64, share float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -90,7 +90,8 @@ func percentile(values []float64, share float64) float64 {
 	return sorted[below] + (sorted[above]-sorted[below])*(place-float64(below))
 }
 
-// tenths returns the medians of the first and of the last tenth of the values.
+// tenths returns the median of the first tenth of the values and the median of the
+// last tenth.
 func tenths(values []float64) (first, last float64) {
 	n := max(1, len(values)/10)
 	return median(values[:n]), median(values[len(values)-n:])
@@ -113,8 +114,8 @@ func (b *bench) compare(name string, of, against *series) {
 	b.figures = append(b.figures, figure{Name: name, Value: ratios(of, against), Of: of.Name, Against: against.Name})
 }
 
-// ratios returns the median ratio of values to references of the same round. A
-// disturbance that lasts longer than a round affects both.
+// ratios divides the value of each round by the reference of the same round, and
+// returns the median. A disturbance that lasts longer than a round affects both.
 func ratios(values, references *series) float64 {
 	of := make([]float64, len(values.Values))
 	for i := range of {

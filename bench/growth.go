@@ -17,8 +17,8 @@ const (
 	smallCuts    = 10_000
 )
 
-// benchGrowth drains with the outbox's own steps and without a sink. It
-// compares the last tenth of their times with the first.
+// benchGrowth drains the outbox with the relay's own steps, but without a sink. It
+// compares the times of the last tenth of the steps with the first tenth.
 func benchGrowth(ctx context.Context, b *bench) error {
 	for _, c := range []struct {
 		about    string
@@ -84,12 +84,12 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 	return measure(ctx, d, store.New(db, store.Options{MaxRows: growthBatch}))
 }
 
-// step cuts once and settles the batches. It returns false if no event was
+// step makes one cut and settles its batches. It returns false if no event was
 // waiting.
 func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, error) {
 	start := time.Now()
 	cut, err := s.Cut(ctx, 0)
-	if errors.Is(err, store.ErrHistoryChanged) { // the first store finds a new database
+	if errors.Is(err, store.ErrHistoryChanged) { // the first cut of a new database returns this error
 		return true, nil
 	}
 	if err != nil || cut.Batches == 0 {
@@ -156,7 +156,7 @@ func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, c
 	}
 }
 
-// warmUpEvents is two batches for each of eight relays.
+// warmUpEvents is the number of events in two batches for each of eight relays.
 const warmUpEvents = 16 * blockRows
 
 // benchReplicas compares eight relays with one on the same cores.
@@ -167,7 +167,7 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
 	n := b.scaled(2*million, 4*blockRows)
-	// Relays run for days, so the cost of their first batches is excluded.
+	// Relays run for days, so the figures exclude the cost of their first batches.
 	warmUp := b.scaled(warmUpEvents, 4*blockRows)
 	type size struct {
 		relays      int
@@ -210,8 +210,8 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// benchSize publishes while a relay drains, and compares the outbox's size on
-// disk. Autovacuum has its default settings.
+// benchSize publishes events while a relay drains them. It compares the outbox's
+// size on disk after two numbers of events. Autovacuum has its default settings.
 func benchSize(ctx context.Context, b *bench) error {
 	var sizes [2]*series
 	for i, n := range []int{million, 10 * million} {
@@ -281,7 +281,7 @@ func (d *database) awaitBacklog(ctx context.Context, n int64) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the requested end
+			return ctx.Err() //nolint:wrapcheck // the caller has ended the run
 		case <-time.After(pollInterval):
 		}
 	}

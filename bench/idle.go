@@ -26,7 +26,7 @@ func benchIdle(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
-	// The work of the relay's start ends with its first poll.
+	// The relay's start ends with its first poll. The figures exclude it.
 	if err := pause(ctx, b.during(idleTime/3)); err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func benchLarge(ctx context.Context, b *bench) (err error) {
 func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
-		return ctx.Err() //nolint:wrapcheck // the requested end
+		return ctx.Err() //nolint:wrapcheck // the caller has ended the run
 	case <-time.After(d):
 		return nil
 	}

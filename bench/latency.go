@@ -17,9 +17,10 @@ import (
 
 const latencyTime = 10 * time.Second
 
-// benchLatency publishes events at a steady rate and polls every few
-// milliseconds which of them are still in the outbox. It runs first and never
-// truncates its tables. See docs/adr/0040-latency-is-measured-in-the-outbox.md.
+// benchLatency publishes events at a steady rate. Every few milliseconds it asks
+// PostgreSQL for the events that are still in the outbox. It is the first part of a
+// run, and it never truncates its tables.
+// See docs/adr/0040-latency-is-measured-in-the-outbox.md.
 func benchLatency(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -65,8 +66,8 @@ func (d *database) measureLatency(ctx context.Context, rate, n int, env []string
 	}
 	defer func() { err = errors.Join(err, relay.stop()) }()
 	return d.bench.inRounds(ctx, func(ctx context.Context) error {
-		// Without this pause the first event would wait for the linger after
-		// the last round.
+		// Without this pause, the linger after the previous round would delay
+		// the first event.
 		if err := pause(ctx, time.Second); err != nil {
 			return err
 		}
@@ -83,12 +84,12 @@ func (d *database) measureLatency(ctx context.Context, rate, n int, env []string
 // watched holds the events whose latency is measured.
 type watched struct {
 	mu        sync.Mutex
-	waiting   map[int64]time.Time // commit times by id, of events in the outbox
-	latencies []float64           // in milliseconds, of events that have left the outbox
+	waiting   map[int64]time.Time // commit times of the events in the outbox, by id
+	latencies []float64           // of the events that have left the outbox, in milliseconds
 }
 
-// watchRate limits the measured events per second; the other events only add
-// load. watchInterval is the pause between two polls.
+// watchRate is the largest number of events per second that are measured. The other
+// events only add load. watchInterval is the pause between two polls.
 const (
 	watchRate     = 100
 	watchInterval = 2 * time.Millisecond
@@ -98,8 +99,8 @@ const (
 // latencies publishes n events one by one at the rate and returns their
 // latencies.
 func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error) {
-	// A prepared INSERT is cheap. CPU time of the publisher is lost for the
-	// relay.
+	// A prepared INSERT takes little CPU time. The publisher and the relay share
+	// the CPUs.
 	insert, err := d.PreparexContext(ctx, insertEvent+" RETURNING id") //nolint:sqlclosecheck // closed below
 	if err != nil {
 		return nil, fmt.Errorf("prepare the INSERT: %w", err)
@@ -149,7 +150,7 @@ func (d *database) latencies(ctx context.Context, rate, n int) ([]float64, error
 	return w.latencies, err
 }
 
-// committed starts the event's clock.
+// committed records the event's commit time.
 func (w *watched) committed(id int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -179,7 +180,7 @@ func (w *watched) haveLeft(ids, still []int64) {
 // poll polls for the events until publishing has ended and all have left the
 // outbox.
 func (w *watched) poll(ctx, publishing context.Context, d *database) error {
-	// CPU time of a poll is lost for the relay.
+	// A prepared query takes little CPU time. The polls and the relay share the CPUs.
 	stillThere, err := d.PreparexContext(ctx, "SELECT id FROM outbox_events WHERE id = ANY ($1)") //nolint:sqlclosecheck // closed below
 	if err != nil {
 		return fmt.Errorf("prepare the poll: %w", err)
@@ -208,7 +209,7 @@ func (w *watched) poll(ctx, publishing context.Context, d *database) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err() //nolint:wrapcheck // the requested end
+			return ctx.Err() //nolint:wrapcheck // the caller has ended the run
 		case <-time.After(watchInterval):
 		}
 	}
@@ -220,8 +221,8 @@ const (
 	outageClients = 8
 )
 
-// benchOutage compares the latency of creating users at a steady rate with a
-// running and with a dead ClickHouse. The relay runs in both cases.
+// benchOutage creates users at a steady rate, with a running and with a dead
+// ClickHouse, and compares the latencies. The relay runs in both cases.
 func benchOutage(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -265,8 +266,8 @@ func benchOutage(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// paced creates users at a steady rate. It returns how long each took in
-// milliseconds, measured from its scheduled time.
+// paced creates users at a steady rate. It returns the time of each request in
+// milliseconds, measured from the scheduled start of the request.
 func paced(ctx context.Context, address string, clients, rate int, during time.Duration) ([]float64, error) {
 	due := make(chan time.Time, rate)
 	var mu sync.Mutex

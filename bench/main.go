@@ -29,15 +29,15 @@ type part struct {
 
 var parts = []part{
 	{"latency", "time from commit to queryable", benchLatency},
-	{"api", "POST /v1/users against pgbench", benchAPI},
-	{"publish", "a transaction with one Publish against one with the bare INSERT", benchPublish},
-	{"batch", "POST /v1/users/batch against COPY", benchBatch},
-	{"relay", "draining an outbox against the bare pipe; CPU and memory", benchRelay},
-	{"peers", "draining against river and watermill-sql", benchPeers},
-	{"outage", "creating users with ClickHouse dead against alive", benchOutage},
-	{"growth", "cuts and claims, late against early", benchGrowth},
-	{"replicas", "draining with eight relays against one", benchReplicas},
-	{"size", "the outbox on the disk after 10 million events against 1 million", benchSize},
+	{"api", "POST /v1/users, compared with pgbench", benchAPI},
+	{"publish", "a transaction with one Publish, compared with the bare INSERT", benchPublish},
+	{"batch", "POST /v1/users/batch, compared with COPY", benchBatch},
+	{"relay", "draining an outbox, compared with the bare pipe; CPU and memory", benchRelay},
+	{"peers", "draining, compared with river and watermill-sql", benchPeers},
+	{"outage", "creating users with a dead ClickHouse, compared with a running one", benchOutage},
+	{"growth", "the last cuts and claims of a backlog, compared with the first", benchGrowth},
+	{"replicas", "draining with eight relays, compared with one", benchReplicas},
+	{"size", "the outbox on the disk after 10 million events, compared with 1 million", benchSize},
 	{"idle", "an idle relay", benchIdle},
 	{"large", "events of 4 MB", benchLarge},
 }
@@ -65,10 +65,10 @@ func parse(args []string) (o options, err error) {
 		flags.PrintDefaults()
 	}
 	flags.IntVar(&o.rounds, "rounds", 5, "number of runs of each case")
-	flags.Float64Var(&o.scale, "scale", 1, "factor for numbers of events and for times; below 1 the run is only a trial, and its figures are meaningless")
+	flags.Float64Var(&o.scale, "scale", 1, "factor for the numbers of events and the durations; below 1 the run is a trial with meaningless figures")
 	flags.BoolVar(&o.json, "json", false, "print the results as JSON")
 	flags.StringVar(&o.docs, "docs", "", "write the results to this page: its tables, its chart, and a JSON file beside it")
-	flags.StringVar(&o.redraw, "redraw", "", "run nothing, and write this page's tables and chart again from the JSON file beside it")
+	flags.StringVar(&o.redraw, "redraw", "", "measure nothing; write this page's tables and chart again from the JSON file beside it")
 	flags.StringVar(&o.programs, "programs", "bin", "folder with the programs api and relay")
 	flags.StringVar(&o.peers, "peers", "bin/peers", "path of the program of bench/peers")
 	if err := flags.Parse(args); err != nil {

@@ -31,8 +31,8 @@ func writePage(path string, r results) error {
 	return drawPage(path)
 }
 
-// drawPage writes the page's tables, and the chart beside the page, from the
-// results that writePage wrote.
+// drawPage writes the page's tables, and the chart beside the page. It reads the
+// results that writePage has written.
 func drawPage(path string) error {
 	content, err := os.ReadFile(beside(path, ".json"))
 	if err != nil {
@@ -59,7 +59,7 @@ func drawPage(path string) error {
 	)
 }
 
-// beside returns the path of the page's other file with the extension.
+// beside returns the page's path with another extension.
 func beside(page, extension string) string {
 	return strings.TrimSuffix(page, filepath.Ext(page)) + extension
 }

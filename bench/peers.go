@@ -16,9 +16,9 @@ const (
 	watermillEvents = 300_000
 )
 
-// benchPeers drains with other libraries in settings that suit them,
-// alternating with the relay. The relay does more work: the other consumers
-// discard the events.
+// benchPeers drains the outbox alternately with the relay and with other libraries.
+// The libraries have the settings that make them fast. The relay does more work,
+// because the other consumers discard the events.
 func benchPeers(ctx context.Context, b *bench) (err error) {
 	path, err := filepath.Abs(b.peers)
 	if err != nil {

@@ -41,7 +41,7 @@ func cpuTime(pid int) (time.Duration, error) {
 			if err != nil {
 				return 0, fmt.Errorf("find the children of a process: %w", err)
 			}
-			if more, err := cpuTime(pid); err == nil { // otherwise it has ended, and its parent's time will include it
+			if more, err := cpuTime(pid); err == nil { // a child that has ended is included in its parent's time
 				total += more
 			}
 		}
@@ -57,7 +57,7 @@ func ownCPUTime(pid int) (time.Duration, error) {
 	// The second field is the program's name in parentheses, which may contain
 	// any character.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const userTime, fields4 = 11, 4 // user time, system time, and both for the children
+	const userTime, fields4 = 11, 4 // user and system time, of the process and of its children
 	var ticks int64
 	for _, field := range fields[userTime : userTime+fields4] {
 		n, err := strconv.ParseInt(field, 10, 64)

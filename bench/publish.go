@@ -32,8 +32,8 @@ func newEvent(n int) (outbox.Event, error) {
 	}, outbox.WithType("user_created"))
 }
 
-// benchPublish compares transactions on one connection, alternating after a few
-// hundred.
+// benchPublish compares two kinds of transactions on one connection. It switches
+// between them after every few hundred transactions.
 func benchPublish(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {

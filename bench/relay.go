@@ -17,8 +17,8 @@ const (
 )
 
 // benchRelay drains a million events with one relay and its default
-// configuration. The reference is the bare pipe: the time that the databases
-// need for the same rows in the fastest way, one step after the other.
+// configuration. The reference is the bare pipe: it moves the same rows in the
+// fastest way that the databases offer, one step after the other.
 func benchRelay(ctx context.Context, b *bench) (err error) {
 	d, err := b.database(ctx)
 	if err != nil {
@@ -83,7 +83,7 @@ type drained struct {
 	batches float64
 }
 
-// drain drains the events with one relay. It returns an error unless each
+// drain drains the events with one relay. It returns an error unless each event
 // arrives once.
 func (d *database) drain(ctx context.Context, e events) (result drained, err error) {
 	if err := d.empty(ctx); err != nil {
@@ -100,7 +100,7 @@ func (d *database) drain(ctx context.Context, e events) (result drained, err err
 	return result, d.expectOnce(ctx, e.n)
 }
 
-// fleet is the relays of one database.
+// fleet holds the relays of one database.
 type fleet struct {
 	database *database
 	relays   []*program
@@ -192,8 +192,8 @@ func cpuTimes(pids []int) (times [3]time.Duration, err error) {
 	return times, nil
 }
 
-// pipe moves the events of the outbox in three steps and returns the time of
-// each.
+// pipe moves the events of the outbox in three steps and returns the time of each
+// step.
 func (d *database) pipe(ctx context.Context, n int) (took [3]time.Duration, err error) {
 	if err := d.empty(ctx); err != nil {
 		return took, err
@@ -306,8 +306,7 @@ func (d *database) insertBlocks(ctx context.Context, blocks []*block) error {
 }
 
 func insertBlock(ctx context.Context, conn chgo.Conn, rows *block) error {
-	// The relay uses this setting too, instead of ClickHouse's default. It
-	// makes the pipe as fast as possible.
+	// The relay changes this setting too. It makes the pipe as fast as possible.
 	ctx = chgo.Context(ctx, chgo.WithSettings(chgo.Settings{"optimize_on_insert": 0}))
 	batch, err := conn.PrepareBatch(ctx, `INSERT INTO event_log
 		(event_id, event_type, event_date_time, environment, event_context, metadata_version)`)

@@ -116,13 +116,13 @@ func (w *worker) Work(context.Context, *river.Job[event]) error {
 	return nil
 }
 
-// checkpoint runs before a drain, as before a relay's. Otherwise a checkpoint
-// would run at a random moment later, and after it PostgreSQL would write each
-// page to the log once more.
+// checkpoint runs before each drain, as it does before a drain by the relay.
+// Otherwise a checkpoint would run at a random moment during the drain. After a
+// checkpoint PostgreSQL writes each changed page to the log in full.
 const checkpoint = "CHECKPOINT"
 
-// drainRiver works one job per event, with settings that make it much faster
-// than its defaults: a thousand workers and the shortest allowed pause.
+// drainRiver runs one job per event. A thousand workers and the shortest allowed
+// pause make it much faster than the default settings.
 func drainRiver(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	pool, err := pgxpool.New(ctx, dsn)
 	if err != nil {
@@ -174,8 +174,8 @@ func drainRiver(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	return took, nil
 }
 
-// drainWatermill acknowledges one message per event, in batches of a thousand,
-// which it deletes.
+// drainWatermill consumes one message per event, in batches of a thousand. It
+// acknowledges the messages and deletes them.
 func drainWatermill(ctx context.Context, dsn string, n int) (time.Duration, error) {
 	db, err := sql.Open("postgres", dsn)
 	if err != nil {
