@@ -27,9 +27,9 @@ func benchGrowth(ctx context.Context, b *bench) error {
 		ofClaims bool
 		figure   string
 	}{
-		{"a cut of 5 million events", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
-		{"a cut beside an old transaction", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
-		{"a claim beside an old transaction", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
+		{"a cut while 5 million events drain", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
+		{"a cut with an old transaction open", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
+		{"a claim with an old transaction open", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
 	} {
 		first, last := b.newSeries(c.about+": first tenth", "ms"), b.newSeries(c.about+": last tenth", "ms")
 		err := b.inRounds(ctx, func(ctx context.Context) error {
@@ -179,7 +179,7 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 	for i := range sizes {
 		s := &sizes[i]
 		s.rate = b.newSeries("drained by "+s.about, "events/s")
-		s.batch = b.newSeries("a batch of "+s.about, "events")
+		s.batch = b.newSeries("size of a batch, "+s.about, "events")
 		cases = append(cases, d.emptied(func(ctx context.Context) (err error) {
 			f, err := d.startFleet(ctx, s.relays)
 			if err != nil {
@@ -215,7 +215,7 @@ func benchReplicas(ctx context.Context, b *bench) (err error) {
 func benchSize(ctx context.Context, b *bench) error {
 	var sizes [2]*series
 	for i, n := range []int{million, 10 * million} {
-		sizes[i] = b.newSeries(fmt.Sprintf("the outbox on the disk after %d million events", n/million), "MB")
+		sizes[i] = b.newSeries(fmt.Sprintf("size of the outbox after %d million events", n/million), "MB")
 		size, err := b.size(ctx, b.scaled(n, 2*blockRows))
 		if err != nil {
 			return err

@@ -41,8 +41,8 @@ func benchPeers(ctx context.Context, b *bench) (err error) {
 		name, about string
 		events      int
 	}{
-		{"watermill", "watermill-sql, queue, batches of 1,000, into nothing", b.scaled(watermillEvents, 1000)},
-		{"river", "river, 1,000 workers, into nothing", b.scaled(riverEvents, 1000)},
+		{"watermill", "watermill-sql queue, batches of 1,000, discarded", b.scaled(watermillEvents, 1000)},
+		{"river", "river, 1,000 workers, discarded", b.scaled(riverEvents, 1000)},
 	} {
 		rate := b.newSeries(peer.about, "events/s")
 		rates = append(rates, rate)

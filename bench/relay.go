@@ -28,7 +28,7 @@ func benchRelay(ctx context.Context, b *bench) (err error) {
 	n := b.scaled(million, blockRows)
 	relayed, piped := b.newSeries("one relay", "events/s"), b.newSeries("the bare pipe", "events/s")
 	steps := []*series{
-		b.newSeries("  COPY TO, binary, to nothing", "s"), b.newSeries("  insert into ClickHouse, blocks of 50,000", "s"),
+		b.newSeries("  COPY TO, binary, discarded", "s"), b.newSeries("  insert into ClickHouse, blocks of 50,000", "s"),
 		b.newSeries("  DELETE by ranges of 50,000", "s"),
 	}
 	cpu := []*series{
