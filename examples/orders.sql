@@ -1,4 +1,4 @@
--- The table of the examples' own.
+-- The examples' own table.
 CREATE TABLE orders (
     id    bigint PRIMARY KEY,
     cents bigint NOT NULL CHECK (cents > 0)

@@ -17,7 +17,8 @@ import (
 	"github.com/diehard-outbox/diehard/internal/ports"
 )
 
-// findPgBouncer returns the installed PgBouncer, or Debian's.
+// findPgBouncer returns the installed PgBouncer. If none is installed, it unpacks
+// Debian's package.
 func findPgBouncer(ctx context.Context) program {
 	GinkgoHelper()
 	if path, err := exec.LookPath("pgbouncer"); err == nil {
@@ -39,9 +40,9 @@ func findPgBouncer(ctx context.Context) program {
 	return program{Missing: "PgBouncer is missing: install it from your package manager (Debian: apt install pgbouncer)"}
 }
 
-// startPgBouncer starts a PgBouncer in transaction mode, whose clients share one
-// connection to the server, for as long as the spec runs. It returns the DSN of the
-// database behind it.
+// startPgBouncer starts a PgBouncer in transaction mode, which runs until the end of
+// the spec. Its clients share one connection to the server. It returns the DSN by
+// which a client reaches the database through PgBouncer.
 func startPgBouncer(ctx context.Context, dsn string) string {
 	GinkgoHelper()
 	server, err := url.Parse(dsn)
@@ -65,14 +66,14 @@ default_pool_size = 1
 `, quoted(server.Hostname()), quoted(server.Port()), quoted(server.User.Username()), quoted(password), port), 0o600)).To(Succeed())
 
 	cmd := prepared().PgBouncer.command(context.WithoutCancel(ctx), config)
-	if os.Geteuid() == 0 { // it refuses to run as root
+	if os.Geteuid() == 0 { // PgBouncer refuses to run as root
 		cmd.Args = []string{cmd.Path, "--user", "nobody", config}
 	}
 	cmd.Stdout, cmd.Stderr = GinkgoWriter, GinkgoWriter
 	Expect(cmd.Start()).To(Succeed())
 	DeferCleanup(func() {
 		Expect(cmd.Process.Kill()).To(Succeed())
-		_ = cmd.Wait() // says that it was killed
+		_ = cmd.Wait() // the error is the kill
 	})
 
 	server.Host = address

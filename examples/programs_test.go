@@ -15,7 +15,8 @@ import (
 	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
-// newDatabase returns the DSN of a database that has the examples' table, too.
+// newDatabase creates a database with the outbox and the examples' table, and returns
+// its DSN.
 func newDatabase(ctx context.Context) string {
 	GinkgoHelper()
 	dsn := suite.PostgresDSN(ctx)
@@ -36,16 +37,16 @@ func withMode(dsn, mode string) string {
 	return parsed.String()
 }
 
-// pgxModes are all query execution modes of pgx. The first is its default.
+// pgxModes lists all query execution modes of pgx. The first mode is pgx's default.
 var pgxModes = []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"}
 
-// example returns a command that runs an example that is written in Go.
+// example returns the command that runs an example in Go.
 func example(ctx context.Context, name string) *exec.Cmd {
 	GinkgoHelper()
 	return program{Path: filepath.Join(prepared().Examples, name)}.command(ctx)
 }
 
-// run runs the command with the database, and returns its output.
+// run runs the command with the database's DSN, and returns the command's output.
 func run(cmd *exec.Cmd, dsn string) string {
 	GinkgoHelper()
 	if cmd.Env == nil {
@@ -57,8 +58,8 @@ func run(cmd *exec.Cmd, dsn string) string {
 	return string(output)
 }
 
-// expectOneOrder runs an example and expects that it has placed the first order and
-// published it, and that nothing is left of the second.
+// expectOneOrder runs an example. It expects that the example has placed and published
+// the first order, and that the database has neither the second order nor its event.
 func expectOneOrder(ctx context.Context, cmd *exec.Cmd, dsn, exampleDSN, environment string) {
 	GinkgoHelper()
 	output := run(cmd, exampleDSN)
@@ -95,7 +96,7 @@ var _ = Describe("An example publishes an order if and only if the order is plac
 
 	for _, name := range []string{"pgx", "pgxstdlib", "gorm"} {
 		for _, mode := range pgxModes[1:] {
-			It("in "+name+" in pgx's mode "+mode, func(ctx SpecContext) {
+			It("in "+name+" with pgx's mode "+mode, func(ctx SpecContext) {
 				dsn := newDatabase(ctx)
 				expectOneOrder(ctx, example(ctx, name), dsn, withMode(dsn, mode), "Production")
 			})
@@ -104,7 +105,7 @@ var _ = Describe("An example publishes an order if and only if the order is plac
 
 	for _, name := range []string{"pgx", "pgxstdlib"} {
 		for _, mode := range []string{"exec", "simple_protocol"} {
-			It("in "+name+" behind PgBouncer in pgx's mode "+mode, func(ctx SpecContext) {
+			It("in "+name+" behind PgBouncer with pgx's mode "+mode, func(ctx SpecContext) {
 				dsn := newDatabase(ctx)
 				expectOneOrder(ctx, example(ctx, name), dsn, withMode(startPgBouncer(ctx, dsn), mode), "Production")
 			})
@@ -135,7 +136,8 @@ var _ = Describe("The example of outboxtest", func() {
 	})
 })
 
-// findPython returns a Python that has psycopg.
+// findPython returns a Python with psycopg. If psycopg is not installed, it unpacks
+// Debian's packages.
 func findPython(ctx context.Context) program {
 	GinkgoHelper()
 	path, err := exec.LookPath("python3")
@@ -158,5 +160,5 @@ func findPython(ctx context.Context) program {
 			return program{Path: path, Env: []string{env}}
 		}
 	}
-	return program{Missing: "psycopg is missing, the driver for Python: install it (Debian: apt install python3-psycopg)"}
+	return program{Missing: "the Python driver psycopg is missing: install it (Debian: apt install python3-psycopg)"}
 }

@@ -28,23 +28,23 @@ var suite = testengines.Start(testengines.Options{Postgres: true, Prepare: func(
 	return string(encoded)
 }})
 
-// prepare is called once for all processes of the suite.
+// prepare runs once for all processes of the suite.
 func prepare(ctx context.Context) (p programs) {
 	GinkgoHelper()
 	return programs{Examples: compile(ctx), PgBouncer: findPgBouncer(ctx), Python: findPython(ctx)}
 }
 
 type programs struct {
-	Examples  string  `json:"examples"` // the folder of those that are written in Go
+	Examples  string  `json:"examples"` // the folder of the built examples in Go
 	PgBouncer program `json:"pgbouncer"`
 	Python    program `json:"python"`
 }
 
-// program is one that the machine may lack.
+// program is an external program. It may be missing on this machine.
 type program struct {
 	Path    string   `json:"path"`
 	Env     []string `json:"env"`
-	Missing string   `json:"missing"` // how to get it, if there is none
+	Missing string   `json:"missing"` // if the program is missing, how to install it; otherwise empty
 }
 
 func prepared() (p programs) {
@@ -53,8 +53,8 @@ func prepared() (p programs) {
 	return p
 }
 
-// command returns a command that runs the program. If there is none, the spec is left
-// out.
+// command returns a command that runs the program. If the program is missing, it skips
+// the spec.
 func (p program) command(ctx context.Context, args ...string) *exec.Cmd {
 	GinkgoHelper()
 	if p.Missing != "" {
@@ -65,7 +65,7 @@ func (p program) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// binFolder returns a folder that outlives the suite, and spares the next run the work.
+// binFolder returns a folder that stays after the suite. The next run uses its content.
 func binFolder(names ...string) string {
 	GinkgoHelper()
 	dir, err := filepath.Abs(filepath.Join("..", "bin", filepath.Join(names...)))
@@ -73,7 +73,8 @@ func binFolder(names ...string) string {
 	return dir
 }
 
-// unpack returns the folder of Debian's packages, unpacked.
+// unpack unpacks Debian's packages and returns their folder. It returns false if that
+// fails.
 func unpack(ctx context.Context, name string, packages ...string) (dir string, ok bool) {
 	GinkgoHelper()
 	dir = binFolder("tools", name)
@@ -84,7 +85,7 @@ func unpack(ctx context.Context, name string, packages ...string) (dir string, o
 	return dir, err == nil
 }
 
-// compile returns a folder with the examples that are written in Go.
+// compile builds the examples in Go and returns their folder.
 func compile(ctx context.Context) string {
 	GinkgoHelper()
 	dir := binFolder("examples")

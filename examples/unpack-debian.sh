@@ -1,6 +1,6 @@
 #!/bin/sh
-# Unpacks the packages $2… of Debian into the folder $1, unless that was done before.
-# They are not installed, so that nobody has to be root.
+# Unpacks the Debian packages $2… into the folder $1, unless the folder exists.
+# The script does not install the packages, so it does not need root.
 set -eu
 target=$1
 shift
@@ -9,7 +9,8 @@ command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo 'apt-g
 mkdir -p "$(dirname "$target")"
 dir=$(mktemp -d "$target.XXXXXX")
 trap 'rm -rf "$dir"' EXIT
-# Package lists of its own: the machine may have none, and they belong to root.
+# The script downloads package lists of its own. The system's package lists may be
+# missing, and only root can update them.
 mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root"
 apt() {
     (cd "$dir" && apt-get -qq -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User="$(id -un)" "$@")

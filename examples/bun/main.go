@@ -48,7 +48,7 @@ func placeOrder(ctx context.Context, db *bun.DB, publisher *outbox.Publisher, or
 		return err
 	}
 	return db.RunInTx(ctx, nil, func(ctx context.Context, tx bun.Tx) error {
-		// A bun.Tx replaces question marks in the statement. Its Tx does not.
+		// A bun.Tx replaces question marks in the statement. The sql.Tx in it does not.
 		if err := publisher.Publish(ctx, tx.Tx, event); err != nil {
 			return err
 		}

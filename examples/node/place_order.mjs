@@ -1,4 +1,4 @@
-// Publishes from Node.js: one statement in the application's own transaction.
+// Publishes from Node.js, by one statement in the application's own transaction.
 
 import pg from 'pg'
 

@@ -1,4 +1,4 @@
-"""Publishes from Python: one statement in the application's own transaction."""
+"""Publishes from Python, by one statement in the application's own transaction."""
 
 import json
 import os

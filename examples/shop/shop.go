@@ -1,4 +1,4 @@
-// Package shop is an application whose test requires what it publishes.
+// Package shop is an application. Its test checks the events that it publishes.
 package shop
 
 import (
@@ -11,20 +11,20 @@ import (
 
 var publisher = outbox.NewPublisher(outbox.PublisherOptions{Environment: "Production"})
 
-// OrderPlaced is a payload.
+// OrderPlaced is the payload of an event.
 type OrderPlaced struct {
 	OrderID int64 `json:"order_id"`
 	Cents   int64 `json:"cents"`
 }
 
-// EventType names the event. Without it the name of the Go type would be taken, and
-// the event's type would change if somebody renamed the Go type.
+// EventType returns the event's type. Without this method the event's type would come
+// from the name of the Go type, and would change if somebody renamed the Go type.
 func (OrderPlaced) EventType() string { return "order_placed" }
 
 // EventVersion is the version of the payload's schema.
 func (OrderPlaced) EventVersion() int64 { return 2 }
 
-var errAmount = errors.New("an order has an amount")
+var errAmount = errors.New("an order must have an amount")
 
 // PlaceOrder inserts an order and publishes it, in the caller's transaction.
 func PlaceOrder(ctx context.Context, tx *sql.Tx, id, cents int64) error {

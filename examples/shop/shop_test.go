@@ -15,7 +15,7 @@ import (
 func begin(t *testing.T) *sql.Tx {
 	t.Helper()
 	if os.Getenv("DATABASE_URL") == "" {
-		t.Skip("DATABASE_URL names no database")
+		t.Skip("DATABASE_URL is not set")
 	}
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
 	if err != nil {
