@@ -21,14 +21,14 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
-// chaosDuration is the duration of the chaos. Without it the chaos ends after a
-// few faults of each kind. The run's seed determines the faults.
+// chaosDuration is the duration of the chaos. If it is not set, the chaos ends after
+// chaosFaults faults. The run's seed determines the faults.
 var chaosDuration, _ = time.ParseDuration(os.Getenv("DIEHARD_CHAOS_DURATION"))
 
 const (
 	chaosRelays = 4
-	chaosFaults = 20 // without a duration
-	// chaosEvents events are published at a time, chaosPace times a second.
+	chaosFaults = 20 // the number of faults if no duration is set
+	// A publisher inserts chaosEvents events in a transaction, chaosPace times a second.
 	chaosEvents, chaosPace = 100, 40
 )
 
@@ -43,7 +43,7 @@ type chaos struct {
 	api                        *programs.Process
 	relays                     [chaosRelays]*programs.Process
 	users                      *clients
-	attempts                   atomic.Int64 // to publish
+	attempts                   atomic.Int64 // attempts to publish
 	stopPublishing             func()
 	happened                   map[string]int
 }
@@ -86,7 +86,7 @@ var _ = Describe("Chaos", Serial, Label("long"), func() {
 		for id, email := range c.users.created {
 			var there bool
 			Expect(c.Postgres.Get(&there, "SELECT EXISTS (SELECT FROM users WHERE id = $1)", id)).To(Succeed())
-			Expect(there).To(BeTrue(), "%s was answered with 201", email)
+			Expect(there).To(BeTrue(), "the response for %s had the status 201", email)
 		}
 		expectOnce(ctx, c.System, outcome{
 			Fault: fmt.Sprintf("%d random faults of %d kinds", faultsInAll, len(c.happened)),
@@ -143,8 +143,8 @@ func (c *chaos) startRelay(i int) {
 	c.relays[i] = c.LaunchRelay([]string{c.throughNative, c.throughHTTP}[i%2], env...)
 }
 
-// publish publishes until it is stopped, and ignores errors. The ledger records
-// the committed events.
+// publish publishes events until it is stopped, and ignores errors. The table ledger
+// records the committed events.
 func (c *chaos) publish(ctx context.Context) {
 	publishing, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -178,14 +178,14 @@ func (c *chaos) publishOnce(ctx context.Context, ledger string) error {
 	return tx.Commit()
 }
 
-// last waits for a number of further attempts to publish.
+// last waits until the publisher has made a number of further attempts.
 func (c *chaos) last(ctx context.Context, attempts int64) {
 	GinkgoHelper()
 	before := c.attempts.Load()
 	Eventually(ctx, c.attempts.Load).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(BeNumerically(">=", before+attempts))
 }
 
-// some returns a random duration of a fault, as a number of attempts.
+// some returns a random duration of a fault, as a number of attempts to publish.
 func (c *chaos) some() int64 { return 5 + c.random.Int64N(100) }
 
 type chaosFault struct {
@@ -265,14 +265,14 @@ func (c *chaos) kinds() []chaosFault {
 			p.CutOnce(1 + c.random.IntN(100_000))
 			during(ctx)
 		}},
-		{"answers swallowed", func(ctx context.Context) {
+		{"responses lost", func(ctx context.Context) {
 			p := link()
 			p.Hold(faults.Answers, c.random.IntN(50_000))
 			during(ctx)
 			p.Reset()
 			p.Release()
 		}},
-		{"requests held back", func(ctx context.Context) {
+		{"requests delayed", func(ctx context.Context) {
 			p := link()
 			p.Hold(faults.Requests, c.random.IntN(50_000))
 			during(ctx)
@@ -284,7 +284,7 @@ func (c *chaos) kinds() []chaosFault {
 			during(ctx)
 			p.Throttle(0)
 		}},
-		{"packets vanished", func(ctx context.Context) {
+		{"packets dropped", func(ctx context.Context) {
 			p := link()
 			p.Vanish()
 			during(ctx)
@@ -304,7 +304,7 @@ func (c *chaos) kinds() []chaosFault {
 			during(ctx)
 			c.query(ctx, "RENAME TABLE elsewhere TO event_log")
 		}},
-		{"view throwing after the rows landed", func(ctx context.Context) {
+		{"view throwing after the rows were stored", func(ctx context.Context) {
 			c.query(ctx, "CREATE MATERIALIZED VIEW throws ENGINE = Null AS SELECT throwIf(rand() % 2 = 0) FROM event_log")
 			during(ctx)
 			c.query(ctx, "DROP VIEW throws")

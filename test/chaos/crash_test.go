@@ -24,14 +24,14 @@ const killed = 128 + int(syscall.SIGKILL)
 // situation is a state of the system in which a relay takes particular steps.
 type situation struct {
 	name string
-	// arrange creates the situation. It returns the number of published events
-	// and how many of them are to become dead letters.
+	// arrange creates the situation. It returns the number of published events, and
+	// the number of these events that must become dead letters.
 	arrange func(ctx context.Context, s *system.System) (events, dead int)
 	// heal removes the obstacle to delivery.
 	heal   func(ctx context.Context, s *system.System)
 	points []failpoint.Point
-	// visits lists the visits of a point at which the relay is killed; the
-	// default is the first.
+	// visits selects the visits of a point at which the relay is killed: 1 is the
+	// first visit, which is the default.
 	visits []int
 	// env is the environment of the later relays.
 	env []string
@@ -104,7 +104,7 @@ var situations = []situation{
 		},
 	},
 	{
-		name: "resolving a batch that is present in part",
+		name: "resolving a batch that is partly present",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			n, _ := unsent(ctx, s)
 			insertUnderToken(ctx, s, 7)
@@ -217,7 +217,7 @@ var _ = Describe("An API that is killed", func() {
 			api := s.API(fmt.Sprintf("FAILPOINT=%s=kill@2", point))
 			system.Create(ctx, api, system.NewUser{Email: "first@example.com"})
 			_, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "second@example.com"})
-			Expect(err).To(HaveOccurred(), "the API answered")
+			Expect(err).To(HaveOccurred(), "the API responded")
 			api.EndsWith(killed)
 
 			Expect(usersWithoutEvent(s)).To(BeZero())
@@ -250,25 +250,25 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 		} {
 			It(fmt.Sprintf("commits the change with its key, or neither, at %s of POST %s", point, change.path), func(ctx SpecContext) {
 				s := newSystem(ctx)
-				ask := func(api *programs.Process) (system.Answer, error) {
+				ask := func(api *programs.Process) (system.Response, error) {
 					return system.Post(ctx, api.URL()+change.path, json.RawMessage(change.body), "Idempotency-Key: k")
 				}
 				api := s.API(fmt.Sprintf("FAILPOINT=%s=kill", point))
 				_, err := ask(api)
-				Expect(err).To(HaveOccurred(), "the API answered")
+				Expect(err).To(HaveOccurred(), "the API responded")
 				api.EndsWith(killed)
 
 				api = s.API()
-				var answer system.Answer
+				var response system.Response
 				Eventually(ctx, func() (int, error) { // until PostgreSQL has ended the session
-					answer, err = ask(api)
-					return answer.Status, err
+					response, err = ask(api)
+					return response.Status, err
 				}).WithTimeout(patience).Should(Equal(change.status))
-				Expect(answer.Headers.Get("Idempotency-Replayed")).To(Equal(replayed))
+				Expect(response.Headers.Get("Idempotency-Replayed")).To(Equal(replayed))
 				repeated, err := ask(api)
 				Expect(err).NotTo(HaveOccurred())
 				Expect(repeated.Headers.Get("Idempotency-Replayed")).To(Equal("true"))
-				Expect(repeated.Body).To(Equal(answer.Body))
+				Expect(repeated.Body).To(Equal(response.Body))
 
 				var users, keys int
 				Expect(s.Postgres.QueryRow("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM idempotency_keys)").
@@ -347,7 +347,8 @@ func usersWithoutEvent(s *system.System) (users int) {
 	return users
 }
 
-// protocolsAt returns the protocols in which the step differs.
+// protocolsAt returns the protocols to test a step with. Most steps are the same in
+// both protocols.
 func protocolsAt(point failpoint.Point) []string {
 	switch point {
 	case failpoint.FlushBegun, failpoint.FlushAcknowledged, failpoint.ReinsertAcknowledged:
@@ -357,7 +358,7 @@ func protocolsAt(point failpoint.Point) []string {
 	}
 }
 
-// unsent leaves a batch that was marked as attempted, but not inserted.
+// unsent leaves a batch with a recorded attempt that has not inserted anything.
 func unsent(ctx context.Context, s *system.System) (events, dead int) {
 	Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 	die(s, failpoint.FlushRead)

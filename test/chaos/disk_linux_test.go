@@ -28,17 +28,17 @@ var _ = Describe("A faulty disk", func() {
 			s = system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
 		})
 
-		It("each event arrives once when the server dies between its deduplication log and the rows", func(ctx SpecContext) {
+		It("each event arrives once when the server dies after it has stored the token and before the rows", func(ctx SpecContext) {
 			relay := s.Relay(s.ClickHouse.Native, slices.Concat(small, brisk)...)
 			disk.Kill(faultydisk.Rename, "tmp_insert")
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			Eventually(ctx, own.ClickHouse.Done()).WithTimeout(patience).Should(BeClosed())
-			disk.Mend()
+			disk.Repair()
 			Expect(own.ClickHouse.Start(ctx)).To(Succeed())
 			expectOnce(ctx, s, outcome{
 				Fault: "killed between the deduplication log and the part", Done: "ClickHouse", Events: perBatch,
 			})
-			relay.AwaitMetric(`diehard_relay_batches_total{result="token_renewed"}`, 1) // proves that ClickHouse had the token without the rows
+			relay.AwaitMetric(`diehard_relay_batches_total{result="token_renewed"}`, 1) // ClickHouse had the token without the rows
 		})
 
 		It("each event arrives once when the part cannot be renamed", func(ctx SpecContext) {
@@ -46,8 +46,8 @@ var _ = Describe("A faulty disk", func() {
 			disk.Fail(faultydisk.Rename, "tmp_insert", syscall.EIO)
 			Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 			awaitMessage(ctx, relay, "batch failed", "circuit breaker open")
-			disk.Mend()
-			expectOnce(ctx, s, outcome{Fault: "input/output error at the part's rename", Done: "ClickHouse", Events: perBatch})
+			disk.Repair()
+			expectOnce(ctx, s, outcome{Fault: "input/output error when the part is renamed", Done: "ClickHouse", Events: perBatch})
 		})
 
 		DescribeTable("each event arrives once when", func(ctx SpecContext, fault string, call faultydisk.Call, errno syscall.Errno) {
@@ -56,13 +56,12 @@ var _ = Describe("A faulty disk", func() {
 			awaitArrival(ctx, s, perBatch)
 			disk.Fail(call, "/clickhouse", errno)
 			awaitNotReady(ctx, relay)
-			disk.Mend()
+			disk.Repair()
 			awaitReady(ctx, relay)
 			expectOnce(ctx, s, outcome{Fault: fault, Done: "ClickHouse", Events: stop()})
 		},
-			// The embedded engine acknowledges rows that it could not write; a
-			// server does not. Therefore the disk is full before an insert
-			// begins.
+			// The embedded engine acknowledges rows that it could not write. A real
+			// server does not. Therefore the disk is full before an insert begins.
 			Entry("the disk is full", "disk full", faultydisk.Space, syscall.ENOSPC),
 			Entry("the disk is read-only", "read-only filesystem", faultydisk.Create, syscall.EROFS),
 		)
@@ -79,7 +78,7 @@ var _ = Describe("A faulty disk", func() {
 			awaitArrival(ctx, s, perBatch)
 			disk.Fail(faultydisk.Write, files, syscall.ENOSPC)
 			users.awaitFailure(ctx)
-			disk.Mend()
+			disk.Repair()
 			// A server that cannot write its log ends, and does not always restart.
 			Eventually(ctx, func(g Gomega) {
 				select {

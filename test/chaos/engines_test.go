@@ -92,9 +92,9 @@ var _ = Describe("PostgreSQL", func() {
 		readOnly("on")
 		awaitNotReady(ctx, st.api)
 		awaitNotReady(ctx, st.relay)
-		st.users.awaitAnswer(ctx, "503 unavailable")
+		st.users.awaitResponse(ctx, "503 unavailable")
 		before, _ := st.users.counts()
-		st.users.awaitAnswer(ctx, "503 unavailable")
+		st.users.awaitResponse(ctx, "503 unavailable")
 		after, _ := st.users.counts()
 		Expect(after).To(Equal(before), "users created")
 		readOnly("off")
@@ -149,7 +149,7 @@ var _ = Describe("ClickHouse", func() {
 		Expect(st.api.Ready()).To(Equal(200))
 	}
 
-	It("is killed during inserts, and started again on its data", func(ctx SpecContext) {
+	It("is killed during inserts and started again on its data", func(ctx SpecContext) {
 		st := newStage(ctx, devstack.PostgresOptions{})
 		for range 3 {
 			Expect(st.own.ClickHouse.Kill()).To(Succeed())
@@ -187,7 +187,8 @@ var _ = Describe("ClickHouse", func() {
 
 	It("inserts one of two partitions, and then fails", func(ctx SpecContext) {
 		s := newSystem(ctx)
-		// The view sees one block for each partition; the second's throws.
+		// The relay dies before its insert. The spec inserts the events of the first
+		// partition under the batch's token, as a server that fails afterwards would.
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, `CREATE TABLE seen (month UInt32) ENGINE = MergeTree ORDER BY month`)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 			"ALTER TABLE event_log ADD CONSTRAINT february CHECK toYYYYMM(event_date_time) != 202602 OR sleepEachRow(0) = 0")
@@ -199,7 +200,7 @@ var _ = Describe("ClickHouse", func() {
 		}
 		Expect(s.Publish(ctx, both...)).To(Succeed())
 		die(s, "flush-read")
-		insertUnderToken(ctx, s, perBatch/2) // the first partition, as the server would insert it
+		insertUnderToken(ctx, s, perBatch/2) // the events of the first partition
 		s.Relay(s.ClickHouse.Native, small...)
 		expectOnce(ctx, s, outcome{Fault: "one of two partitions stored", Done: "ClickHouse", Events: perBatch})
 	})
@@ -216,8 +217,8 @@ var _ = Describe("ClickHouse", func() {
 		relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 	})
 
-	// The server reports a profile's change with its own error while a relay
-	// runs.
+	// If the server's settings change while a relay runs, the relay reports the
+	// server's own error.
 	DescribeTable("refuses the relay's inserts for a while", func(ctx SpecContext, fault, settings, said string) {
 		s := newSystem(ctx)
 		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)

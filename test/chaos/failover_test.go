@@ -24,7 +24,7 @@ import (
 )
 
 var _ = Describe("A failover of PostgreSQL", func() {
-	It("to a replica that lacks the last commits loses and doubles no event of the replica", func(ctx SpecContext) {
+	It("to a replica that lacks the last commits loses and doubles no event that the replica has", func(ctx SpecContext) {
 		settings := map[string]string{"wal_keep_size": "256MB"}
 		own := system.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
 		s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
@@ -49,7 +49,7 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		}).WithTimeout(patience).Should(Succeed())
 		replication.Down()
 
-		By("delivering them, and 200 events that the replica lacks")
+		By("delivering these 300 events, and 200 events that the replica lacks")
 		Expect(s.Publish(ctx, system.Events(200)...)).To(Succeed())
 		relay = s.Relay(s.ClickHouse.Native, env...)
 		s.AwaitEmpty(ctx)
@@ -85,14 +85,14 @@ var _ = Describe("A claim during which PostgreSQL fails over", func() {
 		env := slices.Concat(small, brisk)
 		relay := s.LaunchRelay(s.ClickHouse.Native, append(env, fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked))...)
 		awaitMessage(ctx, relay, "failpoint reached")
-		// The replica lacks the mark of another attempt, whose insert left the
-		// token without the rows.
+		// Another attempt of the batch has left its token in ClickHouse without the
+		// rows. The replica has no record of that attempt.
 		loseRows(ctx, s)
 		s.Postgres.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
 		if noticed {
-			// The relay may already have noticed the failover when it reached
-			// the failpoint. It may also be stopped while it locks the cursor,
-			// until PostgreSQL ends its session.
+			// The relay may have noticed the failover before it stopped. If it has
+			// stopped with a lock on the cursor, this cut fails until PostgreSQL ends
+			// the relay's session.
 			other := store.New(s.Postgres, store.Options{FlushTimeout: time.Second})
 			Eventually(ctx, func(g Gomega) {
 				_, _ = other.Cut(ctx, 0)

@@ -20,7 +20,7 @@ import (
 var _ = Describe("A relay that is suspended", func() {
 	for _, stop := range []struct {
 		point  failpoint.Point
-		unsent bool // starts with a batch that was marked as attempted, but not inserted
+		unsent bool // starts with a batch that has a recorded attempt, but was not inserted
 		holds  bool // keeps its batch until PostgreSQL ends the lease
 	}{
 		{point: failpoint.CutLocked},
@@ -31,7 +31,7 @@ var _ = Describe("A relay that is suspended", func() {
 		{point: failpoint.ResolveChecked, unsent: true, holds: true},
 		{point: failpoint.SettleDeleted, holds: true},
 	} {
-		It(fmt.Sprintf("does not block the fleet, and does no harm when it continues, at %s", stop.point), func(ctx SpecContext) {
+		It(fmt.Sprintf("does not block the fleet, and does no harm when it is resumed, at %s", stop.point), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			if stop.unsent {
 				unsent(ctx, s)
@@ -84,10 +84,10 @@ var _ = Describe("A fleet", func() {
 			fleet = slices.Delete(fleet, victim, victim+1)
 			join()
 		}
-		expectOnce(ctx, s, outcome{Fault: "relays join, leave and are killed", Done: "1, 2, 4, 8 and 3 of them", Events: stop()})
+		expectOnce(ctx, s, outcome{Fault: "relays join, leave and are killed", Done: "1, 2, 4, 8 and 3 relays", Events: stop()})
 	})
 
-	It("cuts batches of the same size with eight relays as with one", func(ctx SpecContext) {
+	It("cuts batches of the same size with one relay and with eight", func(ctx SpecContext) {
 		const total, maxRows = 20_000, 1000
 		inserts := func(relays int) int {
 			s := newSystem(ctx)
@@ -142,14 +142,14 @@ var _ = Describe("A fleet", func() {
 	})
 })
 
-var _ = Describe("A batch whose row another claim has locked when its claimer takes the lease", func() {
-	It("is attempted for the first time as soon as that claim ends", func(ctx SpecContext) {
+var _ = Describe("A claimed batch whose row is locked by another claim", func() {
+	It("gets its first attempt when the other claim ends", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		relay := s.LaunchRelay(s.ClickHouse.Native, slices.Concat(small, []string{fmt.Sprintf("FAILPOINT=%s=stop", failpoint.ClaimMarked)})...)
 		awaitMessage(ctx, relay, "failpoint reached")
-		// A claim keeps others away for a second. An hour instead makes the
-		// spec independent of the machine's speed.
+		// A claim excludes other claims for a second. The spec extends this time to
+		// an hour, so that it does not depend on the machine's speed.
 		s.Postgres.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = now() + interval '1 hour'")
 		other := s.Postgres.MustBegin()
 		defer func() { _ = other.Rollback() }()
@@ -169,7 +169,7 @@ var _ = Describe("A batch whose row another claim has locked when its claimer ta
 
 var _ = Describe("A batch whose attempt the deduplication window has forgotten", func() {
 	for _, arrived := range []int{0, 7, perBatch} {
-		It(fmt.Sprintf("is checked, and only its absent events are inserted, if %d of its %d events are present", arrived, perBatch), func(ctx SpecContext) {
+		It(fmt.Sprintf("is checked for presence, and only the absent events are inserted, if %d of its %d events are present", arrived, perBatch), func(ctx SpecContext) {
 			s := newSystem(ctx)
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 			unsent(ctx, s)
@@ -180,12 +180,12 @@ var _ = Describe("A batch whose attempt the deduplication window has forgotten",
 			s.Relay(s.ClickHouse.Native, small...)
 			s.AwaitEmpty(ctx)
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
-			expectOnce(ctx, s, outcome{Fault: "past the deduplication window", Done: fmt.Sprintf("%d of %d events present", arrived, perBatch), Events: perBatch})
+			expectOnce(ctx, s, outcome{Fault: "batch older than the deduplication window", Done: fmt.Sprintf("%d of %d events present", arrived, perBatch), Events: perBatch})
 		})
 	}
 })
 
-var _ = Describe("A relay that is suspended before its insert until the window has forgotten its token", func() {
+var _ = Describe("A relay that is suspended before its insert until ClickHouse has forgotten the token", func() {
 	DescribeTable("inserts nothing when it continues", func(ctx SpecContext, point failpoint.Point, protocol string) {
 		s := newSystem(ctx)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
@@ -198,9 +198,9 @@ var _ = Describe("A relay that is suspended before its insert until the window h
 		pushOut(ctx, s)
 		stopped.Signal(syscall.SIGCONT)
 		awaitReady(ctx, stopped)
-		stopped.Stop() // its work has ended
+		stopped.Stop() // returns when the relay has ended its work
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
-		expectOnce(ctx, s, outcome{Fault: "relay suspended past the deduplication window", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
+		expectOnce(ctx, s, outcome{Fault: "relay suspended until the deduplication window has passed", Done: fmt.Sprintf("at %s, over %s", point, protocol), Events: perBatch})
 	},
 		Entry("over the native protocol", failpoint.FlushRead, "native"),
 		Entry("over the native protocol, during the statement", failpoint.FlushBegun, "native"),
@@ -209,8 +209,8 @@ var _ = Describe("A relay that is suspended before its insert until the window h
 	)
 })
 
-// pushOut inserts other blocks until a window of three has forgotten all
-// earlier tokens.
+// pushOut inserts other blocks until a deduplication window of three blocks has
+// forgotten all earlier tokens.
 func pushOut(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	for n := range 4 {
@@ -219,7 +219,7 @@ func pushOut(ctx context.Context, s *system.System) {
 	}
 }
 
-// parts returns the number of inserts, provided that no merge runs.
+// parts returns the number of parts, which is the number of inserts if no merge runs.
 func parts(ctx context.Context, s *system.System) (n int) {
 	GinkgoHelper()
 	Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM system.parts "+

@@ -14,8 +14,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack"
 )
 
-// An old transaction prevents PostgreSQL from removing rows that were deleted
-// since.
+// An old transaction prevents PostgreSQL from removing rows that were deleted after
+// the transaction had begun.
 var _ = Describe("While an old transaction holds back vacuum", Label("long"), func() {
 	const anyBytes = 1 << 40
 
@@ -28,7 +28,7 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 		GinkgoHelper()
 		server, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Settings: map[string]string{
 			"shared_preload_libraries": "pg_stat_statements",
-			"fsync":                    "off", // this spec kills nothing
+			"fsync":                    "off", // this spec kills no server
 			"synchronous_commit":       "off",
 		}})
 		Expect(err).NotTo(HaveOccurred())
@@ -54,7 +54,7 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 			SELECT 'thing_happened', '{"n": 1}' FROM generate_series(1, $1::int)`, n)
 	}
 
-	// pages returns the number of pages that the statements of do have read.
+	// pages runs do and returns the number of pages that its statements have read.
 	pages := func(ctx context.Context, do func()) (n int) {
 		GinkgoHelper()
 		observer.MustExecContext(ctx, "SELECT pg_stat_statements_reset()")
@@ -92,11 +92,10 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 		for range total / atOnce {
 			publish(ctx, atOnce)
 		}
-		var ofCuts []int // of one batch each
+		var ofCuts []int // the pages of each cut, per batch
 		for drained := 0; drained < total; {
-			// Expire the delay of the low watermark. Otherwise the machine's
-			// speed would determine how far the watermark lags behind the
-			// drained events.
+			// Expire the delay of the low watermark. Otherwise the distance between the
+			// watermark and the drained events would depend on the machine's speed.
 			observer.MustExecContext(ctx, "UPDATE outbox_cursor SET next_low_watermark_at = 'epoch'")
 			var batches int
 			n := pages(ctx, func() { batches = cut(ctx) })
@@ -135,9 +134,9 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 	})
 })
 
-// expectLevel expects the mean of the last tenth to be of the same order as
-// that of the first. A cost that grows with dead rows would be at least ten
-// times as high.
+// expectLevel expects that the means of the first and of the last tenth have the same
+// order of magnitude. If the cost grew with the number of dead rows, the last mean would
+// be at least ten times the first.
 func expectLevel(pages []int) {
 	GinkgoHelper()
 	tenth := len(pages) / 10

@@ -15,12 +15,12 @@ import (
 )
 
 var _ = Describe("A lease that PostgreSQL ends during an insert", func() {
-	// orphan leaves an insert that is still on its way to ClickHouse, of a
-	// relay that has lost the lease without noticing.
+	// orphan starts an insert and delays it on its way to ClickHouse. The relay of
+	// the insert has lost its lease and has not noticed it.
 	orphan := func(ctx context.Context, s *system.System, protocol string) (way *faults.Proxy, relay *programs.Process) {
 		GinkgoHelper()
 		way, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
-		// With two workers the second could claim the batch and be held back
+		// A second worker could claim the batch, and its insert would be delayed
 		// too.
 		relay = s.Relay(through, slices.Concat(small, []string{"DIEHARD_RELAY_WORKERS=1"})...)
 		way.HoldFrom(faults.Requests, map[string]string{"native": "INSERT INTO", "http": "INSERT+INTO"}[protocol])
@@ -35,7 +35,7 @@ var _ = Describe("A lease that PostgreSQL ends during an insert", func() {
 	}
 
 	for _, protocol := range []string{"native", "http"} {
-		It("leaves each event once if the insert lands after another relay has delivered the batch:  "+protocol, func(ctx SpecContext) {
+		It("stores each event once if the insert completes after another relay has delivered the batch: "+protocol, func(ctx SpecContext) {
 			s := newSystem(ctx)
 			way, orphaned := orphan(ctx, s, protocol)
 			s.Relay(s.ClickHouseDSN(protocol), small...)
@@ -46,7 +46,7 @@ var _ = Describe("A lease that PostgreSQL ends during an insert", func() {
 			expectOnce(ctx, s, outcome{Fault: "lease ended during an insert that completes later", Done: "after another relay's delivery, over " + protocol, Events: perBatch})
 		})
 
-		It("leaves each event once if the insert lands between another relay's presence check and its insert:  "+protocol, func(ctx SpecContext) {
+		It("stores each event once if the insert completes between another relay's presence check and insert: "+protocol, func(ctx SpecContext) {
 			s := newSystem(ctx)
 			way, orphaned := orphan(ctx, s, protocol)
 			other := s.LaunchRelay(s.ClickHouseDSN(protocol), slices.Concat(small, []string{"FAILPOINT=" + string(failpoint.ResolveChecked) + "=stop"})...)
@@ -60,8 +60,8 @@ var _ = Describe("A lease that PostgreSQL ends during an insert", func() {
 	}
 })
 
-var _ = Describe("A relay whose network to PostgreSQL vanishes while it holds a lease", func() {
-	It("is replaced by another, and is ready again when the network recovers", func(ctx SpecContext) {
+var _ = Describe("A relay that loses its network to PostgreSQL while it holds a lease", func() {
+	It("is replaced by another relay, and is ready again when the network recovers", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		network, through := faults.StartProxyTo(s.PostgresDSN)
 		way, clickHouse := faults.StartProxyTo(s.ClickHouse.Native)

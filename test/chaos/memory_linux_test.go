@@ -17,7 +17,7 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// largeEvents is the number of events. Each takes about 12 MB of disk.
+// largeEvents is the number of events. Each event takes about 12 MB of disk.
 var largeEvents = func() int {
 	if n, err := strconv.Atoi(os.Getenv("DIEHARD_LARGE_EVENTS")); err == nil {
 		return n
@@ -38,7 +38,7 @@ var _ = Describe("Large events", func() {
 				"http": s.ClickHouseDSN("http"), "http, uncompressed": s.ClickHouse.HTTP,
 			}[way]
 			relay := s.Relay(dsn, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
-			for n := 0; n < largeEvents; n += 10 { // patience suffices for a few of them
+			for n := 0; n < largeEvents; n += 10 { // in steps, because all events together take longer than patience
 				awaitArrivalOf(ctx, s, n)
 			}
 			expectOnce(ctx, s, outcome{

@@ -22,7 +22,7 @@ const mostOfAnInsert = 2 << 10
 // networkFault is a fault between a relay and one of its databases.
 type networkFault struct {
 	name string
-	// happen starts and ends the fault. The function noticed waits until the
+	// happen starts and ends the fault. It can call noticed, which waits until the
 	// relay reports that it cannot deliver.
 	happen func(ctx context.Context, p *faults.Proxy, noticed func())
 }
@@ -45,7 +45,7 @@ var networkFaults = []networkFault{
 			Eventually(ctx, p.Uncut).WithTimeout(patience).Should(BeFalse())
 		}
 	}},
-	{"answers are lost", func(ctx context.Context, p *faults.Proxy, noticed func()) {
+	{"responses are lost", func(ctx context.Context, p *faults.Proxy, noticed func()) {
 		p.Hold(faults.Answers, mostOfAnInsert)
 		Eventually(ctx, p.Held).WithTimeout(patience).ShouldNot(BeZero())
 		noticed()
@@ -78,7 +78,7 @@ var networkFaults = []networkFault{
 	}},
 }
 
-// brisk shortens a timeout of the relay from half a minute to seconds.
+// brisk shortens the flush timeout of the relay from half a minute to seconds.
 var brisk = []string{"DIEHARD_RELAY_FLUSH_TIMEOUT=2s"}
 
 var _ = Describe("Between a relay and its databases", func() {
@@ -136,13 +136,13 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 		fault string
 		held  faults.Direction
 	}{
-		{"the commit arrives long after the answer to the client", faults.Requests},
-		{"the answer to the commit is lost", faults.Answers},
+		{"the commit arrives long after the response to the client", faults.Requests},
+		{"the reply to the commit is lost", faults.Answers},
 	} {
 		It("each created user has one event although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsers)
 			proxy.HoldFrom(commit.held, "user_created") // the prepared statement is the whole transaction
-			users.awaitAnswer(ctx, "503 outcome-unknown")
+			users.awaitResponse(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
 			users.awaitMore(ctx, perBatch)
@@ -151,13 +151,13 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 			Eventually(ctx, func() (existing int, err error) {
 				err = s.Postgres.Get(&existing, "SELECT count(*) FROM users")
 				return existing, err
-			}).WithTimeout(patience).Should(BeNumerically(">", created), "no created user is unknown to its client, but one must be")
+			}).WithTimeout(patience).Should(BeNumerically(">", created), "at least one created user must be unknown to its client")
 		})
 
-		It("a request that is repeated with its key returns its only user although "+commit.fault, func(ctx SpecContext) {
+		It("a repeated request with the same key returns the only user that it created although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsersOnce)
-			proxy.HoldFrom(commit.held, "COMMIT\x00") // BEGIN contains READ COMMITTED
-			users.awaitAnswer(ctx, "503 outcome-unknown")
+			proxy.HoldFrom(commit.held, "COMMIT\x00") // the NUL excludes READ COMMITTED in BEGIN
+			users.awaitResponse(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
 			users.awaitMore(ctx, perBatch)
@@ -166,7 +166,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 	}
 })
 
-// produce publishes about a thousand events a second, a few at a time, until
+// produce publishes about a thousand events a second, in small transactions, until
 // stop is called. The function stop returns the number of published events.
 func produce(ctx context.Context, s *system.System) (stop func() int) {
 	producing, cancel := context.WithCancel(ctx)

@@ -20,7 +20,7 @@ import (
 )
 
 var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
-	It("holds no transaction open, inserts nothing, logs nothing and uses little CPU time, however often it probes", func(ctx SpecContext) {
+	It("holds no transaction open, inserts nothing, logs nothing and uses little CPU time, even after many probes", func(ctx SpecContext) {
 		const probes, ticksPerProbe, workers = 30, 3, 2
 		s := newSystem(ctx)
 		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
@@ -53,7 +53,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 		}
 		ticks, done := cpuTicks(relay)-ticksBefore, proxy.Accepted()-probesBefore
 		Expect(complaints(relay)).To(Equal(linesBefore), "lines in the log")
-		Expect(attempts()).To(BeNumerically("<=", workers), "attempts: at most one for each worker at the start of the outage")
+		Expect(attempts()).To(BeNumerically("<=", workers), "attempts, at most one for each worker")
 		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second of CPU time, in %d probes", done)
 
 		proxy.Lead(hostOf(s.ClickHouse.Native))
@@ -61,7 +61,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 		expectOnce(ctx, s, outcome{Fault: "dead while events wait", Done: "ClickHouse", Events: 10 * perBatch})
 	})
 
-	It("probes it with one connection at a time, however many workers wait", func(ctx SpecContext) {
+	It("probes ClickHouse with one connection at a time, even if many workers wait", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(10*perBatch)...)).To(Succeed())
 		silent := listenSilently(ctx)
@@ -76,7 +76,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 })
 
 var _ = Describe("While ClickHouse is dead, the API", func() {
-	It("creates users without a connection to it and without its address", func(ctx SpecContext) {
+	It("creates users without a connection to ClickHouse and without its address", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		relay := s.LaunchRelay("clickhouse://127.0.0.1:1", small...)
 		api := s.API()
@@ -115,7 +115,7 @@ func cpuTicks(p *programs.Process) (ticks int) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Command.Process.Pid))
 	Expect(err).NotTo(HaveOccurred())
 	_, afterName, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(afterName) // from the third field on
+	fields := strings.Fields(afterName) // begins with the third field
 	for _, field := range fields[14-3 : 16-3] {
 		n, err := strconv.Atoi(field)
 		Expect(err).NotTo(HaveOccurred())
@@ -158,7 +158,7 @@ func peers(p *programs.Process) (addresses []string) {
 	}
 	Expect(listening).To(HaveLen(2), "the API's port and the admin port")
 	for _, fields := range sockets {
-		if !listening[fields[local]] { // otherwise it is a client's connection
+		if !listening[fields[local]] { // a connection to a listening socket is a client's
 			addresses = append(addresses, parseSocket(fields[remote]))
 		}
 	}
@@ -176,17 +176,17 @@ func parseSocket(text string) string {
 	return net.JoinHostPort(net.IP(address[:]).String(), strconv.Itoa(int(port)))
 }
 
-// silence is a server that accepts connections and never answers.
+// silence is a server that accepts connections and never responds.
 type silence struct {
 	net.Listener
 
 	mu    sync.Mutex
 	open  []*net.TCPConn
 	taken int
-	most  int // open at once
+	most  int // the largest number of connections that were open at the same time
 }
 
-// listenSilently starts a silence that ends with the spec.
+// listenSilently starts a silence, which stops at the end of the spec.
 func listenSilently(ctx context.Context) *silence {
 	GinkgoHelper()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -233,7 +233,8 @@ func (s *silence) together() int {
 }
 
 // hasEnded reports, without waiting, whether the other side has closed the
-// connection. A close before a new connect is always visible here.
+// connection. If the other side closed it before a new connect, the close is always
+// visible here.
 func hasEnded(conn *net.TCPConn) (ended bool) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -39,14 +39,14 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 		Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_id = '"+letter.EventID+"'", &rows)).To(Succeed())
 		Expect(rows).To(BeZero())
 
-		// The whole batch, then both halves of each refused half: 1 + 1 + 1/2 +
-		// 1/4 + …
+		// The relay sends the whole batch, and then both halves of each refused half:
+		// 1 + 1 + 1/2 + 1/4 + …
 		sent, err := relay.Metric("diehard_relay_events_attempted_total")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(sent).To(BeNumerically("<=", 3*total+2*bits.Len(total)))
 	})
 
-	It("do not delay younger events, even a thousand at once, and cost bounded work", Label("long"), func(ctx SpecContext) {
+	It("do not delay younger events and cause bounded work, even a thousand of them at once", Label("long"), func(ctx SpecContext) {
 		const total, bad, young = 8_000, 1_000, 1_000
 		publishWithPoison(ctx, s, total, bad)
 		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_WORKERS=8", "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms")
@@ -65,7 +65,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 			g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_type = 'young'", &there)).To(Succeed())
 			g.Expect(there).To(Equal(young))
 		}).WithTimeout(patience).Should(Succeed())
-		Expect(dead(Default)).To(BeNumerically("<", bad), "some young events must arrive before all refused ones are dead letters")
+		Expect(dead(Default)).To(BeNumerically("<", bad), "the young events must arrive before all refused events are dead letters")
 
 		Eventually(ctx, func(g Gomega) { g.Expect(dead(g)).To(Equal(bad)) }).WithTimeout(5 * patience).Should(Succeed())
 		expectOnce(ctx, s, outcome{
@@ -77,8 +77,8 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 	})
 })
 
-// publishWithPoison publishes events in one transaction. ClickHouse refuses a
-// number of them in a row, in the middle.
+// publishWithPoison publishes events in one transaction. ClickHouse refuses a number
+// of consecutive events in the middle.
 func publishWithPoison(ctx context.Context, s *system.System, total, bad int) {
 	GinkgoHelper()
 	s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)

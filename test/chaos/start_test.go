@@ -55,8 +55,7 @@ var _ = Describe("A table without a deduplication window", func() {
 	})
 })
 
-// remedies returns the statements in the program's log that would repair its
-// table.
+// remedies returns the statements in the program's log that repair its table.
 func remedies(p *programs.Process) (all []string) {
 	GinkgoHelper()
 	for _, record := range p.Log() {

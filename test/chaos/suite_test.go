@@ -40,7 +40,7 @@ func newSystem(ctx context.Context) *system.System {
 // outcome is a spec's contribution to a row of the table in docs/delivery.md.
 type outcome struct {
 	Fault     string        `json:"fault"`
-	Done      string        `json:"done"` // where, how often, in what situation
+	Done      string        `json:"done"` // the place, the number of times or the situation
 	Events    int           `json:"events"`
 	Lost      int           `json:"lost"`
 	Doubled   int           `json:"doubled"`
@@ -50,8 +50,8 @@ type outcome struct {
 
 const outcomes = "outcome of a fault"
 
-// expectOnce waits until the outbox is empty, expects every event of o in
-// ClickHouse once, except for dead letters, and records the outcome.
+// expectOnce waits until the outbox is empty. It expects every event of o in ClickHouse
+// once, except for dead letters. Then it records the outcome.
 func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	healed := time.Now()
@@ -65,7 +65,7 @@ func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	Expect(merged).To(BeZero(), "a merge may have hidden a duplicate")
 	expected := o.Events - o.Dead
 	o.Lost, o.Doubled = expected-distinct, rows-distinct
-	encoded, err := json.Marshal(o) // text survives the transfer between processes
+	encoded, err := json.Marshal(o) // Ginkgo transfers text between its processes
 	Expect(err).NotTo(HaveOccurred())
 	AddReportEntry(outcomes, ReportEntryVisibilityNever, string(encoded))
 	Expect(distinct).To(Equal(expected), "distinct events in ClickHouse")
@@ -93,7 +93,8 @@ var _ = ReportAfterSuite("the outcomes of the faults", func(report Report) {
 	Expect(os.WriteFile(path, []byte(before+outcomesBegin+table(report)+outcomesEnd+after), 0o644)).To(Succeed()) //nolint:gosec // not a secret
 })
 
-// table returns the rows: for each fault the sum of its specs' outcomes.
+// table returns the table of outcomes. A row is the sum of the outcomes with the same
+// fault and situation.
 func table(report Report) string {
 	sums := map[[2]string]*outcome{}
 	runs := map[[2]string]int{}

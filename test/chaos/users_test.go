@@ -18,16 +18,16 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// clients create users and tolerate any answer of the API.
+// clients create users and tolerate any response of the API.
 type clients struct {
 	url   atomic.Value // a string, the API's address
 	keyed bool         // each request has a key and is repeated until its outcome is known
 	stop  func()
 
-	mu      sync.Mutex
-	created map[string]string // addresses by user id
-	failed  int
-	answers map[string]int // counts by status and problem
+	mu        sync.Mutex
+	created   map[string]string // addresses by user id
+	failed    int
+	responses map[string]int // counts by status and problem
 }
 
 // createUsers creates users at the rate perSecond, or slower if the API is
@@ -47,7 +47,7 @@ func (c *clients) start(ctx context.Context, api *programs.Process, perSecond ra
 	GinkgoHelper()
 	const atOnce = 4
 	pace := rate.NewLimiter(perSecond, 1)
-	c.created, c.answers = map[string]string{}, map[string]int{}
+	c.created, c.responses = map[string]string{}, map[string]int{}
 	c.url.Store(api.URL())
 	var stopped atomic.Bool
 	var group sync.WaitGroup
@@ -77,16 +77,16 @@ func (c *clients) create(ctx context.Context, email string) bool {
 		headers = []string{"Idempotency-Key: " + email}
 	}
 	a, err := system.Post(ctx, c.url.Load().(string)+"/v1/users", system.NewUser{Email: email}, headers...)
-	c.answered(email, a, err)
+	c.record(email, a, err)
 	return !c.keyed || err == nil && a.Status < http.StatusInternalServerError && a.Headers.Get("Retry-After") == ""
 }
 
-func (c *clients) answered(email string, a system.Answer, err error) {
+func (c *clients) record(email string, a system.Response, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
 		kind, _ := a.Body["type"].(string)
-		c.answers[strings.TrimSpace(fmt.Sprint(a.Status, " ", kind[strings.Index(kind, "#")+1:]))]++
+		c.responses[strings.TrimSpace(fmt.Sprint(a.Status, " ", kind[strings.Index(kind, "#")+1:]))]++
 	}
 	id, ok := a.Body["id"].(string)
 	if err == nil && a.Status == http.StatusCreated && ok {
@@ -117,22 +117,22 @@ func (c *clients) awaitFailure(ctx context.Context) {
 	Eventually(ctx, func() int { _, failed := c.counts(); return failed }).WithTimeout(patience).Should(BeNumerically(">", before))
 }
 
-// awaitAnswer waits for another answer with a status and the name of its
-// problem.
-func (c *clients) awaitAnswer(ctx context.Context, answer string) {
+// awaitResponse waits for another response with this status and problem, for example
+// "503 unavailable".
+func (c *clients) awaitResponse(ctx context.Context, response string) {
 	GinkgoHelper()
-	answered := func() int {
+	count := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.answers[answer]
+		return c.responses[response]
 	}
-	before := answered()
-	Eventually(ctx, answered).WithTimeout(patience).Should(BeNumerically(">", before), answer)
+	before := count()
+	Eventually(ctx, count).WithTimeout(patience).Should(BeNumerically(">", before), response)
 }
 
-// expectAnswers expects that every error answer tells the outcome of the
-// request and whether to retry it.
-func (c *clients) expectAnswers() {
+// expectResponses expects that every error response tells the outcome of the request,
+// and whether to repeat it.
+func (c *clients) expectResponses() {
 	GinkgoHelper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -142,8 +142,8 @@ func (c *clients) expectAnswers() {
 	} else {
 		expected = append(expected, "409 email-taken")
 	}
-	for answer := range c.answers {
-		Expect(answer).To(BeElementOf(expected))
+	for response := range c.responses {
+		Expect(response).To(BeElementOf(expected))
 	}
 }
 
@@ -152,8 +152,8 @@ func (c *clients) expectAnswers() {
 func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
 	c.stop()
-	c.expectAnswers()
-	s.AwaitEmpty(ctx) // includes users that were created after their client got an answer
+	c.expectResponses()
+	s.AwaitEmpty(ctx) // a user may be created after the response to its client
 	var existing []string
 	Expect(s.Postgres.Select(&existing, "SELECT id::text FROM users")).To(Succeed())
 	exists := make(map[string]bool, len(existing))
@@ -161,7 +161,7 @@ func (c *clients) expectEach(ctx context.Context, s *system.System, o outcome) {
 		exists[id] = true
 	}
 	for id, email := range c.created {
-		Expect(exists).To(HaveKey(id), "%s was answered with 201", email)
+		Expect(exists).To(HaveKey(id), "the response for %s had the status 201", email)
 	}
 	if c.keyed {
 		Expect(existing).To(HaveLen(len(c.created)), "every created user must be known to its client")

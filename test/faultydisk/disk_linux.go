@@ -49,7 +49,8 @@ const (
 	Create Call = "open" // only calls that may create a file
 	Write  Call = "write"
 	Rename Call = "rename"
-	// Space is the query for free space. If it fails, it reports none.
+	// Space is the query for free space. If it fails, it reports that no space is
+	// free.
 	Space Call = "space"
 )
 
@@ -59,8 +60,8 @@ func (d *Disk) Fail(call Call, part string, errno syscall.Errno) {
 	d.rule(fmt.Sprintf("%s %s %d", call, part, int(errno)))
 }
 
-// Kill ends the server like a power cut, at the first of these calls and before
-// it takes effect.
+// Kill ends the server like a power cut, at the first such call and before the call
+// takes effect.
 func (d *Disk) Kill(call Call, part string) {
 	ginkgo.GinkgoHelper()
 	d.rule(fmt.Sprintf("%s %s kill", call, part))
@@ -73,8 +74,8 @@ func (d *Disk) rule(rule string) {
 	Expect(os.Rename(next, d.control)).To(Succeed())
 }
 
-// Mend removes the fault.
-func (d *Disk) Mend() {
+// Repair removes the fault.
+func (d *Disk) Repair() {
 	ginkgo.GinkgoHelper()
 	Expect(os.Remove(d.control)).To(Succeed())
 }

@@ -36,7 +36,7 @@ var _ = Describe("An API with 10,000 idle connections and clients that never fin
 			all = append(all, connection)
 			return connection
 		}
-		post := func(email string) (system.Answer, error) {
+		post := func(email string) (system.Response, error) {
 			return system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: email})
 		}
 

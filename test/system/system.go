@@ -174,8 +174,8 @@ func (s *System) ExpectDelivered(ctx context.Context, n int) {
 	Expect(distinct).To(Equal(n), "distinct events in ClickHouse")
 }
 
-// Answer is a response of the API.
-type Answer struct {
+// Response is a response of the API.
+type Response struct {
 	Status  int
 	Headers http.Header
 	Body    map[string]any
@@ -185,15 +185,15 @@ type Answer struct {
 var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
 
 // Post sends a JSON body with headers like "Traceparent: 00-…", and parses the
-// JSON answer.
-func Post(ctx context.Context, url string, body any, headers ...string) (Answer, error) {
+// JSON response.
+func Post(ctx context.Context, url string, body any, headers ...string) (Response, error) {
 	encoded, err := json.Marshal(body)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(encoded))
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	for _, header := range headers {
@@ -202,16 +202,16 @@ func Post(ctx context.Context, url string, body any, headers ...string) (Answer,
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	if err != nil {
-		return Answer{}, err
+		return Response{}, err
 	}
-	a := Answer{Status: response.StatusCode, Headers: response.Header}
+	a := Response{Status: response.StatusCode, Headers: response.Header}
 	if err := json.Unmarshal(content, &a.Body); err != nil {
-		return Answer{}, fmt.Errorf("%w: %s", err, content)
+		return Response{}, fmt.Errorf("%w: %s", err, content)
 	}
 	return a, nil
 }
