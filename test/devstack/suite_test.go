@@ -36,7 +36,7 @@ var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 	bin = string(dir)
 })
 
-// run runs devstack. It is interrupted at the end of the spec if it still runs.
+// run runs devstack. If devstack still runs at the end of the spec, it is interrupted.
 func run(args ...string) *gexec.Session {
 	GinkgoHelper()
 	return runWith(nil, args...)

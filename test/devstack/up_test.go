@@ -28,14 +28,14 @@ var _ = Describe("devstack up", func() {
 		state := ready(first, dir)
 		Expect(living(state)).To(HaveLen(4))
 
-		By("creating a user with the printed command")
+		By("creating a user with the first printed command")
 		panel := string(first.Out.Contents())
-		status, answer := curl(ctx, panel, `curl -i (\S+) -H 'Content-Type: application/json' -d '([^']+)'`)
-		Expect(status).To(Equal(http.StatusCreated), answer)
-		By("finding its event with the other command")
+		status, body := curl(ctx, panel, `curl -i (\S+) -H 'Content-Type: application/json' -d '([^']+)'`)
+		Expect(status).To(Equal(http.StatusCreated), body)
+		By("finding the event with the second printed command")
 		query := func() string {
-			_, answer := curl(ctx, panel, `curl '([^']+)' -d '([^']+)'`)
-			return answer
+			_, body := curl(ctx, panel, `curl '([^']+)' -d '([^']+)'`)
+			return body
 		}
 		Eventually(query).Should(And(ContainSubstring("user_created"), ContainSubstring("Lovelace")))
 
@@ -58,7 +58,7 @@ var _ = Describe("devstack up", func() {
 		Expect(query()).To(ContainSubstring("Lovelace"))
 	})
 
-	It("ends its parts when it is killed, and can start again", func() {
+	It("ends its processes when it is killed, and can start again", func() {
 		first := up(dir)
 		state := ready(first, dir)
 		first.Kill()
@@ -67,7 +67,7 @@ var _ = Describe("devstack up", func() {
 		ready(up(dir), dir)
 	})
 
-	It("ends when a part ends unexpectedly, and shows the end of its log", func() {
+	It("ends when one of its processes ends unexpectedly, and shows the end of the log of that process", func() {
 		session := up(dir)
 		state := ready(session, dir)
 		Expect(syscall.Kill(state.RelayPID, syscall.SIGKILL)).To(Succeed())
@@ -92,7 +92,7 @@ var _ = Describe("devstack up", func() {
 		Expect(filepath.Join(dir, "postgres")).NotTo(BeADirectory())
 	})
 
-	It("says how to build a missing program", func() {
+	It("reports how to build a missing program", func() {
 		session := up(dir, "--bin", dir)
 		Eventually(session).Should(gexec.Exit(1))
 		Expect(session.Err).To(gbytes.Say(`/api: no such file or directory \(make build\)`))
@@ -129,8 +129,9 @@ var _ = Describe("devstack demo", func() {
 	})
 })
 
-// curl runs the printed command. The pattern captures the address and the body.
-func curl(ctx context.Context, panel, pattern string) (status int, answer string) {
+// curl sends the request of a printed command. The pattern captures the address and
+// the body.
+func curl(ctx context.Context, panel, pattern string) (status int, body string) {
 	GinkgoHelper()
 	parts := regexp.MustCompile(pattern).FindStringSubmatch(panel)
 	Expect(parts).NotTo(BeNil(), panel)

@@ -1,6 +1,6 @@
-// Package fuzz_test sends fuzzed requests to the API, on a real PostgreSQL. It
-// is a separate package, because the fuzzer recompiles all dependencies of a
-// test, and those of other suites take minutes.
+// Package fuzz_test sends fuzzed requests to the API, on a real PostgreSQL. It is a
+// separate package, because the fuzzer recompiles all dependencies of a test. The
+// dependencies of the other suites take minutes to compile.
 package fuzz_test
 
 import (
@@ -109,14 +109,14 @@ func start(f *testing.F) string {
 	return "http://" + server.Addr()
 }
 
-// answer is a complete response.
+// answer is a response with its complete body.
 type answer struct {
 	status int
 	body   []byte
 }
 
-// ask sends a request and checks the rules for every answer. It skips requests
-// that the client refuses to send.
+// ask sends a request and checks the rules that hold for every response. It skips
+// requests that the client refuses to send.
 func ask(t *testing.T, method, address string, header http.Header, body []byte, statuses ...int) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, address, bytes.NewReader(body))
@@ -137,7 +137,7 @@ func ask(t *testing.T, method, address string, header http.Header, body []byte, 
 		t.Fatal(err)
 	}
 	if !slices.Contains(statuses, a.status) {
-		t.Fatalf("answered with %d: %s", a.status, a.body)
+		t.Fatalf("unexpected status %d: %s", a.status, a.body)
 	}
 	if !json.Valid(a.body) || !utf8.Valid(a.body) {
 		t.Errorf("%d with a body that is not JSON: %q", a.status, a.body)
@@ -220,7 +220,7 @@ func FuzzList(f *testing.F) {
 	api := start(f)
 	f.Fuzz(func(t *testing.T, query string) {
 		if strings.ContainsFunc(query, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			t.Skip("no client sends these unescaped, and net/http answers them itself")
+			t.Skip("no client sends these characters unescaped, and net/http responds to them itself")
 		}
 		address, err := url.Parse(api + "/v1/users")
 		if err != nil {

@@ -31,7 +31,7 @@ var _ = Describe("In another application's database", func() {
 		}
 	})
 
-	// inSchema returns a system whose statements use the tables of the schema.
+	// inSchema returns a system that uses the tables of the schema.
 	inSchema := func() *system.System {
 		GinkgoHelper()
 		dsn, err := url.Parse(s.PostgresDSN)
@@ -42,7 +42,7 @@ var _ = Describe("In another application's database", func() {
 		return system.New(suite.Prepared(), dsn.String(), s.ClickHouse)
 	}
 
-	It("works beside a table users, with only the relay's tables", func(ctx SpecContext) {
+	It("works with only the relay's tables if the application has a table users", func(ctx SpecContext) {
 		programs.Run(suite.Prepared(), "relay", []string{"migrate"}, env...).Ended()
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "SYSTEM STOP MERGES event_log")
 		programs.Serve(suite.Prepared(), "relay", env...).AwaitReady()
@@ -99,7 +99,7 @@ var _ = Describe("In another application's database", func() {
 			switch {
 			case part == "clickhouse":
 				testengines.Query(ctx, part, dsn, sql)
-			case err == nil: // like a DBA
+			case err == nil: // as a database administrator would
 				cmd := exec.CommandContext(ctx, psql, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", dsn) //nolint:gosec // the installed psql
 				cmd.Stdin = strings.NewReader(sql)
 				output, err := cmd.CombinedOutput()
@@ -121,7 +121,7 @@ var _ = Describe("In another application's database", func() {
 		Expect(migrated.Messages()).NotTo(ContainElement("postgresql migrated"))
 	})
 
-	DescribeTable("names the allowed values of --print", func(program string, arguments []string, line string) {
+	DescribeTable("reports the allowed values of --print", func(program string, arguments []string, line string) {
 		p := programs.Run(suite.Prepared(), program, append([]string{"migrate"}, arguments...))
 		p.EndsWith(2)
 		Expect(string(p.Err.Contents())).To(Equal(line + "\n"))

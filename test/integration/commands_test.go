@@ -38,7 +38,7 @@ var _ = Describe("The command line", func() {
 			"api: postgres.dsn (DIEHARD_POSTGRES_DSN) is required"),
 		Entry("no DSN for ClickHouse", "relay", []string{"run"}, []string{somewhere},
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is required"),
-		Entry("a DSN that only the sink can validate", "relay", []string{"migrate"},
+		Entry("a DSN that is invalid only for the sink", "relay", []string{"migrate"},
 			[]string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a,b/diehard"},
 			"relay: clickhouse.dsn (DIEHARD_CLICKHOUSE_DSN) is invalid: clickhouse dsn: several hosts require clickhouse.cluster, the cluster of which they are replicas"),
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
@@ -58,7 +58,7 @@ var _ = Describe("The command line", func() {
 			"set it to the SHA-256 digests of the API keys (printf %s KEY | sha256sum), or set api.auth to off to disable authentication\n"))
 	})
 
-	It("shows the effective configuration: flags, then environment, then file, with masked secrets", func() {
+	It("shows the effective configuration with masked secrets: flags override the environment, which overrides the file", func() {
 		file := filepath.Join(GinkgoT().TempDir(), "relay.yaml")
 		Expect(os.WriteFile(file, []byte("relay: {workers: 3, linger: 1s, batch_max_rows: 7}\n"), 0o600)).To(Succeed())
 		p := ended(0, "relay", []string{"config", "--json", "--config", file, "--relay-linger=3s"},
@@ -110,7 +110,7 @@ var _ = Describe("The command line", func() {
 			}
 		}
 
-		DescribeTable("refuses to start, and names the required version", func(program, command string) {
+		DescribeTable("refuses to start, and reports the required version", func(program, command string) {
 			p := ended(1, program, nil, append(env(), "DIEHARD_API_AUTH=off")...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err",
 				MatchRegexp("tables for outbox in postgresql are too old: found version 0, need version [1-9][0-9]*; run `"+command+"`"))))
@@ -136,7 +136,7 @@ var _ = Describe("The command line", func() {
 			}).WithTimeout(patience).Should(Equal(1))
 		})
 
-		It("names the missing table in ClickHouse", func() {
+		It("reports that the table in ClickHouse is missing", func() {
 			programs.Run(suite.Prepared(), "api", []string{"migrate"}, env()...).Ended()
 			p := ended(1, "relay", nil, env()...)
 			Expect(p.Log()).To(ContainElement(HaveKeyWithValue("err", ContainSubstring("relay migrate"))))
@@ -183,14 +183,14 @@ var _ = Describe("The command line", func() {
 		s.ExpectDelivered(ctx, 1)
 	})
 
-	DescribeTable("sets the API's garbage collection", func(ctx SpecContext, variable string, percent, limit int) {
+	DescribeTable("configures how often the API's garbage collector runs:", func(ctx SpecContext, variable string, percent, limit int) {
 		api := newSystem(ctx).API(variable)
 		Expect(api.Metric("go_gc_gogc_percent")).To(BeNumerically("==", percent))
 		Expect(api.Metric("go_gc_gomemlimit_bytes")).To(BeNumerically("==", limit))
 	},
-		Entry("rarely, and more often above 512 MiB", "GOGC=", 400, 512<<20),
+		Entry("by default rarely, and more often above 512 MiB", "GOGC=", 400, 512<<20),
 		Entry("as configured by GOGC", "GOGC=50", 50, 512<<20),
-		Entry("more often above GOMEMLIMIT", "GOMEMLIMIT=64MiB", 400, 64<<20),
+		Entry("by default rarely, and more often above GOMEMLIMIT", "GOMEMLIMIT=64MiB", 400, 64<<20),
 	)
 
 	It("ends at once if its port is in use", func(ctx SpecContext) {

@@ -15,12 +15,12 @@ import (
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
-// deadLetterEnv is an environment in which only PostgreSQL can be reached.
+// deadLetterEnv returns an environment with which a command reaches only PostgreSQL.
 func deadLetterEnv(dsn string) []string {
 	return []string{"DIEHARD_POSTGRES_DSN=" + dsn, "DIEHARD_CLICKHOUSE_DSN=clickhouse://127.0.0.1:1/nowhere"}
 }
 
-// insertDeadLetters inserts n dead letters, whose ids begin with 1.
+// insertDeadLetters inserts n dead letters with the ids 1 to n.
 func insertDeadLetters(ctx context.Context, dsn string, n int) {
 	GinkgoHelper()
 	testengines.Query(ctx, "postgres", dsn, fmt.Sprintf(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type,
@@ -64,7 +64,7 @@ var _ = Describe("Dead letters", func() {
 
 	id := func(object map[string]any) string { return fmt.Sprint(object["id"]) }
 
-	It("hold events that ClickHouse refuses, can be shown, and arrive once after the cause is removed", func(ctx SpecContext) {
+	It("hold the events that ClickHouse refuses, can be shown, and are delivered once after a retry", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 			"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
@@ -73,7 +73,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(err).NotTo(HaveOccurred())
 		hopeless := system.Event(outbox.WithType("poison"))
 		relay := s.Relay(s.ClickHouse.Native)
-		for _, bad := range []outbox.Event{poison, hopeless} { // one after the other, because batches may overtake each other
+		for _, bad := range []outbox.Event{poison, hopeless} { // one at a time, because batches may overtake each other
 			Expect(s.Publish(ctx, system.Event(), bad)).To(Succeed())
 			s.AwaitEmpty(ctx)
 		}
@@ -97,16 +97,16 @@ var _ = Describe("Dead letters", func() {
 		Expect(string(letter)).To(HaveSuffix("\n" + payload + "\n"))
 		Expect(string(letter)).To(MatchRegexp(`(?m)^event_id +` + poison.EventID.String() + `$`))
 
-		By("retrying before the cause is removed")
+		By("retrying while ClickHouse still refuses the event")
 		retried := objects(run(s.PostgresDSN, 0, "retry", "--type=poison", "--yes", "--json"))
 		Expect(retried).To(HaveLen(2))
 		Expect(retried[0]).To(And(HaveKeyWithValue("result", "retried"), HaveKeyWithValue("event_id", poison.EventID.String())))
 		s.AwaitEmpty(ctx)
 		again := objects(run(s.PostgresDSN, 0, "list", "--json", "--event-id", poison.EventID.String()))
 		Expect(again).To(HaveLen(1))
-		Expect(id(again[0])).NotTo(Equal(id(listed[1])), "it was dead-lettered again")
+		Expect(id(again[0])).NotTo(Equal(id(listed[1])), "the event was dead-lettered again")
 
-		By("retry")
+		By("retrying after the constraint is dropped")
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT no_poison")
 		Expect(lines(run(s.PostgresDSN, 0, "retry", id(again[0]), "--yes"))).To(Equal([]string{
 			"retried " + id(again[0]) + "  poison  " + poison.EventID.String(),
@@ -130,7 +130,7 @@ var _ = Describe("Dead letters", func() {
 		s.ExpectDelivered(ctx, 3)
 	})
 
-	It("are listed as a table, page by page, without control characters", func(ctx SpecContext) {
+	It("are listed as a table, in pages, without control characters", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
 		Expect(lines(run(dsn, 0, "list"))).To(Equal([]string{"no dead letters"}))
 		Expect(objects(run(dsn, 0, "list", "--json"))).To(BeEmpty())
@@ -233,7 +233,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(objects(run(dsn, 0, "list", "--json"))).To(HaveLen(2))
 	})
 
-	It("report partial progress after an error, and continue from there", func(ctx SpecContext) {
+	It("report partial progress after an error, and continue with the remaining dead letters", func(ctx SpecContext) {
 		dsn := suite.PostgresDSN(ctx)
 		insertDeadLetters(ctx, dsn, 250)
 		db := testengines.OpenPostgres(dsn, nil)

@@ -55,7 +55,7 @@ var _ = Describe("Delivery", func() {
 			Expect(happened).To(BeTemporally("~", created, time.Minute))
 		})
 
-		It("carries events of two months in one batch", func(ctx SpecContext) {
+		It("delivers events of two months in one batch", func(ctx SpecContext) {
 			Expect(s.Publish(ctx,
 				system.Event(outbox.WithTime(time.Date(2026, 1, 31, 23, 59, 59, 999_999_000, time.UTC))),
 				system.Event(outbox.WithTime(time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC))),
@@ -70,7 +70,7 @@ var _ = Describe("Delivery", func() {
 			relay.AwaitMetric(`diehard_relay_batches_total{result="settled"}`, 1)
 		})
 
-		It("carries a payload of 5 MB byte for byte", func(ctx SpecContext) {
+		It("delivers a payload of 5 MB byte for byte", func(ctx SpecContext) {
 			payload := largePayload(5_000_000)
 			large, err := outbox.NewEvent(json.RawMessage(payload), outbox.WithType("report_made"))
 			Expect(err).NotTo(HaveOccurred())
@@ -110,9 +110,9 @@ var _ = Describe("Delivery", func() {
 			s.ExpectDelivered(ctx, 1001)
 		})
 
-		It("gives up an insert that exceeds the shutdown timeout, and another relay takes over", func(ctx SpecContext) {
+		It("gives up an insert that exceeds the shutdown timeout, and another relay delivers the batch", func(ctx SpecContext) {
 			proxy, through := faults.StartProxyTo(s.ClickHouseDSN(protocol))
-			// Only the stop can end the insert.
+			// The flush timeout is long, so that only the stop can end the insert.
 			relay := s.Relay(through, "DIEHARD_RELAY_SHUTDOWN_TIMEOUT=100ms", "DIEHARD_RELAY_FLUSH_TIMEOUT=10m")
 			proxy.Hold(faults.Answers, mostOfAnInsert)
 			Expect(s.Publish(ctx, system.Events(1000)...)).To(Succeed())
@@ -149,7 +149,7 @@ var _ = Describe("Delivery", func() {
 
 				s.Relay(s.ClickHouseDSN(protocol))
 				s.ExpectDelivered(ctx, 1000)
-				By("passing on the data of the killed relay")
+				By("delivering the held data of the killed relay")
 				proxy.Release()
 				Eventually(ctx, proxy.Connections).WithTimeout(patience).Should(BeZero())
 				Eventually(ctx, s.Inserts).WithArguments(ctx).WithTimeout(patience).Should(BeZero())
@@ -157,7 +157,7 @@ var _ = Describe("Delivery", func() {
 			},
 			Entry("before ClickHouse received it", faults.Requests, 0),
 			Entry("during the insert", faults.Requests, mostOfAnInsert),
-			Entry("before ClickHouse's answer arrived", faults.Answers, mostOfAnInsert),
+			Entry("before ClickHouse's response arrived", faults.Answers, mostOfAnInsert),
 		)
 
 		It("loses no event during a network outage to ClickHouse, and reports it", func(ctx SpecContext) {
@@ -254,7 +254,7 @@ var _ = Describe("Delivery", func() {
 		Expect(sentry.Transactions()).To(HaveEach(HaveField("Transaction", "relay batch")))
 	})
 
-	It("cuts batches so small that a relay can hold two", func(ctx SpecContext) {
+	It("limits the size of batches so that a relay can hold two", func(ctx SpecContext) {
 		const maxBytes, events = 1 << 20, 60
 		proxy, through := faults.StartProxyTo(s.ClickHouse.Native)
 		relay := s.Relay(through, fmt.Sprint("DIEHARD_RELAY_BATCH_MAX_BYTES=", maxBytes))
@@ -307,7 +307,7 @@ var _ = Describe("Delivery", func() {
 		}()
 		for i := range 6 {
 			relay := s.Relay(s.ClickHouseDSN([]string{"native", "http"}[i%2]), small...)
-			Eventually(ctx, func(g Gomega) { // while it is working
+			Eventually(ctx, func(g Gomega) { // while the relay is working
 				rows, _ := s.Arrived(ctx, g)
 				g.Expect(rows).To(BeNumerically(">=", min(total, (i+1)*2000)))
 			}).WithTimeout(patience).WithPolling(5 * time.Millisecond).Should(Succeed())
@@ -319,8 +319,8 @@ var _ = Describe("Delivery", func() {
 	})
 })
 
-// largePayload returns about n bytes of JSON with everything that a careless
-// copy would change: spaces, escapes, the order of keys, numbers beyond a
+// largePayload returns about n bytes of JSON. It contains everything that decoding and
+// encoding again would change: spaces, escapes, the order of keys, and numbers beyond a
 // float64.
 func largePayload(n int) []byte {
 	var b strings.Builder

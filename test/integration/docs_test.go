@@ -29,12 +29,12 @@ type visit struct {
 	problems []string
 }
 
-// browse opens a page in a browser. The sandbox is off, because it works
-// neither for root nor in a container.
+// browse opens a page in a browser. The browser's sandbox is off, because the sandbox
+// works neither for root nor in a container.
 func browse(ctx context.Context, path string) *visit {
 	GinkgoHelper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.ExecPath(path),
-		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // collects temporary files that the browser leaves
+		chromedp.Env("TMPDIR="+GinkgoT().TempDir())) // holds the temporary files that the browser leaves
 	allocator, stop := chromedp.NewExecAllocator(ctx, options...)
 	DeferCleanup(stop)
 	v := &visit{hosts: make(map[string]bool)}
@@ -102,7 +102,7 @@ func summaries(ctx context.Context, api string) (all []string) {
 var _ = Describe("The page of the API, in a browser", func() {
 	var chromium string
 
-	BeforeEach(func(ctx SpecContext) { // no timeout, because the browser may be downloaded
+	BeforeEach(func(ctx SpecContext) { // without a timeout, because the browser may have to be downloaded first
 		var err error
 		if chromium, err = devstack.Chromium(ctx); err != nil {
 			Expect(ctx.Err()).NotTo(HaveOccurred())

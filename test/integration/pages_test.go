@@ -38,7 +38,7 @@ var _ = Describe("The SQL of the documentation", func() {
 		return db
 	}
 
-	It("removes everything that the migrations created, except for the event log", func(ctx SpecContext) {
+	It("removes everything that the migrations created, except the event log", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		sink := clickHouse(s)
 		Expect(s.Publish(ctx, system.Event())).To(Succeed())
@@ -72,7 +72,7 @@ var _ = Describe("The SQL of the documentation", func() {
 		Expect(left).To(ConsistOf("event_log"))
 	})
 
-	It("orders events, and counts each once", func(ctx SpecContext) {
+	It("orders events, and counts each event once", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		sink := clickHouse(s)
 		exec := func(statement string) {
@@ -81,7 +81,7 @@ var _ = Describe("The SQL of the documentation", func() {
 			Expect(err).NotTo(HaveOccurred())
 		}
 		aMinuteAgo := time.Now().UTC().Add(-time.Minute).Truncate(time.Second).Format(time.DateTime)
-		inserts := 0 // without a token, ClickHouse drops an insert of the same rows
+		inserts := 0 // makes the rows of each insert unique, because ClickHouse drops an equal insert
 		insert := func(id uuid.UUID, microsecond int, eventType string, version int) {
 			GinkgoHelper()
 			inserts++

@@ -11,8 +11,8 @@ import (
 )
 
 var _ = Describe("Publishing by SQL", func() {
-	// A careless copy would change these: spaces, escapes, a duplicate key, a
-	// number beyond a float64.
+	// Decoding and encoding again would change spaces, escapes, a duplicate key and
+	// a number beyond a float64.
 	const eventContext = "{ \"order\" : 1.000000000000000000001,\t\"text\":\"\\u0000 ü漢🧨 \\\\\", \"order\": 2 }\n" //nolint:gosmopolitan // characters of two, three and four bytes
 
 	var s *system.System
@@ -48,9 +48,9 @@ var _ = Describe("Publishing by SQL", func() {
 			traceparent => '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01')`),
 	)
 
-	It("reaches a relay that does not poll when a hint follows the commit", func(ctx SpecContext) {
+	It("reaches a relay that rarely polls, if a hint follows the commit", func(ctx SpecContext) {
 		s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_POLL_INTERVAL=10m")
-		for published := range 2 { // the relay may find the first event at its start
+		for published := range 2 { // twice, because the relay may find the first event when it starts
 			s.Postgres.MustExec(`SELECT diehard_publish('order_placed', '{}')`)
 			s.Postgres.MustExec("NOTIFY diehard_outbox_events")
 			s.ExpectDelivered(ctx, published+1)

@@ -19,7 +19,7 @@ import (
 var _ = Describe("An API with 10,000 idle connections and clients that never finish their requests", Label("long"), func() {
 	const idle, slow = 10_000, 500
 
-	It("answers other clients, also during a database outage, and recovers after it", func(ctx SpecContext) {
+	It("responds to other clients, even during a database outage, and recovers afterwards", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		proxy, dsn := faults.StartProxyTo(s.PostgresDSN)
 		api := s.API("DIEHARD_POSTGRES_DSN="+dsn, "DIEHARD_HTTP_IDLE_TIMEOUT=10m")
@@ -50,7 +50,7 @@ var _ = Describe("An API with 10,000 idle connections and clients that never fin
 		}
 		Expect(group.Wait()).To(Succeed())
 
-		By("starting requests that never end")
+		By("starting requests and never finishing them")
 		var unfinished []net.Conn
 		for i := range slow {
 			connection := connect()
@@ -84,8 +84,7 @@ var _ = Describe("An API with 10,000 idle connections and clients that never fin
 	})
 })
 
-// ask sends a request on the connection that the API answers without its
-// database.
+// ask sends a request on the connection. The API needs no database for its response.
 func ask(connection net.Conn) error {
 	if err := connection.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
@@ -99,7 +98,7 @@ func ask(connection net.Conn) error {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusNotFound {
-		return fmt.Errorf("answered with %s", response.Status)
+		return fmt.Errorf("unexpected status %s", response.Status)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Package integration_test runs the built programs with real engines: a request
-// creates a user and its event, and relays deliver the event to ClickHouse.
+// Package integration_test runs the built programs with real engines. A request creates
+// a user and its event, and relays deliver the event to ClickHouse.
 package integration_test
 
 import (

@@ -47,7 +47,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(a.Body["email"]).To(BeElementOf("Ada@example.com", "ada@example.com"))
 	})
 
-	It("refuses an address that exists in another case, and publishes nothing", func(ctx SpecContext) {
+	It("refuses an address that exists in different case, and publishes nothing", func(ctx SpecContext) {
 		api := s.API()
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		a, err := system.Post(ctx, api.URL()+"/v1/users", system.NewUser{Email: "ADA@Example.com"})
@@ -60,7 +60,7 @@ var _ = Describe("Creating a user", func() {
 		Expect(published).To(Equal(1))
 	})
 
-	It("creates one user with one event for each address in many concurrent requests", func(ctx SpecContext) {
+	It("creates one user with one event for each address, even in many concurrent requests", func(ctx SpecContext) {
 		const requests, addresses, clients = 1000, 200, 50
 		api, relay := s.API(), s.Relay(s.ClickHouse.Native)
 		url := api.URL() + "/v1/users"

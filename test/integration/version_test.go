@@ -24,7 +24,7 @@ const (
 )
 
 var _ = Describe("The version of a program", func() {
-	// says returns the output of `version --json` of a program.
+	// says runs a program with `version --json` and returns the parsed output.
 	says := func(dir, program string) map[string]string {
 		GinkgoHelper()
 		p := programs.Run(dir, program, []string{"version", "--json"})
@@ -35,7 +35,7 @@ var _ = Describe("The version of a program", func() {
 	}
 	run := func(ctx context.Context, env []string, name string, args ...string) {
 		GinkgoHelper()
-		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the programs of these specs
+		cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // only go and sh
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), env...)
 		output, err := cmd.CombinedOutput()
@@ -59,13 +59,12 @@ var _ = Describe("The version of a program", func() {
 		Expect(err).NotTo(HaveOccurred())
 		cache, proxy, found := strings.Cut(strings.TrimSpace(string(output)), "\n")
 		Expect(found).To(BeTrue())
-		// A separate module cache is filled from the user's cache, because this
-		// version exists only for this spec.
+		// This version exists only for this spec. Therefore the spec has its own module
+		// cache, which is filled from the user's cache.
 		run(ctx, []string{
 			"GOPROXY=file://" + filepath.Join(dir, "proxy") + ",file://" + filepath.Join(cache, "cache", "download") + "," + proxy,
 			"GOSUMDB=off", "GOMODCACHE=" + filepath.Join(dir, "modules"), "GOBIN=" + dir, "CGO_ENABLED=0",
-			// The flags are those of make build, so that most packages are
-			// already compiled.
+			// make build uses the same flags, so most packages are already compiled.
 			"GOFLAGS=-trimpath -modcacherw",
 		}, "go", "install", modulePath+"/cmd/relay@"+version)
 		Expect(says(dir, "relay")).To(And(HaveKeyWithValue("name", "relay"), HaveKeyWithValue("version", version)))

@@ -1,7 +1,8 @@
-// This library makes a server's disk fail. The server preloads it, so that it
-// intercepts the C library's calls. The file named by FAULTY_DISK holds the
-// fault, if any: a call (open, write, rename or space), a part of the file's
-// path and the effect (an errno, or kill).
+// This library makes a server's disk fail. The server preloads the library, so that
+// it intercepts the C library's calls. The variable FAULTY_DISK is the path of a file
+// with the fault. An empty file means no fault. The fault is a call (open, write, rename
+// or space), a substring of the path of the affected files, and the effect (an errno, or
+// kill).
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
