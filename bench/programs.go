@@ -116,8 +116,8 @@ func (p *program) stop() error {
 	return nil
 }
 
-// metric returns the value of a sample of /metrics, or 0 if it is missing. The
-// argument is its name with its labels, as shown.
+// metric returns the value of a sample of /metrics, or 0 if it is missing. The argument
+// is the sample's name with its labels, as /metrics shows them.
 func (p *program) metric(sample string) (float64, error) {
 	response, err := http.Get("http://" + p.admin + "/metrics") //nolint:noctx // a local program
 	if err != nil {

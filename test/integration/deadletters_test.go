@@ -78,7 +78,7 @@ var _ = Describe("Dead letters", func() {
 			s.AwaitEmpty(ctx)
 		}
 
-		By("list")
+		By("listing dead letters")
 		listed := objects(run(s.PostgresDSN, 0, "list", "--json"))
 		Expect(listed).To(HaveLen(2))
 		Expect(listed[0]).To(HaveKeyWithValue("event_id", hopeless.EventID.String()), "the newest comes first")
@@ -88,7 +88,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(listed[1]).NotTo(HaveKey("event_context"))
 		Expect(relay.Metric("diehard_relay_dead_letters")).To(Equal(2.0))
 
-		By("show")
+		By("showing a dead letter")
 		shown := objects(run(s.PostgresDSN, 0, "show", id(listed[1]), "--json"))
 		Expect(shown).To(HaveLen(1))
 		Expect(shown[0]).To(HaveKeyWithValue("event_context", HaveKeyWithValue("name", "<Ada>")))
@@ -120,7 +120,7 @@ var _ = Describe("Dead letters", func() {
 		Expect(rows).To(Equal(uint64(1)))
 		Expect(context).To(Equal(payload))
 
-		By("discard")
+		By("discarding the last dead letter")
 		last := objects(run(s.PostgresDSN, 0, "list", "--json"))
 		Expect(last).To(HaveLen(1))
 		Expect(lines(run(s.PostgresDSN, 0, "discard", "--all", "--yes"))).To(Equal([]string{

@@ -1,37 +1,37 @@
 /*
  * The delivery protocol: workers carry batches of events from PostgreSQL to
- * ClickHouse. Meanwhile workers die or lose their leases between any two steps,
- * servers die, answers are lost, inserts begin late, and PostgreSQL fails over to a
- * replica that lacks the last commits. docs/delivery.md says what the model shows.
- * model_test.go runs it and each of its mutants.
+ * ClickHouse. Between any two steps a fault can happen: workers die or lose their
+ * leases, servers die, responses are lost, inserts begin late, and PostgreSQL fails over
+ * to a replica that lacks the last commits. docs/delivery.md describes the result.
+ * model_test.go runs the model and its mutants, which lack one safeguard each.
  *
- * It checks every order of steps within its bounds:
+ * The checker visits every order of steps within the model's bounds. It checks that
  *   - no event gets a second row in ClickHouse,
  *   - no event leaves the outbox without its row, unless it is a dead letter,
  *   - a dead letter has no row, and ClickHouse has refused it,
  *   - nothing gets stuck: in the end the outbox is empty.
  *
  * A transaction in PostgreSQL is one step. A worker that dies loses its lease. A
- * worker that is cut off loses its lease without knowing it: it continues to send,
+ * worker that is cut off loses its lease and does not know it. It continues to send,
  * and fails at its next transaction.
  *
  * ClickHouse executes an insert partition by partition. In the model each event has
  * a partition of its own. For each partition ClickHouse looks the token up and
- * remembers it in one step, and stores the rows in another. An insert can end
- * between any two steps. An insert that was sent begins at any later time, whatever
- * has become of its sender. Until then nobody can see it.
+ * remembers it in one step, and stores the rows in another step. An insert can end
+ * between any two steps. An insert that was sent begins at any later time, even if its
+ * sender has died. Nobody can see an insert before it begins.
  *
  * The model assumes, and does not check:
  *   - a token does not leave the window while an insert under it is in flight, or
- *     while a worker that is cut off may still begin one,
+ *     while a worker that is cut off may still begin such an insert,
  *   - after a failover no worker sends before the inserts of the old primary's
  *     workers have ended,
- *   - data that ClickHouse refuses, it refuses at every attempt, and before it
- *     stores any row of the insert,
+ *   - ClickHouse refuses invalid data at every attempt, before it stores any row of
+ *     the insert,
  *   - a presence check sees the rows of every insert that has ended.
  *
- * Tokens, batches and inserts are numbered again when they become free: a token
- * that nobody holds is as good as a new one.
+ * The numbers of tokens, batches and inserts are used again when they become free. A
+ * token that nobody holds is as good as a new token.
  */
 
 #ifndef FAULTS
@@ -49,7 +49,7 @@
 #define BATCHES 2
 #define INSERTS 4
 #define TOKENS 8
-#define NOBODY 7 /* of workers, and of events */
+#define NOBODY 7 /* instead of the number of a worker or of an event */
 
 #define BIT(n) (1 << (n))
 #define ALL 3
@@ -65,7 +65,7 @@ typedef Batch {
 	byte members; /* 0: the batch does not exist */
 	byte token;
 	bool attempted; /* a claim was committed under this token */
-	bool reattempted; /* and at least one more */
+	bool reattempted; /* at least two claims were committed under it */
 	byte holder
 }
 Batch batch[BATCHES];
@@ -81,12 +81,12 @@ typedef Insert {
 	byte carried;
 	byte todo; /* partitions that it has not reached */
 	byte placing; /* the partition whose rows it is storing, or NOBODY */
-	byte client /* the worker that waits for the answer, or NOBODY */
+	byte client /* the worker that waits for the response, or NOBODY */
 }
 Insert insert[INSERTS];
 
 mtype = { none, accepted, failed, refused };
-mtype answer[WORKERS] = none;
+mtype response[WORKERS] = none;
 byte hand[WORKERS]; /* the token that each worker may send under, as a bit */
 
 byte faults = FAULTS;
@@ -112,7 +112,7 @@ inline tidy() {
 	live = 0
 }
 
-/* draw sets fresh to a token that is not used. */
+/* draw sets fresh to an unused token. */
 inline draw() {
 	live = IN_USE | BATCH_TOKENS;
 	fresh = (!(live & 1) -> 0 : (!(live & 2) -> 1 : (!(live & 4) -> 2 : (!(live & 8) -> 3 :
@@ -137,7 +137,7 @@ inline erase(n) {
 
 inline endInsert(n, what) {
 	if
-	:: insert[n].client != NOBODY -> answer[insert[n].client] = what
+	:: insert[n].client != NOBODY -> response[insert[n].client] = what
 	:: else
 	fi;
 	insert[n].state = free; insert[n].token = 0; insert[n].carried = 0; insert[n].todo = 0;
@@ -145,7 +145,7 @@ inline endInsert(n, what) {
 	tidy()
 }
 
-/* detach lets the worker's insert, if it has one, continue without the worker. */
+/* detach lets the insert of the worker, if any, continue without the worker. */
 inline detach(worker) {
 	k = 0;
 	do
@@ -207,15 +207,15 @@ end:
 		faults && batch[0].members && batch[0].holder != NOBODY -> faults--; batch[0].holder = NOBODY }
 	:: atomic {
 		faults && batch[1].members && batch[1].holder != NOBODY -> faults--; batch[1].holder = NOBODY }
-	:: atomic { /* PostgreSQL fails over: any of its last commits may be lost, except those of publishers */
+	:: atomic { /* PostgreSQL fails over: any of its last commits may be lost, except the commits of publishers */
 		failovers ->
 		failovers--;
 		n = 0;
 		do
 		:: n < BATCHES ->
 			if
-			:: batch[n].members -> lost = lost | BIT(batch[n].token); erase(n) /* the cut */
-			:: batch[n].members -> batch[n].attempted = false; batch[n].reattempted = false; batch[n].holder = NOBODY /* the attempts */
+			:: batch[n].members -> lost = lost | BIT(batch[n].token); erase(n) /* the cut is lost */
+			:: batch[n].members -> batch[n].attempted = false; batch[n].reattempted = false; batch[n].holder = NOBODY /* the attempts are lost */
 			:: batch[n].members -> batch[n].holder = NOBODY
 			:: else
 			fi;
@@ -223,7 +223,7 @@ end:
 		:: else -> break
 		od;
 		n = 0;
-		if /* the settlement */
+		if /* the settlement may be lost */
 		:: rows & 1 -> waiting = waiting | 1
 		:: true
 		fi;
@@ -231,9 +231,9 @@ end:
 		:: rows & 2 -> waiting = waiting | 2
 		:: true
 		fi;
-		/* The tokens in the hands of workers are lost, too. */
+		/* The tokens that workers may still send under are lost, too. */
 		lost = lost | hand[0] | hand[1];
-		/* The next cut notices, and marks all events as unverified. */
+		/* The next cut notices the failover, and marks all events as unverified. */
 #ifndef MUTANT_TRUST_A_FAILOVER
 		unverified = waiting;
 		batch[0].attempted = (batch[0].members != 0); batch[1].attempted = (batch[1].members != 0);
@@ -253,7 +253,7 @@ end:
 		:: insert[me].carried & POISON -> endInsert(me, refused)
 		:: else -> insert[me].state = running
 		fi }
-	:: atomic { insert[me].state == travelling && faults -> faults--; endInsert(me, failed) } /* it never arrives */
+	:: atomic { insert[me].state == travelling && faults -> faults--; endInsert(me, failed) } /* the insert never arrives */
 	:: atomic { insert[me].state == running && insert[me].placing == NOBODY && insert[me].todo ->
 		k = (insert[me].todo & 1 -> 0 : 1);
 		insert[me].todo = insert[me].todo & ~BIT(k);
@@ -271,7 +271,7 @@ end:
 		if
 		:: endInsert(me, accepted)
 		:: faults -> faults--; endInsert(me, failed) /* a view fails after the rows are stored */
-		:: faults && (rows & insert[me].carried) -> faults--; endInsert(me, refused) /* or the view refuses them */
+		:: faults && (rows & insert[me].carried) -> faults--; endInsert(me, refused) /* a view refuses the rows after they are stored */
 		fi }
 	:: atomic { insert[me].state == running && (insert[me].placing != NOBODY || insert[me].todo) && faults ->
 		faults--; endInsert(me, failed) } /* a disk fails, or the rest of the request is lost */
@@ -289,11 +289,11 @@ inline idle() {
 	:: OURS -> batch[b].holder = NOBODY
 	:: else
 	fi;
-	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; hand[me] = 0; answer[me] = none;
+	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; hand[me] = 0; response[me] = none;
 	tidy()
 }
 
-/* MAY_DIE is a crash point: another worker replaces this one. */
+/* MAY_DIE is a point at which the worker may die. Another worker replaces it. */
 #define MAY_DIE if :: true :: atomic { faults -> faults--; detach(me); idle() } -> goto ready fi
 
 inline send() {
@@ -308,8 +308,8 @@ inline send() {
 	k = 0
 }
 
-/* AWAIT_ANSWER waits for the answer, or gives up. */
-#define AWAIT_ANSWER if :: atomic { answer[me] != none -> skip } :: atomic { answer[me] == none && faults -> faults--; detach(me); answer[me] = failed } fi
+/* AWAIT_RESPONSE waits for the response, or gives up. */
+#define AWAIT_RESPONSE if :: atomic { response[me] != none -> skip } :: atomic { response[me] == none && faults -> faults--; detach(me); response[me] = failed } fi
 
 #ifdef MUTANT_CHECK_WITHOUT_WAITING
 #define NONE_IN_FLIGHT true
@@ -337,7 +337,7 @@ active [WORKERS] proctype Worker() {
 ready:
 end:
 	do
-	/* Cut: all events that are not in a batch, or some if the batch is full. */
+	/* Cut: put the events without a batch into a new batch. A full batch takes some. */
 	:: atomic { UNCUT && (batch[0].members == 0 || batch[1].members == 0) ->
 		if
 		:: members = UNCUT
@@ -391,7 +391,7 @@ end:
 flush:
 	atomic { send() };
 	MAY_DIE;
-	AWAIT_ANSWER;
+	AWAIT_RESPONSE;
 #ifdef MUTANT_MARK_AFTER_THE_SEND
 	MAY_DIE;
 	atomic {
@@ -402,8 +402,8 @@ flush:
 #endif
 	MAY_DIE;
 	if
-	:: atomic { answer[me] == accepted -> answer[me] = none; goto settle }
-	:: atomic { answer[me] == failed ->
+	:: atomic { response[me] == accepted -> response[me] = none; goto settle }
+	:: atomic { response[me] == failed ->
 #ifdef MUTANT_CUT_ANEW
 		if
 		:: OURS -> erase(b)
@@ -411,7 +411,7 @@ flush:
 		fi;
 #endif
 		idle(); goto ready }
-	:: atomic { answer[me] == refused -> answer[me] = none; cause = true;
+	:: atomic { response[me] == refused -> response[me] = none; cause = true;
 #ifdef MUTANT_SPLIT_WITHOUT_CHECKING
 		goto split
 #else
@@ -451,12 +451,12 @@ reinsert: /* the same rows under the same token */
 #endif
 	atomic { send() };
 	MAY_DIE;
-	AWAIT_ANSWER;
+	AWAIT_RESPONSE;
 	MAY_DIE;
 	if
-	:: atomic { answer[me] == accepted -> answer[me] = none }
-	:: atomic { answer[me] == failed -> idle(); goto ready }
-	:: atomic { answer[me] == refused -> answer[me] = none; cause = true; goto resolve }
+	:: atomic { response[me] == accepted -> response[me] = none }
+	:: atomic { response[me] == failed -> idle(); goto ready }
+	:: atomic { response[me] == refused -> response[me] = none; cause = true; goto resolve }
 	fi;
 #ifdef MUTANT_SETTLE_A_RESEND
 	goto settle;
@@ -499,7 +499,7 @@ settle:
 	idle() };
 	goto ready;
 
-shrink: /* settle the events that are present; the rest keeps the batch and its token */
+shrink: /* settle the events that are present; the others keep the batch and its token */
 	atomic {
 	if
 	:: OURS ->
@@ -532,7 +532,7 @@ split:
 	goto ready
 }
 
-/* When no step is left, every event has arrived or is a dead letter. */
+/* When no step is possible, every event has arrived or is a dead letter. */
 active proctype Verdict() {
 	timeout ->
 	assert(!uncommitted && !waiting && !IN_BATCHES);

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Puts the model checker Spin at the path $1, unless the file exists. It links an
-# installed Spin, or unpacks the one of Debian's package without installing it.
+# Puts the model checker Spin at the path $1, unless the file exists. If Spin is
+# installed, $1 becomes a link to it. Otherwise the script unpacks Debian's package,
+# without installing it.
 set -eu
 [ ! -x "$1" ] || exit 0
 mkdir -p "$(dirname "$1")"
@@ -15,7 +16,7 @@ missing() {
 command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || missing
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-# Package lists in a temporary folder need no root and no earlier update.
+# With package lists in a temporary folder, apt-get needs no root and no earlier update.
 mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
 apt() {
     (cd "$dir" && apt-get -qq -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir/cache" -o APT::Sandbox::User="$(id -un)" "$@" >"$dir/log" 2>&1)

@@ -1,5 +1,5 @@
 // Package model_test runs a model checker over the delivery protocol. The checker
-// tries every order of steps.
+// visits every order of steps.
 package model_test
 
 import (
@@ -28,7 +28,7 @@ func TestModel(t *testing.T) {
 var model string
 
 // bounds are the bounds of a run: the number of faults, the number of PostgreSQL's
-// failovers, and the events that ClickHouse refuses, one bit each.
+// failovers, and a bit mask of the events that ClickHouse refuses.
 type bounds struct{ faults, failovers, poison int }
 
 func (b bounds) String() string {
@@ -92,7 +92,7 @@ func check(ctx context.Context, b bounds, optimization string, definitions ...st
 	return run(filepath.Join(dir, "pan"), "-m100000")
 }
 
-// mutants are variants of the model. Each lacks one safeguard of the protocol.
+// mutants are variants of the model. Each mutant lacks one safeguard of the protocol.
 var mutants = []struct {
 	name   string
 	bounds bounds

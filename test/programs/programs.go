@@ -29,8 +29,8 @@ import (
 // Patience limits the start and the end of a program.
 const Patience = time.Minute
 
-// Race returns the flag of go build for the race detector if the suite itself
-// has it.
+// Race returns go build's flag for the race detector, if the suite itself runs with
+// the race detector.
 func Race() string {
 	info, ok := debug.ReadBuildInfo()
 	race := ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -48,8 +48,8 @@ func Build(flags ...string) func(ctx context.Context) string {
 		DeferCleanup(os.RemoveAll, dir)
 		args := append([]string{"build", "-buildvcs=false", "-o", dir}, flags...)
 		cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/api", "./cmd/relay")...) //nolint:gosec // our own folder and flags
-		// The build runs in the product's module, with the versions that are
-		// shipped.
+		// The build runs in the product's module, so the programs have the versions of
+		// the dependencies that users get.
 		cmd.Dir, err = testengines.Repository()
 		Expect(err).NotTo(HaveOccurred())
 		output, err := cmd.CombinedOutput()
@@ -58,8 +58,8 @@ func Build(flags ...string) func(ctx context.Context) string {
 	}
 }
 
-// Process is a running program. It is stopped at the end of the spec, and must
-// exit with 0 unless the spec checks its end.
+// Process is a running program. It is stopped at the end of the spec. It must then exit
+// with 0, unless the spec has checked the program's end.
 type Process struct {
 	*gexec.Session
 
@@ -94,7 +94,7 @@ func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *
 	return p
 }
 
-// Serve runs a program that keeps running. It listens on free ports.
+// Serve runs a program that keeps running. The program listens on free ports.
 func Serve(dir, program string, env ...string) *Process {
 	GinkgoHelper()
 	return Run(dir, program, nil, append([]string{"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
@@ -135,8 +135,8 @@ func (p *Process) Kill() {
 	Eventually(p.Session, Patience).Should(gexec.Exit())
 }
 
-// Log returns the log records so far. A record that was logged before an answer
-// may arrive after it.
+// Log returns the log records so far. A record that was logged before a response may
+// appear here after the response.
 func (p *Process) Log() []map[string]any {
 	GinkgoHelper()
 	var records []map[string]any
@@ -205,8 +205,8 @@ func (p *Process) Ready() (int, error) {
 	return response.StatusCode, nil
 }
 
-// Metric returns the value of a sample of /metrics. The argument is its name
-// with its labels, as shown.
+// Metric returns the value of a sample of /metrics. The argument is the sample's name
+// with its labels, as /metrics shows them.
 func (p *Process) Metric(sample string) (float64, error) {
 	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // a local program
 	if err != nil {

@@ -49,9 +49,9 @@ func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System
 	}
 }
 
-// ClickHouseDSN returns the DSN for the protocol, native or http, with
-// compression as over a network. Without this setting nothing is compressed
-// within a machine.
+// ClickHouseDSN returns the DSN for the protocol, native or http. It enables the
+// compression that a relay uses over a network. Within a machine the default is no
+// compression.
 func (s *System) ClickHouseDSN(protocol string) string {
 	dsn := s.ClickHouse.Native
 	if protocol == "http" {
@@ -113,7 +113,7 @@ func (s *System) PublishIn(ctx context.Context, tx *sqlx.Tx, events ...outbox.Ev
 	return s.publisher.Publish(ctx, tx, events...)
 }
 
-// Event returns an event with default values, changed by the options.
+// Event returns an event with default values. The options change them.
 func Event(opts ...outbox.Option) outbox.Event {
 	GinkgoHelper()
 	e, err := outbox.NewEvent(map[string]int{"n": 1}, append([]outbox.Option{outbox.WithType("thing_happened")}, opts...)...)
@@ -162,8 +162,8 @@ func (s *System) AwaitEmpty(ctx context.Context) {
 	}).WithTimeout(Patience).WithPolling(Polling).Should(Succeed())
 }
 
-// ExpectDelivered waits until the outbox is empty. It expects n events in
-// ClickHouse, each once, and no dead letter.
+// ExpectDelivered waits until the outbox is empty. It expects n events in ClickHouse,
+// each event once, and no dead letter.
 func (s *System) ExpectDelivered(ctx context.Context, n int) {
 	GinkgoHelper()
 	s.AwaitEmpty(ctx)
@@ -216,7 +216,7 @@ func Post(ctx context.Context, url string, body any, headers ...string) (Respons
 	return a, nil
 }
 
-// NewUser is the body of a request.
+// NewUser is the body of a request that creates a user.
 type NewUser struct {
 	Email     string `json:"email"`
 	FirstName string `json:"first_name,omitempty"`
