@@ -21,7 +21,7 @@ func main() {
 	}
 }
 
-// run creates a user and publishes events. It expects answers of the types in the
+// run creates a user and publishes events. It expects responses of the types in the
 // document.
 func run(ctx context.Context, url string) error {
 	client, err := diehard.NewClientWithResponses(url)

@@ -11,10 +11,9 @@ import (
 	"time"
 )
 
-// Chromium returns the path of a Chromium browser: the one that
-// DIEHARD_CHROMIUM names, an installed one, or the pinned one, which is
-// downloaded first if necessary. The pinned browser is headless and exists only
-// for Linux on x64.
+// Chromium returns the path of a Chromium browser: the browser that DIEHARD_CHROMIUM
+// names, an installed browser, or the pinned browser. It downloads the pinned browser if
+// the cache lacks it. The pinned browser is headless and exists only for Linux on x64.
 //
 // The devstack program does the work, because unpacking the browser takes
 // minutes in a process built with the race detector.

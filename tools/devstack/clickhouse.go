@@ -22,14 +22,14 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/supervisor"
 )
 
-// ClickHouseOptions describes a server. The zero value is a server on free
-// ports whose data are removed when it stops.
+// ClickHouseOptions describes a server. The zero value is a server on free ports. Its
+// data are removed when it stops.
 type ClickHouseOptions struct {
 	DataDir              string    // created if missing; "" is a temporary folder that Stop removes
 	HTTPPort, NativePort int       // on 127.0.0.1; 0 picks a free port
 	User, Password       string    // the credentials of clients; "" is the user default without a password
 	Env                  []string  // additional environment variables of the server, NAME=VALUE
-	Log                  io.Writer // receives the server's log; if nil, only the last lines are kept, for the error of a failed start
+	Log                  io.Writer // receives the server's log; if nil, the last lines are kept for the error of a failed start
 }
 
 // ClickHouse is the ClickHouse engine in its own process. It serves
@@ -98,7 +98,7 @@ func (c *ClickHouse) start(ctx context.Context) error {
 	}
 	for _, addr := range []*string{&c.ready.HTTPAddr, &c.ready.NativeAddr} {
 		if !reservesPorts || *addr != address(0) {
-			continue // the server picks one
+			continue // the server picks a free port
 		}
 		port, err := c.reserve(ctx)
 		if err != nil {
@@ -170,8 +170,8 @@ func (f *firstLine) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ClickHouseLibrary returns the path of the engine and downloads it first if
-// necessary. It reports a download to progress.
+// ClickHouseLibrary returns the path of the engine. It downloads the engine if the cache
+// lacks it, and reports the download to progress.
 func ClickHouseLibrary(ctx context.Context, progress io.Writer) (string, error) {
 	if path := os.Getenv(engines.ClickHouseLibEnv); path != "" {
 		if _, err := os.Stat(path); err != nil { //nolint:gosec // the developer's own choice

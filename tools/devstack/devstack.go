@@ -75,8 +75,8 @@ func build() (string, error) {
 	return path, nil
 }
 
-// portTries limits the attempts with another free port, after another process
-// took the one before.
+// portTries limits the number of free ports that are tried. Another process may take a
+// free port before the server listens.
 const portTries = 10
 
 // The signals that end a process, from the gentlest to the hardest. The names

@@ -12,8 +12,8 @@ import (
 const reservesPorts = true
 
 // reservePort returns a port that the system assigns to no other process until
-// release is called. A bound socket that does not listen holds the port. A
-// server that sets SO_REUSEADDR, as both engines do, can listen on it, also
+// release is called. A bound socket that does not listen holds the port. A server that
+// sets SO_REUSEADDR, as both engines do, can listen on this port, even when it restarts
 // after a kill.
 func reservePort(context.Context) (port int, release func(), err error) {
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

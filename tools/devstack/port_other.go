@@ -13,9 +13,9 @@ import (
 // processes.
 const reservesPorts = false
 
-// reservePort returns a port that is free at this moment. Only Linux can
-// reserve one. Here another process may take it before the server starts, or
-// while the server is down.
+// reservePort returns a port that is free at this moment. Only Linux can reserve a port.
+// On other systems another process may take the port before the server starts, or while
+// the server is down.
 func reservePort(ctx context.Context) (port int, release func(), err error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(loopback, "0"))
 	if err != nil {

@@ -32,20 +32,20 @@ const (
 
 	readyPoll = 20 * time.Millisecond
 
-	// crashPatience limits the wait for processes of a crashed server. Until
-	// they end they hold its shared memory, and the next server cannot start.
+	// crashPatience limits the wait for processes of a crashed server. These processes
+	// hold shared memory. The next server cannot start before they have ended.
 	crashPatience = 15 * time.Second
 )
 
-// PostgresOptions describes a server. The zero value is a fast server for tests
-// on a free port, whose data are removed when it stops.
+// PostgresOptions describes a server. The zero value is a fast server for tests on a free
+// port. Its data are removed when it stops.
 type PostgresOptions struct {
 	DataDir  string            // created if missing; "" is a temporary folder that Stop removes
 	Port     int               // on 127.0.0.1; 0 picks a free port
-	Durable  bool              // keeps committed data also if the machine crashes; false is faster and survives only a crash of the server
+	Durable  bool              // keeps committed data even if the machine crashes; if false, the server is faster, and its data survive only a crash of the server
 	Settings map[string]string // additional settings, by their names in postgresql.conf
 	Env      []string          // additional environment variables of the server, NAME=VALUE
-	Log      io.Writer         // receives the server's log; if nil, only the last lines are kept, for the error of a failed start
+	Log      io.Writer         // receives the server's log; if nil, the last lines are kept for the error of a failed start
 }
 
 // Postgres is a private PostgreSQL server. Its methods are safe for concurrent
@@ -155,13 +155,13 @@ func (p *Postgres) open(ctx context.Context) error {
 	return nil
 }
 
-// passwordFile is the file in the data folder that holds the password of the
-// user diehard. Each folder has its own password. Other users of the machine
-// cannot connect, and we cannot mistake another server for ours.
+// passwordFile is the file in the data folder that holds the password of the user
+// diehard. Each folder has its own password. So other users of the machine cannot connect,
+// and a program cannot mistake another server for this server.
 const passwordFile = "diehard.password"
 
-// initialize creates the data folder in one step. An interrupted initialization
-// starts again the next time.
+// initialize creates the data folder in one step. If it was interrupted, the next call
+// starts from the beginning.
 func (p *Postgres) initialize(ctx context.Context) error {
 	staging := p.dataDir + ".init"
 	if err := os.RemoveAll(staging); err != nil {
@@ -286,8 +286,8 @@ func (p *Postgres) orphanSignal() syscall.Signal {
 }
 
 func (p *Postgres) waitReady(ctx context.Context) error {
-	// Our server may have failed because another program uses its port. That
-	// program may accept the connection and never answer.
+	// The server may have failed because another program uses its port. That program
+	// may accept the connection and never respond.
 	connector, err := pq.NewConnector(p.DSN("postgres") + "&connect_timeout=2")
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -316,7 +316,7 @@ func (p *Postgres) waitReady(ctx context.Context) error {
 
 var lockOwner = regexp.MustCompile(`Is another \w+ \(PID (\d+)\) running`)
 
-// diagnose returns the reason from the log why the server did not start.
+// diagnose finds the reason of a failed start in the log and returns it.
 func (p *Postgres) diagnose() error {
 	log := p.log.String()
 	switch {
@@ -408,9 +408,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// postgresEnv returns this process's environment without the variables that
-// would configure a server or translate its messages. The function diagnose
-// needs the messages in English.
+// postgresEnv returns this process's environment without the variables that configure a
+// server or translate its messages. The function diagnose needs English messages.
 func postgresEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "LC_") ||

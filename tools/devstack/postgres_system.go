@@ -44,8 +44,8 @@ func postgresVersion(ctx context.Context, bin string) (int, error) {
 	return strconv.Atoi(string(number[1])) //nolint:wrapcheck // digits only
 }
 
-// serverUser returns the user that the server of a data folder runs as. If nil,
-// the server runs as the caller. PostgreSQL refuses to run as root.
+// serverUser returns the user that the server of a data folder runs as. If the user is
+// nil, the server runs as the caller. PostgreSQL refuses to run as root.
 func serverUser(dataDir string) (*supervisor.User, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil //nolint:nilnil // documented
@@ -71,8 +71,8 @@ func serverUser(dataDir string) (*supervisor.User, error) {
 
 // dataArg returns the data folder as the server's argument. The data folder is
 // also the server's working directory. Another user may not be able to pass
-// through the folders above it, for example through root's home. On Linux,
-// /proc has a name for the working directory that works without them.
+// through the folders above it, for example through root's home. On Linux, a path in
+// /proc names the working directory and does not need the folders above it.
 func (p *Postgres) dataArg(dir string) string {
 	if p.user != nil && runtime.GOOS == "linux" {
 		return "/proc/self/cwd"

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// stopPatience limits a clean stop of a server. After it the server is
+	// stopPatience limits the time of a clean stop. After this time the server is
 	// killed.
 	stopPatience = 30 * time.Second
 	killPatience = 5 * time.Second
@@ -37,8 +37,8 @@ type server struct {
 	current *supervisor.Process
 }
 
-// Done returns a channel that is closed when the server's process has ended.
-// Each Start makes a new one.
+// Done returns a channel that is closed when the server's process has ended. Each Start
+// makes a new channel.
 func (s *server) Done() <-chan struct{} {
 	return s.process().Done()
 }
@@ -63,8 +63,8 @@ func (s *server) process() *supervisor.Process {
 	return s.current
 }
 
-// prepare prepares for run. It reports whether this is the first start of the
-// server, or the first after a stop. The caller holds life.
+// prepare prepares the server for run. It reports whether this is the first start of the
+// server, or the first start after a stop. The caller holds life.
 func (s *server) prepare(name string) (first bool, err error) {
 	if s.running() {
 		return false, errors.New("the server is already running")
@@ -92,8 +92,8 @@ func (s *server) prepare(name string) (first bool, err error) {
 	return true, nil
 }
 
-// reserve returns a free port, which stays reserved until the server is
-// stopped, even while it is down. The caller holds life.
+// reserve returns a free port. The port stays reserved until the server is stopped, even
+// while the server is down. The caller holds life.
 func (s *server) reserve(ctx context.Context) (port int, err error) {
 	port, release, err := reservePort(ctx)
 	if err != nil {

@@ -2,12 +2,12 @@
 // "N passed, N failed". It exits with 0 only if at least one spec ran and none
 // failed.
 //
-// A failed suite without a failed spec, for example an empty one or one that
-// timed out, counts as one failure. A run that failed for a reason outside the
-// report, such as a compile error, counts as one failure too.
+// A failed suite without a failed spec, for example an empty suite or a timeout, counts
+// as one failure. A run that failed for a reason outside the report, such as a compile
+// error, counts as one failure too.
 //
-// With -left-out it prints only the reasons for skipped specs, one per line,
-// and does not judge the run.
+// With -left-out it prints only the reasons for skipped specs, one reason per line. It
+// then exits with 0 even if specs failed.
 package main
 
 import (

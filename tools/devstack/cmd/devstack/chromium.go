@@ -14,9 +14,9 @@ import (
 func chromiumCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "chromium",
-		Short: "Print the path of a Chromium browser, and download it if none is installed",
-		Long: "Print the path of a Chromium browser: the one that " + engines.ChromiumEnv + " names, an installed one, or\n" +
-			"a headless one, which is downloaded into the cache (Linux on x64 only).",
+		Short: "Print the path of a Chromium browser, and download the browser if none is installed",
+		Long: "Print the path of a Chromium browser: the browser that " + engines.ChromiumEnv + " names, an\n" +
+			"installed browser, or a headless browser that is downloaded into the cache (Linux on x64 only).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path, err := engines.Chromium(cmd.Context(), engines.Options{Progress: os.Stderr})

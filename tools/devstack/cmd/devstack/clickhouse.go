@@ -13,7 +13,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chserver"
 )
 
-// engineCommand serves the engine in this process. Package devstack runs it.
+// engineCommand serves the engine in this process. Package devstack runs this command.
 func engineCommand() *cobra.Command {
 	o := chserver.Options{}
 	cmd := &cobra.Command{

@@ -34,8 +34,8 @@ func main() {
 	}
 }
 
-// superviseCommand supervises a server. Package devstack runs it between itself
-// and the server.
+// superviseCommand supervises a server. Package devstack runs this command between
+// itself and the server.
 func superviseCommand() *cobra.Command {
 	var temporary bool
 	cmd := &cobra.Command{

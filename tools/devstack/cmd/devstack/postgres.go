@@ -34,7 +34,7 @@ func postgresCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.DataDir, "data-dir", "", "data folder, created if missing (default: a temporary folder, removed at the end)")
 	flags.IntVar(&o.Port, "port", 0, "port on 127.0.0.1 (default: a free port)")
-	flags.BoolVar(&o.Durable, "durable", false, "keep committed data also if the machine crashes (slower)")
+	flags.BoolVar(&o.Durable, "durable", false, "keep committed data even if the machine crashes (slower)")
 	flags.StringToStringVar(&o.Settings, "setting", nil, "additional server setting, NAME=VALUE; may be repeated")
 	flags.BoolVar(&attached, "attached", false, attachedUsage)
 	return cmd

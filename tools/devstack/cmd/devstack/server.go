@@ -17,7 +17,7 @@ const (
 	attachedUsage = "stop when standard input is closed, which happens when the calling program ends, even after a crash"
 )
 
-// server is the part of both engines that the commands need.
+// server has the methods of both engines that the commands need.
 type server interface {
 	Done() <-chan struct{}
 	Kill() error
@@ -44,8 +44,8 @@ func runServer(ctx context.Context, crashed <-chan struct{}, s server, addresses
 
 var errServerEnded = errors.New("the server ended unexpectedly")
 
-// whileWanted returns a context that ends when the server is to be stopped, and
-// a channel that is closed when the server is to be killed like in a crash.
+// whileWanted returns a context that ends when the server must stop, and a channel that
+// is closed when the server must be killed like in a crash.
 func whileWanted(ctx context.Context, attached bool) (wanted context.Context, crashed <-chan struct{}, stop func()) {
 	wanted, cancel := context.WithCancel(ctx)
 	if attached {

@@ -23,8 +23,8 @@ func upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run PostgreSQL, ClickHouse, the API and the relay until Ctrl-C",
 		Long: "Run PostgreSQL, ClickHouse, the API and the relay until Ctrl-C. The data stay.\n\n" +
-			"The API and the relay inherit the DIEHARD_ variables of the environment. A variable can set\n" +
-			"each flag too: " + stack.Variable("--postgres-port") + " sets --postgres-port.",
+			"The API and the relay inherit the DIEHARD_ variables of the environment. An environment\n" +
+			"variable can set each flag too: " + stack.Variable("--postgres-port") + " sets --postgres-port.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := completeStackFlags(cmd.Context(), cmd.Flags()); err != nil {
@@ -53,8 +53,8 @@ func up(ctx context.Context, o stack.Options) error {
 	return err
 }
 
-// secondSignal returns a channel that is closed when another signal arrives
-// after the one that ended ctx.
+// secondSignal returns a channel that is closed when a second signal arrives, after the
+// signal that ended ctx.
 func secondSignal(ctx context.Context) <-chan struct{} {
 	hurry := make(chan struct{})
 	context.AfterFunc(ctx, func() {

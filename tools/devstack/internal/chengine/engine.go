@@ -55,7 +55,7 @@ func Open(library, dataDir string) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Go turns SIGSEGV into a panic; ClickHouse's handlers would end the process.
+	// Go turns SIGSEGV into a panic. ClickHouse's handlers would end the process instead.
 	lib.setSignalHandlersEnabled(0)
 
 	e := &Engine{lib: lib, dataDir: dataDir}
@@ -68,9 +68,8 @@ func Open(library, dataDir string) (*Engine, error) {
 	return e, nil
 }
 
-// config sets how long the engine keeps merged parts, to the value of
-// clickhouse-server. By default libchdb deletes them at once, although it does
-// not sync the new part to disk.
+// config makes the engine keep merged parts as long as clickhouse-server does. By
+// default libchdb deletes them at once, although it does not sync the new part to disk.
 const config = `<clickhouse>
     <merge_tree>
         <old_parts_lifetime>480</old_parts_lifetime>
@@ -136,8 +135,8 @@ func (e *Engine) connect() (*Session, error) {
 	return &Session{engine: e, id: id, connection: connection}, nil
 }
 
-// kill cancels the statement of the session with this id. It does not wait for
-// the end, because KILL QUERY with SYNC can hang.
+// kill cancels the statement of the session with this id. It does not wait for the end
+// of the statement, because KILL QUERY with SYNC can hang.
 func (e *Engine) kill(id string) error {
 	session, err := e.connect()
 	if err != nil {

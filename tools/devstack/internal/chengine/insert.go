@@ -54,8 +54,8 @@ func (i *Insert) Commit() (Stats, error) {
 	return engine.resultStats(result), nil
 }
 
-// Cancel ends the INSERT. Data that are not yet in the table are dropped. That
-// is all data, unless they exceed one block of the table.
+// Cancel ends the INSERT and drops the data that are not yet in the table. If the data
+// fit into one block of the table, all of them are dropped.
 func (i *Insert) Cancel() {
 	i.end()
 }

@@ -7,9 +7,9 @@ import (
 	"unsafe"
 )
 
-// blockFormats lists formats whose blocks can be written one after another. In
-// other formats libchdb would write a start and an end for each block, so these
-// are read as a whole.
+// blockFormats lists formats whose blocks can be written one after another. In other
+// formats libchdb would write a start and an end for each block. Therefore a result in
+// another format is read in one piece.
 var blockFormats = []string{"Native", "RowBinary", "TabSeparated", "TSV"}
 
 // Result is the output of a statement, in its format, piece by piece.

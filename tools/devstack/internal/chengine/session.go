@@ -6,9 +6,10 @@ import (
 	"unsafe"
 )
 
-// sessionSetting is the setting that holds a session's id, so that KILL QUERY
-// finds its statement. libchdb chooses query ids and does not return them. The
-// setting labels entries of the query cache, which libchdb does not have.
+// sessionSetting is the setting that holds a session's id, so that KILL QUERY finds the
+// session's statement. libchdb chooses query ids and does not return them. The setting
+// has no other effect: it labels entries of the query cache, and libchdb has no such
+// cache.
 const sessionSetting = "query_cache_tag"
 
 // killInterval is the pause between attempts to kill a canceled statement. The

@@ -21,7 +21,7 @@ func newCredentials(user, password string) credentials {
 	return credentials{user: user, password: password}
 }
 
-// check compares the credentials with those of a client.
+// check compares the credentials with the credentials of a client.
 func (c credentials) check(user, password string) error {
 	if user == "" {
 		user = defaultUser

@@ -35,7 +35,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Expect(err).NotTo(HaveOccurred())
 		return n
 	}
-	// slow is a query that runs until it is canceled, or for minutes.
+	// slow returns a query that runs for minutes unless it is canceled.
 	slow := func(mark string) string {
 		return "SELECT sum(sleepEachRow(0.1)) FROM numbers(3000) WHERE '" + mark + "' != '' SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0"
 	}
@@ -57,7 +57,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Eventually(ctx, running).WithArguments(ctx, mark).WithTimeout(patience).Should(BeZero())
 	})
 
-	It("get errors with ClickHouse's codes, and continue after one", func(ctx SpecContext) {
+	It("get errors with ClickHouse's codes, and can continue after an error", func(ctx SpecContext) {
 		conn := open(options(protocol))
 		for range 2 {
 			exception, ok := errors.AsType[*clickhouse.Exception](conn.Exec(ctx, "SELECT * FROM no_such_table"))
@@ -100,7 +100,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		Expect(err.Error()).NotTo(ContainSubstring("guess"))
 	})
 
-	It("may disconnect during an insert, which then leaves no rows", func(ctx SpecContext) {
+	It("leave no rows when they disconnect during an insert", func(ctx SpecContext) {
 		table := newTable(ctx)
 		batch, err := open(options(protocol)).PrepareBatch(ctx, "INSERT INTO "+table)
 		Expect(err).NotTo(HaveOccurred())
@@ -130,7 +130,7 @@ var _ = Describe("The native protocol", func() {
 		Expect(other.Exec(ctx, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
 	})
 
-	It("applies settings to one INSERT, whose own settings take precedence", func(ctx SpecContext) {
+	It("applies settings to one INSERT, but the settings in the INSERT take precedence", func(ctx SpecContext) {
 		table := newName("tokens")
 		query(ctx, "CREATE TABLE "+table+" (n UInt64, s String) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100")
 		conn := openSession(clickhouse.Native)
@@ -194,7 +194,7 @@ var _ = Describe("The native protocol", func() {
 		Expect(columns()).To(Equal([]string{"c UInt8"}))
 	})
 
-	It("tells a browser which port to use", func(ctx SpecContext) {
+	It("reports the right port to a browser", func(ctx SpecContext) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+server.NativeAddr(), http.NoBody)
 		Expect(err).NotTo(HaveOccurred())
 		response, err := http.DefaultClient.Do(request)

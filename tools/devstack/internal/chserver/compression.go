@@ -125,7 +125,7 @@ func newZstdReader(body io.Reader) (io.Reader, error) {
 }
 
 // encodeContent starts the first supported HTTP content encoding of a client's
-// list. It returns "" and nil if it supports none of them.
+// list. It returns "" and nil if the list has no supported encoding.
 func encodeContent(accepted string, body io.Writer) (string, io.WriteCloser, error) {
 	for name := range strings.SplitSeq(accepted, ",") {
 		name, quality, _ := strings.Cut(strings.ToLower(strings.TrimSpace(name)), ";")

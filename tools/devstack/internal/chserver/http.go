@@ -124,7 +124,7 @@ func isTrue(value string) bool {
 	return value == "1" || value == "true"
 }
 
-// answer runs the request's query in its own session.
+// answer runs the request's query in a session of its own.
 func (s *Server) answer(r *http.Request, q *request, response *response) error {
 	session, err := s.engine.NewSession()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/chengine"
 )
 
-// response answers one HTTP request. It sends its headers with the first byte,
-// so that an earlier error can still set the status.
+// response is the response to one HTTP request. It sends the headers with the first byte
+// of the body, so that an error before that byte can still set the status.
 type response struct {
 	writer  http.ResponseWriter
 	request *http.Request
@@ -60,7 +60,7 @@ func (r *response) end(v version, err error) {
 	exception := asException(err)
 	text := fmt.Sprintf("%v (version %s)\n", exception, v.text)
 	if r.out == nil {
-		// A client may read the answer only after it has sent the whole body.
+		// A client may read the response only after it has sent the whole body.
 		_, _ = io.Copy(io.Discard, r.request.Body)
 		r.format = ""
 		r.writer.Header().Set("X-ClickHouse-Exception-Code", strconv.Itoa(int(exception.Code)))

@@ -80,7 +80,7 @@ func newTable(ctx context.Context) string {
 }
 
 var _ = Describe("The HTTP interface", func() {
-	It("answers health checks without credentials", func(ctx SpecContext) {
+	It("responds to health checks without credentials", func(ctx SpecContext) {
 		for _, path := range []string{"/ping", "/", "/replicas_status"} {
 			a := call{method: http.MethodGet, path: path, anonymous: true}.do(ctx)
 			Expect(a.status).To(Equal(http.StatusOK), path)
@@ -151,7 +151,7 @@ var _ = Describe("The HTTP interface", func() {
 		Expect(query(ctx, "SELECT count() FROM "+table)).To(Equal("2\n"))
 	})
 
-	DescribeTable("answers in the requested format",
+	DescribeTable("responds in the requested format",
 		func(ctx SpecContext, c call, contentType string) {
 			c.body += "SELECT 1 AS one" + c.parameters["after"]
 			c.parameters = maps.Clone(c.parameters)
@@ -201,7 +201,7 @@ var _ = Describe("The HTTP interface", func() {
 			}, "", "zstd"),
 		)
 
-		It("of an answer", func(ctx SpecContext) {
+		It("of a response", func(ctx SpecContext) {
 			a := call{body: "SELECT number FROM numbers(3)", parameters: map[string]string{"compress": "1"}}.do(ctx)
 			frames := make([]byte, len("0\n1\n2\n"))
 			_, err := io.ReadFull(compress.NewReader(strings.NewReader(a.body)), frames)

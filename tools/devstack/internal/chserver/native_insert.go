@@ -48,9 +48,9 @@ func (q *nativeQuery) insert(ctx context.Context, query chengine.Statement, pars
 	return nil
 }
 
-// insertBlocks passes blocks to the engine until an empty block ends the data.
-// It returns an error of the engine as refused and reads on, because the client
-// reads no answer before it has sent everything.
+// insertBlocks passes blocks to the engine until an empty block ends the data. If the
+// engine fails, insertBlocks returns the engine's error as refused, but still reads all
+// blocks, because the client reads no response before it has sent everything.
 func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error) {
 	write := func(data []byte) {
 		if refused == nil {
@@ -81,17 +81,17 @@ func (q *nativeQuery) insertBlocks(insert *chengine.Insert) (refused, err error)
 	}
 }
 
-// described caches the columns of a selection, together with the count of
-// changes at that time.
+// described caches the columns of a selection. It also holds the server's count of
+// changes at the time when the columns were read.
 type described struct {
 	selection string
 	changes   uint64
 	columns   []blockColumn
 }
 
-// insertColumns returns the columns that an INSERT expects. It caches them:
-// asking the engine takes a fifth of the time of a small INSERT, and a client
-// usually repeats its INSERT.
+// insertColumns returns the columns that an INSERT expects. It caches the columns,
+// because a client usually repeats its INSERT, and asking the engine takes a fifth of the
+// time of a small INSERT.
 func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statement, parsed statement) ([]blockColumn, error) {
 	list := "*"
 	if parsed.columns != "" {

@@ -27,8 +27,8 @@ type nativeQuery struct {
 	header   bool     // whether the result's header was sent
 }
 
-// serveQuery reads a query and answers it. It returns only errors of the
-// connection. It sends errors of the query to the client.
+// serveQuery reads a query and sends its result, or the error of the query, to the
+// client. It returns only errors of the connection.
 func (c *nativeClient) serveQuery(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -71,9 +71,9 @@ type connectionError struct{ cause error }
 func (e *connectionError) Error() string { return e.cause.Error() }
 func (e *connectionError) Unwrap() error { return e.cause }
 
-// readTables reads the blocks before the query: external tables, and an empty
-// block that ends them. It returns an error of the engine as refused, and still
-// reads all blocks.
+// readTables reads the blocks before the query: external tables, and an empty block
+// after the last one. If the engine fails, readTables returns the engine's error as
+// refused, but still reads all blocks.
 func (q *nativeQuery) readTables(ctx context.Context) (refused, err error) {
 	for {
 		reader, head, table, err := q.receiveBlock()

@@ -46,7 +46,8 @@ func createExternalTable(ctx context.Context, session *chengine.Session, name, s
 	})
 }
 
-// ran must be called after each statement.
+// ran must be called after each statement. It counts statements that may have changed a
+// table.
 func (s *Server) ran(parsed statement) {
 	if parsed.verb != "INSERT" && !parsed.returnsRows() {
 		s.changes.Add(1)

@@ -37,7 +37,7 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Server is a running engine that listens. A process can have only one.
+// Server is a running engine that listens. A process can have only one Server.
 type Server struct {
 	engine      *chengine.Engine
 	version     version

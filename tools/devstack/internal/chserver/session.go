@@ -26,8 +26,8 @@ var (
 	nameEscape   = strings.NewReplacer(`\`, `\\`, "`", "\\`")
 )
 
-// setAll applies settings to the session until resetAll. For most statements
-// the engine accepts no settings of their own.
+// setAll applies settings to the session until resetAll. The text of most statements
+// cannot contain settings.
 func setAll(ctx context.Context, session *chengine.Session, settings []setting) error {
 	return set(ctx, session, settings, setting.quoted)
 }

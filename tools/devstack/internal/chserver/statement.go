@@ -19,12 +19,12 @@ type statement struct {
 	// takesData reports whether the statement is an INSERT whose rows the
 	// client sends.
 	takesData bool
-	// dataStart is the position of the data in the text of such an INSERT.
+	// dataStart is the position of these rows in the statement's text.
 	dataStart int
-	// target is its table or table function. columns is its list of columns
-	// with the parentheses, or "".
+	// target is the table or table function of the INSERT. columns is the list of
+	// columns in the INSERT, with the parentheses, or "".
 	target, columns string
-	// settings is the position of its list of settings, or 0.
+	// settings is the position of the INSERT's list of settings, or 0.
 	settings int
 }
 

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// clients is the number of concurrent requests. The API's connection pool
-	// serves this number without a queue.
+	// clients is the number of concurrent requests. The API's connection pool serves
+	// this number of requests without a queue.
 	clients = 16
 	poll    = 100 * time.Millisecond
 	// patience limits the time without progress before the demo gives up.

@@ -11,8 +11,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/terminal"
 )
 
-// progress shows the numbers of created users and of events in ClickHouse. On a
-// terminal it draws bars; otherwise it writes a line for each tenth.
+// progress shows the number of created users and the number of events in ClickHouse. On
+// a terminal it draws bars. Otherwise it writes a line after each tenth.
 type progress struct {
 	bars  *mpb.Progress // nil without a terminal
 	users *mpb.Bar

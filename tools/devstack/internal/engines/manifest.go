@@ -50,8 +50,8 @@ func writeManifest(dir string) error {
 	return os.WriteFile(filepath.Join(dir, manifestName), encoded, 0o644) //nolint:gosec,wrapcheck // not a secret; the error names the file
 }
 
-// checkManifest compares the files with the manifest: by size and time, which
-// takes milliseconds, and by content if the time differs or if all is set.
+// checkManifest compares the files with the manifest. It compares size and time, which
+// takes milliseconds. It compares the content too if the time differs or if all is set.
 func checkManifest(dir string, all bool) error {
 	encoded, err := os.ReadFile(filepath.Join(dir, manifestName))
 	if err != nil {

@@ -22,7 +22,7 @@ var unpackedBytes = map[string]int64{
 	"@sparticuz/chromium":          220_511_613,
 }
 
-// expectedBytes returns the size of all packages, or 0 if the size of one is
+// expectedBytes returns the total size of the packages, or 0 if the size of a package is
 // unknown.
 func expectedBytes(packages map[string]lockPkg) int64 {
 	var sum int64
@@ -40,13 +40,13 @@ func expectedBytes(packages map[string]lockPkg) int64 {
 type download struct {
 	bars *mpb.Progress
 	bar  *mpb.Bar
-	stop func() // ends the lines that are written without a terminal
+	stop func() // stops the lines that are written without a terminal
 	done chan bool
 	gone chan struct{}
 }
 
-// watchDownload shows a progress bar on a terminal. Otherwise it writes a line
-// at the start and one each minute.
+// watchDownload shows a progress bar on a terminal. Otherwise it writes a line at the
+// start and a line every minute.
 func watchDownload(out io.Writer, name, dir string, expected int64) *download {
 	d := &download{stop: func() {}, done: make(chan bool, 1), gone: make(chan struct{})}
 	what := "downloading " + name
@@ -105,7 +105,7 @@ func (d *download) watch(dir string, expected int64) {
 	}
 }
 
-// finish ends the bar, which is full only after a success, or the lines.
+// finish ends the progress output. The bar is full only after a success.
 func (d *download) finish(ok bool) {
 	d.stop()
 	d.done <- ok

@@ -9,7 +9,8 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/filelock"
 )
 
-// publish copies a folder once, readable for every user.
+// publish copies a folder, unless it was copied before, and makes it readable for every
+// user.
 func publish(ctx context.Context, from, to string) (string, error) {
 	if checkManifest(to, false) == nil {
 		return to, nil
@@ -48,8 +49,7 @@ func publish(ctx context.Context, from, to string) (string, error) {
 	return to, nil
 }
 
-// openToAll makes the files readable for every user, whatever the owner's
-// umask.
+// openToAll makes the files readable for every user, independent of the owner's umask.
 func openToAll(dir string) error {
 	for _, up := range []string{filepath.Dir(filepath.Dir(dir)), filepath.Dir(dir)} {
 		if err := os.Chmod(up, 0o755); err != nil { //nolint:gosec // readable for every user

@@ -57,7 +57,7 @@ func (p *prefixer) Write(b []byte) (int, error) {
 func FileLogs(dir string) Logs {
 	files := map[string]io.Writer{}
 	return func(name string) io.Writer {
-		if file := files[name]; file != nil { // of another program that migrates
+		if file := files[name]; file != nil { // both programs migrate, and share this log
 			return file
 		}
 		file, err := os.Create(dir + "/" + name + ".log")

@@ -13,8 +13,8 @@ import (
 // needs.
 func (s *Stack) Panel() string {
 	state := s.state
-	// The address differs each time, because the data stay and addresses are
-	// unique.
+	// The e-mail address differs each time, because addresses are unique and earlier
+	// users stay in the database.
 	unique := strconv.FormatInt(time.Now().Unix(), 36)
 	var b strings.Builder
 	row := func(name, value string) { fmt.Fprintf(&b, "  %-17s %s\n", name, value) }
@@ -33,8 +33,8 @@ func (s *Stack) Panel() string {
 	return b.String()
 }
 
-// ClickHouseURL returns the address of the HTTP interface. It has the database
-// as a parameter; a DSN has it in the path.
+// ClickHouseURL returns the address of the HTTP interface. The database is a parameter
+// of this address; in a DSN it is the path.
 func ClickHouseURL(dsn string) string {
 	u, err := url.Parse(dsn)
 	if err != nil {

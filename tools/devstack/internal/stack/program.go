@@ -28,7 +28,7 @@ type program struct {
 	log        *tail.Buffer
 }
 
-// run runs a program of Diehard and writes its log to the log of that name.
+// run starts a program of Diehard and writes its output to the log with the name.
 func (s *Stack) run(name, binary string, args, env []string) (*program, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package stack runs a complete Diehard on one machine: the databases, the API
-// and the relay.
+// Package stack runs a complete Diehard on one machine. The parts of a stack are the two
+// databases, the API and the relay.
 package stack
 
 import (
@@ -49,7 +49,7 @@ type Options struct {
 	Out  io.Writer // receives progress messages; nil writes nothing
 	Logs Logs      // receive the programs' logs
 
-	// When Hurry is closed, every process that is stopping is killed.
+	// When Hurry is closed, Stop kills the processes instead of waiting for them.
 	Hurry <-chan struct{}
 }
 
@@ -83,7 +83,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	s := &Stack{options: o, ended: make(chan ended, 4)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	// If a part ends while another starts, the start need not be awaited.
+	// If a part ends while another part starts, canceling ctx ends the start.
 	started := make(chan struct{})
 	watching := make(chan struct{})
 	go func() {
@@ -98,7 +98,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	close(started)
 	<-watching
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // the cause of the error
+		err = cause // the first error, which caused err
 	}
 	if err != nil {
 		s.Stop()
@@ -162,8 +162,8 @@ func (s *Stack) checkPrograms() error {
 	return nil
 }
 
-// chooseAddresses picks free ports where the port is 0. It reports all ports
-// that are in use before it starts anything.
+// chooseAddresses replaces port 0 by a free port. It returns an error that names all
+// ports that are in use, before anything is started.
 func (s *Stack) chooseAddresses(ctx context.Context) error {
 	var taken []string
 	check := func(what, setting, address string) string {
@@ -179,8 +179,8 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 		return listener.Addr().String()
 	}
 	o := &s.options
-	// The engines pick and keep free ports themselves. A port picked here could
-	// be taken before they listen.
+	// The engines pick and keep free ports themselves. Another process could take a
+	// port that is picked here before the engine listens.
 	for _, engine := range []struct {
 		what, setting string
 		port          int
@@ -202,8 +202,8 @@ func (s *Stack) chooseAddresses(ctx context.Context) error {
 	return nil
 }
 
-// listen listens on address. It picks a free port below the range that the
-// system assigns from, so that no other process gets it by chance before the
+// listen listens on address. Instead of port 0 it picks a free port below the range from
+// which the system assigns ports. So no other process gets this port by chance before the
 // program listens.
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	var config net.ListenConfig
@@ -289,9 +289,9 @@ func (s *Stack) startClickHouse(ctx context.Context) error {
 	return nil
 }
 
-// clickHousePassword returns the password of this folder. Any client that
-// connects can read and write the host's files through the engine, and a web
-// page can send requests to any local port.
+// clickHousePassword returns the password of this folder. ClickHouse needs a password,
+// because a client can read and write the host's files through the engine, and a web page
+// can send requests to any local port.
 func (s *Stack) clickHousePassword() (string, error) {
 	path := filepath.Join(s.options.Dir, "clickhouse.password")
 	content, err := os.ReadFile(path)
@@ -321,7 +321,7 @@ func (s *Stack) engineLog(name string) (io.Writer, *tail.Buffer, error) {
 
 func (s *Stack) startPrograms(ctx context.Context) error {
 	began := time.Now()
-	// The relay migrates ClickHouse and the outbox, and the API its own tables as well.
+	// The relay migrates ClickHouse and the outbox. The API migrates its own tables.
 	for _, binary := range []string{"relay", "api"} {
 		if err := s.runToEnd(ctx, "migrate", binary, []string{"migrate"}, s.environment("")); err != nil {
 			return err
@@ -380,7 +380,7 @@ func (s *Stack) environment(adminAddr string) []string {
 	return env
 }
 
-// watch reports a part that ends unexpectedly.
+// watch reports if the part ends unexpectedly.
 func (s *Stack) watch(name string, done <-chan struct{}, err func() error, log *tail.Buffer) {
 	go func() {
 		<-done
@@ -392,7 +392,7 @@ func (s *Stack) watch(name string, done <-chan struct{}, err func() error, log *
 	}()
 }
 
-// Err returns an error that names the part and contains the end of its log.
+// Err returns an error with the name of the part and the end of its log.
 func (e ended) Err() error {
 	text := "its log is empty"
 	if len(e.tail) > 0 {
@@ -423,7 +423,7 @@ func (s *Stack) Stop() {
 	for _, p := range slices.Backward(s.programs) {
 		p.stop(s.options.Hurry)
 	}
-	// Stop of a server cannot be hurried, but Kill interrupts it.
+	// A server's Stop cannot be shortened, but Kill ends the server during Stop.
 	var engines sync.WaitGroup
 	finished := make(chan struct{})
 	engines.Go(func() {

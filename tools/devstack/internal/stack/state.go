@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 )
 
-// State is the content of the file by which others find a running stack.
+// State is the content of the file by which other programs find a running stack.
 type State struct {
 	PID               int    `json:"pid"` // of the devstack program
 	APIURL            string `json:"api_url"`
@@ -41,8 +41,8 @@ func ReadState(dir string) (State, error) {
 	return state, nil
 }
 
-// writeState writes the file in one step, so that readers see all of it or
-// none. The file contains passwords.
+// writeState writes the file in one step, so that no reader sees an incomplete file. The
+// file contains passwords.
 func (s *Stack) writeState() error {
 	content, err := json.MarshalIndent(s.state, "", "  ")
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// drain limits the time in which the output of an ended process is read. Its
-// children may hold the pipe open.
+// drain limits the time for which Serve reads the output of an ended process. Children of
+// the process may keep the pipe open.
 const drain = time.Second
 
 // server is the state of the supervisor process.
@@ -107,8 +107,8 @@ func (s *server) start(c Command) error {
 		s.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.User.UID, Gid: c.User.GID}
 	}
 	if c.Dir != "" {
-		// Cmd.Dir would be entered as the other user, who may not be able to
-		// reach it.
+		// Cmd.Dir is not used, because the other user would enter the folder, and may
+		// not be able to reach it.
 		if err := os.Chdir(c.Dir); err != nil {
 			return err //nolint:wrapcheck // the error names the folder
 		}
@@ -161,8 +161,8 @@ func (s *server) end() {
 	s.finish(err)
 }
 
-// reporter sends reports from several goroutines. It ignores errors: they mean
-// that the parent has ended, which the end of stdin reports too.
+// reporter sends reports from several goroutines. It ignores errors, because an error
+// means that the parent has ended. The end of stdin reports this too.
 type reporter struct {
 	mu      sync.Mutex
 	encoder *gob.Encoder

@@ -1,7 +1,7 @@
-// Package supervisor runs processes that end with their parent, even if the
-// parent crashes. Between the two runs the supervisor, a small process that
-// watches a pipe to the parent. See
-// docs/adr/0041-a-supervisor-between-test-and-server.md.
+// Package supervisor runs processes that end with their parent, even if the parent
+// crashes. The supervisor is a small process between the parent and such a process. It
+// watches a pipe to the parent.
+// See docs/adr/0041-a-supervisor-between-test-and-server.md.
 package supervisor
 
 import (
@@ -46,19 +46,19 @@ type User struct {
 	UID, GID uint32
 }
 
-// Output receives the output of a process. One goroutine calls the writers, and
-// only before the process's Done is closed. Output to nil is dropped.
+// Output receives the output of a process. A single goroutine calls the writers, and only
+// until the process's Done is closed. If a writer is nil, its output is dropped.
 type Output struct {
 	Stdout, Stderr io.Writer
 }
 
-// request is a message of the parent. It has one field set.
+// request is a message of the parent. Exactly one field is set.
 type request struct {
 	Run    *Command
 	Signal syscall.Signal
 }
 
-// report is an answer of the supervisor.
+// report is a message of the supervisor.
 type report struct {
 	TempDir string // only in the first report
 
@@ -98,8 +98,8 @@ type Process struct {
 	ok         bool
 }
 
-// Start starts a supervisor from the path of the devstack program. If temporary
-// is set, the supervisor creates a folder and removes it when it ends.
+// Start starts a supervisor. The argument program is the path of the devstack program. If
+// temporary is set, the supervisor creates a folder and removes it when it ends.
 func Start(program string, temporary bool) (*Supervisor, error) {
 	args := []string{"supervise"}
 	if temporary {
@@ -202,7 +202,7 @@ func (s *Supervisor) Run(c Command, out Output) (*Process, error) {
 	}
 	err := s.requests.Encode(request{Run: &c})
 	if err == nil {
-		s.current = p // before the answer, because output may follow at once
+		s.current = p // before the reply, because output may follow the reply at once
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -225,8 +225,8 @@ func (s *Supervisor) Run(c Command, out Output) (*Process, error) {
 	return p, nil
 }
 
-// Close ends the running process, if any, removes the temporary folder, and
-// returns when both are done. A second call does nothing.
+// Close ends the running process, if any, and removes the temporary folder. It returns
+// after both. A second call does nothing.
 func (s *Supervisor) Close() {
 	_ = s.stdin.Close()
 	<-s.done
@@ -259,9 +259,8 @@ func (p *Process) Signal(signal syscall.Signal) {
 	}
 }
 
-// End sends the signals one after the other, and SIGKILL last. It sends the
-// next one if the process does not end within patience. It returns when the
-// process has ended.
+// End sends the signals one after the other, and then SIGKILL. It sends the next signal
+// if the process does not end within patience. It returns when the process has ended.
 func (p *Process) End(patience time.Duration, signals ...syscall.Signal) {
 	for _, signal := range signals {
 		p.Signal(signal)
@@ -288,8 +287,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 }
 
-// tempPattern is the name of temporary folders, which shows a person their
-// origin.
+// tempPattern is the pattern for the names of temporary folders. The name shows where a
+// folder comes from.
 const tempPattern = "diehard-devstack-*"
 
 // makeTempDir creates a folder that other users may pass through, because the

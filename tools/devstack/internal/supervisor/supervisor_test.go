@@ -88,7 +88,7 @@ var _ = Describe("A supervisor", func() {
 		Expect(p.Wait(ctx)).To(Succeed())
 	})
 
-	It("reports why a process cannot start, and can run another", func(ctx SpecContext) {
+	It("returns the error of a process that cannot start, and can then run another process", func(ctx SpecContext) {
 		s := start(false)
 		_, err := s.Run(supervisor.Command{Path: "/no/such/program"}, supervisor.Output{})
 		Expect(err).To(MatchError(And(ContainSubstring("start /no/such/program"), ContainSubstring("no such file"))))
@@ -117,7 +117,7 @@ var _ = Describe("A supervisor", func() {
 		Expect(lives(p.PID())).To(BeFalse())
 	})
 
-	It("ends its process and removes its folder when it is closed", func() {
+	It("ends its process and removes its folder when Close is called", func() {
 		s := start(true)
 		Expect(os.WriteFile(filepath.Join(s.TempDir(), "data"), []byte("x"), 0o600)).To(Succeed())
 		p, err := s.Run(shell("sleep 600"), supervisor.Output{})
