@@ -115,7 +115,8 @@ func ownTime() time.Duration {
 // users counts the users of a run, for unique e-mail addresses.
 var users atomic.Int64
 
-// load runs clients that create users one after the other, for a duration.
+// load runs concurrent clients for a duration. Each client creates one user after the
+// other.
 func load(ctx context.Context, address string, clients int, d time.Duration) (rate float64, created int64, err error) {
 	var n atomic.Int64
 	start, cpu := time.Now(), ownTime()

@@ -118,7 +118,7 @@ var _ = Describe("The page", func() {
 		Expect(read(path)).To(Equal("before\n"))
 	})
 
-	It("of this repository agrees with its results", func() {
+	It("in this repository agrees with its JSON file", func() {
 		const committed = "../docs/benchmarks.md"
 		for _, extension := range []string{".md", ".json"} {
 			Expect(os.WriteFile(beside(path, extension), []byte(read(beside(committed, extension))), 0o600)).To(Succeed())
@@ -164,7 +164,7 @@ var _ = Describe("The page", func() {
 			Expect(texts).NotTo(ContainElement("a step"))
 		})
 
-		It("that shows every ratio except the excluded ones", func() {
+		It("that shows every ratio except excluded ratios", func() {
 			var shown []string
 			for _, g := range groups {
 				shown = append(shown, g.figures...)

@@ -77,8 +77,8 @@ func (s *series) show(out io.Writer) {
 
 func median(values []float64) float64 { return percentile(values, 0.5) }
 
-// percentile returns the value below which the given share of the values lies,
-// interpolated between neighbours. Without values it returns NaN.
+// percentile returns the percentile of the values at a share from 0 to 1, interpolated
+// between neighbours. Without values it returns NaN.
 func percentile(values []float64, share float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()

@@ -1,5 +1,5 @@
-// The benchmarks have a module of their own: the peers that they compare with, and the
-// engines, stay out of the product's go.mod.
+// The benchmarks have a module of their own. So the libraries for comparison and the
+// engines stay out of the product's go.mod.
 module github.com/diehard-outbox/diehard/bench
 
 go 1.26.0

@@ -76,7 +76,7 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 		if err != nil {
 			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
 		}
-		defer func() { _ = old.Rollback() }() // it only reads
+		defer func() { _ = old.Rollback() }() // the old transaction only reads
 		if _, err := old.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM outbox_events LIMIT 1"); err != nil {
 			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
 		}

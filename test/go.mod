@@ -1,5 +1,5 @@
-// The suites that drive the built programs have a module of their own: what they need, a
-// browser's driver and an OpenAPI validator, stays out of the product's go.mod.
+// The suites that run the built programs have a module of their own. So a browser driver
+// and an OpenAPI validator stay out of the product's go.mod.
 module github.com/diehard-outbox/diehard/test
 
 go 1.26.0

@@ -1,7 +1,6 @@
-// Command peers drains events with other Go libraries that use a PostgreSQL
-// table, for comparison in bench. Their consumers do nothing, because there is
-// no sink. It has its own module, so that these libraries are not dependencies
-// of Diehard.
+// Command peers drains events with other Go libraries that use a PostgreSQL table, for
+// comparison in bench. The consumers discard the events. The libraries are dependencies
+// of the benchmarks' module, not of Diehard.
 //
 //	peers river|watermill DSN EVENTS
 //

@@ -46,7 +46,7 @@ func placeOrder(ctx context.Context, db *gorm.DB, publisher *outbox.Publisher, o
 		return err
 	}
 	return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
-		// Inside of a transaction, GORM's pool is a *sql.Tx, or wraps one.
+		// Inside of a transaction, GORM's pool is a *sql.Tx or wraps a *sql.Tx.
 		sqlTx, ok := tx.Statement.ConnPool.(outbox.Tx)
 		if !ok {
 			return gorm.ErrInvalidTransaction

@@ -391,8 +391,8 @@ func insertUnderToken(ctx context.Context, s *system.System, n int) {
 	testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, statement)
 }
 
-// loseRows makes ClickHouse remember the token of the only batch, but have none
-// of its events.
+// loseRows inserts an event of the only batch under the batch's token, and deletes the
+// row. Then ClickHouse remembers the token, but has no event of the batch.
 func loseRows(ctx context.Context, s *system.System) {
 	GinkgoHelper()
 	insertUnderToken(ctx, s, 1)

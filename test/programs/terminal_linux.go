@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Terminal returns the two ends of a terminal. A program reads from terminal
-// what a spec writes to keyboard.
+// Terminal returns the two ends of a terminal. A spec writes to keyboard, and a program
+// reads the same text from terminal.
 func Terminal() (keyboard, terminal *os.File) {
 	GinkgoHelper()
 	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)

@@ -1,9 +1,9 @@
 // Package devstack runs a private PostgreSQL and the real ClickHouse engine for
 // development and tests. It needs neither Docker nor an installation.
 //
-// The first use downloads the engines into the user's cache. Each engine runs
-// in its own process, which ends when the process that started it ends, even
-// after a crash.
+// The first use downloads the engines into the user's cache. Each engine runs in a
+// process of its own. That process ends when the caller's process ends, even after a
+// crash.
 package devstack
 
 import (

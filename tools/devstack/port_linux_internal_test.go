@@ -14,7 +14,8 @@ var _ = Describe("A reserved port", func() {
 		port, release, err := reservePort(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		address := net.JoinHostPort(loopback, strconv.Itoa(port))
-		// The system never assigns a bound port, whatever the socket options.
+		// The system never assigns a bound port. A listener without SO_REUSEADDR shows
+		// that the port is bound.
 		other := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			controlErr := raw.Control(func(socket uintptr) {
 				err = syscall.SetsockoptInt(int(socket), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 0)

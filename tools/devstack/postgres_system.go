@@ -59,12 +59,12 @@ func serverUser(dataDir string) (*supervisor.User, error) {
 	// it up.
 	nobody, err := user.Lookup("nobody")
 	if err != nil {
-		return nil, fmt.Errorf("find a user for the server, which must not be root: %w", err)
+		return nil, fmt.Errorf("find a user other than root for the server: %w", err)
 	}
 	uid, uidErr := strconv.ParseUint(nobody.Uid, 10, 32)
 	gid, gidErr := strconv.ParseUint(nobody.Gid, 10, 32)
 	if err := errors.Join(uidErr, gidErr); err != nil {
-		return nil, fmt.Errorf("find a user for the server, which must not be root: %w", err)
+		return nil, fmt.Errorf("find a user other than root for the server: %w", err)
 	}
 	return &supervisor.User{UID: uint32(uid), GID: uint32(gid)}, nil
 }

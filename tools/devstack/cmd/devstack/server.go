@@ -14,7 +14,7 @@ import (
 const (
 	signalsHelp = "SIGTERM and SIGINT stop the server cleanly. SIGQUIT ends it like a crash. A server with --data-dir\n" +
 		"can be started again on the same data."
-	attachedUsage = "stop when standard input is closed, which happens when the calling program ends, even after a crash"
+	attachedUsage = "stop when standard input is closed; the system closes it when the calling program ends, even after a crash"
 )
 
 // server has the methods of both engines that the commands need.

@@ -17,7 +17,7 @@ const sessionSetting = "query_cache_tag"
 const killInterval = 20 * time.Millisecond
 
 // Session runs one statement at a time. The result must be closed before the
-// next statement. It is not safe for concurrent use.
+// next statement. A Session is not safe for concurrent use.
 type Session struct {
 	engine     *Engine
 	connection *unsafe.Pointer
@@ -29,8 +29,8 @@ type Statement struct {
 	// SQL is the statement. For an INSERT with data it is the part before
 	// FORMAT or VALUES.
 	SQL string
-	// Format is the format of the result if the SQL names none, or of the data
-	// to insert.
+	// Format is the format of the data to insert, or of the result if the SQL names
+	// no format.
 	Format string
 	// Parameters are the values of {name:Type} in the SQL, in escaped form.
 	Parameters []Parameter
@@ -41,7 +41,7 @@ type Parameter struct {
 	Name, Value string
 }
 
-// Stats counts what a statement did.
+// Stats counts the rows and bytes that a statement has read, written and returned.
 type Stats struct {
 	RowsReturned, RowsRead, BytesRead, RowsWritten, BytesWritten uint64
 }

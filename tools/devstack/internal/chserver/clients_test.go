@@ -255,7 +255,7 @@ var _ = eachProtocol("a data folder", func(protocol clickhouse.Protocol) {
 	var dir string
 	BeforeEach(func() { dir = filepath.Join(GinkgoT().TempDir(), "with a space") })
 
-	It("keeps every acknowledged insert, and only complete ones, after a kill", func(ctx SpecContext) {
+	It("keeps every acknowledged insert, and no incomplete insert, after a kill", func(ctx SpecContext) {
 		const rows = 1000
 		first := startChild(ctx, dir)
 		conn := first.open(protocol)

@@ -31,7 +31,7 @@ type Options struct {
 	// picks a free port; an empty address means 127.0.0.1:0.
 	HTTPAddr, NativeAddr string
 	// User and Password are the credentials of clients. The default user is
-	// "default". Without a password, clients need none.
+	// "default". If Password is empty, clients need no password.
 	User, Password string
 	// Log receives warnings about broken connections. If nil, they are dropped.
 	Log *slog.Logger

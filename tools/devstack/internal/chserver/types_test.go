@@ -98,7 +98,7 @@ func canonical(r row) row {
 	return r
 }
 
-// roundTrip inserts rows in one batch and compares all of them back.
+// roundTrip inserts rows in one batch, reads all of them back and compares them.
 func roundTrip(ctx context.Context, o *clickhouse.Options, count uint64) {
 	GinkgoHelper()
 	conn := open(o)

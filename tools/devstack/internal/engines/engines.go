@@ -116,7 +116,7 @@ func (g group) packages(p platform) (map[string]lockPkg, error) {
 // Engines are the engines on this machine.
 type Engines struct{ installed }
 
-// installed is a group on this machine.
+// installed is a group that is installed on this machine.
 type installed struct {
 	dir      string
 	packages map[string]lockPkg
