@@ -148,10 +148,10 @@ func load(ctx context.Context, address string, clients int, d time.Duration) (ra
 type client struct {
 	net.Conn
 
-	address string
-	answers *bufio.Reader
-	request bytes.Buffer
-	body    []byte
+	address   string
+	responses *bufio.Reader
+	request   bytes.Buffer
+	body      []byte
 }
 
 func newClient(ctx context.Context, address string) (*client, error) {
@@ -159,7 +159,7 @@ func newClient(ctx context.Context, address string) (*client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API: %w", err)
 	}
-	return &client{Conn: conn, address: address, answers: bufio.NewReader(conn)}, nil
+	return &client{Conn: conn, address: address, responses: bufio.NewReader(conn)}, nil
 }
 
 func (c *client) createUser() error {
@@ -178,19 +178,19 @@ func (c *client) post(path string, body []byte, expected string) error {
 	if _, err := c.Write(c.request.Bytes()); err != nil {
 		return fmt.Errorf("send a request: %w", err)
 	}
-	status, err := c.answers.ReadSlice('\n')
+	status, err := c.responses.ReadSlice('\n')
 	if err != nil {
 		return fmt.Errorf("read a response: %w", err)
 	}
 	const code, codeEnd = len("HTTP/1.1 "), len("HTTP/1.1 201")
 	asExpected := len(status) > codeEnd && string(status[code:codeEnd]) == expected
-	answer := ""
+	response := ""
 	if !asExpected {
-		answer = string(bytes.TrimSpace(status))
+		response = string(bytes.TrimSpace(status))
 	}
 	length := 0
 	for {
-		line, err := c.answers.ReadSlice('\n')
+		line, err := c.responses.ReadSlice('\n')
 		if err != nil {
 			return fmt.Errorf("read a response: %w", err)
 		}
@@ -204,11 +204,11 @@ func (c *client) post(path string, body []byte, expected string) error {
 		}
 	}
 	if asExpected {
-		_, err = c.answers.Discard(length)
+		_, err = c.responses.Discard(length)
 		return err //nolint:wrapcheck // the error names the operation
 	}
-	rest, _ := io.ReadAll(io.LimitReader(c.answers, int64(length)))
-	return fmt.Errorf("the API responded with %s: %s", answer, rest)
+	rest, _ := io.ReadAll(io.LimitReader(c.responses, int64(length)))
+	return fmt.Errorf("the API responded with %s: %s", response, rest)
 }
 
 // writeScript writes pgbench's script to a file and returns its path.

@@ -130,8 +130,8 @@ func (c *clients) awaitResponse(ctx context.Context, response string) {
 	Eventually(ctx, count).WithTimeout(patience).Should(BeNumerically(">", before), response)
 }
 
-// expectResponses expects that every error response tells the outcome of the request,
-// and whether to repeat it.
+// expectResponses expects that every error response states the outcome of the
+// request, and whether to repeat the request.
 func (c *clients) expectResponses() {
 	GinkgoHelper()
 	c.mu.Lock()

@@ -13,7 +13,7 @@ import (
 )
 
 // The Native format depends on the client's protocol revision. On the wire a
-// block begins with a few flags, and each column tells whether its
+// block begins with a few flags, and each column says whether its
 // serialization is custom. The engine reads and writes revision 0, which has
 // neither these flags nor custom serializations. The data are the same in all revisions,
 // so this server copies the data unchanged. It decodes them only to find the end of a

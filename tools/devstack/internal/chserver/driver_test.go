@@ -16,7 +16,7 @@ var _ = eachProtocol("clickhouse-go", func(protocol clickhouse.Protocol) {
 		conn = open(options(protocol))
 	})
 
-	It("answers a ping and reports its version", func(ctx context.Context) {
+	It("responds to a ping and reports its version", func(ctx context.Context) {
 		Expect(conn.Ping(ctx)).To(Succeed())
 		version, err := conn.ServerVersion()
 		Expect(err).NotTo(HaveOccurred())

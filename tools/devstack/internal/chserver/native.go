@@ -122,7 +122,7 @@ func (c *nativeClient) serve(ctx context.Context) error {
 	}
 }
 
-// handshake answers the client's hello packet.
+// handshake reads the client's hello packet and sends the server's.
 func (c *nativeClient) handshake(ctx context.Context) error {
 	first := c.receive()
 	if first.err != nil {

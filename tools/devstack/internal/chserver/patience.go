@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// The time that clickhouse-server waits for the data of an insert.
+// The limits of the time for which clickhouse-server waits for the data of an insert.
 //
 // https://clickhouse.com/docs/operations/settings/settings#receive_timeout
 const (

@@ -25,7 +25,7 @@ type server struct {
 	cmd     *exec.Cmd
 }
 
-// Serve runs the supervisor: it reads requests from stdin and answers on stdout
+// Serve runs the supervisor: it reads requests from stdin and writes reports to stdout
 // until stdin ends or a signal stops it. It must be called by a process that
 // does nothing else.
 func Serve(stdin io.Reader, stdout io.Writer, temporary bool) error {
