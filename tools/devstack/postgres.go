@@ -333,8 +333,7 @@ func (p *Postgres) diagnose() error {
 	return fmt.Errorf("%w; last lines of its log:\n%s", p.process().Err(), strings.Join(p.log.Lines(10), "\n"))
 }
 
-// DSN returns the address of a database in the form that lib/pq, pgx and psql
-// accept.
+// DSN returns the address of a database, in the form for lib/pq, pgx and psql.
 func (p *Postgres) DSN(database string) string {
 	address := url.URL{
 		Scheme: "postgres", User: url.UserPassword(postgresUser, p.password),

@@ -32,9 +32,9 @@ type Engine struct {
 	open   sync.WaitGroup // open sessions
 }
 
-// Open loads libchdb from the file named library and starts the engine on
-// dataDir, which it creates if missing. It returns an *InUseError if another
-// process uses that folder.
+// Open loads libchdb from the file named library and starts the engine on dataDir. It
+// creates the folder if missing. It returns an *InUseError if another process uses the
+// folder.
 func Open(library, dataDir string) (*Engine, error) {
 	dataDir, err := filepath.Abs(dataDir)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 )
 
 // parameterArrays holds parameters in the four parallel arrays that libchdb
-// expects. The memory that they point to stays pinned until the pinner is
+// expects. The memory that the arrays point to stays pinned until the pinner is
 // released.
 type parameterArrays struct {
 	pinner                    runtime.Pinner
@@ -30,7 +30,7 @@ func newParameterArrays(parameters []Parameter) *parameterArrays {
 }
 
 func (a *parameterArrays) pin(text string) *byte {
-	// The extra byte gives an empty text an address too.
+	// Because of the extra byte, an empty text has an address too.
 	bytes := unsafe.SliceData(append([]byte(text), 0))
 	a.pinner.Pin(bytes)
 	return bytes

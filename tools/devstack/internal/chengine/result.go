@@ -22,9 +22,9 @@ type Result struct {
 	stats   Stats
 }
 
-// Query runs a statement. If its format allows, the result of a SELECT is read
-// block by block while it runs. Other statements have completed when Query
-// returns. The statement is killed when ctx ends. The error is an *Exception.
+// Query runs a statement. If the format allows it, the result of a SELECT is read block by
+// block while the SELECT runs. Other statements have completed when Query returns. The
+// statement is killed when ctx ends. The error is an *Exception.
 func (s *Session) Query(ctx context.Context, statement Statement) (*Result, error) {
 	r := &Result{session: s, release: s.killWhenDone(ctx)}
 	if err := r.start(statement); err != nil {
@@ -34,8 +34,8 @@ func (s *Session) Query(ctx context.Context, statement Statement) (*Result, erro
 	return r, nil
 }
 
-// QueryWhole is Query without streaming: no exception can follow the first
-// piece.
+// QueryWhole is like Query, but returns the result in one piece. So no exception can
+// follow a part of the result.
 func (s *Session) QueryWhole(ctx context.Context, statement Statement) (*Result, error) {
 	r := &Result{session: s, release: s.killWhenDone(ctx)}
 	if err := r.startWhole(statement); err != nil {
@@ -76,8 +76,8 @@ func (r *Result) startWhole(statement Statement) error {
 	return nil
 }
 
-// isNotStreamable reports whether libchdb refused to stream. It refuses before
-// it runs the statement.
+// isNotStreamable reports whether libchdb refused to stream. In this case libchdb has not
+// run the statement.
 func isNotStreamable(err error) bool {
 	exception, ok := err.(*Exception) //nolint:errorlint // resultError returns this type
 	return ok && strings.HasPrefix(exception.Message, "Streaming query is not supported")

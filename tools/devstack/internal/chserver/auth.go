@@ -9,7 +9,7 @@ import (
 // defaultUser is the user of a client that sends no name.
 const defaultUser = "default"
 
-// credentials is the only user of this server.
+// credentials holds the name and the password of this server's only user.
 type credentials struct {
 	user, password string
 }

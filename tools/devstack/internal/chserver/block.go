@@ -66,13 +66,13 @@ func (s blockSource) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // passes the error through
 }
 
-// keep starts to keep the consumed bytes.
+// keep makes the reader keep the bytes that it consumes from now on.
 func (b *blockReader) keep() {
 	ahead, _ := b.buffered.Peek(b.buffered.Buffered())
 	b.kept, b.keeping = append(b.kept[:0], ahead...), true
 }
 
-// taken returns the bytes consumed since keep, and stops keeping.
+// taken returns the bytes that were kept since the call of keep, and stops keeping.
 func (b *blockReader) taken() []byte {
 	b.keeping = false
 	return b.kept[:len(b.kept)-b.buffered.Buffered()]

@@ -87,7 +87,7 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 		defer rows.Close()
 		Expect(rows.Next()).To(BeFalse())
 		Expect(rows.Err()).NotTo(HaveOccurred())
-		if protocol == clickhouse.Native { // over HTTP the driver reads them from the first block only
+		if protocol == clickhouse.Native { // over HTTP the driver reads the columns from the first block only
 			Expect(rows.Columns()).To(Equal([]string{"a", "b"}))
 		}
 	})

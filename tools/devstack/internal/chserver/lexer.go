@@ -88,7 +88,7 @@ func (l *lexer) skipQuoted(quote byte) {
 		case '\\':
 			l.position++
 		case quote:
-			// A doubled quote continues as another quoted text, with the same
+			// A doubled quote is read as the start of another quoted text, with the same
 			// result.
 			l.position++
 			return

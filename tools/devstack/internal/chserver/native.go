@@ -122,14 +122,14 @@ func (c *nativeClient) serve(ctx context.Context) error {
 	}
 }
 
-// handshake reads the client's hello packet and sends the server's.
+// handshake reads the client's hello packet and sends the server's hello packet.
 func (c *nativeClient) handshake(ctx context.Context) error {
 	first := c.receive()
 	if first.err != nil {
 		return first.err
 	}
 	if first.code == 'G' || first.code == 'P' {
-		// The client sent GET or POST. The text is clickhouse-server's.
+		// The client sent GET or POST. clickhouse-server sends the same text.
 		fmt.Fprintf(&bufferWriter{&c.out}, "HTTP/1.0 400 Bad Request\r\n\r\n%s is for clickhouse-client program\r\nYou must use %s for HTTP.\r\n",
 			c.server.NativeAddr(), c.server.HTTPAddr())
 		return c.flush()

@@ -111,7 +111,7 @@ func (q *nativeQuery) insertColumns(ctx context.Context, query chengine.Statemen
 		}
 		return columns, nil
 	}
-	// The error of the INSERT itself is clearer.
+	// The engine's error for the INSERT itself is clearer.
 	insert, insertErr := q.session.Insert(ctx, query)
 	if insertErr != nil {
 		return nil, insertErr

@@ -16,8 +16,8 @@ var ErrHeld = errors.New("another process holds the lock")
 
 const poll = 100 * time.Millisecond
 
-// Lock takes the lock of a file, which it creates if missing. It waits while
-// another process holds the lock.
+// Lock takes the lock of a file. It creates the file if missing. It waits while another
+// process holds the lock.
 func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	ticker := time.NewTicker(poll)
 	defer ticker.Stop()
@@ -34,8 +34,8 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
-// TryLock takes the lock of a file, which it creates if missing. It returns
-// ErrHeld if another process holds the lock.
+// TryLock takes the lock of a file. It creates the file if missing. It returns ErrHeld if
+// another process holds the lock.
 func TryLock(path string) (unlock func(), err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) //nolint:gosec // the file stays empty
 	if err != nil {

@@ -53,7 +53,8 @@ func (p *prefixer) Write(b []byte) (int, error) {
 	}
 }
 
-// FileLogs writes each program's log to its own file, which it empties first.
+// FileLogs writes the log of each program to a file of its own. It empties the file
+// first.
 func FileLogs(dir string) Logs {
 	files := map[string]io.Writer{}
 	return func(name string) io.Writer {
