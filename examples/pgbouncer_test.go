@@ -73,7 +73,7 @@ default_pool_size = 1
 	Expect(cmd.Start()).To(Succeed())
 	DeferCleanup(func() {
 		Expect(cmd.Process.Kill()).To(Succeed())
-		_ = cmd.Wait() // the error is the kill
+		_ = cmd.Wait() // returns the error of a killed process
 	})
 
 	server.Host = address
