@@ -54,8 +54,8 @@ var _ = SynchronizedBeforeSuite(func(ctx SpecContext) []byte {
 	noSpin = string(reason)
 })
 
-// The compiler takes seconds longer to optimize the checker. That pays for a search of
-// millions of states.
+// An optimized checker takes seconds longer to compile. The model needs it only for a
+// search of millions of states.
 const (
 	optimized   = "-O1"
 	unoptimized = "-O0"

@@ -21,8 +21,8 @@ import (
 	"github.com/diehard-outbox/diehard/test/programs"
 )
 
-// Polling is the time between two looks for an expected effect. Each look may open a
-// connection, so a shorter time would take much of the CPU from the programs.
+// Polling is the time between two checks for an expected effect. A check may open a
+// connection, so a shorter time would take much CPU time from the programs.
 const Polling = 50 * time.Millisecond
 
 // Patience limits the wait for an expected effect.
