@@ -62,7 +62,7 @@ func Repository() (string, error) {
 }
 
 // process is a server that the devstack program runs. The program watches a
-// pipe and ends with this process, even after a crash.
+// pipe and ends when the test process ends, even after a crash.
 type process struct {
 	args, env []string
 
@@ -78,10 +78,10 @@ func (p *process) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; ends with this process
+	p.cmd = exec.Command(path, append(slices.Clone(p.args), "--attached")...) //nolint:gosec,noctx // our own program; ends with the test process
 	p.cmd.Env = append(os.Environ(), p.env...)
 	p.cmd.Stderr = &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches only this process, which then stops the program
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches only the test process, which then stops the program
 	hold, err := p.cmd.StdinPipe()
 	if err != nil {
 		return err

@@ -180,7 +180,7 @@ func (s *Server) run(ctx context.Context, check Check) error {
 		defer cancel()
 		err := check.Func(ctx)
 		if err != nil && ctx.Err() != nil {
-			err = errCheckTimeout // replaces the check's own error for the deadline
+			err = errCheckTimeout // replaces the error that the deadline caused
 		}
 		return nil, err
 	})

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// backoff doubles a delay from base up to limit. It adds jitter over the delay's
-// upper half, so that relays that failed together do not retry together.
+// backoff doubles a delay from base up to limit. The pause is random, between half of
+// the delay and the whole delay. So relays that failed together do not retry together.
 type backoff struct {
 	base, limit time.Duration
 }

@@ -31,7 +31,8 @@ type trace struct {
 }
 
 // sampledTraces returns the events' sampled traces, at most maxTraces. The publisher has
-// decided which traces are sampled. If Sentry's tracing is off, it returns none.
+// decided which traces are sampled. If Sentry's tracing is off, sampledTraces returns
+// none.
 func sampledTraces(events *store.Events) []*trace {
 	client := sentry.CurrentHub().Client()
 	if !client.IsEnabled() || !client.Options().EnableTracing {
@@ -65,16 +66,16 @@ func sampledTraces(events *store.Events) []*trace {
 
 // report adds the delivery to each trace of the events, as a transaction. The transaction
 // begins when the first event of the trace was published. It continues the request of
-// that event and keeps the request's sampling decision. At a sample rate of 10 %, a new
-// decision would complete only 1 % of the traces.
+// that event and keeps the request's sampling decision. If each delivery made its own
+// decision, a sample rate of 10 % would leave only 1 % of the traces complete.
 func (d *delivery) report(events *store.Events, acknowledged time.Time) {
 	traces := sampledTraces(events)
 	if len(traces) == 0 {
 		return
 	}
 	// In the delivery's context Sentry would add these transactions to the delivery's
-	// transaction, as spans. They also need their own hub, because the workers' common
-	// hub keeps its last started transaction.
+	// transaction, as spans. They also need their own hub: a started transaction stays in
+	// its hub, and all workers share one hub.
 	ctx := sentry.SetHubOnContext(context.Background(), sentry.CurrentHub().Clone())
 	for _, trace := range traces {
 		published := time.UnixMicro(trace.published).Add(-d.skew)

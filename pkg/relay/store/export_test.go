@@ -2,6 +2,6 @@ package store
 
 import "time"
 
-// SetWatermarkTrail sets the time for which the low watermark stays below the events that
-// were cut.
+// SetWatermarkTrail sets how long the low watermark waits before it passes an event that
+// was cut.
 func (s *Store) SetWatermarkTrail(trail time.Duration) { s.watermarkTrail = trail }

@@ -44,8 +44,8 @@ const (
 	// leaseMargin is added to the flush timeout to get the time after which the server
 	// ends an idle lease. A suspended worker keeps its batch for this time.
 	leaseMargin = 10 * time.Second
-	// watermarkTrail is the time for which the low watermark stays below the events that
-	// were cut, because a lower id may commit later. Poll finds commits after this time.
+	// watermarkTrail is how long the low watermark waits before it passes an event that
+	// was cut, because a lower id may commit later. Poll finds commits after this time.
 	watermarkTrail = time.Second
 )
 

@@ -7,9 +7,10 @@ import (
 )
 
 // dialer dials for lib/pq and closes its sockets when a context ends. lib/pq itself waits
-// without a limit: during a statement (watchdog.go), after dialing (connector.go) and in a
-// listener, which accepts no context (https://github.com/lib/pq/issues/1409). dialer
-// implements pq.Dialer and pq.DialerContext.
+// without a limit in three cases: statements (handled in watchdog.go), the time after
+// dialing (connector.go), and listeners, which accept no context
+// (https://github.com/lib/pq/issues/1409). dialer implements pq.Dialer and
+// pq.DialerContext.
 type dialer struct {
 	// abort stops dialing and closes the sockets when it ends.
 	abort context.Context //nolint:containedctx // lib/pq passes no context

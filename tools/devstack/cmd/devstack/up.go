@@ -16,7 +16,7 @@ import (
 	"github.com/diehard-outbox/diehard/tools/devstack/internal/stack"
 )
 
-// upCommand runs `make run`.
+// upCommand returns the command `devstack up`, which `make run` runs.
 func upCommand() *cobra.Command {
 	var o stack.Options
 	cmd := &cobra.Command{

@@ -34,8 +34,8 @@ func (s *Session) Query(ctx context.Context, statement Statement) (*Result, erro
 	return r, nil
 }
 
-// QueryWhole is like Query, but returns the result in one piece. So no exception can
-// follow a part of the result.
+// QueryWhole is like Query, but returns the result in one piece. So an exception cannot
+// occur after the caller has received a part of the result.
 func (s *Session) QueryWhole(ctx context.Context, statement Statement) (*Result, error) {
 	r := &Result{session: s, release: s.killWhenDone(ctx)}
 	if err := r.startWhole(statement); err != nil {

@@ -43,8 +43,8 @@ func parseStatement(text string) (statement, error) {
 		return s, nil
 	}
 
-	// In a parenthesized statement, the parenthesis that was read opens a
-	// group.
+	// The lexer has read the parenthesis that opens this statement. Skip the rest
+	// of its group.
 	if s.verb == "(" {
 		l.skipGroup()
 	}
@@ -136,8 +136,8 @@ func (s *statement) takeData(sql, format string, start int) {
 	s.takesData, s.sql, s.format, s.dataStart = true, sql, format, start
 }
 
-// withSettings returns the text of an INSERT with data and with additional
-// settings. The statement's own settings take precedence.
+// withSettings returns the text of the statement, an INSERT with data, with
+// additional settings. The statement's own settings take precedence.
 func (s *statement) withSettings(settings string) string {
 	switch {
 	case settings == "":
