@@ -66,6 +66,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 			// one batch while another worker inserts.
 			MaxBytes:     c.Relay.BatchMaxBytes / 2,
 			FlushTimeout: c.Relay.FlushTimeout,
+			MaxDelay:     c.Relay.BackoffMax,
 			Schema:       c.Postgres.Schema,
 		}),
 		Sink:            sink,

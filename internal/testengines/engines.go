@@ -173,6 +173,7 @@ func (e *Engines) LastingPostgresDSN(ctx context.Context) string {
 		name := e.newName()
 		Query(ctx, "postgres", e.shared.Postgres, "CREATE DATABASE "+name+" TEMPLATE "+e.template())
 		e.lasting = name
+		adopt(ctx, withDatabase(e.shared.Postgres, name))
 	}
 	dsn := withDatabase(e.shared.Postgres, e.lasting)
 	Query(ctx, "postgres", dsn, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters, idempotency_keys")
@@ -197,7 +198,19 @@ func (e *Engines) postgresDatabase(ctx context.Context, template string) string 
 	name := e.newName()
 	Query(ctx, "postgres", e.shared.Postgres, "CREATE DATABASE "+name+" TEMPLATE "+template)
 	DeferCleanup(func(ctx SpecContext) { e.dropPostgres(ctx, name) })
-	return withDatabase(e.shared.Postgres, name)
+	dsn := withDatabase(e.shared.Postgres, name)
+	if template == e.template() {
+		adopt(ctx, dsn)
+	}
+	return dsn
+}
+
+// adopt makes a copy of the template an outbox of its own. Otherwise the relay notices that
+// the outbox was copied.
+func adopt(ctx context.Context, dsn string) {
+	GinkgoHelper()
+	Query(ctx, "postgres", dsn, `UPDATE outbox_history SET recorded_by = pg_current_xact_id()::xid,
+		database_oid = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 }
 
 func (e *Engines) dropPostgres(ctx context.Context, name string) {

@@ -29,11 +29,15 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 			r.busy.Add(1)
 			r.capacity.send(1)
 			r.work.send(1) // more batches may wait
-			r.deliver(delivering, lease)
+			failures := r.deliver(delivering, lease)
 			r.budget.give(lease.Bytes)
 			r.busy.Add(-1)
 			r.capacity.send(1)
 			r.work.send(1) // the next batch fits into memory again
+			if failures > 0 {
+				r.circuit.idle(ctx)
+				pause(ctx, r.backoff.delay(failures))
+			}
 		}
 		r.circuit.idle(ctx)
 	}

@@ -17,6 +17,7 @@ const minCutInterval = 250 * time.Millisecond
 // rest of the linger, capacity, or the next poll.
 func (r *Relay) cutUntil(ctx context.Context) error {
 	lastPoll := time.Time{}
+	changes := 0 // consecutive changes of history
 	for {
 		if err := r.circuit.awaitClosed(ctx); err != nil {
 			return err
@@ -46,13 +47,16 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return ctx.Err() //nolint:wrapcheck // the caller has ended ctx
 		case errors.Is(err, store.ErrHistoryChanged):
+			changes++
 			r.log.ErrorContext(ctx, "resolving all batches", "err", err)
+			pause(ctx, r.backoff.delay(changes))
 			continue
 		case err != nil:
 			failures := r.postgres.failed(ctx, r.log, err)
 			pause(ctx, r.backoff.delay(failures))
 			continue
 		}
+		changes = 0
 		r.postgres.succeeded(ctx, r.log)
 		if cut.Batches > 0 {
 			r.work.send(cut.Batches)

@@ -12,8 +12,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// deliver makes one attempt at the batch and ends its lease.
-func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
+// deliver makes one attempt at the batch and ends its lease. It returns the number of
+// consecutive failures of PostgreSQL, or 0.
+func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) {
 	defer lease.Release()
 	// Each attempt has its own hub, because a hub keeps its last started transaction, and
 	// the workers deliver at the same time.
@@ -41,11 +42,12 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) {
 	if err != nil { // PostgreSQL failed: the lease is lost, and the next claim resolves the batch
 		result = resultReleased
 		if ctx.Err() == nil {
-			r.postgres.failed(ctx, r.log, err)
+			failures = r.postgres.failed(ctx, r.log, err)
 		}
 	}
 	r.metrics.batches.WithLabelValues(result).Inc()
 	d.log.DebugContext(ctx, "batch attempt ended", "result", result, "duration", time.Since(d.start))
+	return failures
 }
 
 // delivery is one attempt at one batch.

@@ -406,6 +406,46 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say("resolving all batches"))
 		})
 
+		It("delivers after all tables that coordinate relays were emptied", func(ctx SpecContext) {
+			s = store.New(db, store.Options{FlushTimeout: time.Second})
+			running := start()
+			publishMany(ctx, 10)
+			expectOnce(ctx, 10)
+			db.MustExec("TRUNCATE outbox_cursor")
+			publishMany(ctx, 10)
+			expectOnce(ctx, 20)
+			db.MustExec("TRUNCATE outbox_cursor, outbox_history")
+			publishMany(ctx, 10)
+			expectOnce(ctx, 30)
+			Expect(running.Ready(ctx)).To(Succeed())
+		})
+
+		It("pauses after each change of history", func(ctx SpecContext) {
+			db.MustExec(`CREATE FUNCTION forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.timeline := ''; RETURN NEW; END $$`)
+			db.MustExec("CREATE TRIGGER forget BEFORE INSERT OR UPDATE ON outbox_history FOR EACH ROW EXECUTE FUNCTION forget()")
+			db.MustExec("UPDATE outbox_history SET timeline = ''")
+			publishMany(ctx, 1)
+			start(func(o *relay.Options) { o.BackoffMin, o.BackoffMax = time.Hour, time.Hour })
+			changes := func() int { return strings.Count(string(log.Contents()), "resolving all batches") }
+			Eventually(ctx, changes).WithTimeout(patience).Should(Equal(1))
+			Consistently(ctx, changes).Should(Equal(1))
+		})
+
+		It("pauses after each error of PostgreSQL", func(ctx SpecContext) {
+			db.MustExec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$`)
+			db.MustExec("CREATE TRIGGER refuse BEFORE DELETE ON outbox_events FOR EACH ROW EXECUTE FUNCTION refuse()")
+			s = store.New(db, store.Options{MaxRows: 1})
+			publishMany(ctx, 4)
+			start(func(o *relay.Options) { o.Workers, o.BackoffMin, o.BackoffMax = 1, time.Hour, time.Hour })
+			attempts := func(g Gomega) {
+				var attempts int
+				g.Expect(db.Get(&attempts, "SELECT coalesce(sum(attempts), 0) FROM outbox_batches")).To(Succeed())
+				g.Expect(attempts).To(Equal(1))
+			}
+			Eventually(ctx, attempts).WithTimeout(patience).Should(Succeed())
+			Consistently(ctx, attempts).Should(Succeed())
+		})
+
 		It("waits for an insert of an earlier history whose token is lost", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			// The constraint sleeps before the rows are stored.

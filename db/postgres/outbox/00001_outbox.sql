@@ -70,10 +70,15 @@ CREATE TABLE {schema}outbox_batches (
 
 -- The lock of the fleet: a relay cuts while it holds the lock on the single row. The key
 -- increases with every cut. A reader starts at the last key that it saw. It thereby skips
--- dead row versions that an old transaction protects from vacuum.
+-- dead row versions that an old transaction protects from vacuum. A unique index that
+-- allows one row only would make each cut read all of these versions. So a relay removes
+-- additional rows, and writes a missing row.
 CREATE TABLE {schema}outbox_cursor (
     cuts                  bigint      PRIMARY KEY,
+    -- The clock of the linger.
     last_cut_at           timestamptz NOT NULL DEFAULT 'epoch',
+    -- The order of the batch ids. It is never set back, also if the clock is.
+    last_batch_at         timestamptz NOT NULL DEFAULT 'epoch',
     -- A cut searches for events above this id. It is a hint: the poll finds late commits
     -- below it.
     low_watermark         bigint      NOT NULL DEFAULT 0,
@@ -89,19 +94,30 @@ CREATE TABLE {schema}outbox_cursor (
 );
 INSERT INTO {schema}outbox_cursor (cuts) VALUES (0);
 
--- The PostgreSQL history that the batches belong to. A failover or a restore changes the
--- identity or the timeline of the server. PostgreSQL can then lose cuts and attempts
--- whose inserts have reached the sink. After such a change, a relay checks the presence
--- of events before it inserts them.
+-- The PostgreSQL history that the batches belong to: a single row. After a failover, a
+-- restore or a switchover to another server, PostgreSQL can lack cuts and attempts whose
+-- inserts have reached the sink. The values below show such a change. A relay then checks
+-- the presence of all waiting events before it inserts them.
 CREATE TABLE {schema}outbox_history (
-    system_identifier text   NOT NULL,
-    timeline          text   NOT NULL,
+    singleton         boolean     PRIMARY KEY DEFAULT true CHECK (singleton),
+    system_identifier text        NOT NULL,
+    timeline          text        NOT NULL,
+    database_oid      oid         NOT NULL,
+    -- The transaction that wrote the row, as in the system column xmin. If a dump, a
+    -- replication or a person has written the row, the two values differ.
+    recorded_by       xid         NOT NULL DEFAULT pg_current_xact_id()::xid,
+    recorded_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- A new value for each recorded change. Relays remember it. ancestors has the values
+    -- of the earlier changes.
+    incarnation       uuid        NOT NULL DEFAULT gen_random_uuid(),
+    ancestors         uuid[]      NOT NULL DEFAULT '{}',
     -- Events up to this id were published before the last change of history.
-    unverified_to     bigint NOT NULL
+    unverified_to     bigint      NOT NULL DEFAULT 0
 );
-INSERT INTO {schema}outbox_history (system_identifier, timeline, unverified_to)
-SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 0
-FROM pg_control_system();
+INSERT INTO {schema}outbox_history (system_identifier, timeline, database_oid)
+SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), pg_database.oid
+FROM pg_control_system(), pg_database
+WHERE datname = current_database();
 
 -- Events that the sink refused because of their data, with the error.
 CREATE TABLE {schema}outbox_dead_letters (

@@ -16,7 +16,9 @@ import (
 func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
-	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
+	history := s.known()
+	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), history.incarnation, history.cuts,
+		s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no batch is not an error
 	}
@@ -30,7 +32,8 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
 	}
 	var ours int
 	for _, statement := range []string{s.sql(leaseSQL), s.sql(awaitLeaseSQL)} {
-		err = tx.GetContext(ctx, &ours, statement, batch.ID, batch.Token, batch.Attempts, batch.AttemptedAt)
+		err = tx.GetContext(ctx, &ours, statement, history.incarnation, history.cuts,
+			batch.ID, batch.Token, batch.Attempts, batch.AttemptedAt)
 		if !errors.Is(err, sql.ErrNoRows) {
 			break
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -31,62 +32,90 @@ type Cut struct {
 // batch under two conditions: linger has passed since the fleet's last cut, and no batch
 // waits for its first attempt. Behind a waiting batch, a partial batch would only queue.
 // Only one process cuts at a time. If another process is cutting, Cut does nothing. If it
-// returns ErrHistoryChanged, the caller calls it again.
+// returns ErrHistoryChanged, the caller calls it again after a pause.
 func (s *Store) Cut(ctx context.Context, linger time.Duration) (Cut, error) {
-	tx, err := s.begin(ctx)
+	cut, err := s.cut(ctx, linger)
+	if found, ok := errors.AsType[*mismatchError](err); ok {
+		if err = s.reconcile(ctx, found.cause); err == nil {
+			cut, err = s.cut(ctx, linger)
+		}
+	}
 	if err != nil {
 		return Cut{}, fmt.Errorf("cut: %w", err)
+	}
+	return cut, nil
+}
+
+// mismatchError says that the outbox differs from what the Store knows of it. The cause
+// is a sign of a change of history that reconcile cannot see, or "".
+type mismatchError struct{ cause string }
+
+func (e *mismatchError) Error() string {
+	return "the outbox does not agree with its history: " + cmp.Or(e.cause, "reason unknown")
+}
+
+func (s *Store) cut(ctx context.Context, linger time.Duration) (Cut, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return Cut{}, err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after a commit
 
-	cut, err := s.cutIn(ctx, tx, linger)
-	if err != nil && !errors.Is(err, ErrHistoryChanged) {
-		if isOverlap(err) {
-			// A batch with an id below the hint contains some of the events. The next cut
-			// reads all batches.
-			s.forgetBatches()
-			return Cut{More: true}, nil
-		}
-		return Cut{}, fmt.Errorf("cut: %w", err)
-	}
-	before, after := failpoint.CutBeforeCommit, failpoint.CutCommitted
-	if err != nil {
-		before, after = failpoint.HistoryBeforeCommit, failpoint.HistoryCommitted
-	}
-	if cut.Batches > 0 || err != nil {
-		failpoint.At(before)
-		if commitErr := tx.Commit(); commitErr != nil {
-			return Cut{}, fmt.Errorf("cut: commit: %w", commitErr)
-		}
-		failpoint.At(after)
-	}
-	return cut, err
-}
-
-func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (Cut, error) {
 	cursor, err := s.lockCursor(ctx, tx)
 	if err != nil || cursor == nil {
 		return Cut{}, err
 	}
+	cut, err := s.cutIn(ctx, tx, cursor, linger)
+	if isOverlap(err) {
+		// A batch with an id below the hint contains some of the events. The next cut
+		// reads all batches.
+		s.forgetBatches()
+		return Cut{More: true}, nil
+	}
+	if err != nil || cut.Batches == 0 {
+		return cut, err
+	}
+	failpoint.At(failpoint.CutBeforeCommit)
+	if err := tx.Commit(); err != nil {
+		return Cut{}, fmt.Errorf("commit: %w", err)
+	}
+	s.learn(cursor.incarnation, cursor.Cuts+1)
+	failpoint.At(failpoint.CutCommitted)
+	return cut, nil
+}
+
+func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, cursor *cursorRow, linger time.Duration) (Cut, error) {
 	failpoint.At(failpoint.CutLocked)
 	batchHint := s.batchHint()
 	var waiting struct {
-		Batches     int  `db:"batches"`
-		Unattempted int  `db:"unattempted"`
-		SameHistory bool `db:"same_history"`
+		Batches     int           `db:"batches"`
+		Unattempted int           `db:"unattempted"`
+		Incarnation uuid.NullUUID `db:"incarnation"`
+		SameHistory bool          `db:"same_history"`
 	}
-	if err := tx.GetContext(ctx, &waiting, s.sql(waitingSQL), batchHint); err != nil {
+	if err := tx.GetContext(ctx, &waiting, s.sql(waitingSQL), s.known().incarnation, batchHint); err != nil {
 		return Cut{}, fmt.Errorf("count the batches: %w", err)
 	}
 	if !waiting.SameHistory {
-		return Cut{}, s.markUnverified(ctx, tx)
+		return Cut{}, &mismatchError{}
 	}
+	if cursor.Cuts == 0 {
+		var foreign bool
+		if err := tx.GetContext(ctx, &foreign, s.sql(isForeignSQL)); err != nil {
+			return Cut{}, fmt.Errorf("read the first events: %w", err)
+		}
+		if foreign {
+			return Cut{}, &mismatchError{}
+		}
+	}
+	cursor.incarnation = waiting.Incarnation
+	s.learn(cursor.incarnation, cursor.Cuts)
 	capacity := min(batchesPerCut, maxUnattempted-waiting.Unattempted, maxBatches-waiting.Batches)
 	if capacity <= 0 {
 		return Cut{More: true}, nil
 	}
 	// If the clock was set back, the last cut is in the future. It is then treated as
-	// long ago.
+	// long ago, and this cut records the present time.
 	sinceCut := seconds(cursor.SinceCut)
 	lingered := sinceCut < 0 || sinceCut >= linger
 	takePartial := lingered && waiting.Unattempted == 0
@@ -97,7 +126,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	var cut Cut
 	var left uncut
 	leftAll := false // left contains all waiting events above from
-	at, from, watermark, last := cursor.CutAt, cursor.LowWatermark, cursor.HighWatermark, int64(0)
+	at, from, watermark, last := cursor.BatchAt, cursor.LowWatermark, cursor.HighWatermark, int64(0)
 	if !moveWatermark && cursor.HighWatermark-cursor.LowWatermark >= int64(s.o.MaxRows) {
 		// In a backlog, this cut starts where the last cut ended. A cut from the low
 		// watermark would pass all events that were cut since the low watermark moved.
@@ -107,6 +136,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	for cut.Batches < capacity {
 		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
 		for !batch.isFull && !leftAll {
+			var err error
 			if left, err = s.findUncut(ctx, tx, batchHint, from); err != nil {
 				return Cut{}, err
 			}
@@ -147,8 +177,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, linger time.Duration) (C
 	} else {
 		watermark = max(watermark, last)
 	}
-	if _, err := tx.ExecContext(ctx, s.sql(moveCursorSQL), cursor.Cuts, at, watermark, last, moveWatermark); err != nil {
-		return Cut{}, fmt.Errorf("move the cursor: %w", err)
+	if err := s.moveCursor(ctx, tx, cursor.Cuts, cursor.CutAt, watermark, last, moveWatermark, at); err != nil {
+		return Cut{}, err
 	}
 	if cut.Batches > 1 {
 		// This relay claims one of the batches next. Other relays claim the rest.
@@ -170,30 +200,47 @@ type cursorRow struct {
 	SinceCut         float64   `db:"since_cut"`
 	SinceWatermark   float64   `db:"since_watermark"`
 	CutAt            time.Time `db:"cut_at"`
+	BatchAt          time.Time `db:"batch_at"`
 	Ignored          string    `db:"ignored"`
+
+	incarnation uuid.NullUUID // of the history
 }
 
-// lockCursor returns nil if another process has locked the cursor.
+// moveCursor ends a cut. The values are the parameters of moveCursorSQL.
+func (s *Store) moveCursor(ctx context.Context, tx *sqlx.Tx, values ...any) error {
+	result, err := tx.ExecContext(ctx, s.sql(moveCursorSQL), values...)
+	if err != nil {
+		return fmt.Errorf("move the cursor: %w", err)
+	}
+	moved, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("move the cursor: %w", err)
+	}
+	if moved == 0 {
+		return &mismatchError{"events have higher ids than the sequence has returned"}
+	}
+	return nil
+}
+
+// lockCursor returns nil if another process has locked the cursor. It returns a
+// *mismatchError if the cursor is missing, or has fewer cuts than the Store knows.
 func (s *Store) lockCursor(ctx context.Context, tx *sqlx.Tx) (*cursorRow, error) {
 	var cursor cursorRow
-	hint := s.cutsHint()
+	hint := s.known().cuts
 	err := tx.GetContext(ctx, &cursor, s.sql(lockCursorSQL), hint)
 	if errors.Is(err, sql.ErrNoRows) {
 		var exists bool
 		if err := tx.GetContext(ctx, &exists, s.sql(cursorExistsSQL), hint); err != nil {
 			return nil, fmt.Errorf("find the cursor: %w", err)
 		}
-		if !exists { // a failover or a restore has lost the last cuts
-			s.forgetCursor()
+		if !exists {
+			return nil, &mismatchError{}
 		}
 		return nil, nil //nolint:nilnil // a cut by another process is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the cursor: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cuts, s.lowWatermark = cursor.Cuts, cursor.LowWatermark
 	return &cursor, nil
 }
 

@@ -274,7 +274,7 @@ var _ = Describe("Dead letters", func() {
 		deadLetter(ctx, "before", outbox.Event{})
 		relay := db.MustBegin()
 		defer func() { _ = relay.Rollback() }()
-		relay.MustExec("UPDATE outbox_history SET unverified_to = 1")
+		relay.MustExec("UPDATE outbox_history SET unverified_to = 1, recorded_by = pg_current_xact_id()::xid")
 		requeued := make(chan error, 1)
 		go func() {
 			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))

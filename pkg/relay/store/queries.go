@@ -12,7 +12,8 @@ const lockCursorSQL = `
 SELECT cuts, low_watermark, next_low_watermark, high_watermark,
        extract(epoch FROM clock_timestamp() - last_cut_at)           AS since_cut,
        extract(epoch FROM clock_timestamp() - next_low_watermark_at) AS since_watermark,
-       greatest(clock_timestamp(), last_cut_at + interval '1 ms')    AS cut_at,
+       clock_timestamp()                                             AS cut_at,
+       greatest(clock_timestamp(), last_batch_at + interval '1 ms')  AS batch_at,
        set_config('idle_in_transaction_session_timeout', '10s', true) AS ignored
 FROM {schema}outbox_cursor
 WHERE cuts >= $1
@@ -27,17 +28,64 @@ const cursorExistsSQL = `SELECT EXISTS (SELECT FROM {schema}outbox_cursor WHERE 
 // of PostgreSQL. Batches that come from splits do not count as unattempted, because they
 // are many and small.
 const waitingSQL = `
-SELECT (SELECT count(*) FROM {schema}outbox_batches WHERE batch_id >= $1) AS batches,
+SELECT (SELECT count(*) FROM {schema}outbox_batches WHERE batch_id >= $2) AS batches,
        (SELECT count(*) FROM {schema}outbox_batches
-        WHERE batch_id >= $1 AND attempts = 0 AND last_error IS NULL) AS unattempted,
+        WHERE batch_id >= $2 AND attempts = 0 AND last_error IS NULL) AS unattempted,
+       (SELECT incarnation FROM {schema}outbox_history) AS incarnation,
        ` + sameHistorySQL + ` AS same_history`
 
-// sameHistorySQL is true if outbox_history has the server's identity and timeline.
-const sameHistorySQL = `EXISTS (
-    SELECT FROM {schema}outbox_history, pg_control_system() AS server
-    WHERE {schema}outbox_history.system_identifier = server.system_identifier::text
-      AND {schema}outbox_history.timeline = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-)`
+// isForeignSQL is for the first cut of an outbox. It is true if another outbox has filled
+// the tables: they have batches, or the first ids are missing. The first ids can also be
+// missing because their transactions have not committed. Such a transaction holds a lock
+// on the table. The number bounds the ids of these transactions.
+const isForeignSQL = `
+SELECT EXISTS (SELECT FROM {schema}outbox_batches)
+    OR coalesce((SELECT min(id) FROM {schema}outbox_events), 1) >
+       CASE WHEN EXISTS (` + publishersSQL + `) THEN 10000 ELSE 1 END`
+
+// publishersSQL returns the open transactions that have inserted into outbox_events. An
+// INSERT takes the lock before it draws an id from the sequence. PostgreSQL releases the
+// lock after other transactions can see the commit. Settlements hold the lock too.
+const publishersSQL = `
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+  AND database = ` + databaseSQL + `
+  AND relation = '{schema_literal}outbox_events'::regclass
+  AND pid IS DISTINCT FROM pg_backend_pid()`
+
+const (
+	databaseSQL = `(SELECT oid FROM pg_database WHERE datname = current_database())`
+	timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
+
+	// sameHistorySQL is true if outbox_history describes this database, if the row was
+	// not copied, if $1 is null or the incarnation, and if no subscription writes into
+	// the outbox.
+	sameHistorySQL = `(EXISTS (
+    SELECT FROM {schema}outbox_history AS history, pg_control_system() AS server
+    WHERE history.xmin = history.recorded_by
+      AND history.system_identifier = server.system_identifier::text
+      AND history.timeline = ` + timelineSQL + `
+      AND history.database_oid = ` + databaseSQL + `
+      AND history.incarnation = coalesce($1::uuid, history.incarnation)
+) AND NOT EXISTS (` + subscriptionsSQL + `))`
+
+	// sameCutsSQL is true if the history still has the cut $2.
+	sameCutsSQL = `EXISTS (SELECT FROM {schema}outbox_cursor WHERE cuts >= $2)`
+
+	// subscriptionsSQL returns the subscriptions of logical replication that write into
+	// the outbox. A subscription that was disabled can still have a worker.
+	subscriptionsSQL = `
+SELECT DISTINCT subname FROM pg_subscription_rel
+JOIN pg_subscription ON pg_subscription.oid = srsubid
+WHERE srrelid IN ('{schema_literal}outbox_events'::regclass, '{schema_literal}outbox_batches'::regclass)
+  AND (subenabled OR EXISTS (SELECT FROM pg_stat_get_subscription(pg_subscription.oid) WHERE pid IS NOT NULL))`
+
+	// sequenceValueSQL is the last id that the sequence has returned, or null if the role
+	// may not read the sequence.
+	sequenceSQL      = `pg_get_serial_sequence('{schema_literal}outbox_events', 'id')`
+	sequenceValueSQL = `CASE WHEN has_sequence_privilege(` + sequenceSQL + `, 'USAGE, SELECT')
+            THEN coalesce(pg_sequence_last_value(` + sequenceSQL + `), 0) END`
+)
 
 // uncutSQL returns the first $3 events above the id $2 that are not in a batch. The
 // result is one value for readUncut, with the id and the bytes of each event. The relay
@@ -73,20 +121,23 @@ SELECT $1::uuid, ids, $3, $4, $1::uuid::text,
        CASE WHEN unverified THEN 1 ELSE 0 END,
        CASE WHEN unverified THEN clock_timestamp() + make_interval(secs => $5) ELSE '-infinity' END
 FROM CAST($2 AS int8multirange) AS ids
-CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified) AS history`
+CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT unverified_to FROM {schema}outbox_history) AS unverified) AS history`
 
-// moveCursorSQL ends a cut. $2 is the time of the cut, and $4 its highest id. Every
-// visible event up to the id $3 is in a batch. The low watermark moves to $3 later,
-// because ids commit out of order.
+// moveCursorSQL ends a cut. $2 is the time of the cut, $6 the time of its last batch id,
+// and $4 its highest id. Every visible event up to the id $3 is in a batch. The low
+// watermark moves to $3 later, because ids commit out of order. If $4 was not drawn from
+// the sequence, and is not unverified, the statement changes nothing.
 const moveCursorSQL = `
 UPDATE {schema}outbox_cursor
 SET cuts                  = cuts + 1,
     last_cut_at           = $2,
+    last_batch_at         = $6,
     high_watermark        = greatest(high_watermark, $4),
     low_watermark         = CASE WHEN $5 THEN next_low_watermark ELSE low_watermark END,
     next_low_watermark    = CASE WHEN $5 THEN $3 ELSE next_low_watermark END,
     next_low_watermark_at = CASE WHEN $5 THEN $2 ELSE next_low_watermark_at END
-WHERE cuts = $1`
+WHERE cuts = $1
+  AND ($4 <= (SELECT unverified_to FROM {schema}outbox_history) OR coalesce($4 <= ` + sequenceValueSQL + `, true))`
 
 // lowerWatermarkSQL makes the next cut start above $2. It also makes the low watermark
 // due to move. Otherwise, in a backlog, the next cut would start where the last cut
@@ -99,44 +150,145 @@ SET cuts                  = cuts + 1,
     next_low_watermark_at = 'epoch'
 WHERE cuts = $1`
 
-// unverifiedBatchesSQL and recordHistorySQL record a change of history. All events that
-// exist now may already be in the sink, so they are resolved before they are inserted. A
-// batch without last_attempt_at does not match a claim of the lost history, so that claim
-// cannot become a lease.
+// The statements below find and record a change of history.
 const (
+	// lockHistorySQL allows one transaction at a time to change outbox_history. A row lock
+	// would not be enough: recordHistorySQL reads the events before it waits for a row
+	// lock.
+	lockHistorySQL = `LOCK TABLE {schema}outbox_history IN SHARE ROW EXCLUSIVE MODE`
+
+	// awaitCursorSQL waits for the end of a cut.
+	awaitCursorSQL = `SELECT cuts FROM {schema}outbox_cursor ORDER BY cuts DESC LIMIT 1 FOR UPDATE`
+
+	// historySQL compares outbox_history with the server and with the incarnation $1. A
+	// missing row equals nothing.
+	historySQL = `
+SELECT history.singleton IS NOT NULL                                                  AS exists,
+       coalesce(history.xmin = history.recorded_by, false)                            AS original,
+       coalesce(history.system_identifier = server.system_identifier::text, false)    AS same_server,
+       coalesce(history.timeline = ` + timelineSQL + `, false)                        AS same_timeline,
+       coalesce(history.database_oid = ` + databaseSQL + `, false)                    AS same_database,
+       coalesce(history.incarnation = $1::uuid, $1::uuid IS NULL)                     AS same_incarnation,
+       coalesce($1::uuid = ANY (history.ancestors), false)                            AS later_incarnation,
+       coalesce(history.incarnation, '00000000-0000-0000-0000-000000000000')          AS incarnation,
+       coalesce(history.unverified_to, 0)                                             AS unverified_to,
+       (SELECT count(*) FROM {schema}outbox_cursor)                                   AS cursors,
+       coalesce((SELECT max(cuts) FROM {schema}outbox_cursor), 0)                     AS cuts
+FROM pg_control_system() AS server
+LEFT JOIN {schema}outbox_history AS history ON true`
+
+	// unverifiedBatchesSQL counts an attempt for each batch that has none. A batch without
+	// last_attempt_at does not match a claim of the lost history, so that claim cannot
+	// become a lease.
 	unverifiedBatchesSQL = `
 UPDATE {schema}outbox_batches
 SET attempts        = greatest(attempts, 1),
     last_attempt_at = NULL,
-    next_attempt_at = greatest(next_attempt_at, clock_timestamp() + make_interval(secs => $1))`
+    next_attempt_at = clock_timestamp() + make_interval(secs => $1)`
+
+	// recordHistorySQL writes the row of outbox_history, or replaces it. All events that
+	// exist now may already be in the sink. $1 is the incarnation that the relay
+	// remembers. The sequence may be behind the events. It also knows the ids of prepared
+	// transactions.
 	recordHistorySQL = `
-UPDATE {schema}outbox_history
-SET system_identifier = server.system_identifier::text,
-    timeline          = substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8),
-    unverified_to     = coalesce(pg_sequence_last_value(pg_get_serial_sequence('{schema_literal}outbox_events', 'id')), 0)
-FROM pg_control_system() AS server`
+INSERT INTO {schema}outbox_history AS history (system_identifier, timeline, database_oid, ancestors, unverified_to)
+SELECT server.system_identifier::text, ` + timelineSQL + `, ` + databaseSQL + `,
+       array_remove(ARRAY[$1::uuid], NULL),
+       greatest(0, (SELECT max(id) FROM {schema}outbox_events),
+                (SELECT max(upper(event_ids)) - 1 FROM {schema}outbox_batches),
+                (SELECT max(outbox_event_id) FROM {schema}outbox_dead_letters),
+                ` + sequenceValueSQL + `)
+FROM pg_control_system() AS server
+ON CONFLICT (singleton) DO UPDATE
+SET system_identifier = excluded.system_identifier,
+    timeline          = excluded.timeline,
+    database_oid      = excluded.database_oid,
+    recorded_by       = excluded.recorded_by,
+    recorded_at       = excluded.recorded_at,
+    incarnation       = excluded.incarnation,
+    ancestors         = (history.incarnation || excluded.ancestors || history.ancestors)[1:100],
+    unverified_to     = excluded.unverified_to
+RETURNING incarnation, unverified_to`
+
+	// resetCursorSQL replaces all rows of the cursor by one row without watermarks. If
+	// all rows are missing, the relays may remember any number of cuts. The milliseconds
+	// since 1970 exceed it.
+	resetCursorSQL = `
+WITH removed AS (DELETE FROM {schema}outbox_cursor RETURNING cuts, last_batch_at)
+INSERT INTO {schema}outbox_cursor (cuts, last_batch_at)
+SELECT coalesce(max(cuts) + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint), coalesce(max(last_batch_at), 'epoch')
+FROM removed
+RETURNING cuts`
+
+	// markSubscribedSQL makes the end of the subscription a change of history, also for a
+	// relay that starts later.
+	markSubscribedSQL = `UPDATE {schema}outbox_history SET timeline = '' WHERE timeline != ''`
+
+	// sequenceBehindSQL returns the sequence if it will return ids up to $1 again.
+	sequenceBehindSQL = `
+SELECT ` + sequenceSQL + ` AS name, has_sequence_privilege(` + sequenceSQL + `, 'UPDATE') AS may_raise
+WHERE ` + sequenceValueSQL + ` < $1`
+
+	// raiseSequenceSQL also skips some ids, because publishers may draw ids at the same
+	// time.
+	raiseSequenceSQL = `SELECT setval($1::regclass, $2::bigint + 1000)`
 )
 
-// pollSQL takes no lock. It finds rows that the hints may hide: a late commit at or below
-// the low watermark $1, and the oldest batch. It also returns whether events exist above
-// the low watermark, and the time of the last cut, for an outbox without batches.
-const pollSQL = `
+// The two statements of a poll take no lock. Both find rows that the hints may hide.
+const (
+	// lookSQL returns the cursor, and the open transactions that may hold ids. The ids of
+	// outbox_events ascend if the sequence was not set back, and if no session caches
+	// ids.
+	lookSQL = `
+SELECT cursor.cuts, cursor.low_watermark, cursor.high_watermark, cursor.last_batch_at,
+       ` + sameHistorySQL + ` AS same_history,
+       coalesce(greatest(cursor.low_watermark, cursor.high_watermark) <= ` + sequenceValueSQL + `, true)
+           AND (SELECT seqcache = 1 FROM pg_sequence WHERE seqrelid = ` + sequenceSQL + `::regclass) AS ascending,
+       ARRAY(` + publishersSQL + `) AS publishers
+FROM (SELECT) AS one
+LEFT JOIN LATERAL (
+    SELECT cuts, low_watermark, high_watermark, last_batch_at
+    FROM {schema}outbox_cursor WHERE cuts >= $2 ORDER BY cuts DESC LIMIT 1
+) AS cursor ON true`
+
+	// pollSQL returns the lowest event that is not in a batch: among the ids above $1 up
+	// to $2, and, with ids up to $2, among the pages from $3 to $4 of the table. It also
+	// returns whether events exist above the id $2, the oldest batch, and whether a batch
+	// waits longer than $5 seconds. Without the additions of zero, PostgreSQL would read
+	// the primary key instead of the pages.
+	pollSQL = `
 WITH cut AS (SELECT range_agg(event_ids) AS ids FROM {schema}outbox_batches)
-SELECT coalesce((
-           SELECT id FROM {schema}outbox_events
-           WHERE id <= $1 AND NOT coalesce((SELECT ids FROM cut) @> id, false)
-           ORDER BY id LIMIT 1
-       ), 0) AS late_commit,
-       EXISTS (SELECT FROM {schema}outbox_events WHERE id > $1) AS above_low_watermark,
+SELECT least(
+           (SELECT id FROM {schema}outbox_events
+            WHERE id > $1 AND id <= $2 AND NOT coalesce((SELECT ids FROM cut) @> id, false)
+            ORDER BY id LIMIT 1),
+           (SELECT min(id + 0) FROM {schema}outbox_events
+            WHERE ctid >= $3::tid AND ctid < $4::tid AND id + 0 <= $2 AND NOT coalesce((SELECT ids FROM cut) @> id, false))
+       ) AS late_commit,
+       EXISTS (SELECT FROM {schema}outbox_events WHERE id > $2) AS above,
        (SELECT batch_id FROM {schema}outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch,
-       (SELECT last_cut_at FROM {schema}outbox_cursor WHERE cuts >= $2 ORDER BY cuts DESC LIMIT 1) AS last_cut_at`
+       EXISTS (SELECT FROM {schema}outbox_batches
+               WHERE next_attempt_at > clock_timestamp() + make_interval(secs => $5)) AS overlong,
+       pg_relation_size('{schema_literal}outbox_events') / current_setting('block_size')::int AS pages`
+
+	// limitWaitsSQL limits the waits of all batches to $1 seconds. A wait is longer if the
+	// clock was set back.
+	limitWaitsSQL = `
+UPDATE {schema}outbox_batches
+SET next_attempt_at = clock_timestamp() + make_interval(secs => $1)
+WHERE batch_id IN (
+    SELECT batch_id FROM {schema}outbox_batches
+    WHERE next_attempt_at > clock_timestamp() + make_interval(secs => $1)
+    FOR UPDATE SKIP LOCKED
+)`
+)
 
 // The mark of a claim is attempts and last_attempt_at together. After a failover that
 // lost earlier marks, the same number of attempts can occur again.
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
-// the worker inserts it. If $3 is true, failed batches come first, otherwise last. If the
-// batch has more than $2 bytes, no other batch is claimed instead. The claimed batch is
+// the worker inserts it. If $5 is true, failed batches come first, otherwise last. If the
+// batch has more than $4 bytes, no other batch is claimed instead. The claimed batch is
 // not due for one second. In this time the worker locks it in the lease's transaction.
 const claimSQL = `
 UPDATE {schema}outbox_batches
@@ -145,12 +297,12 @@ SET attempts        = attempts + 1,
     next_attempt_at = clock_timestamp() + interval '1 s'
 WHERE batch_id = (
     SELECT batch_id FROM {schema}outbox_batches
-    WHERE batch_id >= $1 AND next_attempt_at <= clock_timestamp() AND ` + sameHistorySQL + `
-    ORDER BY (last_error IS NOT NULL) = $3 DESC, batch_id
+    WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
+    ORDER BY (last_error IS NOT NULL) = $5 DESC, batch_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
-AND byte_count <= $2
+AND byte_count <= $4
 RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, last_attempt_at, clock_timestamp() AS database_time`
 
 // leaseSQL locks a claimed batch for the rest of the transaction, if the row still has
@@ -160,7 +312,7 @@ const (
 	leaseSQL  = markedSQL + ` FOR UPDATE SKIP LOCKED`
 	markedSQL = `
 SELECT 1 FROM {schema}outbox_batches
-WHERE batch_id = $1 AND token = $2 AND attempts = $3 AND last_attempt_at = $4 AND ` + sameHistorySQL
+WHERE batch_id = $3 AND token = $4 AND attempts = $5 AND last_attempt_at = $6 AND ` + sameHistorySQL + ` AND ` + sameCutsSQL
 
 	// awaitLeaseSQL waits for the lock within the second in which the batch is not due.
 	// Another claim that began before the mark was written may hold the lock. That claim
@@ -314,13 +466,12 @@ SELECT id, event_type, event_id,
 FROM requeued
 ORDER BY id`
 
-	// lockHistorySQL prevents unverifiedRequeuedSQL and recordHistorySQL from running at
-	// the same time. A row lock would not be enough: recordHistorySQL reads the sequence
-	// before it waits for a row lock.
-	lockHistorySQL = `LOCK TABLE {schema}outbox_history IN SHARE ROW EXCLUSIVE MODE`
-
+	// unverifiedRequeuedSQL must not hide that the row was copied.
 	unverifiedRequeuedSQL = `
-UPDATE {schema}outbox_history SET unverified_to = greatest(unverified_to, $2) WHERE unverified_to >= $1`
+UPDATE {schema}outbox_history
+SET unverified_to = greatest(unverified_to, $2),
+    recorded_by   = CASE WHEN xmin = recorded_by THEN pg_current_xact_id()::xid ELSE recorded_by END
+WHERE unverified_to >= $1`
 
 	discardDeadLettersSQL = `
 WITH discarded AS (
@@ -331,7 +482,7 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 
 // The cost of statsSQL does not depend on the size of the table. It counts the events
 // above the high watermark up to a bound. Beyond the bound it estimates the number from
-// the sequence. The estimate includes the ids of rolled-back transactions. It counts dead
+// the sequence, if the role may read it. The estimate includes the ids of rolled-back transactions. It counts dead
 // letters up to a bound as well.
 const statsSQL = `
 WITH cursor AS (SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),
@@ -352,10 +503,9 @@ batches AS (
 SELECT batches.batches,
        batches.events + CASE
            WHEN uncut.events < 10000 THEN uncut.events
-           ELSE greatest(10000, pg_sequence_last_value(pg_get_serial_sequence('{schema_literal}outbox_events', 'id'))
-                                - (SELECT high_watermark FROM cursor))
+           ELSE greatest(10000, ` + sequenceValueSQL + ` - (SELECT high_watermark FROM cursor))
        END AS backlog_events,
-       coalesce(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
+       greatest(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
        (SELECT count(*) FROM (SELECT FROM {schema}outbox_dead_letters LIMIT 10000) AS counted) AS dead_letters
 FROM uncut, batches`
 

@@ -23,6 +23,8 @@ const (
 	DefaultMaxBytes = 32 << 20
 	// DefaultFlushTimeout bounds the duration of an insert.
 	DefaultFlushTimeout = 30 * time.Second
+	// DefaultMaxDelay bounds the delay of a batch that failed.
+	DefaultMaxDelay = 30 * time.Second
 )
 
 // BatchesChannel is the channel on which a relay notifies other relays of new batches.
@@ -44,6 +46,9 @@ const (
 	// leaseMargin is added to the flush timeout to get the time after which the server
 	// ends an idle lease. A suspended worker keeps its batch for this time.
 	leaseMargin = 10 * time.Second
+	// pagesAtOnce bounds the pages of outbox_events that a poll reads in their physical
+	// order: 2 MiB.
+	pagesAtOnce = 256
 	// watermarkTrail is how long the low watermark waits before it passes an event that
 	// was cut, because a lower id may commit later. Poll finds commits after this time.
 	watermarkTrail = time.Second
@@ -58,6 +63,8 @@ type Options struct {
 	// FlushTimeout bounds one insert into the sink. The default is
 	// DefaultFlushTimeout.
 	FlushTimeout time.Duration
+	// MaxDelay is the longest delay that Retry gets. The default is DefaultMaxDelay.
+	MaxDelay time.Duration
 	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
 	// the tables by the session's search_path.
 	Schema string
@@ -72,6 +79,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.FlushTimeout <= 0 {
 		o.FlushTimeout = DefaultFlushTimeout
+	}
+	if o.MaxDelay <= 0 {
+		o.MaxDelay = DefaultMaxDelay
 	}
 }
 
@@ -106,11 +116,10 @@ type Store struct {
 
 	watermarkTrail time.Duration // the constant; specs change it
 
-	// These fields are hints. If correctness depends on a hint, the database checks it.
-	mu           sync.Mutex
-	cuts         int64     // the cursor's key when it was last read
-	lowWatermark int64     // the cursor's low watermark at that time
-	oldestBatch  uuid.UUID // the lower bound of all batch ids at the last Poll
+	mu          sync.Mutex
+	history     knownHistory
+	late        lateSearch
+	oldestBatch uuid.UUID // the lower bound of all batch ids at the last Poll; the database checks this hint
 }
 
 // New returns a Store on db. The connections of db must have the settings of Session.
@@ -134,23 +143,10 @@ type Stats struct {
 // Stats returns the outbox's figures. The cost does not grow with the outbox.
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var stats Stats
-	if err := s.db.GetContext(ctx, &stats, s.sql(statsSQL), s.cutsHint()); err != nil {
+	if err := s.db.GetContext(ctx, &stats, s.sql(statsSQL), s.known().cuts); err != nil {
 		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
 	}
 	return stats, nil
-}
-
-func (s *Store) cutsHint() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.cuts
-}
-
-// forgetCursor makes the next statements read all versions of the cursor.
-func (s *Store) forgetCursor() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cuts = 0
 }
 
 func (s *Store) batchHint() uuid.UUID {

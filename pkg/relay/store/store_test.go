@@ -484,6 +484,7 @@ var _ = Describe("Store", func() {
 			s = store.New(db, store.Options{})
 			db.MustExec(`INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE
 				SELECT id, 'thing_happened', to_json(id) FROM generate_series(100, 1, -1) AS id`)
+			db.MustExec("SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), 100)")
 			cut(ctx)
 			var events store.Events
 			Expect(claim(ctx).Read(ctx, &events)).To(Succeed())
@@ -521,8 +522,8 @@ var _ = Describe("Store", func() {
 				events[i].EventContext = outboxtest.JSON(c)
 			}
 			for some := range slices.Chunk(events, 7) {
-				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // an unused id
 				publish(ctx, db, publisher, some...)
+				db.MustExec("SELECT nextval(pg_get_serial_sequence('outbox_events', 'id'))") // an unused id
 			}
 			cut(ctx)
 			lease := claim(ctx)
