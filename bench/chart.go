@@ -19,7 +19,7 @@ var groups = []group{
 	{"Creating users", []string{"api_vs_pgbench_cte_c8", "api_vs_pgbench_cte_c32", "batch_vs_copy"}},
 	{"Creating a user while ClickHouse is down", []string{"api_p99_outage_ratio"}},
 	{"Publishing in a transaction", []string{"publish_overhead"}},
-	{"The end of a backlog compared with its beginning", []string{"cut_growth_5m", "cut_growth_pinned", "claim_growth_pinned"}},
+	{"The end of a backlog compared with its beginning", []string{"cut_growth_5m", "cut_growth_pinned", "poll_growth_pinned", "claim_growth_pinned"}},
 	{"The size of the outbox on the disk", []string{"outbox_size_10m_vs_1m"}},
 }
 

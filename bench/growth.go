@@ -18,30 +18,31 @@ const (
 )
 
 // benchGrowth drains the outbox with the relay's own steps, but without a sink. It
-// compares the times of the last tenth of the steps with the first tenth.
+// compares the times of the last tenth of the steps with the first tenth. A poll after
+// each cut searches the events of this cut.
 func benchGrowth(ctx context.Context, b *bench) error {
+	cuts := func(t times) []float64 { return t.cuts }
+	claims := func(t times) []float64 { return t.claims }
+	polls := func(t times) []float64 { return t.polls }
 	for _, c := range []struct {
-		about    string
-		pinned   bool
-		measure  func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error)
-		ofClaims bool
-		figure   string
+		about   string
+		pinned  bool
+		measure func(ctx context.Context, d *database, s *store.Store) (times, error)
+		of      func(times) []float64
+		figure  string
 	}{
-		{"a cut while 5 million events drain", false, drainOf(b.scaled(growthEvents, 50*growthBatch)), false, "cut_growth_5m"},
-		{"a cut with an old transaction open", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch)), false, "cut_growth_pinned"},
-		{"a claim with an old transaction open", true, smallBatches(b.scaled(smallCuts, 100)), true, "claim_growth_pinned"},
+		{"a cut while 5 million events drain", false, drainOf(b.scaled(growthEvents, 50*growthBatch), time.Second), cuts, "cut_growth_5m"},
+		{"a cut with an old transaction open", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch), time.Second), cuts, "cut_growth_pinned"},
+		{"a poll with an old transaction open", true, drainOf(b.scaled(pinnedEvents, 50*growthBatch), 0), polls, "poll_growth_pinned"},
+		{"a claim with an old transaction open", true, smallBatches(b.scaled(smallCuts, 100)), claims, "claim_growth_pinned"},
 	} {
 		first, last := b.newSeries(c.about+": first tenth", "ms"), b.newSeries(c.about+": last tenth", "ms")
 		err := b.inRounds(ctx, func(ctx context.Context) error {
-			cuts, claims, err := b.growth(ctx, c.pinned, c.measure)
+			measured, err := b.growth(ctx, c.pinned, c.measure)
 			if err != nil {
 				return err
 			}
-			times := cuts
-			if c.ofClaims {
-				times = claims
-			}
-			early, late := tenths(times)
+			early, late := tenths(c.of(measured))
 			first.add(early)
 			last.add(late)
 			return nil
@@ -56,29 +57,32 @@ func benchGrowth(ctx context.Context, b *bench) error {
 	return nil
 }
 
+// times are the durations of the relay's steps in milliseconds.
+type times struct{ cuts, claims, polls []float64 }
+
 func (b *bench) growth(ctx context.Context, pinned bool,
-	measure func(context.Context, *database, *store.Store) (cuts, claims []float64, err error),
-) (cuts, claims []float64, err error) {
+	measure func(context.Context, *database, *store.Store) (times, error),
+) (measured times, err error) {
 	d, err := b.database(ctx)
 	if err != nil {
-		return nil, nil, err
+		return times{}, err
 	}
 	defer func() { err = errors.Join(err, d.drop(ctx)) }()
 	db, err := postgres.Open(postgres.Options{
 		DSN: d.dsn, Session: store.Session(store.DefaultFlushTimeout), KeepStatements: true,
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("open the database: %w", err)
+		return times{}, fmt.Errorf("open the database: %w", err)
 	}
 	defer db.Close()
 	if pinned {
 		old, err := d.BeginTxx(ctx, nil)
 		if err != nil {
-			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
+			return times{}, fmt.Errorf("begin the old transaction: %w", err)
 		}
 		defer func() { _ = old.Rollback() }() // the old transaction only reads
 		if _, err := old.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM outbox_events LIMIT 1"); err != nil {
-			return nil, nil, fmt.Errorf("begin the old transaction: %w", err)
+			return times{}, fmt.Errorf("begin the old transaction: %w", err)
 		}
 	}
 	return measure(ctx, d, store.New(db, store.Options{MaxRows: growthBatch}))
@@ -86,16 +90,13 @@ func (b *bench) growth(ctx context.Context, pinned bool,
 
 // step makes one cut and settles its batches. It returns false if no event was
 // waiting.
-func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, error) {
+func (t *times) step(ctx context.Context, s *store.Store) (bool, error) {
 	start := time.Now()
 	cut, err := s.Cut(ctx, 0)
-	if errors.Is(err, store.ErrHistoryChanged) { // the first cut of a new database returns this error
-		return true, nil
-	}
 	if err != nil || cut.Batches == 0 {
 		return false, err
 	}
-	*cuts = append(*cuts, time.Since(start).Seconds()*1e3)
+	t.cuts = append(t.cuts, since(start))
 	for range cut.Batches {
 		start := time.Now()
 		lease, err := s.Claim(ctx, store.DefaultMaxBytes)
@@ -105,7 +106,7 @@ func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, e
 		if lease == nil {
 			return false, errors.New("cannot claim a batch after its cut")
 		}
-		*claims = append(*claims, time.Since(start).Seconds()*1e3)
+		t.claims = append(t.claims, since(start))
 		if err := lease.Settle(ctx); err != nil {
 			return false, err
 		}
@@ -113,46 +114,60 @@ func step(ctx context.Context, s *store.Store, cuts, claims *[]float64) (bool, e
 	return true, nil
 }
 
-func drainOf(n int) func(context.Context, *database, *store.Store) (cuts, claims []float64, err error) {
-	return func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error) {
+// poll polls as a relay does between cuts.
+func (t *times) poll(ctx context.Context, s *store.Store) error {
+	start := time.Now()
+	if _, err := s.Poll(ctx); err != nil {
+		return err
+	}
+	t.polls = append(t.polls, since(start))
+	return nil
+}
+
+// since returns milliseconds.
+func since(start time.Time) float64 { return time.Since(start).Seconds() * 1e3 }
+
+// drainOf publishes n events and drains them. It polls after each cut, if interval has
+// passed.
+func drainOf(n int, interval time.Duration) func(context.Context, *database, *store.Store) (times, error) {
+	return func(ctx context.Context, d *database, s *store.Store) (t times, err error) {
 		if err := d.publishNow(ctx, n); err != nil {
-			return nil, nil, err
+			return times{}, err
 		}
 		lastPoll := time.Now()
 		for more := true; more; {
-			if more, err = step(ctx, s, &cuts, &claims); err != nil {
-				return nil, nil, err
+			if more, err = t.step(ctx, s); err != nil {
+				return times{}, err
 			}
-			// A relay polls between cuts too.
-			if time.Since(lastPoll) > time.Second {
+			if time.Since(lastPoll) >= interval {
 				lastPoll = time.Now()
-				if _, err := s.Poll(ctx); err != nil {
-					return nil, nil, err
+				if err := t.poll(ctx, s); err != nil {
+					return times{}, err
 				}
 			}
 		}
-		return cuts, claims, nil
+		return t, nil
 	}
 }
 
-func smallBatches(n int) func(context.Context, *database, *store.Store) (cuts, claims []float64, err error) {
-	return func(ctx context.Context, d *database, s *store.Store) (cuts, claims []float64, err error) {
+func smallBatches(n int) func(context.Context, *database, *store.Store) (times, error) {
+	return func(ctx context.Context, d *database, s *store.Store) (t times, err error) {
 		lastPoll := time.Now()
-		for len(claims) < n {
+		for len(t.claims) < n {
 			if _, err := d.ExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) VALUES ('a', '1')"); err != nil {
-				return nil, nil, fmt.Errorf("publish: %w", err)
+				return times{}, fmt.Errorf("publish: %w", err)
 			}
-			if _, err := step(ctx, s, &cuts, &claims); err != nil {
-				return nil, nil, err
+			if _, err := t.step(ctx, s); err != nil {
+				return times{}, err
 			}
-			if time.Since(lastPoll) > time.Second {
+			if time.Since(lastPoll) >= time.Second {
 				lastPoll = time.Now()
-				if _, err := s.Poll(ctx); err != nil {
-					return nil, nil, err
+				if err := t.poll(ctx, s); err != nil {
+					return times{}, err
 				}
 			}
 		}
-		return cuts, claims, nil
+		return t, nil
 	}
 }
 

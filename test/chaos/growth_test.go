@@ -86,13 +86,13 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 		Expect(err).NotTo(HaveOccurred())
 	}
 
-	It("a cut does not become slower after many drained events", func(ctx SpecContext) {
+	It("a cut and a poll do not become slower after many drained events", func(ctx SpecContext) {
 		const total, maxRows, atOnce = 1_000_000, 10_000, 100_000
 		arrange(ctx, maxRows)
 		for range total / atOnce {
 			publish(ctx, atOnce)
 		}
-		var ofCuts []int // the pages of each cut, per batch
+		var ofCuts, ofPolls []int // the pages of each cut and poll, per batch
 		for drained := 0; drained < total; {
 			// Expire the delay of the low watermark. Otherwise the distance between the
 			// watermark and the drained events would depend on the machine's speed.
@@ -105,9 +105,10 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 				Expect(lease.Settle(ctx)).To(Succeed())
 				drained += lease.Events
 			}
-			poll(ctx)
+			ofPolls = append(ofPolls, pages(ctx, func() { poll(ctx) })/batches)
 		}
 		expectLevel(ofCuts)
+		expectLevel(ofPolls)
 	})
 
 	It("a claim does not become slower after ten thousand small cuts", func(ctx SpecContext) {

@@ -101,7 +101,7 @@ type lateSearch struct {
 // next returns the search of the next Poll. Its from is the id above which this Poll
 // searches. Each event that has appeared since the last Poll belongs to a transaction
 // that was open then and has ended, or that has begun after it.
-func (l *lateSearch) next(highest int64, ascending bool, publishers []string) lateSearch {
+func (l lateSearch) next(highest int64, ascending bool, publishers []string) lateSearch {
 	if !ascending {
 		return lateSearch{page: l.page}
 	}
