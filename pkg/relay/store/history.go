@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -178,7 +177,7 @@ func (s *Store) record(ctx context.Context, tx *sqlx.Tx, before knownHistory, si
 	if err := tx.GetContext(ctx, &cuts, s.sql(resetCursorSQL)); err != nil {
 		return fmt.Errorf("reset the cursor: %w", err)
 	}
-	advice, err := s.raiseSequence(ctx, tx, now.UnverifiedTo)
+	advice, err := s.raiseSequences(ctx, tx, now.UnverifiedTo)
 	if err != nil {
 		return err
 	}
@@ -191,28 +190,30 @@ func (s *Store) record(ctx context.Context, tx *sqlx.Tx, before knownHistory, si
 	return fmt.Errorf("%w: %s%s", ErrHistoryChanged, strings.Join(signs, ", "), advice)
 }
 
-// raiseSequence raises the sequence of the ids to highest, because publishers cannot
-// publish an event with the id of another. If the role may not raise the sequence, it
-// returns advice for the operator.
-func (s *Store) raiseSequence(ctx context.Context, tx *sqlx.Tx, highest int64) (advice string, err error) {
-	var behind struct {
+// raiseSequences raises the sequences of the ids that are behind the rows. Replication
+// and some dumps do not copy sequences. Publishers would then get the ids of other events,
+// and dead letters the ids of others. If the role may not raise a sequence, it returns
+// advice for the operator. highest is the highest id of an event.
+func (s *Store) raiseSequences(ctx context.Context, tx *sqlx.Tx, highest int64) (advice string, err error) {
+	var behind []struct {
 		Name     string `db:"name"`
+		Highest  int64  `db:"highest"`
 		MayRaise bool   `db:"may_raise"`
 	}
-	err = tx.GetContext(ctx, &behind, s.sql(sequenceBehindSQL), highest)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return "", nil
-	case err != nil:
-		return "", fmt.Errorf("read the sequence of the ids: %w", err)
-	case !behind.MayRaise:
-		return fmt.Sprintf("; publishers will fail, because the sequence is behind the events: as the owner of the outbox, run SELECT setval('%s', %d)",
-			behind.Name, highest), nil
+	if err := tx.SelectContext(ctx, &behind, s.sql(sequencesBehindSQL), highest); err != nil {
+		return "", fmt.Errorf("read the sequences of the ids: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, raiseSequenceSQL, behind.Name, highest); err != nil {
-		return "", fmt.Errorf("raise the sequence of the ids: %w", err)
+	for _, sequence := range behind {
+		if !sequence.MayRaise {
+			advice += fmt.Sprintf("; inserts will fail, because a sequence is behind the rows: as the owner of the outbox, run SELECT setval('%s', %d)",
+				sequence.Name, sequence.Highest)
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, raiseSequenceSQL, sequence.Name, sequence.Highest); err != nil {
+			return "", fmt.Errorf("raise the sequence %s: %w", sequence.Name, err)
+		}
 	}
-	return "", nil
+	return advice, nil
 }
 
 // unverifiedSeconds is the time during which an insert of a lost history may still be in

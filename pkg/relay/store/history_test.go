@@ -195,6 +195,17 @@ var _ = Describe("The history of the outbox", func() {
 		Expect(published).To(BeNumerically(">", 1000), "publishers do not collide with the events")
 	})
 
+	It("is recorded with the ids of dead letters, even if their sequence is behind them", func(ctx SpecContext) {
+		letter := `INSERT INTO outbox_dead_letters (id, outbox_event_id, event_id, event_type, event_date_time,
+			environment, event_context, metadata_version, published_at, batch_id, error)
+			OVERRIDING %s VALUE VALUES (1, 1, gen_random_uuid(), 'a', now(), 'Test', '{}', 1, now(), gen_random_uuid(), 'why')`
+		db.MustExecContext(ctx, fmt.Sprintf(letter, "SYSTEM"))
+		db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+		_, err := s.Cut(ctx, 0)
+		Expect(err).To(MatchError(store.ErrHistoryChanged))
+		db.MustExecContext(ctx, fmt.Sprintf(letter, "USER"))
+	})
+
 	It("is recorded with the events of dead letters", func(ctx SpecContext) {
 		db.MustExecContext(ctx, `INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
 			environment, event_context, metadata_version, published_at, batch_id, error)

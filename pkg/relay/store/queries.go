@@ -224,13 +224,18 @@ RETURNING cuts`
 	// relay that starts later.
 	markSubscribedSQL = `UPDATE {schema}outbox_history SET timeline = '' WHERE timeline != ''`
 
-	// sequenceBehindSQL returns the sequence if it will return ids up to $1 again.
-	sequenceBehindSQL = `
-SELECT ` + sequenceSQL + ` AS name, has_sequence_privilege(` + sequenceSQL + `, 'UPDATE') AS may_raise
-WHERE ` + sequenceValueSQL + ` < $1`
+	// sequencesBehindSQL returns the sequences that will return existing ids. $1 is the
+	// highest id of an event.
+	sequencesBehindSQL = `
+SELECT name, highest, has_sequence_privilege(name, 'UPDATE') AS may_raise
+FROM (VALUES (` + sequenceSQL + `, $1::bigint),
+             (pg_get_serial_sequence('{schema_literal}outbox_dead_letters', 'id'),
+              (SELECT max(id) FROM {schema}outbox_dead_letters))) AS sequence (name, highest)
+WHERE CASE WHEN has_sequence_privilege(name, 'USAGE, SELECT')
+           THEN coalesce(pg_sequence_last_value(name::regclass), 0) < highest END`
 
-	// raiseSequenceSQL also skips some ids, because publishers may draw ids at the same
-	// time.
+	// raiseSequenceSQL also skips some ids, because other transactions may draw ids at the
+	// same time.
 	raiseSequenceSQL = `SELECT setval($1::regclass, $2::bigint + 1000)`
 )
 
