@@ -203,17 +203,20 @@ func (s *Store) raiseSequences(ctx context.Context, tx *sqlx.Tx, highest int64) 
 	if err := tx.SelectContext(ctx, &behind, s.sql(sequencesBehindSQL), highest); err != nil {
 		return "", fmt.Errorf("read the sequences of the ids: %w", err)
 	}
+	var statements []string
 	for _, sequence := range behind {
 		if !sequence.MayRaise {
-			advice += fmt.Sprintf("; inserts will fail, because a sequence is behind the rows: as the owner of the outbox, run SELECT setval('%s', %d)",
-				sequence.Name, sequence.Highest)
+			statements = append(statements, fmt.Sprintf("SELECT setval('%s', %d)", sequence.Name, sequence.Highest))
 			continue
 		}
 		if _, err := tx.ExecContext(ctx, raiseSequenceSQL, sequence.Name, sequence.Highest); err != nil {
 			return "", fmt.Errorf("raise the sequence %s: %w", sequence.Name, err)
 		}
 	}
-	return advice, nil
+	if len(statements) == 0 {
+		return "", nil
+	}
+	return "; inserts will fail, because sequences are behind the rows: as the owner of the outbox, run " + strings.Join(statements, "; "), nil
 }
 
 // unverifiedSeconds is the time during which an insert of a lost history may still be in
