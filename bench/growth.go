@@ -99,7 +99,7 @@ func (t *times) step(ctx context.Context, s *store.Store) (bool, error) {
 	t.cuts = append(t.cuts, since(start))
 	for range cut.Batches {
 		start := time.Now()
-		lease, err := s.Claim(ctx, store.DefaultMaxBytes)
+		lease, err := s.Claim(ctx, store.DefaultMaxBytes, true)
 		if err != nil {
 			return false, err
 		}

@@ -30,6 +30,9 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 			r.capacity.send(1)
 			r.work.send(1) // more batches may wait
 			failures := r.deliver(delivering, lease)
+			if lease.Failures > 0 {
+				r.failing.Store(false)
+			}
 			r.budget.give(lease.Bytes)
 			r.busy.Add(-1)
 			r.capacity.send(1)
@@ -43,12 +46,18 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 	}
 }
 
+// claim claims a batch that fits into the budget. Failing batches use one worker, so that
+// the others deliver. They are not claimed as the trial of the circuit breaker, because
+// their failure would prove nothing about the sink.
 func (r *Relay) claim(ctx context.Context) (lease *store.Lease, err error) {
 	err = r.budget.take(ctx, func(ctx context.Context, maxBytes int64) (int64, error) {
 		var err error
-		lease, err = r.o.Store.Claim(ctx, maxBytes)
+		lease, err = r.o.Store.Claim(ctx, maxBytes, !r.failing.Load() && !r.circuit.inTrial())
 		if lease == nil {
 			return 0, err
+		}
+		if lease.Failures > 0 {
+			r.failing.Store(true)
 		}
 		return lease.Bytes, nil
 	})

@@ -102,7 +102,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 	if errors.Is(err, store.ErrEventsMissing) {
 		delay := d.backoff.delay(d.lease.Attempts)
 		d.log.ErrorContext(ctx, "events missing from outbox", "err", err, "delay", delay)
-		if err := d.lease.Retry(ctx, err, delay); err != nil {
+		if err := d.lease.Fail(ctx, err, delay); err != nil {
 			return "", err
 		}
 		return resultRetried, nil
@@ -114,7 +114,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 	if ctx.Err() != nil { // the shutdown timeout has ended the insert
 		return "", err
 	}
-	cause, delay := failure.error, time.Duration(0)
+	cause, delay, release := failure.error, time.Duration(0), d.lease.Retry
 	class := sink.ClassOf(cause)
 	if _, misconfigured := errors.AsType[*sink.MisconfiguredError](cause); misconfigured {
 		class = sink.Unavailable
@@ -133,13 +133,24 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Attempts)
 		if !errors.Is(cause, errInsertInFlight) {
-			d.circuit.failedUnknown(ctx, cause)
-			d.log.ErrorContext(ctx, "batch failed", "err", cause, "delay", delay)
+			release = d.lease.Fail
+			d.failed(ctx, cause, delay)
 		}
 		time.AfterFunc(delay, func() { d.work.send(1) })
 	}
-	if err := d.lease.Retry(ctx, cause, delay); err != nil {
+	if err := release(ctx, cause, delay); err != nil {
 		return "", err
 	}
 	return resultRetried, nil
+}
+
+// failed reports a failure that the batch or the sink may have caused. A batch that fails
+// again proves nothing about the sink.
+func (d *delivery) failed(ctx context.Context, cause error, delay time.Duration) {
+	if d.lease.Failures > 0 {
+		d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay, "failures", d.lease.Failures+1)
+		return
+	}
+	d.circuit.failedUnknown(ctx, cause)
+	d.log.ErrorContext(ctx, "batch failed", "err", cause, "delay", delay)
 }

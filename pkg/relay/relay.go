@@ -99,6 +99,7 @@ type Relay struct {
 	work     signal       // batches may be claimed
 	capacity signal       // a batch was claimed, or a worker is free: more batches may be cut
 	busy     atomic.Int32 // workers that deliver a batch
+	failing  atomic.Bool  // a worker delivers a failing batch
 	took     atomic.Int64 // duration of the last batch settled at its first attempt, in ns
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded

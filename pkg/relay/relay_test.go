@@ -170,7 +170,7 @@ var _ = Describe("Relay", func() {
 		GinkgoHelper()
 		_, err := s.Cut(ctx, 0)
 		Expect(err).NotTo(HaveOccurred())
-		lease, err := s.Claim(ctx, 1<<40)
+		lease, err := s.Claim(ctx, 1<<40, true)
 		Expect(err).NotTo(HaveOccurred())
 		defer lease.Release()
 		var events store.Events
@@ -733,6 +733,44 @@ diehard_relay_events_total{result="delivered"} 7
 		Expect(clickHouse.inserted.Load()).To(BeNumerically("<=", total*(bits.Len(total)+1)), "events in inserts")
 	})
 
+	It("delivers other events while one worker retries hundreds of failing batches", func(ctx SpecContext) {
+		const bad, good = 300, 20
+		testengines.Query(ctx, "clickhouse", target.HTTP,
+			"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'amount'))")
+		failing := make([]outbox.Event, bad)
+		for i := range failing {
+			failing[i] = outbox.Event{EventType: "failing", EventContext: outboxtest.JSON(`{"amount":""}`)}
+		}
+		publish(ctx, failing...)
+		db.MustExec(`INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_error)
+			SELECT gen_random_uuid(), int8multirange(int8range(id, id + 1)), 1, 1, id::text, 1, 1, 'failed' FROM outbox_events`)
+		var inserting, most, inserts atomic.Int32
+		clickHouse.before = func(events *sink.Events) {
+			if events.EventType.At(0) == "failing" {
+				inserts.Add(1)
+				most.Store(max(most.Load(), inserting.Add(1)))
+			}
+		}
+		clickHouse.after = func(events *sink.Events) {
+			if events.EventType.At(0) == "failing" {
+				inserting.Add(-1)
+			}
+		}
+		running := start(func(o *relay.Options) { o.Workers = 4 })
+		for range good {
+			publish(ctx, outbox.Event{EventContext: outboxtest.JSON(`{"amount":"1"}`)})
+			Eventually(ctx, func(g Gomega) {
+				events, _ := waiting(g)
+				g.Expect(events).To(Equal(bad))
+			}).WithTimeout(patience).Should(Succeed())
+		}
+		Eventually(ctx, inserts.Load).WithTimeout(patience).Should(BeNumerically(">", 10))
+		Expect(most.Load()).To(Equal(int32(1)), "workers with a failing batch")
+		Expect(running.Ready(ctx)).To(Succeed())
+
+		Expect(deadLetters()).To(BeEmpty())
+	})
+
 	Describe("while the sink is unavailable", func() {
 		It("waits without using attempts, logs the outage once, and continues by itself", func(ctx SpecContext) {
 			running := start()
@@ -859,7 +897,7 @@ func traceparent(n int, flags string) outbox.Traceparent {
 type observedSink struct {
 	*clickhouse.Sink
 
-	before          func(*sink.Events) // called before each insert, if not nil
+	before, after   func(*sink.Events) // called before and after each insert, if not nil
 	inserts         sync.RWMutex
 	checks, queries atomic.Int32
 	inserted        atomic.Int64 // events
@@ -872,6 +910,9 @@ func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
 	s.inserted.Add(int64(batch.Events.Len()))
 	s.inserts.RLock()
 	defer s.inserts.RUnlock()
+	if s.after != nil {
+		defer s.after(batch.Events)
+	}
 	return s.Sink.Insert(ctx, batch)
 }
 

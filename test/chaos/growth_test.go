@@ -74,7 +74,7 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 
 	claim := func(ctx context.Context) *store.Lease {
 		GinkgoHelper()
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(lease).NotTo(BeNil())
 		return lease

@@ -58,6 +58,9 @@ CREATE TABLE {schema}outbox_batches (
     attempts        int             NOT NULL DEFAULT 0,
     last_attempt_at timestamptz,
     next_attempt_at timestamptz     NOT NULL DEFAULT '-infinity',
+    -- Failed attempts that the data of the batch may have caused. A batch with a failure
+    -- uses at most one worker of each relay, and does not prevent cuts.
+    failures        int             NOT NULL DEFAULT 0,
     last_error      text,
     created_at      timestamptz     NOT NULL DEFAULT clock_timestamp(),
     -- The database refuses an event in two batches.

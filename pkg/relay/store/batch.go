@@ -19,6 +19,9 @@ type Batch struct {
 	// Attempts counts the attempts under Token, including this claim. An acknowledgement
 	// of the sink proves that the events are present only if Attempts is 1.
 	Attempts int `db:"attempts"`
+	// Failures counts the failed attempts that the batch's data may have caused. If it is
+	// above 0, the batch is failing.
+	Failures int `db:"failures"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
 	AttemptedAt  time.Time `db:"last_attempt_at"`

@@ -10,15 +10,15 @@ import (
 )
 
 // Claim counts one more attempt for a batch that is due, and leases it. It alternately
-// takes the oldest batch without a failure and the oldest failed batch, so that neither
-// kind blocks the other. It returns nil if no batch is due, or if the selected batch has
-// more than maxBytes.
-func (s *Store) Claim(ctx context.Context, maxBytes int64) (*Lease, error) {
+// takes the oldest batch without a failure and the oldest failing batch, so that neither
+// kind blocks the other. If failing is false, it takes no failing batch. It returns nil
+// if no batch is due, or if the selected batch has more than maxBytes.
+func (s *Store) Claim(ctx context.Context, maxBytes int64, failing bool) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
 	history := s.known()
 	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), history.incarnation, history.cuts,
-		s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0)
+		s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0, failing)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no batch is not an error
 	}

@@ -90,6 +90,7 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, cursor *cursorRow, linge
 	var waiting struct {
 		Batches     int           `db:"batches"`
 		Unattempted int           `db:"unattempted"`
+		Failing     int           `db:"failing"`
 		Incarnation uuid.NullUUID `db:"incarnation"`
 		SameHistory bool          `db:"same_history"`
 	}
@@ -110,7 +111,8 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, cursor *cursorRow, linge
 	}
 	cursor.incarnation = waiting.Incarnation
 	s.learn(cursor.incarnation, cursor.Cuts)
-	capacity := min(batchesPerCut, maxUnattempted-waiting.Unattempted, maxBatches-waiting.Batches)
+	capacity := min(batchesPerCut, maxUnattempted-waiting.Unattempted, maxBatches-waiting.Batches,
+		maxFailing-waiting.Failing)
 	if capacity <= 0 {
 		return Cut{More: true}, nil
 	}

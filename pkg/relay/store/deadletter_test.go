@@ -41,7 +41,7 @@ var _ = Describe("Dead letters", func() {
 	deadLetterWaiting := func(ctx context.Context, cause string) uuid.UUID {
 		GinkgoHelper()
 		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		keys, err := lease.Keys(ctx)
 		Expect(err).NotTo(HaveOccurred())

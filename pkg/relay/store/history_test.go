@@ -139,7 +139,7 @@ var _ = Describe("The history of the outbox", func() {
 		DescribeTable("has changed", func(ctx SpecContext, empty string) {
 			publishEvents(ctx, db, 1)
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
-			lease, err := s.Claim(ctx, anyBytes)
+			lease, err := s.Claim(ctx, anyBytes, true)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(lease.Settle(ctx)).To(Succeed())
 			publishEvents(ctx, db, 2)
@@ -344,7 +344,7 @@ func publishEvents(ctx context.Context, db *sqlx.DB, n int) {
 // claimed claims a batch and releases it. It returns whether it has found one.
 func claimed(ctx context.Context, s *store.Store) bool {
 	GinkgoHelper()
-	lease, err := s.Claim(ctx, anyBytes)
+	lease, err := s.Claim(ctx, anyBytes, true)
 	Expect(err).NotTo(HaveOccurred())
 	if lease == nil {
 		return false

@@ -13,7 +13,7 @@ import (
 )
 
 // Lease is an open transaction that has locked a batch's row for one worker. It ends
-// with the first of Settle, Retry, RenewToken, Shrink, Split or Release, or with the
+// with the first of Settle, Retry, Fail, RenewToken, Shrink, Split or Release, or with the
 // worker's connection. It is not safe for concurrent use.
 type Lease struct {
 	Batch
@@ -38,8 +38,18 @@ func (l *Lease) Verify(ctx context.Context) error {
 // Retry releases the batch and stores the cause for the operator. The batch is due again
 // after the delay.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
+	return l.retry(ctx, cause, delay, 0)
+}
+
+// Fail is like Retry, for a cause that may be the batch's data. The batch is failing from
+// then on.
+func (l *Lease) Fail(ctx context.Context, cause error, delay time.Duration) error {
+	return l.retry(ctx, cause, delay, 1)
+}
+
+func (l *Lease) retry(ctx context.Context, cause error, delay time.Duration, failures int) error {
 	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds())
+		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures)
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }

@@ -25,7 +25,7 @@ var _ = Describe("Poll", func() {
 
 	settle := func(ctx context.Context) {
 		GinkgoHelper()
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(lease.Settle(ctx)).To(Succeed())
 	}
@@ -143,7 +143,7 @@ var _ = Describe("Poll", func() {
 	It("does not wait for a leased batch to limit the waits", func(ctx SpecContext) {
 		publishEvents(ctx, db, 1)
 		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		defer lease.Release()
 		longLimit := store.New(db, store.Options{MaxDelay: time.Nanosecond, FlushTimeout: time.Nanosecond})

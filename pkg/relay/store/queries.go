@@ -25,14 +25,16 @@ FOR UPDATE SKIP LOCKED`
 const cursorExistsSQL = `SELECT EXISTS (SELECT FROM {schema}outbox_cursor WHERE cuts >= $1)`
 
 // waitingSQL counts the batches, and returns whether they belong to the current history
-// of PostgreSQL. Batches that come from splits do not count as unattempted, because they
-// are many and small.
+// of PostgreSQL. Failing batches have a count of their own, so that they do not prevent
+// cuts.
 const waitingSQL = `
-SELECT (SELECT count(*) FROM {schema}outbox_batches WHERE batch_id >= $2) AS batches,
-       (SELECT count(*) FROM {schema}outbox_batches
-        WHERE batch_id >= $2 AND attempts = 0 AND last_error IS NULL) AS unattempted,
-       (SELECT incarnation FROM {schema}outbox_history) AS incarnation,
-       ` + sameHistorySQL + ` AS same_history`
+SELECT count(*) FILTER (WHERE failures = 0)                  AS batches,
+       count(*) FILTER (WHERE failures = 0 AND attempts = 0) AS unattempted,
+       count(*) FILTER (WHERE failures > 0)                  AS failing,
+       (SELECT incarnation FROM {schema}outbox_history)      AS incarnation,
+       ` + sameHistorySQL + ` AS same_history
+FROM {schema}outbox_batches
+WHERE batch_id >= $2`
 
 // isForeignSQL is for the first cut of an outbox. It is true if another outbox has filled
 // the tables: they have batches, or the first ids are missing. The first ids can also be
@@ -292,8 +294,9 @@ WHERE batch_id IN (
 // lost earlier marks, the same number of attempts can occur again.
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
-// the worker inserts it. If $5 is true, failed batches come first, otherwise last. If the
-// batch has more than $4 bytes, no other batch is claimed instead. The claimed batch is
+// the worker inserts it. If $5 is true, failing batches come first, otherwise last. If $6
+// is false, failing batches are not claimed. If the batch has more than $4 bytes, no other
+// batch is claimed instead. The claimed batch is
 // not due for one second. In this time the worker locks it in the lease's transaction.
 const claimSQL = `
 UPDATE {schema}outbox_batches
@@ -302,13 +305,14 @@ SET attempts        = attempts + 1,
     next_attempt_at = clock_timestamp() + interval '1 s'
 WHERE batch_id = (
     SELECT batch_id FROM {schema}outbox_batches
-    WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
-    ORDER BY (last_error IS NOT NULL) = $5 DESC, batch_id
+    WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND (failures = 0 OR $6)
+      AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
+    ORDER BY (failures > 0) = $5 DESC, batch_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
 AND byte_count <= $4
-RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, last_attempt_at, clock_timestamp() AS database_time`
+RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_attempt_at, clock_timestamp() AS database_time`
 
 // leaseSQL locks a claimed batch for the rest of the transaction, if the row still has
 // the claim's mark and the history has not changed. A failover after the claim may have
@@ -378,8 +382,8 @@ WHERE id >= lower(member) AND id < upper(member)`
 	// insertBatchSQL writes a batch of the events $1. No other batch may contain these
 	// events.
 	insertBatchSQL = `
-INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, last_error)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, $3
+INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, last_error)
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, $4, $3
 FROM ` + membersSQL + `
 RETURNING event_count`
 
@@ -409,7 +413,9 @@ ORDER BY id`
 
 	retryBatchSQL = `
 UPDATE {schema}outbox_batches
-SET last_error = $2, next_attempt_at = clock_timestamp() + make_interval(secs => $3)
+SET last_error      = $2,
+    next_attempt_at = clock_timestamp() + make_interval(secs => $3),
+    failures        = failures + $4
 WHERE batch_id = $1`
 
 	renewTokenSQL = `

@@ -82,7 +82,7 @@ func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) erro
 
 func (l *Lease) insertBatch(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
 	var events int
-	if err := l.tx.GetContext(ctx, &events, l.sql(insertBatchSQL), multirange(ids), id, reason(cause)); err != nil {
+	if err := l.tx.GetContext(ctx, &events, l.sql(insertBatchSQL), multirange(ids), id, reason(cause), l.Failures+1); err != nil {
 		return fmt.Errorf("write a batch: %w", err)
 	}
 	return l.expectEvents(events, len(ids))

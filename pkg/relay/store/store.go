@@ -35,11 +35,12 @@ const (
 	// batchesPerCut bounds the batches of a cut, and thereby the time that the cut holds
 	// the lock of the fleet.
 	batchesPerCut = 4
-	// maxUnattempted bounds the batches without an attempt, and maxBatches all batches.
-	// Batches must not pile up in an outage of the sink, because every claim and cut
-	// reads them.
+	// maxUnattempted bounds the batches without an attempt, maxBatches the batches that
+	// are not failing, and maxFailing the others. Batches must not pile up in an outage of
+	// the sink, because every claim and cut reads them.
 	maxUnattempted = 8
 	maxBatches     = 256
+	maxFailing     = 4096
 	// unverifiedMargin is added to FlushTimeout while a relay waits for an insert of a
 	// lost history.
 	unverifiedMargin = 5 * time.Second

@@ -114,7 +114,7 @@ var _ = Describe("Store", func() {
 
 	claim := func(ctx context.Context) *store.Lease {
 		GinkgoHelper()
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		if lease != nil {
 			DeferCleanup(lease.Release)
@@ -215,6 +215,23 @@ var _ = Describe("Store", func() {
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 1, Events: 10, More: true}))
 		})
 
+		It("cuts while hundreds of batches are failing, and stops at a bound", func(ctx SpecContext) {
+			const bound = 4096
+			s = store.New(db, store.Options{MaxRows: 1})
+			publishMany(ctx, bound+8)
+			failing := func(from, to int) {
+				db.MustExec(`INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, failures)
+					SELECT gen_random_uuid(), int8multirange(int8range(id, id + 1)), 1, 1, id::text, 1, 1
+					FROM outbox_events WHERE id BETWEEN $1 AND $2`, from, to)
+			}
+			failing(1, 300)
+			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 4, More: true}))
+			failing(305, bound+4)
+			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
+			db.MustExec("DELETE FROM outbox_batches WHERE event_ids @> 1::bigint")
+			Expect(cut(ctx).Batches).To(Equal(1))
+		})
+
 		It("returns the time to wait before it cuts events that do not fill a batch", func(ctx SpecContext) {
 			publishMany(ctx, 1)
 			cut(ctx)
@@ -245,7 +262,7 @@ var _ = Describe("Store", func() {
 					for done := false; ; {
 						_, err := s.Cut(ctx, 0)
 						Expect(err).NotTo(HaveOccurred())
-						lease, err := s.Claim(ctx, anyBytes)
+						lease, err := s.Claim(ctx, anyBytes, true)
 						Expect(err).NotTo(HaveOccurred())
 						if lease != nil {
 							keys, err := lease.Keys(ctx)
@@ -419,11 +436,11 @@ var _ = Describe("Store", func() {
 			Expect(next.Attempts).To(Equal(2))
 		})
 
-		It("alternates between failed batches and other batches", func(ctx SpecContext) {
+		It("alternates between failing batches and other batches", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			publishMany(ctx, 4)
 			cut(ctx)
-			db.MustExec("UPDATE outbox_batches SET last_error = 'why' WHERE event_ids && '{[1,3)}'")
+			db.MustExec("UPDATE outbox_batches SET failures = 1 WHERE event_ids && '{[1,3)}'")
 			var order []string
 			for range 4 {
 				order = append(order, claim(ctx).EventIDs)
@@ -431,10 +448,18 @@ var _ = Describe("Store", func() {
 			Expect(order).To(Equal([]string{"{[3,4)}", "{[1,2)}", "{[4,5)}", "{[2,3)}"}))
 		})
 
+		It("leaves failing batches to others on request", func(ctx SpecContext) {
+			publishMany(ctx, 1)
+			cut(ctx)
+			Expect(claim(ctx).Fail(ctx, errors.New("refused"), 0)).To(Succeed())
+			Expect(s.Claim(ctx, anyBytes, false)).To(BeNil())
+			Expect(claim(ctx).Failures).To(Equal(1))
+		})
+
 		It("claims no batch if the oldest batch is too large, not even a smaller younger batch", func(ctx SpecContext) {
 			publishMany(ctx, 11)
 			cut(ctx)
-			lease, err := s.Claim(ctx, 200)
+			lease, err := s.Claim(ctx, 200, true)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(lease).To(BeNil())
 			Expect(claim(ctx).Events).To(Equal(10))

@@ -71,8 +71,8 @@ var kinds = map[int32]kind{
 	999: {"KEEPER_EXCEPTION", sink.Unavailable, "Keeper fails"},
 
 	// The request was cut off, or the server is shutting down.
-	32:  {"ATTEMPT_TO_READ_AFTER_EOF", sink.Unavailable, "the request was cut off"},
-	33:  {"CANNOT_READ_ALL_DATA", sink.Unavailable, "the request was cut off"},
+	32:  {"ATTEMPT_TO_READ_AFTER_EOF", sink.Unknown, "the request was cut off, or a column's expression parses an empty text"},
+	33:  {"CANNOT_READ_ALL_DATA", sink.Unknown, "the request was cut off, or a column's expression parses a short text"},
 	95:  {"CANNOT_READ_FROM_SOCKET", sink.Unavailable, "the connection broke"},
 	96:  {"CANNOT_WRITE_TO_SOCKET", sink.Unavailable, "the connection broke"},
 	209: {"SOCKET_TIMEOUT", sink.Unavailable, "the connection is too slow"},
