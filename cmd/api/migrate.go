@@ -20,7 +20,12 @@ func schema(c *config.API) postgres.Schema {
 
 // migrate migrates the PostgreSQL schema. Concurrent migrations are safe.
 func migrate(ctx context.Context, p cli.Process, c *config.API) error {
-	db, err := postgres.Open(postgres.Options{DSN: c.Postgres.DSN, ApplicationName: "diehard-migrate"})
+	db, err := postgres.Open(postgres.Options{
+		DSN:             c.Postgres.DSN,
+		ApplicationName: "diehard-migrate",
+		Session:         postgres.MigrationSession(),
+		Log:             p.Log,
+	})
 	if err != nil {
 		return err
 	}

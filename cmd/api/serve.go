@@ -30,7 +30,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	if err := c.CheckAccess(); err != nil {
 		return err
 	}
-	db, err := open(c)
+	db, err := open(p, c)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func keysOf(c *config.API) []admission.Key {
 	return keys
 }
 
-func open(c *config.API) (*sqlx.DB, error) {
+func open(p cli.Process, c *config.API) (*sqlx.DB, error) {
 	// PostgreSQL ends the statements and transactions of a dead process soon
 	// after the request's deadline.
 	limit := strconv.FormatInt((c.HTTP.RequestTimeout + 5*time.Second).Milliseconds(), 10)
@@ -141,9 +141,19 @@ func open(c *config.API) (*sqlx.DB, error) {
 		DSN:             c.Postgres.DSN,
 		MaxOpenConns:    c.Postgres.MaxOpenConns,
 		ApplicationName: "diehard-api",
+		// These settings override ALTER DATABASE and ALTER ROLE. A response with the
+		// status 201 means that the change is durable. A statement that is its own
+		// transaction uses the default isolation level. If row level security hides
+		// rows, a statement fails.
 		Session: map[string]string{
-			"statement_timeout":                   limit,
+			"default_transaction_isolation":       "read committed",
 			"idle_in_transaction_session_timeout": limit,
+			"idle_session_timeout":                "0",
+			"row_security":                        "off",
+			"statement_timeout":                   limit,
+			"synchronous_commit":                  "on",
+			"transaction_timeout":                 limit,
 		},
+		Log: p.Log,
 	})
 }

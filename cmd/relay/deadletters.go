@@ -369,6 +369,7 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*sto
 		MaxOpenConns:    1,
 		ApplicationName: "diehard-dead-letters",
 		Session:         store.Session(c.Relay.FlushTimeout),
+		Log:             p.Log,
 	})
 	if err != nil {
 		return err

@@ -22,7 +22,12 @@ func schema(c *config.Relay) postgres.Schema {
 // migrate migrates both schemas. Concurrent migrations are safe: ClickHouse has no
 // locks, so the lock in PostgreSQL covers both databases.
 func migrate(ctx context.Context, p cli.Process, c *config.Relay) error {
-	db, err := postgres.Open(postgres.Options{DSN: c.Postgres.DSN, ApplicationName: "diehard-migrate"})
+	db, err := postgres.Open(postgres.Options{
+		DSN:             c.Postgres.DSN,
+		ApplicationName: "diehard-migrate",
+		Session:         postgres.MigrationSession(),
+		Log:             p.Log,
+	})
 	if err != nil {
 		return err
 	}

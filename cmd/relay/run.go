@@ -37,6 +37,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		ApplicationName: applicationName,
 		Session:         store.Session(c.Relay.FlushTimeout),
 		KeepStatements:  true,
+		Log:             p.Log,
 	})
 	if err != nil {
 		return err

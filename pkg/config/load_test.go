@@ -145,6 +145,8 @@ var _ = Describe("loading", func() {
 		Entry("control characters", "DIEHARD_ENVIRONMENT", "a\tb", "environment (DIEHARD_ENVIRONMENT) contains control characters"),
 		Entry("a long name", "DIEHARD_ENVIRONMENT", strings.Repeat("x", 129), "longer than 128 bytes"),
 		Entry("an invalid DSN", "DIEHARD_POSTGRES_DSN", "postgres://u:s3cret/@h", "is not a PostgreSQL DSN"),
+		Entry("a parameter of another driver", "DIEHARD_POSTGRES_DSN", "postgres://u:s3cret@h/d?schema=public",
+			"the parameter schema is not supported: remove it and set postgres.schema"),
 		Entry("a number in words", "DIEHARD_POSTGRES_MAX_OPEN_CONNS", "many", `is "many", which is not a whole number`),
 		Entry("one connection", "DIEHARD_POSTGRES_MAX_OPEN_CONNS", "1", "is 1, must be from 2 to 10000"),
 		Entry("another database", "DIEHARD_CLICKHOUSE_DSN", "mysql://u:s3cret@h/d", "is not a ClickHouse DSN"),

@@ -16,8 +16,10 @@ const (
 	minReconnect = 250 * time.Millisecond
 	maxReconnect = 10 * time.Second
 	// pingInterval keeps middleboxes from dropping the idle connection. TCP
-	// keepalives detect a dead server sooner.
-	pingInterval = time.Minute
+	// keepalives detect a dead server sooner. A short idle_session_timeout shortens the
+	// interval, down to minPingInterval.
+	pingInterval    = time.Minute
+	minPingInterval = 10 * time.Millisecond
 )
 
 // ListenOptions configures Listen.
@@ -41,7 +43,7 @@ type ListenOptions struct {
 // Listen keeps its own connection until ctx is canceled. If it loses the connection, it
 // tries to reconnect without a limit. It returns an error only if the DSN is invalid.
 func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
-	l := &listening{log: o.Log, wake: map[string]chan struct{}{}}
+	l := &listening{o: o, log: o.Log, wake: map[string]chan struct{}{}, pingEvery: make(chan time.Duration, 1)}
 	receive := map[string]<-chan struct{}{}
 	for _, channel := range o.Channels {
 		wake := make(chan struct{}, 1)
@@ -64,9 +66,12 @@ func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, e
 }
 
 type listening struct {
+	o    ListenOptions
 	log  *slog.Logger
 	pq   *pqdriver.Listener
 	wake map[string]chan struct{} // by channel; read-only after the start
+	// pingEvery receives the interval of pings after each connect.
+	pingEvery chan time.Duration
 	// Only lib/pq's goroutine uses lost.
 	lost bool
 }
@@ -82,11 +87,29 @@ func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEven
 			l.log.InfoContext(ctx, "listening again for postgresql notifications")
 		}
 		l.lost = false
+		go l.readIdleTimeout(ctx)
 	case pq.ListenerEventDisconnected, pq.ListenerEventConnectionAttemptFailed:
 		if !l.lost {
 			l.log.WarnContext(ctx, "postgresql notifications unavailable, polling", "err", err)
 		}
 		l.lost = true
+	}
+}
+
+// readIdleTimeout makes run ping more often than the server's idle_session_timeout. After
+// an error the interval stays the same until the next connect.
+func (l *listening) readIdleTimeout(ctx context.Context) {
+	timeout, err := pqdriver.IdleTimeout(ctx, l.o.DSN, l.o.ApplicationName+"-settings")
+	if err != nil {
+		return
+	}
+	interval := pingInterval
+	if timeout > 0 {
+		interval = min(pingInterval, max(timeout/4, minPingInterval))
+	}
+	select {
+	case l.pingEvery <- interval:
+	case <-ctx.Done():
 	}
 }
 
@@ -130,6 +153,8 @@ func (l *listening) run() {
 			default:
 				notify(l.wake[notification.Channel])
 			}
+		case interval := <-l.pingEvery:
+			ping.Reset(interval)
 		case <-ping.C:
 			l.pq.Ping()
 		}

@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"strings"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -70,6 +71,16 @@ var _ = Describe("Listen", func() {
 		_, err := open(postgres.Options{DSN: own.DSN()}).ExecContext(ctx, "NOTIFY work")
 		Expect(err).NotTo(HaveOccurred())
 		Eventually(received["work"]).Should(Receive())
+	})
+
+	It("keeps its connection if sessions have a short idle timeout", func(ctx SpecContext) {
+		dsn := newDatabase(ctx)
+		open(postgres.Options{DSN: dsn}).MustExecContext(ctx,
+			"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET idle_session_timeout = 500', current_database()); END $$")
+		log, lines := logs()
+		received := listen(ctx, postgres.ListenOptions{DSN: dsn, Channels: []string{"work"}, Log: log})
+		Eventually(received["work"]).Should(Receive())
+		Consistently(lines.Contents).WithTimeout(2 * time.Second).Should(BeEmpty())
 	})
 
 	It("waits for a server that has not started", func(ctx SpecContext) {

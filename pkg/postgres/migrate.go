@@ -53,13 +53,29 @@ type Schema struct {
 	Command string
 }
 
+// MigrationSession returns the settings of the connections that migrate. The migrations
+// then do not depend on the settings of the database and of the role.
+func MigrationSession() map[string]string {
+	return map[string]string{
+		"default_table_access_method":   "heap",
+		"default_transaction_isolation": "read committed",
+		"idle_session_timeout":          "0",
+		"statement_timeout":             "0",
+		"synchronous_commit":            "on",
+		"transaction_timeout":           "0",
+	}
+}
+
 // Migrate migrates the sets to the versions of this program and then calls the given
 // functions. It creates the schema if it does not exist. It leaves newer sets
 // unchanged. A lock in the database allows one migration at a time; other migrations
-// wait.
+// wait. It returns an *UnsuitableError if the encoding of the database is not UTF8.
 //
-// Migrate uses two connections.
+// Migrate uses two connections with the settings of MigrationSession.
 func (s Schema) Migrate(ctx context.Context, db *sql.DB, log *slog.Logger, then ...func(context.Context) error) error {
+	if err := checkEncoding(ctx, db); err != nil {
+		return err
+	}
 	unlock, err := lockMigrations(ctx, db, log)
 	if err != nil {
 		return err
@@ -254,10 +270,43 @@ func (e *SchemaTooOldError) Error() string {
 		e.Tables, e.Have, e.Need, e.Command)
 }
 
+// UnsuitableError means that the database lacks a property that the program relies on.
+type UnsuitableError struct {
+	Problem string
+	// Remedy tells the operator what to do. It is a statement, if a statement is enough.
+	Remedy string
+}
+
+// Error implements error.
+func (e *UnsuitableError) Error() string { return e.Problem + "; to fix it: " + e.Remedy }
+
+// checkEncoding returns an *UnsuitableError if the encoding of the database is not UTF8.
+// In another encoding, the database refuses some events, or accepts events that are not
+// valid UTF-8.
+func checkEncoding(ctx context.Context, db *sql.DB) error {
+	var name, encoding string
+	err := db.QueryRowContext(ctx, "SELECT current_database(), current_setting('server_encoding')").Scan(&name, &encoding)
+	if err != nil {
+		return fmt.Errorf("read the encoding of the database: %w", err)
+	}
+	if encoding == "UTF8" {
+		return nil
+	}
+	return &UnsuitableError{
+		Problem: fmt.Sprintf("the database %s has the encoding %s instead of UTF8", name, encoding),
+		Remedy:  "create a database with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and set postgres.dsn to it",
+	}
+}
+
 // Check returns a *SchemaTooOldError if the schema is older than this program
-// requires, and another error if it cannot read the version. It accepts and logs a
-// newer schema, because migrations expand before they contract.
+// requires. It returns an *UnsuitableError if the encoding of the database is not UTF8, or
+// if the role may not read the version. It returns another error if it cannot read the
+// version. It accepts and logs a newer schema, because migrations expand before they
+// contract.
 func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
+	if err := checkEncoding(ctx, db); err != nil {
+		return err
+	}
 	for _, set := range s.Sets {
 		need, err := set.newest()
 		if err != nil {
@@ -265,6 +314,8 @@ func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 		}
 		have, err := s.version(ctx, db, set)
 		switch {
+		case isInsufficientPrivilege(err):
+			return s.versionUnreadable(ctx, db, set, err)
 		case err != nil:
 			return fmt.Errorf("read the schema's version: %w", err)
 		case have < need:
@@ -275,6 +326,20 @@ func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
 		}
 	}
 	return nil
+}
+
+// versionUnreadable returns an *UnsuitableError that names the missing privilege.
+func (s Schema) versionUnreadable(ctx context.Context, db *sql.DB, set Set, cause error) error {
+	var role string
+	if err := db.QueryRowContext(ctx, "SELECT current_user").Scan(&role); err != nil {
+		return fmt.Errorf("read the schema's version: %w", cause)
+	}
+	role = pq.QuoteIdentifier(role)
+	remedy := fmt.Sprintf("GRANT SELECT ON %s TO %s", InSchema(s.Name)("{schema}"+set.versionTable), role)
+	if s.Name != "" {
+		remedy = fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; %s", pq.QuoteIdentifier(s.Name), role, remedy)
+	}
+	return &UnsuitableError{Problem: fmt.Sprintf("the role may not read the schema's version (%v)", cause), Remedy: remedy}
 }
 
 // version returns the version of the set in the database. It returns 0 if the set does
@@ -308,6 +373,11 @@ func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 }
 
 var errReadOnly = errors.New("postgresql accepts no writes: it is a standby or read-only")
+
+func isInsufficientPrivilege(err error) bool {
+	server, ok := errors.AsType[*pq.Error](err)
+	return ok && server.Code == pqerror.InsufficientPrivilege
+}
 
 func isUndefinedTable(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -205,6 +206,45 @@ var _ = Describe("the schema", func() {
 			Expect(named.Migrate(ctx, own.DB, quiet)).To(MatchError(And(
 				ContainSubstring("create the schema another"), ContainSubstring("permission denied"))))
 		})
+	})
+
+	DescribeTable("is refused in a database whose encoding is not UTF8, in one line",
+		func(ctx SpecContext, encoding string) {
+			name := fmt.Sprintf("encoded_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+			db.MustExecContext(ctx, "CREATE DATABASE "+name+" ENCODING '"+encoding+"' LOCALE 'C' TEMPLATE template0")
+			DeferCleanup(func(ctx SpecContext) { db.MustExecContext(ctx, "DROP DATABASE "+name+" WITH (FORCE)") })
+			address, err := url.Parse(dsn)
+			Expect(err).NotTo(HaveOccurred())
+			address.Path = "/" + name
+			encoded := open(postgres.Options{DSN: address.String()})
+			for _, err := range []error{
+				schema.Migrate(ctx, encoded.DB, quiet), schema.Check(ctx, encoded.DB, quiet), schema.CheckReady(ctx, encoded.DB),
+			} {
+				_, unsuitable := errors.AsType[*postgres.UnsuitableError](err)
+				Expect(unsuitable).To(BeTrue(), "%v", err)
+				Expect(err).To(MatchError(And(HavePrefix("the database "+name+" has the encoding "+encoding+" instead of UTF8"),
+					Not(ContainSubstring("\n")))))
+			}
+		},
+		Entry(nil, "SQL_ASCII"), Entry(nil, "LATIN1"),
+	)
+
+	It("names the right that the role lacks to read the version", func(ctx SpecContext) {
+		role := fmt.Sprintf("reader_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+		db.MustExecContext(ctx, "CREATE ROLE "+role)
+		DeferCleanup(func(ctx SpecContext) {
+			db.MustExecContext(ctx, "DROP OWNED BY "+role)
+			db.MustExecContext(ctx, "DROP ROLE "+role)
+		})
+		named := schema
+		named.Name = "diehard"
+		Expect(named.Migrate(ctx, db.DB, quiet)).To(Succeed())
+		own := open(postgres.Options{DSN: dsn, Session: map[string]string{"role": role}})
+		err := named.Check(ctx, own.DB, quiet)
+		refused, ok := errors.AsType[*postgres.UnsuitableError](err)
+		Expect(ok).To(BeTrue(), "%v", err)
+		Expect(refused.Remedy).To(Equal(`GRANT USAGE ON SCHEMA "diehard" TO "` + role + `"; ` +
+			`GRANT SELECT ON "diehard".diehard_outbox_version TO "` + role + `"`))
 	})
 
 	DescribeTable("can be created by the printed statements",

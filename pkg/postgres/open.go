@@ -3,6 +3,7 @@ package postgres
 import (
 	"database/sql"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -47,14 +48,17 @@ type Options struct {
 	// ApplicationName appears in pg_stat_activity, unless the DSN sets
 	// application_name.
 	ApplicationName string
-	// Session holds settings for each new connection, applied in one round trip. The
-	// pool does not send them as startup parameters, because poolers refuse startup
-	// parameters.
+	// Session holds settings for each new connection, applied in one round trip. They
+	// override ALTER DATABASE and ALTER ROLE. The pool does not send them as startup
+	// parameters, because poolers refuse startup parameters. If a pooler shares the
+	// session among clients, each transaction sets them again, for itself.
 	Session map[string]string
 	// KeepStatements makes each connection keep its statements with parameters
 	// prepared, unless it connects to a pooler. Use it only in programs with a small
 	// set of constant statements.
 	KeepStatements bool
+	// Log receives a record if parameters of the DSN are ignored. It can be nil.
+	Log *slog.Logger
 }
 
 // Open returns a pool without connecting. It returns an error if the DSN is invalid.
@@ -76,11 +80,15 @@ func Open(o Options) (*sqlx.DB, error) {
 	connector, err := pqdriver.NewConnector(pqdriver.Options{
 		DSN:             o.DSN,
 		ApplicationName: o.ApplicationName,
-		Setup:           setStatements(o.Session),
+		Setup:           setStatements(o.Session, false),
+		SharedSetup:     setStatements(o.Session, true),
 		KeepStatements:  o.KeepStatements,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if ignored := pqdriver.IgnoredParameters(o.DSN); len(ignored) > 0 && o.Log != nil {
+		o.Log.Warn("parameters of the postgresql DSN ignored", "parameters", ignored)
 	}
 
 	maxOpen := o.MaxOpenConns
@@ -99,10 +107,26 @@ func Open(o Options) (*sqlx.DB, error) {
 // the DSN.
 func CheckDSN(dsn string) error { return pqdriver.CheckDSN(dsn) }
 
-func setStatements(settings map[string]string) string {
+// newSettings are settings that a supported server may not know. They are set if the
+// server knows them.
+var newSettings = []string{"transaction_timeout"} // since version 17
+
+// setStatements returns statements that set the settings for the session, or for the
+// transaction only.
+func setStatements(settings map[string]string, transaction bool) string {
 	var statements strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		fmt.Fprintf(&statements, "SET %s = %s;", pq.QuoteIdentifier(name), pq.QuoteLiteral(settings[name]))
+		value := pq.QuoteLiteral(settings[name])
+		switch {
+		case slices.Contains(newSettings, name):
+			literal := pq.QuoteLiteral(name)
+			fmt.Fprintf(&statements, "SELECT set_config(%s, %s, %t) WHERE current_setting(%s, true) IS NOT NULL;",
+				literal, value, transaction, literal)
+		case transaction:
+			fmt.Fprintf(&statements, "SET LOCAL %s = %s;", pq.QuoteIdentifier(name), value)
+		default:
+			fmt.Fprintf(&statements, "SET %s = %s;", pq.QuoteIdentifier(name), value)
+		}
 	}
 	return statements.String()
 }

@@ -44,7 +44,8 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 }
 
 // InStatement runs fn. fn executes one statement as its own transaction. This takes one
-// round trip instead of the three of InTx. The isolation level is the server's default.
+// round trip instead of the three of InTx. The isolation level is the session's
+// default.
 // fn must read all rows of the statement.
 //
 // The returned error wraps ErrOutcomeUnknown if the statement was sent and the server

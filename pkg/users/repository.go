@@ -23,11 +23,14 @@ VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (lower(email)) DO NOTHING`
 
 // Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's
-// lock timeout. The statement sets lock_timeout before it inserts the first row.
+// lock timeout. The statement sets lock_timeout before it inserts the first row. It also
+// sets synchronous_commit, because it can be its own transaction: behind a pooler that
+// shares sessions, the session's value can be that of another client.
 const insertManySQL = `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz
-FROM (SELECT set_config('lock_timeout', coalesce($6::text, current_setting('lock_timeout')), true)) AS setting,
+FROM (SELECT set_config('lock_timeout', coalesce($6::text, current_setting('lock_timeout')), true),
+             set_config('synchronous_commit', 'on', true)) AS setting,
      unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
 ON CONFLICT (lower(email)) DO NOTHING
 RETURNING id`

@@ -46,13 +46,17 @@ const (
 
 // AwaitSchema waits until PostgreSQL is available and returns nil if its schema is new
 // enough for this binary. It returns a *postgres.SchemaTooOldError if the schema is too
-// old. It repeats the check while PostgreSQL is unavailable, and returns nil when ctx
-// ends. It closes the channel asked after the first check, unless the schema is too old.
+// old, and a *postgres.UnsuitableError if the program cannot use the database. It repeats
+// the check while PostgreSQL is unavailable, and returns nil when ctx ends. It closes the
+// channel asked after the first check, unless it returns an error.
 func (p Process) AwaitSchema(ctx context.Context, db *sqlx.DB, schema postgres.Schema, asked chan<- struct{}) error {
 	for pause := schemaPauseMin; ; pause = min(2*pause, schemaPauseMax) {
 		first := pause == schemaPauseMin
 		err := p.checkSchema(ctx, db, schema)
 		if _, ok := errors.AsType[*postgres.SchemaTooOldError](err); ok {
+			return err
+		}
+		if _, ok := errors.AsType[*postgres.UnsuitableError](err); ok {
 			return err
 		}
 		if first {

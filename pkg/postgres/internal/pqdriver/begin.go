@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// begin begins a transaction. It replaces BeginTx of lib/pq, which has three bugs:
+// begin begins a transaction and executes the statements of setup in the same round trip.
+// It replaces BeginTx of lib/pq, which has three bugs:
 //   - It requests READ WRITE unless the transaction is read-only. That overrides
 //     default_transaction_read_only, which an operator may have set:
 //     https://github.com/lib/pq/pull/619.
@@ -17,7 +18,7 @@ import (
 //   - Commit and Rollback call the finish function of an earlier transaction again:
 //     https://github.com/lib/pq/blob/v1.12.3/conn.go#L504. Therefore no transaction
 //     of a connection may use BeginTx of lib/pq.
-func begin(ctx context.Context, c pqConn, o driver.TxOptions) error {
+func begin(ctx context.Context, c pqConn, o driver.TxOptions, setup string) error {
 	statement := "BEGIN"
 	switch level := sql.IsolationLevel(o.Isolation); level {
 	case sql.LevelDefault:
@@ -28,6 +29,9 @@ func begin(ctx context.Context, c pqConn, o driver.TxOptions) error {
 	}
 	if o.ReadOnly {
 		statement += " READ ONLY"
+	}
+	if setup != "" {
+		statement += "; " + setup
 	}
 	_, err := c.ExecContext(ctx, statement, nil)
 	return err //nolint:wrapcheck // drivers return plain errors

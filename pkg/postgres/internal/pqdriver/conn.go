@@ -10,9 +10,11 @@ import (
 type conn struct {
 	pqConn
 
-	socket     net.Conn // below TLS
-	watchdog   watchdog
-	statements statements
+	socket      net.Conn // below TLS
+	watchdog    watchdog
+	session     session
+	sharedSetup string // Options.SharedSetup
+	statements  statements
 }
 
 // pqConn lists the interfaces of a lib/pq connection that database/sql uses.
@@ -32,7 +34,17 @@ type pqConn interface {
 // BeginTx implements driver.ConnBeginTx.
 func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, error) {
 	c.watchdog.watch(ctx)
-	if err := begin(ctx, c.pqConn, o); err != nil {
+	setup := ""
+	if c.sharedSetup != "" {
+		own, err := c.session.isOwn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !own {
+			setup = c.sharedSetup
+		}
+	}
+	if err := begin(ctx, c.pqConn, o, setup); err != nil {
 		return nil, err
 	}
 	return c, nil

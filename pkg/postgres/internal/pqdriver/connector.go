@@ -22,6 +22,9 @@ type Options struct {
 	// Setup is SQL that each new connection executes in one round trip: any number
 	// of statements without parameters.
 	Setup string
+	// SharedSetup is SQL that runs at the start of each transaction, in the same round
+	// trip as BEGIN, if a pooler shares the session among clients.
+	SharedSetup string
 	// KeepStatements makes each connection keep its statements with parameters
 	// prepared, unless it connects to a pooler.
 	KeepStatements bool
@@ -42,14 +45,14 @@ func NewConnector(o Options) (driver.Connector, error) {
 	if err != nil {
 		return nil, dsnError(err)
 	}
-	return &connector{base: base, setup: o.Setup, keepsAll: o.KeepStatements}, nil
+	return &connector{base: base, setup: o.Setup, sharedSetup: o.SharedSetup, keepsAll: o.KeepStatements}, nil
 }
 
 // connector is lib/pq's connector with the workarounds of this package.
 type connector struct {
-	base     *pq.Connector
-	setup    string
-	keepsAll bool
+	base               *pq.Connector
+	setup, sharedSetup string
+	keepsAll           bool
 }
 
 // Connect implements driver.Connector. It returns when ctx ends, although lib/pq
@@ -85,11 +88,13 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	}
 	made := connected.(pqConn) //nolint:forcetypeassert // the type of all lib/pq connections
 	conn := &conn{
-		pqConn:     made,
-		socket:     last.Load().Conn,
-		watchdog:   w,
-		statements: statements{conn: made, keepsAll: c.keepsAll},
+		pqConn:      made,
+		socket:      last.Load().Conn,
+		watchdog:    w,
+		session:     session{conn: made},
+		sharedSetup: c.sharedSetup,
 	}
+	conn.statements = statements{conn: made, session: &conn.session, keepsAll: c.keepsAll}
 	if c.setup == "" {
 		return conn, nil
 	}

@@ -8,10 +8,13 @@
 //	backendpid.go  reads the process id of a connection
 //	begin.go       begins transactions without READ WRITE
 //	dialer.go      closes sockets when a context ends
-//	dsn.go         sets other defaults and keeps passwords out of errors
+//	dsn.go         sets other defaults, splits lists of hosts, and keeps passwords out of
+//	               errors
 //	idle_unix.go   finds idle connections that the server has closed
 //	keepalive.go   makes the kernel detect dead servers
 //	listener.go    closes a listener when a context ends, and pings in the background
+//	parameters.go  removes or refuses parameters of other drivers
+//	session.go     repeats the settings of a shared session in each transaction
 //	statements.go  keeps statements prepared
 //	watchdog.go    closes connections to a silent server
 //	writeerror.go  makes errors unwrap to the error of a failed write

@@ -2,6 +2,9 @@ package pqdriver
 
 import (
 	"context"
+	"database/sql/driver"
+	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -52,4 +55,35 @@ func (l *Listener) Ping() {
 		defer l.pinging.Unlock()
 		_ = l.Listener.Ping() // an error makes the listener reconnect
 	}()
+}
+
+// IdleTimeout returns the idle_session_timeout of new sessions, or 0 if they have none. A
+// listener cannot set it: lib/pq offers no way to execute SET on its connection
+// (https://github.com/lib/pq/blob/v1.12.3/notify.go#L527), and poolers refuse it as a
+// startup parameter.
+func IdleTimeout(ctx context.Context, dsn, applicationName string) (time.Duration, error) {
+	connector, err := NewConnector(Options{DSN: dsn, ApplicationName: applicationName})
+	if err != nil {
+		return 0, err
+	}
+	c, err := connector.Connect(ctx)
+	if err != nil {
+		return 0, err //nolint:wrapcheck // an error of this package
+	}
+	defer c.Close()
+	rows, err := c.(driver.QueryerContext).QueryContext( //nolint:forcetypeassert // a connection of this package
+		ctx, "SELECT setting::bigint FROM pg_settings WHERE name = 'idle_session_timeout'", nil)
+	if err != nil {
+		return 0, fmt.Errorf("read idle_session_timeout: %w", err)
+	}
+	defer rows.Close()
+	value := make([]driver.Value, 1)
+	if err := rows.Next(value); err != nil {
+		return 0, fmt.Errorf("read idle_session_timeout: %w", err)
+	}
+	milliseconds, err := strconv.ParseInt(fmt.Sprint(value[0]), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read idle_session_timeout: %w", err)
+	}
+	return time.Duration(milliseconds) * time.Millisecond, nil
 }

@@ -30,11 +30,10 @@ func KeepStatements(connection *sql.Conn) error {
 // would collide. See docs/adr/0002-keep-statements-prepared.md.
 type statements struct {
 	conn      pqConn
+	session   *session
 	keepsAll  bool // Options.KeepStatements
 	keepsEach bool // KeepStatements, until the connection is returned
 	prepared  map[string]pqStatement
-	// known reports whether ownSession is set.
-	known, ownSession bool
 }
 
 // pqStatement is the interface of lib/pq's statements.
@@ -49,7 +48,7 @@ func (s *statements) keeps(ctx context.Context, hasParameters bool) (bool, error
 	if !s.keepsEach && (!s.keepsAll || !hasParameters) {
 		return false, nil
 	}
-	return s.ownsSession(ctx)
+	return s.session.isOwn(ctx)
 }
 
 // runKept runs a statement and keeps it prepared. It repeats the statement only if the
@@ -90,27 +89,6 @@ func (s *statements) prepare(ctx context.Context, query string) error {
 func isStale(err error) bool {
 	refused, ok := errors.AsType[*pq.Error](err)
 	return ok && (refused.Code == pqerror.FeatureNotSupported || refused.Code == pqerror.InvalidSQLStatementName)
-}
-
-// ownsSession reports whether the connection has its own session. A pooler that shares
-// sessions sends its clients a random process id:
-// https://github.com/pgbouncer/pgbouncer/pull/945.
-func (s *statements) ownsSession(ctx context.Context) (bool, error) {
-	if s.known {
-		return s.ownSession, nil
-	}
-	rows, err := s.conn.QueryContext(ctx, "SELECT pg_backend_pid()", nil)
-	if err != nil {
-		return false, err //nolint:wrapcheck // drivers return plain errors
-	}
-	defer rows.Close()
-	pid := make([]driver.Value, 1)
-	if err := rows.Next(pid); err != nil {
-		return false, fmt.Errorf("read the process id of the session: %w", err)
-	}
-	sent, ok := backendPID(s.conn)
-	s.known, s.ownSession = true, ok && pid[0] == sent
-	return s.ownSession, nil
 }
 
 // preparedOnce is a statement that the connection keeps prepared after the caller

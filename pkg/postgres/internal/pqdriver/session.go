@@ -1,0 +1,34 @@
+package pqdriver
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+)
+
+// session tells whether a connection has its own session. A pooler in transaction mode
+// executes SET on one of its sessions, and the next transaction on another.
+type session struct {
+	conn       pqConn
+	known, own bool
+}
+
+// isOwn reports whether the connection has its own session. A pooler that shares sessions
+// sends its clients a random process id: https://github.com/pgbouncer/pgbouncer/pull/945.
+func (s *session) isOwn(ctx context.Context) (bool, error) {
+	if s.known {
+		return s.own, nil
+	}
+	rows, err := s.conn.QueryContext(ctx, "SELECT pg_backend_pid()", nil)
+	if err != nil {
+		return false, err //nolint:wrapcheck // drivers return plain errors
+	}
+	defer rows.Close()
+	pid := make([]driver.Value, 1)
+	if err := rows.Next(pid); err != nil {
+		return false, fmt.Errorf("read the process id of the session: %w", err)
+	}
+	sent, ok := backendPID(s.conn)
+	s.known, s.own = true, ok && pid[0] == sent
+	return s.own, nil
+}
