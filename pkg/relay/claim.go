@@ -50,6 +50,9 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 // the others deliver. They are not claimed as the trial of the circuit breaker, because
 // their failure would prove nothing about the sink.
 func (r *Relay) claim(ctx context.Context) (lease *store.Lease, err error) {
+	if err := r.checkPostgres(ctx); err != nil {
+		return nil, err
+	}
 	err = r.budget.take(ctx, func(ctx context.Context, maxBytes int64) (int64, error) {
 		var err error
 		lease, err = r.o.Store.Claim(ctx, maxBytes, !r.failing.Load() && !r.circuit.inTrial())

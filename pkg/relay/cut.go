@@ -25,8 +25,8 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		// The poll also finds events that the store's hints hide, so wake-ups do not
 		// postpone the poll.
 		work := true
-		var err error
-		if time.Since(lastPoll) >= r.o.PollInterval {
+		err := r.checkPostgres(ctx)
+		if err == nil && time.Since(lastPoll) >= r.o.PollInterval {
 			if work, err = r.o.Store.Poll(ctx); err == nil {
 				lastPoll = time.Now()
 				if work {
@@ -49,6 +49,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		case errors.Is(err, store.ErrHistoryChanged):
 			changes++
 			r.log.ErrorContext(ctx, "resolving all batches", "err", err)
+			r.postgres.forget()
 			pause(ctx, r.backoff.delay(changes))
 			continue
 		case err != nil:

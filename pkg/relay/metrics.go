@@ -32,6 +32,7 @@ type metrics struct {
 	rows      prometheus.Histogram
 	flush     prometheus.Histogram
 	delivery  prometheus.Histogram
+	unsafe    *prometheus.GaugeVec
 }
 
 func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metrics {
@@ -64,6 +65,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 20),
 		}),
 	}
+	m.unsafe = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "diehard_relay_postgresql_unsafe",
+		Help: "1 for each setting of PostgreSQL with which a crash can lose committed events.",
+	}, []string{"setting"})
 	for _, result := range []string{resultDelivered, resultDeadLettered} {
 		m.events.WithLabelValues(result)
 	}
@@ -72,7 +77,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 	} {
 		m.batches.WithLabelValues(result)
 	}
-	registry.MustRegister(m.events, m.batches, m.attempted, m.rows, m.flush, m.delivery,
+	registry.MustRegister(m.events, m.batches, m.attempted, m.rows, m.flush, m.delivery, m.unsafe,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "diehard_relay_circuit_open",
 			Help: "1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.",
@@ -83,6 +88,14 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 			return 0
 		}))
 	return m
+}
+
+// setUnsafe sets the settings of the gauge unsafe.
+func (m *metrics) setUnsafe(settings []string) {
+	m.unsafe.Reset()
+	for _, setting := range settings {
+		m.unsafe.WithLabelValues(setting).Set(1)
+	}
 }
 
 // observe records the delivery of events that were published at these times, in

@@ -103,7 +103,7 @@ type Relay struct {
 	took     atomic.Int64 // duration of the last batch settled at its first attempt, in ns
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
-	postgres     postgresState
+	postgres     *postgresState
 	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
@@ -117,6 +117,7 @@ func New(o Options) *Relay {
 		backoff:  backoff{base: o.BackoffMin, limit: o.BackoffMax},
 		work:     make(signal, o.Workers),
 		capacity: make(signal, 1),
+		postgres: newPostgresState(),
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.metrics = newMetrics(o.Registry, func() bool { return r.circuit.err() != nil })

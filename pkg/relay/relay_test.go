@@ -849,6 +849,75 @@ diehard_relay_events_total{result="delivered"} 7
 		expectOnce(ctx, 10)
 	})
 
+	Describe("on a PostgreSQL that lacks a property", func() {
+		var role string
+
+		// lacking makes the store use a role that is not the owner of the tables.
+		lacking := func(ctx context.Context, statement string) {
+			GinkgoHelper()
+			role = fmt.Sprintf("relay_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+			owner := testengines.OpenPostgres(dsn, nil)
+			db.MustExecContext(ctx, "CREATE ROLE "+role)
+			DeferCleanup(func(ctx SpecContext) {
+				owner.MustExecContext(ctx, "DROP OWNED BY "+role)
+				owner.MustExecContext(ctx, "DROP ROLE "+role)
+			})
+			db.MustExecContext(ctx, "GRANT ALL ON ALL TABLES IN SCHEMA public TO "+role)
+			db.MustExecContext(ctx, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO "+role)
+			db.MustExecContext(ctx, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role)
+			db.MustExecContext(ctx, strings.ReplaceAll(statement, "SOMEBODY", role))
+			session := store.Session(30 * time.Second)
+			session["role"] = role
+			s = store.New(testengines.OpenStore(dsn, session), store.Options{})
+		}
+
+		expectRemedy := func(ctx context.Context, running *runningRelay, remedy string) {
+			GinkgoHelper()
+			remedy = strings.ReplaceAll(remedy, "SOMEBODY", `"`+role+`"`)
+			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).
+				Should(MatchError(And(HavePrefix("postgresql: "), ContainSubstring(remedy))))
+			Expect(strings.Count(string(log.Contents()), "postgresql unsuitable, delivering nothing")).To(Equal(1))
+			Expect(string(log.Contents())).To(ContainSubstring(strings.ReplaceAll(remedy, `"`, `\"`)))
+			events, _ := waiting(Default)
+			Expect(events).To(Equal(10))
+			db.MustExecContext(ctx, remedy)
+			expectOnce(ctx, 10)
+			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).Should(Succeed())
+		}
+
+		DescribeTable("delivers nothing, names the remedy once, and continues after it",
+			func(ctx SpecContext, statement, remedy string) {
+				publishMany(ctx, 10)
+				lacking(ctx, statement)
+				expectRemedy(ctx, start(), remedy)
+			},
+			Entry("row level security", "ALTER TABLE outbox_events ENABLE ROW LEVEL SECURITY", "ALTER ROLE SOMEBODY BYPASSRLS"),
+			Entry("a missing right", "REVOKE UPDATE ON outbox_history FROM SOMEBODY", "GRANT UPDATE ON outbox_history TO SOMEBODY"),
+		)
+
+		It("names the remedy even if the property is lost while it runs", func(ctx SpecContext) {
+			lacking(ctx, "SELECT 'SOMEBODY'")
+			running := start()
+			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).Should(Succeed())
+			db.MustExecContext(ctx, "ALTER TABLE outbox_events ENABLE ROW LEVEL SECURITY")
+			publishMany(ctx, 10)
+			expectRemedy(ctx, running, "ALTER ROLE SOMEBODY BYPASSRLS")
+		})
+	})
+
+	It("warns once of a server that can lose committed data, and delivers", func(ctx SpecContext) {
+		publishMany(ctx, 10)
+		start()
+		expectOnce(ctx, 10)
+		Expect(strings.Count(string(log.Contents()), `level=WARN msg="postgresql can lose committed events in a crash" settings="fsync full_page_writes"`)).To(Equal(1))
+		Expect(testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP diehard_relay_postgresql_unsafe 1 for each setting of PostgreSQL with which a crash can lose committed events.
+# TYPE diehard_relay_postgresql_unsafe gauge
+diehard_relay_postgresql_unsafe{setting="fsync"} 1
+diehard_relay_postgresql_unsafe{setting="full_page_writes"} 1
+`), "diehard_relay_postgresql_unsafe")).To(Succeed())
+	})
+
 	It("continues after its connections to PostgreSQL are lost", func(ctx SpecContext) {
 		// The relay gets its own connections, because the spec keeps one.
 		s = store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})

@@ -296,8 +296,9 @@ WHERE batch_id IN (
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
 // the worker inserts it. If $5 is true, failing batches come first, otherwise last. If $6
 // is false, failing batches are not claimed. If the batch has more than $4 bytes, no other
-// batch is claimed instead. The claimed batch is
-// not due for one second. In this time the worker locks it in the lease's transaction.
+// batch is claimed instead. The claimed batch is not due for one second. In this time the
+// worker locks it in the lease's transaction. The statement is its own transaction, so it
+// sets synchronous_commit itself.
 const claimSQL = `
 UPDATE {schema}outbox_batches
 SET attempts        = attempts + 1,
@@ -312,6 +313,7 @@ WHERE batch_id = (
     FOR UPDATE SKIP LOCKED
 )
 AND byte_count <= $4
+AND set_config('synchronous_commit', 'on', true) = 'on'
 RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_attempt_at, clock_timestamp() AS database_time`
 
 // leaseSQL locks a claimed batch for the rest of the transaction, if the row still has

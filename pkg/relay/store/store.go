@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,26 +82,6 @@ func (o *Options) setDefaults() {
 	}
 	if o.MaxDelay <= 0 {
 		o.MaxDelay = DefaultMaxDelay
-	}
-}
-
-// Session returns the settings that the store's connections must have. They make its
-// plans independent of statistics, and limit the time for which the locks of a dead
-// worker survive. flushTimeout bounds the idle time of a lease's transaction.
-func Session(flushTimeout time.Duration) map[string]string {
-	milliseconds := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-	return map[string]string{
-		"jit":                                 "off",
-		"enable_seqscan":                      "off",
-		"enable_bitmapscan":                   "off",
-		"enable_memoize":                      "off",
-		"statement_timeout":                   milliseconds(5 * time.Minute),
-		"lock_timeout":                        milliseconds(30 * time.Second),
-		"idle_in_transaction_session_timeout": milliseconds(flushTimeout + leaseMargin),
-		"tcp_keepalives_idle":                 "10",
-		"tcp_keepalives_interval":             "5",
-		"tcp_keepalives_count":                "3",
-		"tcp_user_timeout":                    milliseconds(25 * time.Second),
 	}
 }
 

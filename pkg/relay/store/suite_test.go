@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -19,6 +20,8 @@ func TestStore(t *testing.T) {
 }
 
 var suite = testengines.Start(testengines.Options{Postgres: true})
+
+var quiet = slog.New(slog.DiscardHandler)
 
 func newDatabase(ctx context.Context) *sqlx.DB {
 	GinkgoHelper()
