@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
@@ -78,6 +79,21 @@ var _ = Describe("Open", func() {
 		pooled := open(o)
 		Expect(inTransaction(pooled)).To(Equal("on"))
 		Expect(show(ctx, pooled, "synchronous_commit")).To(Equal("off"), "the session of the other client is unchanged")
+	})
+
+	It("discards a connection behind a pooler if a transaction fails to set the settings", func(ctx SpecContext) {
+		role := fmt.Sprintf("fleeting_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+		owner := open(postgres.Options{DSN: root})
+		owner.MustExecContext(ctx, "CREATE ROLE "+role)
+		DeferCleanup(func(ctx SpecContext) { owner.MustExecContext(ctx, "DROP ROLE "+role) })
+		db := open(postgres.Options{DSN: startPooler(root), MaxOpenConns: 1, Session: map[string]string{"role": role}})
+		begin := func() error { return postgres.InTx(ctx, db, func(*sqlx.Tx) error { return nil }) }
+		Expect(begin()).To(Succeed())
+		db.MustExecContext(ctx, "RESET ROLE")
+		owner.MustExecContext(ctx, "DROP ROLE "+role)
+		Expect(begin()).To(MatchError(ContainSubstring(role)))
+		owner.MustExecContext(ctx, "CREATE ROLE "+role)
+		Expect(begin()).To(Succeed())
 	})
 
 	It("ignores parameters of other drivers, and logs their names", func(ctx SpecContext) {

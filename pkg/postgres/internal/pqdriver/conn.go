@@ -45,6 +45,9 @@ func (c *conn) BeginTx(ctx context.Context, o driver.TxOptions) (driver.Tx, erro
 		}
 	}
 	if err := begin(ctx, c.pqConn, o, setup); err != nil {
+		if setup != "" {
+			c.watchdog.abandon() // a transaction may be open
+		}
 		return nil, err
 	}
 	return c, nil
