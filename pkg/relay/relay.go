@@ -121,7 +121,7 @@ func New(o Options) *Relay {
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.metrics = newMetrics(o.Registry, func() bool { return r.circuit.err() != nil })
-	o.Registry.MustRegister(newOutboxCollector(o.Store))
+	o.Registry.MustRegister(newOutboxCollector(o.Store), r.postgres.gauge())
 	return r
 }
 

@@ -878,11 +878,20 @@ diehard_relay_events_total{result="delivered"} 7
 				Should(MatchError(And(HavePrefix("postgresql: "), ContainSubstring(remedy))))
 			Expect(strings.Count(string(log.Contents()), "postgresql unsuitable, delivering nothing")).To(Equal(1))
 			Expect(string(log.Contents())).To(ContainSubstring(strings.ReplaceAll(remedy, `"`, `\"`)))
+			failing := func(value int) error {
+				return testutil.GatherAndCompare(registry, strings.NewReader(fmt.Sprintf(`
+# HELP diehard_relay_postgresql_failing 1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.
+# TYPE diehard_relay_postgresql_failing gauge
+diehard_relay_postgresql_failing %d
+`, value)), "diehard_relay_postgresql_failing")
+			}
+			Expect(failing(1)).To(Succeed())
 			events, _ := waiting(Default)
 			Expect(events).To(Equal(10))
 			db.MustExecContext(ctx, remedy)
 			expectOnce(ctx, 10)
 			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).Should(Succeed())
+			Expect(failing(0)).To(Succeed())
 		}
 
 		DescribeTable("delivers nothing, names the remedy once, and continues after it",
