@@ -111,7 +111,7 @@ var _ = Describe("Assumptions", func() {
 		db.SetMaxOpenConns(1)
 		db.MustExecContext(ctx, "SET synchronous_commit = off")
 		db.SetMaxOpenConns(2)
-		lease, err := s.Claim(ctx, anyBytes)
+		lease, err := s.Claim(ctx, anyBytes, true)
 		Expect(err).NotTo(HaveOccurred())
 		lease.Release()
 		own.Kill()
@@ -175,7 +175,7 @@ var _ = Describe("Check", func() {
 		claim := func() *store.Lease {
 			GinkgoHelper()
 			owner.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = '-infinity'")
-			lease, err := s.Claim(ctx, anyBytes)
+			lease, err := s.Claim(ctx, anyBytes, true)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(lease).NotTo(BeNil())
 			return lease
