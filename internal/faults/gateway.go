@@ -21,6 +21,7 @@ type Gateway struct {
 	mu         sync.Mutex
 	statements []string
 	settings   url.Values
+	before     func(statement string)
 }
 
 // StartGatewayTo starts a gateway to the ClickHouse of dsn, which must be a URL. It
@@ -53,6 +54,13 @@ func (g *Gateway) Impose(settings string) {
 	g.settings = parsed
 }
 
+// Before makes every later statement wait until do has returned.
+func (g *Gateway) Before(do func(statement string)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.before = do
+}
+
 // Statements returns the text of each statement so far.
 func (g *Gateway) Statements() []string {
 	g.mu.Lock()
@@ -70,6 +78,12 @@ func (g *Gateway) pass(request *http.Request) {
 		}
 		statement = string(text)
 		request.Body = io.NopCloser(bytes.NewReader(text))
+	}
+	g.mu.Lock()
+	before := g.before
+	g.mu.Unlock()
+	if before != nil {
+		before(statement)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -115,6 +115,10 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 		return "", err
 	}
 	cause, delay, release := failure.error, time.Duration(0), d.lease.Retry
+	if blind, ok := errors.AsType[*sink.BlindError](cause); ok {
+		d.blind.failed(ctx, d.log, d.lease.ID, blind)
+		return d.retryAfter(ctx, d.lease.Fail, cause, d.backoff.delay(d.lease.Attempts))
+	}
 	class := sink.ClassOf(cause)
 	if _, misconfigured := errors.AsType[*sink.MisconfiguredError](cause); misconfigured {
 		class = sink.Unavailable
@@ -136,7 +140,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 			release = d.lease.Fail
 			d.failed(ctx, cause, delay)
 		}
-		time.AfterFunc(delay, func() { d.work.send(1) })
+		return d.retryAfter(ctx, release, cause, delay)
 	}
 	if err := release(ctx, cause, delay); err != nil {
 		return "", err
@@ -153,4 +157,16 @@ func (d *delivery) failed(ctx context.Context, cause error, delay time.Duration)
 	}
 	d.circuit.failedUnknown(ctx, cause)
 	d.log.ErrorContext(ctx, "batch failed", "err", cause, "delay", delay)
+}
+
+// retryAfter releases the batch. It wakes a worker after the delay, because the circuit
+// breaker stays closed.
+func (d *delivery) retryAfter(
+	ctx context.Context, release func(context.Context, error, time.Duration) error, cause error, delay time.Duration,
+) (string, error) {
+	time.AfterFunc(delay, func() { d.work.send(1) })
+	if err := release(ctx, cause, delay); err != nil {
+		return "", err
+	}
+	return resultRetried, nil
 }

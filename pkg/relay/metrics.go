@@ -35,7 +35,7 @@ type metrics struct {
 	unsafe    *prometheus.GaugeVec
 }
 
-func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metrics {
+func newMetrics(registry prometheus.Registerer, circuitOpen, blind func() bool) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_events_total",
@@ -78,16 +78,21 @@ func newMetrics(registry prometheus.Registerer, circuitOpen func() bool) *metric
 		m.batches.WithLabelValues(result)
 	}
 	registry.MustRegister(m.events, m.batches, m.attempted, m.rows, m.flush, m.delivery, m.unsafe,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "diehard_relay_circuit_open",
-			Help: "1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.",
-		}, func() float64 {
-			if circuitOpen() {
-				return 1
-			}
-			return 0
-		}))
+		newFlag("diehard_relay_circuit_open",
+			"1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.", circuitOpen),
+		newFlag("diehard_relay_blind",
+			"1 if a presence check cannot see all rows of the sink: batches with an unknown outcome wait for an operator.", blind))
 	return m
+}
+
+// newFlag returns a gauge that is 1 if isSet returns true, and otherwise 0.
+func newFlag(name, help string, isSet func() bool) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+		if isSet() {
+			return 1
+		}
+		return 0
+	})
 }
 
 // setUnsafe sets the settings of the gauge unsafe.

@@ -104,6 +104,7 @@ type Relay struct {
 
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
 	postgres     *postgresState
+	blind        blindness
 	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
@@ -120,7 +121,10 @@ func New(o Options) *Relay {
 		postgres: newPostgresState(),
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
-	r.metrics = newMetrics(o.Registry, func() bool { return r.circuit.err() != nil })
+	r.blind.lifetime = 2*o.BackoffMax + o.FlushTimeout // the next attempt of the batch has ended by then
+	r.metrics = newMetrics(o.Registry,
+		func() bool { return r.circuit.err() != nil },
+		func() bool { return r.blind.err() != nil })
 	o.Registry.MustRegister(newOutboxCollector(o.Store), r.postgres.gauge())
 	return r
 }
@@ -132,6 +136,9 @@ func (r *Relay) Ready(context.Context) error {
 	}
 	if err := r.circuit.err(); err != nil {
 		return fmt.Errorf("sink: %w", err)
+	}
+	if err := r.blind.err(); err != nil {
+		return fmt.Errorf("sink: presence check: %w", err)
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ func (d *delivery) checkPresence(ctx context.Context, keys *store.Events) (prese
 	if err != nil {
 		return nil, nil, sinkError{err}
 	}
+	d.blind.succeeded(ctx, d.log, d.lease.ID)
 	for i := range found {
 		if found[i] {
 			present = append(present, i)

@@ -33,7 +33,8 @@ type Sink interface {
 
 	// Present returns for each event whether it is present. The read is
 	// consistent: it sees the rows of every insert that has ended. Another event with
-	// the same id does not count.
+	// the same id does not count. Present returns a *BlindError if it does not find an
+	// event, and the sink may hide the event from it.
 	Present(ctx context.Context, keys *Keys) ([]bool, error)
 
 	// Check verifies that the destination exists and can keep the promises above. It
@@ -133,5 +134,18 @@ type MisconfiguredError struct {
 
 // Error implements error.
 func (e *MisconfiguredError) Error() string {
+	return fmt.Sprintf("%s; to fix it: %s", e.Problem, e.Remedy)
+}
+
+// BlindError says that a presence check cannot see every row in which it looks for the
+// events. It returns no result then, because an event that it does not find may be
+// present.
+type BlindError struct {
+	// Problem is one sentence. Remedy is the statement or the change that solves it.
+	Problem, Remedy string
+}
+
+// Error implements error.
+func (e *BlindError) Error() string {
 	return fmt.Sprintf("%s; to fix it: %s", e.Problem, e.Remedy)
 }

@@ -105,6 +105,7 @@ func newChaos(ctx context.Context) *chaos {
 	c.System = system.New(suite.Prepared(), c.own.PostgresDSN, c.own.ClickHouseDSNs)
 	c.query(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 1000000, parts_to_throw_insert = 1000000")
 	c.Postgres.MustExecContext(ctx, "CREATE TABLE ledger (n bigint, bad boolean)")
+	c.Postgres.MustExecContext(ctx, "ALTER TABLE outbox_events DROP CONSTRAINT event_date_time_is_in_years_1_to_9999")
 	c.postgres, c.throughPostgres = faults.StartProxyTo(c.PostgresDSN)
 	c.native, c.throughNative = faults.StartProxyTo(c.ClickHouseDSN("native"))
 	c.http, c.throughHTTP = faults.StartProxyTo(c.ClickHouseDSN("http"))
@@ -316,7 +317,7 @@ func (c *chaos) kinds() []chaosFault {
 		}},
 		{"event that cannot be encoded", func(ctx context.Context) {
 			_, _ = c.Postgres.ExecContext(ctx, `WITH event AS (INSERT INTO outbox_events (event_type, event_context, event_date_time)
-				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00') RETURNING id)
+				VALUES ('from_the_future', '{}', '12000-01-01 00:00:00+00') RETURNING id)
 				INSERT INTO ledger SELECT 1, true FROM event`)
 		}},
 	}

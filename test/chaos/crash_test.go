@@ -160,8 +160,9 @@ var situations = []situation{
 		name: "with an event that cannot be encoded",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch-1)...)).To(Succeed())
+			s.Postgres.MustExecContext(ctx, "ALTER TABLE outbox_events DROP CONSTRAINT IF EXISTS event_date_time_is_in_years_1_to_9999")
 			s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context, event_date_time)
-				VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
+				VALUES ('from_the_future', '{}', '12000-01-01 00:00:00+00')`)
 			return perBatch, 1
 		},
 		points: []failpoint.Point{failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted},

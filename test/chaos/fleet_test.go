@@ -171,7 +171,6 @@ var _ = Describe("A batch whose attempt the deduplication window has forgotten",
 	for _, arrived := range []int{0, 7, perBatch} {
 		It(fmt.Sprintf("is checked for presence, and only the absent events are inserted, if %d of its %d events are present", arrived, perBatch), func(ctx SpecContext) {
 			s := newSystem(ctx)
-			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 			unsent(ctx, s)
 			if arrived > 0 {
 				insertUnderToken(ctx, s, arrived)
@@ -188,7 +187,6 @@ var _ = Describe("A batch whose attempt the deduplication window has forgotten",
 var _ = Describe("A relay that is suspended before its insert until ClickHouse has forgotten the token", func() {
 	DescribeTable("inserts nothing when it continues", func(ctx SpecContext, point failpoint.Point, protocol string) {
 		s := newSystem(ctx)
-		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 3")
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())
 		env := slices.Concat(small, brisk)
 		stopped := s.LaunchRelay(s.ClickHouseDSN(protocol), append(env, fmt.Sprintf("FAILPOINT=%s=stop", point))...)
@@ -209,10 +207,16 @@ var _ = Describe("A relay that is suspended before its insert until ClickHouse h
 	)
 })
 
-// pushOut inserts other blocks until a deduplication window of three blocks has
-// forgotten all earlier tokens.
+// pushOut inserts other blocks until ClickHouse has forgotten all earlier tokens. For this
+// time it reduces the deduplication window to three blocks.
 func pushOut(ctx context.Context, s *system.System) {
 	GinkgoHelper()
+	setWindow := func(blocks int) {
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			fmt.Sprintf("ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = %d", blocks))
+	}
+	setWindow(3)
+	defer setWindow(10_000)
 	for n := range 4 {
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, fmt.Sprintf(`INSERT INTO event_log SETTINGS insert_deduplication_token = 'other-%d', async_insert = 0
 			VALUES (generateUUIDv4(), 'other', '2000-01-01 00:00:00', 'Test', '{}', 1)`, n))

@@ -75,8 +75,9 @@ var _ = Describe("In another application's database", func() {
 		own.ExpectDelivered(ctx, 4)
 
 		By("dead-lettering and requeueing an event that ClickHouse cannot store")
+		own.Postgres.MustExecContext(ctx, "ALTER TABLE outbox_events DROP CONSTRAINT IF EXISTS event_date_time_is_in_years_1_to_9999")
 		own.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context, event_date_time)
-			VALUES ('from_the_future', '{}', '2500-01-01 00:00:00+00')`)
+			VALUES ('from_the_future', '{}', '12000-01-01 00:00:00+00')`)
 		Eventually(ctx, func(g Gomega) {
 			_, _, dead := own.Left(g)
 			g.Expect(dead).To(Equal(1))

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -33,6 +34,7 @@ func (s *Sink) Check(ctx context.Context) error {
 		s.checkInsertSettings,
 		s.checkTable,
 		s.checkProcesses,
+		s.checkPresence,
 	} {
 		if err := check(ctx); err != nil {
 			return err
@@ -41,14 +43,25 @@ func (s *Sink) Check(ctx context.Context) error {
 	return nil
 }
 
-// checkInsertSettings executes an empty statement with the settings of an insert. It is
-// the first statement of Check, so it also detects a missing database.
+// checkInsertSettings executes a statement with the settings of an insert, and compares
+// the settings that the server has received. It is the first statement of Check, so it
+// also detects a missing database.
 func (s *Sink) checkInsertSettings(ctx context.Context) error {
-	settings, err := s.settingsOfInsert(ctx)
-	var readonly uint64
+	inserts, err := s.settingsOfInsert(ctx)
+	var (
+		readonly      uint64
+		names, values []string
+	)
 	if err == nil {
+		var settings chgo.Settings
+		if settings, err = s.settingsOfQuery(ctx); err != nil {
+			return err
+		}
+		inserts["insert_deduplication_token"] = checkToken
+		maps.Copy(settings, inserts)
 		err = s.conn.QueryRow(chgo.Context(ctx, chgo.WithSettings(settings)),
-			"SELECT toUInt64(getSetting('readonly'))").Scan(&readonly)
+			"SELECT toUInt64(getSetting('readonly')), groupArray(name), groupArray(value) FROM system.settings WHERE name IN ("+
+				quoteStrings(slices.Sorted(maps.Keys(inserts)))+")").Scan(&readonly, &names, &values)
 		if err != nil {
 			err = s.classify(ctx, "check the settings of an insert", err)
 		}
@@ -70,15 +83,33 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 			Problem: problem,
 			Remedy:  "ALTER USER " + quoteIdentifier(s.user) + " SETTINGS readonly = 0, and no constraints on settings",
 		}
+	case err != nil:
+		return err
 	}
-	return err
+	for i, name := range names {
+		if sent := fmt.Sprint(inserts[name]); values[i] != sent {
+			return &sink.MisconfiguredError{
+				Problem: fmt.Sprintf("clickhouse does not receive the settings of an insert: %s is %q, and the relay has sent %q", name, values[i], sent),
+				Remedy:  "let the proxy in front of clickhouse pass all settings, or connect without the proxy",
+			}
+		}
+	}
+	return nil
 }
 
-// checkProcesses executes a query of the resolve step, so that a missing grant is found
-// before the first fault.
+// checkToken is the token of a statement that inserts nothing.
+const checkToken = "diehard-check"
+
+// checkProcesses executes a query of the resolve step, so that a missing grant or a fixed
+// setting is found before the first fault.
 func (s *Sink) checkProcesses(ctx context.Context) error {
-	_, err := s.InFlight(ctx, "diehard-check")
+	_, err := s.InFlight(ctx, checkToken)
 	switch {
+	case hasCode(err, settingConstraintViolation, readonlySetting):
+		return &sink.MisconfiguredError{
+			Problem: "the clickhouse user may not change settings that every presence check needs: " + err.Error(),
+			Remedy:  "remove the constraint on this setting from the user's settings profile",
+		}
 	case hasCode(err, accessDenied):
 		remedy := "GRANT SELECT ON system.processes TO " + quoteIdentifier(s.user)
 		if s.cluster != "" {
@@ -92,6 +123,39 @@ func (s *Sink) checkProcesses(ctx context.Context) error {
 		return &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("clickhouse has no cluster %q", s.cluster),
 			Remedy:  "set clickhouse.cluster to a result of SELECT DISTINCT cluster FROM system.clusters",
+		}
+	}
+	return err
+}
+
+// checkPresence executes the queries of a presence check for a part that does not exist,
+// so that a missing grant is found before the first fault.
+func (s *Sink) checkPresence(ctx context.Context) error {
+	resolving, err := s.resolving(ctx)
+	if err != nil {
+		return err
+	}
+	v := &visibility{Sink: s, context: resolving}
+	nothing := []part{{name: "diehard_check"}}
+	if err = v.readPlace(); err == nil {
+		v.partitions = []string{"diehard_check"}
+		_, err = v.parts()
+	}
+	if err == nil {
+		_, err = v.countPiece(nothing)
+	}
+	if err == nil {
+		err = s.conn.QueryRow(resolving, "SELECT groupUniqArray("+identitySQL+") FROM "+s.onReplicas()+
+			" WHERE _part = 'diehard_check'").Scan(new([]string))
+		if err != nil {
+			err = s.classify(ctx, "check the queries of a presence check", err)
+		}
+	}
+	if hasCode(err, accessDenied) {
+		return &sink.MisconfiguredError{
+			Problem: "the clickhouse user may not execute a presence check: " + err.Error(),
+			Remedy: fmt.Sprintf("GRANT SELECT ON %s TO %s; GRANT SELECT ON system.parts TO %[2]s", s.table,
+				quoteIdentifier(s.user)),
 		}
 	}
 	return err
@@ -111,6 +175,10 @@ type tableColumn struct {
 // checkTable reads the complete definition first, because a remedy may depend on every
 // property of the table.
 func (s *Sink) checkTable(ctx context.Context) error {
+	ctx, err := s.resolving(ctx)
+	if err != nil {
+		return err
+	}
 	t, err := s.readTable(ctx)
 	if err != nil {
 		return err
@@ -131,10 +199,7 @@ func (s *Sink) readTable(ctx context.Context) (*table, error) {
 		" WHERE database = currentDatabase() AND name = "+quoteString(s.name)).Scan(&t.engine, &t.definition, &t.sortingKey)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return nil, &sink.MisconfiguredError{
-			Problem: "the table " + s.table + " does not exist in clickhouse",
-			Remedy:  "relay migrate",
-		}
+		return nil, s.tableMissing()
 	case err != nil:
 		return nil, s.classify(ctx, "read the table", err)
 	}
@@ -150,6 +215,13 @@ func (s *Sink) readTable(ctx context.Context) (*table, error) {
 		t.columns[name] = tableColumn{kind: kinds[i], typ: types[i], inKey: inKey[i]}
 	}
 	return t, nil
+}
+
+func (s *Sink) tableMissing() error {
+	return &sink.MisconfiguredError{
+		Problem: "the table " + s.table + " does not exist in clickhouse",
+		Remedy:  "relay migrate",
+	}
 }
 
 // family matches the engines that store each insert in parts, record tokens, and merge
@@ -195,6 +267,18 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 // disk within 30 seconds.
 const leastPartsLifetime = 60
 
+// leastWindow is the least number of blocks whose tokens a table must remember. An insert
+// may begin late, after a proxy or a network buffer has held it for its whole deadline.
+// In the default deadline of 30 seconds, a fleet sends 120 partial batches, at the default
+// linger of 250 ms. Each is one block, or two at the beginning of a month. Full batches
+// add up to ten blocks a second. The sum is 540, and the bound is about twice as large.
+//
+// leastWindowSeconds is the time for which a cluster must remember them.
+const (
+	leastWindow        = 1_000
+	leastWindowSeconds = 600
+)
+
 // checkTableSettings reads the table's settings at the end of its definition, and the
 // server's defaults for all other settings.
 func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
@@ -206,7 +290,10 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		name, value string
 		least       float64
 	}
-	settings := []wanted{{window, "10000", 1}}
+	settings := []wanted{{window, "10000", leastWindow}}
+	if placed != "" {
+		settings = append(settings, wanted{"replicated_deduplication_window_seconds", "604800", leastWindowSeconds})
+	}
 	if placed != "Shared" { // its parts are in object storage
 		settings = append(settings, wanted{"fsync_after_insert", "1", 1}, wanted{"fsync_part_directory", "1", 1},
 			wanted{"old_parts_lifetime", "480", leastPartsLifetime})

@@ -21,7 +21,7 @@ import (
 // Pieces of the table's definition. Each spec changes one of them.
 const (
 	theOrder    = " ORDER BY (event_type, event_date_time, event_id)"
-	theSettings = " SETTINGS non_replicated_deduplication_window = 10, fsync_after_insert = 1, fsync_part_directory = 1"
+	theSettings = " SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1"
 )
 
 // theColumns returns the table's columns. An argument "name definition" replaces or adds
@@ -104,6 +104,9 @@ var _ = Describe("Check", func() {
 				Entry("if the deduplication window is 0", "has non_replicated_deduplication_window off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0"),
+				Entry("if the deduplication window is too short", "has non_replicated_deduplication_window below 1000",
+					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
+					"ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 1"),
 				Entry("if the rows are not synced", "has fsync_after_insert off",
 					create(theColumns(), "ReplacingMergeTree"+theOrder+theSettings), aRow,
 					"ALTER TABLE event_log MODIFY SETTING fsync_after_insert = 0"),

@@ -121,8 +121,9 @@ func (e *serverError) Error() string {
 // message. op is the operation that failed.
 func (s *Sink) classify(ctx context.Context, op string, err error) error {
 	if exception, ok := errors.AsType[*chgo.Exception](err); ok {
-		if exception.Code == unknownSetting {
-			s.optional.Store(nil)
+		switch exception.Code {
+		case unknownSetting, settingConstraintViolation, readonlySetting:
+			s.known.Store(nil) // the server or the user's profile has changed
 		}
 		return &sink.Error{
 			Class: kinds[exception.Code].class,

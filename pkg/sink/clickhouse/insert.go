@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"math"
 	"strings"
 	"time"
 
@@ -21,15 +19,6 @@ import (
 //
 // https://clickhouse.com/docs/operations/settings/settings#min_insert_block_size_rows
 const MaxBatchRows = 1_048_448
-
-// The range of DateTime64(6) in microseconds. For a time outside of this range, the
-// server stores a different time and returns no error.
-//
-// https://clickhouse.com/docs/sql-reference/data-types/datetime64
-var (
-	minTime = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
-	maxTime = time.Date(2299, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
-)
 
 // The columns in the order in which they are sent.
 const (
@@ -60,53 +49,13 @@ func (s *Sink) insertStatement() string {
 	return "INSERT INTO " + s.table + " (" + strings.Join(names, ", ") + ")"
 }
 
-// insertSettings are sent with every insert. They do not depend on a profile or on the
-// server's version.
-//
-// https://clickhouse.com/docs/operations/settings/settings
-var insertSettings = chgo.Settings{
-	// The server checks the token. It acknowledges the insert only after its execution.
-	"insert_deduplicate": 1,
-	"async_insert":       0,
-	// A timeout is an error, even if a profile makes it a success.
-	"timeout_overflow_mode": "throw",
-	// A batch may have events of more than 100 months. The default would then cause an
-	// error that looks like backpressure (TOO_MANY_PARTS).
-	"max_partitions_per_insert_block": 0,
-	// The server neither splits the client's block nor joins it with another block.
-	"max_insert_block_size":       MaxBatchRows + 1,
-	"min_insert_block_size_rows":  MaxBatchRows + 1,
-	"min_insert_block_size_bytes": 256 << 20,
-	// The server does not merge the rows before it stores them. The merge would take a
-	// sixth of the insert's time, and would hide an event that was inserted twice.
-	"optimize_on_insert": 0,
-}
-
-// optionalInsertSettings are sent with an insert if the server knows them. The server
-// refuses an insert with an unknown setting.
-var optionalInsertSettings = chgo.Settings{
-	// Overrides insert_deduplicate.
-	"deduplicate_insert": "enable",
-	// If these settings were on, the server would split the client's block.
-	"use_strict_insert_block_limits": 0,
-	"max_insert_block_size_bytes":    0,
-}
-
-// httpSettings are settings of the HTTP interface. The server sends the status line after
-// the execution, so that a 200 is an acknowledgement.
-//
-// https://clickhouse.com/docs/interfaces/http#response-buffering
-var httpSettings = chgo.Settings{"wait_end_of_query": 1}
-
-// optionalSettings contains the settings of optionalInsertSettings that the server knows.
-type optionalSettings struct {
-	dials  uint64
-	values chgo.Settings
-}
-
 // Insert implements sink.Sink. It sends the batch once, as one block of columns.
 func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
-	if err := validate(batch); err != nil {
+	facts, err := s.facts(ctx)
+	if err != nil {
+		return err
+	}
+	if err := validate(batch, facts.times); err != nil {
 		return err
 	}
 	settings, err := s.settingsOfInsert(ctx)
@@ -115,7 +64,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	}
 	settings["insert_deduplication_token"] = batch.Token
 	if deadline, ok := ctx.Deadline(); ok {
-		seconds := max(1, int64(math.Ceil(time.Until(deadline).Seconds())))
+		seconds := secondsUntil(deadline)
 		settings["max_execution_time"] = seconds
 		// If the client is suspended while it sends, the server waits 5 minutes for the
 		// rest of the data. The insert stays in flight for that time. Over HTTP the
@@ -170,45 +119,8 @@ type undated struct{ context.Context } //nolint:containedctx // the type is a co
 // Deadline implements context.Context.
 func (undated) Deadline() (time.Time, bool) { return time.Time{}, false }
 
-// settingsOfInsert returns a copy of the settings of an insert. It reads the optional
-// settings again after each new connection.
-func (s *Sink) settingsOfInsert(ctx context.Context) (chgo.Settings, error) {
-	settings := maps.Clone(insertSettings)
-	if s.http {
-		maps.Copy(settings, httpSettings)
-	}
-	optional := s.optional.Load()
-	if optional == nil || optional.dials != s.dials.Load() {
-		var err error
-		if optional, err = s.readOptionalSettings(ctx); err != nil {
-			return nil, err
-		}
-		s.optional.Store(optional)
-	}
-	maps.Copy(settings, optional.values)
-	return settings, nil
-}
-
-func (s *Sink) readOptionalSettings(ctx context.Context) (*optionalSettings, error) {
-	names := make([]string, 0, len(optionalInsertSettings))
-	for name := range optionalInsertSettings {
-		names = append(names, quoteString(name))
-	}
-	var known []string
-	err := s.conn.QueryRow(ctx,
-		"SELECT groupArray(name) FROM system.settings WHERE name IN ("+strings.Join(names, ", ")+")").Scan(&known)
-	if err != nil {
-		return nil, s.classify(ctx, "read the server's settings", err)
-	}
-	o := &optionalSettings{dials: s.dials.Load(), values: make(chgo.Settings, len(known))}
-	for _, name := range known {
-		o.values[name] = optionalInsertSettings[name]
-	}
-	return o, nil
-}
-
 // validate returns an error if the batch must not be sent.
-func validate(batch sink.Batch) error {
+func validate(batch sink.Batch, times timeRange) error {
 	e := batch.Events
 	n := e.Len()
 	switch {
@@ -224,10 +136,10 @@ func validate(batch sink.Batch) error {
 	}
 	var bad []sink.BadEvent
 	for i, at := range e.EventDateTime {
-		if !storable(at) {
+		if !times.holds(at) {
 			bad = append(bad, sink.BadEvent{Index: i, Err: fmt.Errorf(
-				"event_date_time %s is outside the range of DateTime64(6), the years 1900 to 2299",
-				time.UnixMicro(at).UTC().Format(time.RFC3339Nano))})
+				"event_date_time %s is outside the range of DateTime64(6), %s",
+				time.UnixMicro(at).UTC().Format(time.RFC3339Nano), times)})
 		}
 	}
 	if bad != nil {
@@ -235,5 +147,3 @@ func validate(batch sink.Batch) error {
 	}
 	return nil
 }
-
-func storable(micros int64) bool { return micros >= minTime && micros <= maxTime }

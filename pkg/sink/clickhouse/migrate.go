@@ -67,8 +67,12 @@ func Migrate(ctx context.Context, o Options, log *slog.Logger) error {
 		}
 		return results, nil
 	}
+	querying, err := s.resolving(ctx)
+	if err != nil {
+		return err
+	}
 	var tables uint64
-	err = s.conn.QueryRow(ctx,
+	err = s.conn.QueryRow(querying,
 		"SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = "+quoteString(o.Table)).Scan(&tables)
 	if err != nil {
 		return s.classify(ctx, "migrate clickhouse", err)

@@ -3,34 +3,13 @@ package clickhouse
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	chgo "github.com/ClickHouse/clickhouse-go/v2"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
-
-// presenceSettings are the settings of the resolve step's queries. They make an
-// incomplete or outdated result an error, even if the user's profile allows such results.
-var presenceSettings = chgo.Settings{
-	"select_sequential_consistency": 1,
-	"skip_unavailable_shards":       0,
-	"use_query_cache":               0,
-	"read_overflow_mode":            "throw",
-	"result_overflow_mode":          "throw",
-	"timeout_overflow_mode":         "throw",
-	"max_result_rows":               0,
-	"final":                         0,
-}
-
-func withPresenceSettings(ctx context.Context) context.Context {
-	return chgo.Context(ctx, chgo.WithSettings(presenceSettings))
-}
 
 // InFlight implements sink.Sink. On a cluster it queries every replica. If a replica does
 // not respond, InFlight returns an error, because the replica may be executing the
@@ -40,8 +19,12 @@ func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 	if s.cluster != "" {
 		processes = "clusterAllReplicas(" + quoteString(s.cluster) + ", system.processes)"
 	}
+	resolving, err := s.resolving(ctx)
+	if err != nil {
+		return false, err
+	}
 	var inserts uint64
-	err := s.conn.QueryRow(withPresenceSettings(ctx),
+	err = s.conn.QueryRow(resolving,
 		"SELECT count() FROM "+processes+" WHERE Settings['insert_deduplication_token'] = "+quoteString(token),
 	).Scan(&inserts)
 	if err != nil {
@@ -62,35 +45,65 @@ const (
 // Present implements sink.Sink. On a cluster it queries every replica, because a row
 // may not be replicated yet.
 //
-// A statement has up to 5,000 keys of neighbouring types and times, because the table is
-// sorted and partitioned by type and time. It reads without FINAL, because FINAL would
-// merge rows.
+// If it does not find an event, it checks that the session sees every row of the event's
+// partition. Then it queries the event again: between the first query and the check, an
+// operator may have removed a row policy that had hidden the event.
 func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
+	facts, err := s.facts(ctx)
+	if err != nil {
+		return nil, err
+	}
 	queried := make([]int, 0, keys.Len())
 	for i, at := range keys.EventDateTime {
-		if storable(at) { // an event that cannot be stored was never inserted
+		if facts.times.holds(at) { // an event that cannot be stored was never inserted
 			queried = append(queried, i)
 		}
 	}
 	slices.SortFunc(queried, func(a, b int) int {
 		return cmp.Or(cmp.Compare(keys.EventType.At(a), keys.EventType.At(b)), cmp.Compare(keys.EventDateTime[a], keys.EventDateTime[b]))
 	})
-	stored := make(map[string]struct{}, len(queried))
-	for chunk := range slices.Chunk(queried, presentChunk) {
+	present := make([]bool, keys.Len())
+	absent, err := s.find(ctx, keys, queried, present)
+	if err != nil || len(absent) == 0 {
+		return present, err
+	}
+	if err := s.checkVisibility(ctx, keys, absent); err != nil {
+		return nil, err
+	}
+	if _, err := s.find(ctx, keys, absent, present); err != nil {
+		return nil, err
+	}
+	return present, nil
+}
+
+// find sets present for the keys at these indexes that it finds, and returns the others.
+// The indexes are sorted by event type and time.
+//
+// A statement has up to 5,000 keys of neighbouring types and times, because the table is
+// sorted and partitioned by type and time. It reads without FINAL, because FINAL would
+// merge rows.
+func (s *Sink) find(ctx context.Context, keys *sink.Keys, indexes []int, present []bool) (absent []int, err error) {
+	resolving, err := s.resolving(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stored := make(map[string]struct{}, len(indexes))
+	for chunk := range slices.Chunk(indexes, presentChunk) {
 		// The result is one row, so that the client receives either all keys or an error.
 		var found []string
-		if err := s.conn.QueryRow(withPresenceSettings(ctx), s.presentStatement(keys, chunk)).Scan(&found); err != nil {
+		if err := s.conn.QueryRow(resolving, s.presentStatement(keys, chunk)).Scan(&found); err != nil {
 			return nil, s.classify(ctx, "check presence", err)
 		}
 		for _, identity := range found {
 			stored[identity] = struct{}{}
 		}
 	}
-	present := make([]bool, keys.Len())
-	for _, i := range queried {
-		_, present[i] = stored[identityOf(keys, i)]
+	for _, i := range indexes {
+		if _, present[i] = stored[identityOf(keys, i)]; !present[i] {
+			absent = append(absent, i)
+		}
 	}
-	return present, nil
+	return absent, nil
 }
 
 // identitySQL and identityOf identify an event by the table's sorting key. The id is not
@@ -101,16 +114,19 @@ func identityOf(keys *sink.Keys, i int) string {
 	return keys.EventType.At(i) + " " + strconv.FormatInt(keys.EventDateTime[i], 10) + " " + keys.EventID[i].String()
 }
 
+// onReplicas returns the table on every replica, for FROM.
+func (s *Sink) onReplicas() string {
+	if s.cluster == "" {
+		return s.table
+	}
+	return "clusterAllReplicas(" + quoteString(s.cluster) + ", currentDatabase(), " + s.table + ")"
+}
+
 // presentStatement returns the query for the keys at these indexes. The indexes are
 // sorted by event type.
 func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 	var q strings.Builder
-	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM ")
-	if s.cluster != "" {
-		q.WriteString("clusterAllReplicas(" + quoteString(s.cluster) + ", currentDatabase(), " + s.table + ")")
-	} else {
-		q.WriteString(s.table)
-	}
+	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM " + s.onReplicas())
 
 	first, last := int64(math.MaxInt64), int64(math.MinInt64)
 	var types []string
@@ -142,8 +158,4 @@ func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 	}
 	q.WriteByte(')')
 	return q.String()
-}
-
-func timeLiteral(micros int64) string {
-	return fmt.Sprintf("toDateTime64('%s', 6, 'UTC')", time.UnixMicro(micros).UTC().Format("2006-01-02 15:04:05.000000"))
 }

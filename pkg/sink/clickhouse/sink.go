@@ -81,8 +81,10 @@ type Sink struct {
 
 	// dials counts new connections. A new connection may reach a server that was
 	// upgraded.
-	dials    *atomic.Uint64
-	optional atomic.Pointer[optionalSettings]
+	dials *atomic.Uint64
+	known atomic.Pointer[serverFacts]
+	// accepted are the settings that the server has last accepted with a query.
+	accepted atomic.Pointer[chgo.Settings]
 
 	encoders sync.Pool // of *encoder
 }
@@ -129,6 +131,10 @@ func Open(o Options) (*Sink, error) {
 
 // Ping implements sink.Sink.
 func (s *Sink) Ping(ctx context.Context) error {
+	ctx, err := s.resolving(ctx)
+	if err != nil {
+		return err
+	}
 	// The driver's Ping ignores the cancellation of the context.
 	var one uint8
 	if err := s.conn.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil {

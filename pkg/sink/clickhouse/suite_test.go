@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
@@ -123,6 +125,10 @@ var _ = func() bool {
 				Refuse: func(ctx context.Context, eventType string) error {
 					return db.conn.Exec(ctx, "ALTER TABLE event_log ADD CONSTRAINT refused CHECK event_type != '"+eventType+"'")
 				},
+				Hide: func(eventType string) (sink.Sink, error) {
+					_, dsn := db.hide("event_type != '" + eventType + "'")
+					return clickhouse.Open(clickhouse.Options{DSN: dsn})
+				},
 				Spoil: func(ctx context.Context) error {
 					return db.conn.Exec(ctx, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 0")
 				},
@@ -131,6 +137,16 @@ var _ = func() bool {
 	}
 	return true
 }()
+
+// hide starts a gateway that hides the rows for which the condition is false. It returns
+// the DSN of the gateway. The engine of the tests has no row policies. A filter that the
+// gateway adds to each statement has the same effect, and the sink cannot remove it.
+func (db *database) hide(visible string) (g *faults.Gateway, dsn string) {
+	GinkgoHelper()
+	g, dsn = faults.StartGatewayTo(with(servers("http, uncompressed"), func(u *url.URL) { u.Path = "/" + db.name }))
+	g.Impose("additional_table_filters=" + url.QueryEscape("{'event_log': '"+strings.ReplaceAll(visible, "'", `\'`)+"'}"))
+	return g, dsn
+}
 
 func mustParse(dsn string) *url.URL {
 	GinkgoHelper()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +35,9 @@ type Destination struct {
 	Slow func(ctx context.Context, d time.Duration) error
 	// Refuse makes the server refuse later rows of the event type because of their data.
 	Refuse func(ctx context.Context, eventType string) error
+	// Hide opens a sink from which the destination hides the rows of the event type, as a
+	// row policy does. The sink's own settings cannot prevent this.
+	Hide func(eventType string) (sink.Sink, error)
 	// Spoil removes a property of the destination that the sink's promises need.
 	Spoil func(ctx context.Context) error
 }
@@ -149,9 +153,9 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 
 			ginkgo.It("names the events that cannot be stored, and sends no row of the batch", func(ctx ginkgo.SpecContext) {
 				events, unsent := some(10), token()
-				events.EventDateTime[3] = time.Date(1899, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
-				events.EventDateTime[7] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
-				events.EventDateTime[9] = time.Time{}.UnixMicro()
+				events.EventDateTime[3] = time.Date(0, 12, 31, 23, 59, 59, 999_999_000, time.UTC).UnixMicro()
+				events.EventDateTime[7] = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+				events.EventDateTime[9] = math.MinInt64
 
 				err := s.Insert(ctx, sink.Batch{Token: unsent, Events: copied(events)})
 				Expect(sink.ClassOf(err)).To(Equal(sink.Permanent))
@@ -258,10 +262,36 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 				Expect(s.Present(ctx, &queried)).To(Equal([]bool{false, true, false, true}))
 			})
 
+			ginkgo.It("returns a blind error instead of an absent event if rows are hidden", func(ctx ginkgo.SpecContext) {
+				events := some(30)
+				hiding, err := d.Hide("type_1")
+				Expect(err).NotTo(HaveOccurred())
+				ginkgo.DeferCleanup(hiding.Close)
+				ginkgo.By("finding nothing hidden in an empty destination")
+				Expect(present(ctx, hiding, &events.Keys)).To(BeEmpty())
+
+				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
+				_, err = hiding.Present(ctx, &events.Keys)
+				blind, ok := errors.AsType[*sink.BlindError](err)
+				Expect(ok).To(BeTrue(), "a *sink.BlindError: %v", err)
+				Expect(blind.Problem).NotTo(BeEmpty())
+				Expect(blind.Remedy).NotTo(BeEmpty())
+
+				ginkgo.By("finding all of the visible events")
+				visible := &sink.Events{}
+				for i := range events.Len() {
+					if events.EventType.At(i) != "type_1" {
+						appendFrom(visible, events, i)
+					}
+				}
+				Expect(present(ctx, hiding, &visible.Keys)).To(Equal(set(visible)))
+				Expect(present(ctx, s, &events.Keys)).To(Equal(set(events)))
+			})
+
 			ginkgo.It("does not find an event that cannot be stored", func(ctx ginkgo.SpecContext) {
 				events := some(2)
 				Expect(s.Insert(ctx, sink.Batch{Token: token(), Events: copied(events)})).To(Succeed())
-				events.EventDateTime[0] = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+				events.EventDateTime[0] = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 				events.EventID[0] = uuid.New()
 				Expect(present(ctx, s, &events.Keys)).To(Equal(map[uuid.UUID]struct{}{events.EventID[1]: {}}))
 			})

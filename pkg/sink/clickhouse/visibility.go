@@ -1,0 +1,338 @@
+package clickhouse
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// checkVisibility returns a *sink.BlindError unless the session sees every row of every
+// part that may contain one of the keys at these indexes. A row policy, for example, can
+// hide rows. ClickHouse then returns the other rows without an error.
+//
+// For each active part, the check compares the number of rows that the session counts
+// with the number in system.parts. A table without parts hides nothing. The partition of
+// each key limits the check to the parts of these partitions.
+func (s *Sink) checkVisibility(ctx context.Context, keys *sink.Keys, indexes []int) error {
+	v := &visibility{Sink: s, seen: map[string]struct{}{}}
+	var err error
+	if v.context, err = s.resolving(ctx); err != nil {
+		return err
+	}
+	if err := v.readPlace(); err != nil {
+		return err
+	}
+	if err := v.locate(keys, indexes); err != nil {
+		return err
+	}
+	parts, err := v.parts()
+	if err != nil {
+		return err
+	}
+	for round := 1; ; round++ {
+		hidden, err := v.count(parts)
+		if err != nil || len(hidden) == 0 {
+			return err
+		}
+		// A merge may have replaced a part before the session counted it. The part that
+		// contains its rows is then compared in the next round.
+		active, err := v.parts()
+		if err != nil {
+			return err
+		}
+		for _, p := range hidden {
+			if i := slices.IndexFunc(active, p.is); i >= 0 && active[i].rows == p.rows {
+				return s.blind(p)
+			}
+		}
+		if round == maxRounds {
+			return s.blind(hidden[0])
+		}
+		parts = slices.DeleteFunc(active, func(p part) bool {
+			_, seen := v.seen[p.name]
+			return seen || !slices.ContainsFunc(hidden, p.replaces)
+		})
+	}
+}
+
+const (
+	// maxRounds bounds the rounds of a check while merges replace parts. In each round a
+	// part must be replaced between two queries.
+	maxRounds = 20
+	// pieceRows bounds the rows that one statement counts, unless one part has more rows.
+	pieceRows = 500_000_000
+	// pieceParts bounds the parts of a statement, and thereby its length.
+	pieceParts = 2_000
+	// keysBytes bounds the keys of a statement.
+	keysBytes = 128 << 10
+)
+
+// visibility is one visibility check.
+type visibility struct {
+	*Sink
+
+	context      context.Context //nolint:containedctx // has the settings of all queries of the check
+	database     string
+	partitionKey string
+	keyColumns   map[string]string // the columns of the partition key with their types
+	partitions   []string          // ids; nil means all partitions
+	seen         map[string]struct{}
+}
+
+// part is an active part. On a cluster, rows is the sum over all replicas that have the
+// part.
+type part struct {
+	name, partition string
+	first, last     int64 // block numbers
+	rows            uint64
+	counted         uint64 // the rows that the session sees
+}
+
+func (p part) is(other part) bool { return p.name == other.name }
+
+// replaces returns whether p contains the blocks of another part, as the result of a
+// merge or a mutation.
+func (p part) replaces(other part) bool {
+	return p.partition == other.partition && p.first <= other.first && p.last >= other.last
+}
+
+func (v *visibility) readPlace() error {
+	var names, types []string
+	err := v.conn.QueryRow(v.context, "SELECT currentDatabase(), partition_key FROM system.tables"+
+		" WHERE database = currentDatabase() AND name = "+quoteString(v.name)).Scan(&v.database, &v.partitionKey)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v.tableMissing()
+	}
+	if err == nil {
+		err = v.conn.QueryRow(v.context, "SELECT groupArray(name), groupArray(type) FROM system.columns"+
+			" WHERE database = currentDatabase() AND table = "+quoteString(v.name)+" AND is_in_partition_key").Scan(&names, &types)
+	}
+	if err != nil {
+		return v.classify(v.context, "read the table's partition key", err)
+	}
+	v.keyColumns = make(map[string]string, len(names))
+	for i, name := range names {
+		v.keyColumns[name] = types[i]
+	}
+	return nil
+}
+
+// locate calculates the partitions of the keys on the server. If the keys do not determine
+// their partitions, the check includes all partitions.
+func (v *visibility) locate(keys *sink.Keys, indexes []int) error {
+	for name, typ := range v.keyColumns {
+		switch name {
+		case "event_id", "event_type":
+		case "event_date_time":
+			if !strings.Contains(typ, "'") { // the partition depends on the server's time zone
+				return nil
+			}
+		default:
+			return nil
+		}
+	}
+	if len(v.keyColumns) == 0 {
+		return nil // the table has one partition
+	}
+	arguments := v.partitionKey
+	if !isParenthesized(arguments) {
+		arguments = "(" + arguments + ")"
+	}
+	var casts []string
+	for name, typ := range v.keyColumns {
+		casts = append(casts, "CAST("+keyFields[name].sql+" AS "+typ+") AS "+name)
+	}
+	slices.Sort(casts)
+	located := map[string]struct{}{}
+	for tuples := range v.tuples(keys, indexes) {
+		var ids []string
+		err := v.conn.QueryRow(v.context, "SELECT groupUniqArray(partitionId"+arguments+") FROM (SELECT "+strings.Join(casts, ", ")+
+			" FROM (SELECT arrayJoin(["+tuples+"]) AS key))").Scan(&ids)
+		if err != nil {
+			return v.classify(v.context, "calculate the partitions of the batch", err)
+		}
+		for _, id := range ids {
+			located[id] = struct{}{}
+		}
+	}
+	v.partitions = make([]string, 0, len(located))
+	for id := range located {
+		v.partitions = append(v.partitions, id)
+	}
+	slices.Sort(v.partitions)
+	return nil
+}
+
+// keyFields are the fields of a tuple of literals, by the column that they determine.
+var keyFields = map[string]struct {
+	sql     string
+	literal func(keys *sink.Keys, i int) string
+}{
+	"event_id":        {"key.1", func(keys *sink.Keys, i int) string { return "'" + keys.EventID[i].String() + "'" }},
+	"event_type":      {"key.2", func(keys *sink.Keys, i int) string { return quoteString(keys.EventType.At(i)) }},
+	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key.3), 'UTC')", func(keys *sink.Keys, i int) string { return fmt.Sprint(keys.EventDateTime[i]) }},
+}
+
+// tuples yields lists of distinct tuples of literals, each within keysBytes.
+func (v *visibility) tuples(keys *sink.Keys, indexes []int) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		distinct := map[string]struct{}{}
+		var list strings.Builder
+		for _, i := range indexes {
+			literals := []string{"''", "''", "0"}
+			for at, name := range []string{"event_id", "event_type", "event_date_time"} {
+				if _, ok := v.keyColumns[name]; ok {
+					literals[at] = keyFields[name].literal(keys, i)
+				}
+			}
+			tuple := "(" + strings.Join(literals, ",") + ")"
+			if _, ok := distinct[tuple]; ok {
+				continue
+			}
+			distinct[tuple] = struct{}{}
+			if list.Len() > 0 {
+				if list.Len()+len(tuple) > keysBytes {
+					if !yield(list.String()) {
+						return
+					}
+					list.Reset()
+				} else {
+					list.WriteByte(',')
+				}
+			}
+			list.WriteString(tuple)
+		}
+		if list.Len() > 0 {
+			yield(list.String())
+		}
+	}
+}
+
+// isParenthesized returns whether a pair of parentheses encloses the complete expression.
+func isParenthesized(expression string) bool {
+	if !strings.HasPrefix(expression, "(") {
+		return false
+	}
+	depth, quote := 0, byte(0)
+	for i := 0; i < len(expression); i++ {
+		switch c := expression[i]; {
+		case quote != 0 && c == '\\':
+			i++
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '\'' || c == '`' || c == '"':
+			quote = c
+		case c == '(':
+			depth++
+		case c == ')':
+			if depth--; depth == 0 {
+				return i == len(expression)-1
+			}
+		}
+	}
+	return false
+}
+
+// parts returns the active parts of the partitions that have rows. It reads no patch
+// parts: they change rows of other parts, and have no rows of the table.
+func (v *visibility) parts() ([]part, error) {
+	from, where := "system.parts", ""
+	if v.cluster != "" {
+		from = "clusterAllReplicas(" + quoteString(v.cluster) + ", system.parts)"
+	}
+	if v.partitions != nil {
+		where = " AND partition_id IN (" + quoteStrings(v.partitions) + ")"
+	}
+	var (
+		names, partitions []string
+		first, last       []int64
+		rows              []uint64
+	)
+	err := v.conn.QueryRow(v.context, "SELECT groupArray(name), groupArray(partition_id), groupArray(min_block), groupArray(max_block), groupArray(sum_rows)"+
+		" FROM (SELECT name, partition_id, any(min_block_number) AS min_block, any(max_block_number) AS max_block, sum(rows) AS sum_rows FROM "+from+
+		" WHERE database = "+quoteString(v.database)+" AND table = "+quoteString(v.name)+
+		" AND active AND rows > 0 AND NOT startsWith(partition_id, 'patch-')"+where+" GROUP BY name, partition_id)").
+		Scan(&names, &partitions, &first, &last, &rows)
+	if err != nil {
+		return nil, v.classify(v.context, "read the table's parts", err)
+	}
+	parts := make([]part, len(names))
+	for i := range parts {
+		parts[i] = part{name: names[i], partition: partitions[i], first: first[i], last: last[i], rows: rows[i]}
+	}
+	return parts, nil
+}
+
+// count counts the rows of the parts. It returns the parts that have more rows than the
+// session counts, or fewer. The latter is possible on a cluster, if a replica has fetched
+// the part in the meantime.
+func (v *visibility) count(parts []part) (hidden []part, err error) {
+	for len(parts) > 0 {
+		n, rows := 0, uint64(0)
+		for n < len(parts) && n < pieceParts && (n == 0 || rows+parts[n].rows <= pieceRows) {
+			rows += parts[n].rows
+			n++
+		}
+		counted, err := v.countPiece(parts[:n])
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range parts[:n] {
+			if counted[p.name] == p.rows {
+				v.seen[p.name] = struct{}{}
+			} else {
+				p.counted = counted[p.name]
+				hidden = append(hidden, p)
+			}
+		}
+		parts = parts[n:]
+	}
+	return hidden, nil
+}
+
+func (v *visibility) countPiece(parts []part) (map[string]uint64, error) {
+	names := make([]string, len(parts))
+	for i, p := range parts {
+		names[i] = p.name
+	}
+	var (
+		found []string
+		rows  []uint64
+	)
+	err := v.conn.QueryRow(v.context, "SELECT groupArray(name), groupArray(rows)"+
+		" FROM (SELECT toString(_part) AS name, count() AS rows FROM "+v.onReplicas()+
+		" WHERE _part IN ("+quoteStrings(names)+") GROUP BY name)").Scan(&found, &rows)
+	if err != nil {
+		return nil, v.classify(v.context, "count the rows of the table's parts", err)
+	}
+	counted := make(map[string]uint64, len(found))
+	for i, name := range found {
+		counted[name] = rows[i]
+	}
+	return counted, nil
+}
+
+// blind returns the error for a part whose rows are not all visible.
+func (s *Sink) blind(p part) error {
+	return &sink.BlindError{
+		Problem: fmt.Sprintf("the clickhouse user %s sees %d of %d rows in the part %s of the table %s, so a presence check may miss events",
+			quoteIdentifier(s.user), p.counted, p.rows, p.name, s.table),
+		Remedy: "let the user see every row (SHOW ROW POLICIES lists what hides rows): CREATE ROW POLICY diehard" + onCluster(s.cluster) +
+			" ON " + s.table + " USING 1 TO " + quoteIdentifier(s.user),
+	}
+}
+
+func quoteStrings(values []string) string {
+	quoted := make([]string, len(values))
+	for i, value := range values {
+		quoted[i] = quoteString(value)
+	}
+	return strings.Join(quoted, ", ")
+}
