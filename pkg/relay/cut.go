@@ -32,6 +32,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 				if work {
 					r.work.send(r.o.Workers)
 				}
+				err = r.checkElsewhere(ctx)
 			}
 		}
 		select {

@@ -119,6 +119,16 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 		d.blind.failed(ctx, d.log, d.lease.ID, blind)
 		return d.retryAfter(ctx, d.lease.Fail, cause, d.backoff.delay(d.lease.Attempts))
 	}
+	if errors.Is(cause, errOtherDestination) {
+		d.log.WarnContext(ctx, "batch belongs to another destination", "destination", d.lease.Destination)
+		if err := d.lease.Retry(ctx, cause, 0); err != nil {
+			return "", err
+		}
+		if err := d.checkElsewhere(ctx); err != nil {
+			return "", err
+		}
+		return resultRetried, nil
+	}
 	class := sink.ClassOf(cause)
 	if _, misconfigured := errors.AsType[*sink.MisconfiguredError](cause); misconfigured {
 		class = sink.Unavailable

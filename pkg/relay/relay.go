@@ -105,6 +105,7 @@ type Relay struct {
 	backpressure atomic.Int32 // doublings of the linger because the sink is overloaded
 	postgres     *postgresState
 	blind        blindness
+	elsewhere    elsewhere
 	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
@@ -140,7 +141,7 @@ func (r *Relay) Ready(context.Context) error {
 	if err := r.blind.err(); err != nil {
 		return fmt.Errorf("sink: presence check: %w", err)
 	}
-	return nil
+	return r.elsewhere.err()
 }
 
 // Run delivers until ctx ends. Then it claims no more batches, finishes deliveries within
@@ -169,9 +170,18 @@ func (r *Relay) Run(ctx context.Context) error {
 	return err //nolint:wrapcheck // an error of this package
 }
 
-// probe checks whether the sink is available and can keep its promises.
+// probe checks whether the sink is available and can keep its promises. It reads the
+// destination that claims record.
 func (r *Relay) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
 	defer cancel()
-	return r.o.Sink.Check(ctx)
+	if err := r.o.Sink.Check(ctx); err != nil {
+		return err //nolint:wrapcheck // an error of the sink
+	}
+	destination, err := r.o.Sink.Destination(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // an error of the sink
+	}
+	r.o.Store.SetDestination(destination)
+	return nil
 }

@@ -974,6 +974,83 @@ diehard_relay_blind 1
 		Expect(batches("token_renewed")).To(BeZero())
 	})
 
+	It("keeps a batch that was attempted at another table, says so, and delivers other events", func(ctx SpecContext) {
+		publishMany(ctx, 10)
+		destination, err := clickHouse.Destination(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		s.SetDestination(destination)
+		claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
+		Expect(clickhouse.Migrate(ctx, clickhouse.Options{DSN: target.Native, Table: "event_log_2"}, slog.New(slog.DiscardHandler))).To(Succeed())
+		other, err := clickhouse.Open(clickhouse.Options{DSN: target.Native, Table: "event_log_2"})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(other.Close)
+		running := start(func(o *relay.Options) {
+			o.Sink, o.Store, o.Registry = other, store.New(db, store.Options{}), prometheus.NewRegistry()
+		})
+		publishMany(ctx, 5)
+		count := func(g Gomega, table string) (rows int) {
+			g.Expect(testengines.Scan(ctx, target.HTTP, "SELECT count() FROM "+table, &rows)).To(Succeed())
+			return rows
+		}
+		Eventually(ctx, func(g Gomega) {
+			g.Expect(running.Ready(ctx)).To(MatchError(And(
+				ContainSubstring("1 batches with 10 events"), ContainSubstring(destination), ContainSubstring("UPDATE outbox_batches"))))
+			g.Expect(count(g, "event_log_2")).To(Equal(5))
+			events, batches := waiting(g)
+			g.Expect([]int{events, batches}).To(Equal([]int{10, 1}))
+		}).WithTimeout(patience).Should(Succeed())
+		Expect(strings.Count(string(log.Contents()), "batches attempted at another destination")).To(Equal(1))
+
+		By("going back to the first table")
+		start()
+		expectOnce(ctx, 10)
+		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
+	})
+
+	It("delivers a batch of another table to the current table after the operator has said so", func(ctx SpecContext) {
+		publishMany(ctx, 10)
+		s.SetDestination("a table that was lost")
+		claimAndDie(ctx, func(*store.Lease, *sink.Events) {})
+		running := start()
+		var elsewhere *store.ElsewhereError
+		Eventually(ctx, func() bool {
+			var ok bool
+			elsewhere, ok = errors.AsType[*store.ElsewhereError](running.Ready(ctx))
+			return ok
+		}).WithTimeout(patience).Should(BeTrue())
+		db.MustExec(elsewhere.Remedy)
+		expectOnce(ctx, 10)
+		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
+	})
+
+	It("resolves no batch at a table that has replaced its table", func(ctx SpecContext) {
+		published, batches := make(chan struct{}, 1), make(chan struct{}, 1)
+		running := start(func(o *relay.Options) {
+			o.Published, o.BatchesCut, o.PollInterval = published, batches, time.Hour
+		})
+		publishMany(ctx, 1)
+		published <- struct{}{}
+		expectOnce(ctx, 1)
+		publishMany(ctx, 10)
+		claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
+			insert(ctx, lease.Token, events)
+			testengines.Query(ctx, "clickhouse", target.HTTP, "CREATE TABLE event_log_2 AS event_log")
+			testengines.Query(ctx, "clickhouse", target.HTTP, "EXCHANGE TABLES event_log AND event_log_2")
+		})
+		Eventually(ctx, func() error {
+			select {
+			case batches <- struct{}{}:
+			default:
+			}
+			return running.Ready(ctx)
+		}).WithTimeout(patience).Should(MatchError(ContainSubstring("1 batches with 10 events")))
+		testengines.Query(ctx, "clickhouse", target.HTTP, "EXCHANGE TABLES event_log AND event_log_2")
+		running.stop()
+		Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
+		start(func(o *relay.Options) { o.Registry = prometheus.NewRegistry() })
+		expectOnce(ctx, 11)
+	})
+
 	It("continues after its connections to PostgreSQL are lost", func(ctx SpecContext) {
 		// The relay gets its own connections, because the spec keeps one.
 		s = store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{})

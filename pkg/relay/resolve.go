@@ -18,6 +18,9 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return "", err
 	}
 	failpoint.At(failpoint.ResolveRead)
+	if err := d.checkDestination(ctx); err != nil {
+		return "", err
+	}
 	if err := d.awaitInserts(ctx); err != nil {
 		return "", err
 	}

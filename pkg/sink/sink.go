@@ -42,6 +42,11 @@ type Sink interface {
 	// the check itself failed.
 	Check(ctx context.Context) error
 
+	// Destination returns an identity of the place that stores the events. The identity
+	// does not depend on names, addresses and credentials. It differs if Present cannot
+	// see the events that were inserted at the other place. It contains no secret.
+	Destination(ctx context.Context) (string, error)
+
 	// Ping returns an error if the sink does not respond.
 	Ping(ctx context.Context) error
 

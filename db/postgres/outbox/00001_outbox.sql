@@ -63,6 +63,9 @@ CREATE TABLE {schema}outbox_batches (
     failures        int             NOT NULL DEFAULT 0,
     last_error      text,
     created_at      timestamptz     NOT NULL DEFAULT clock_timestamp(),
+    -- The table of the sink to which the first attempt was made, by an identity that does
+    -- not depend on names and addresses.
+    destination     text,
     -- The database refuses an event in two batches.
     CONSTRAINT outbox_batches_are_disjoint EXCLUDE USING gist (event_ids WITH &&)
 ) WITH (

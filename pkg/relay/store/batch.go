@@ -22,6 +22,10 @@ type Batch struct {
 	// Failures counts the failed attempts that the batch's data may have caused. If it is
 	// above 0, the batch is failing.
 	Failures int `db:"failures"`
+	// Destination is the destination of the first attempt, or empty if it is unknown.
+	Destination string `db:"destination"`
+	// LastError is the error of an earlier attempt, or empty.
+	LastError string `db:"last_error"`
 
 	EventIDs     string    `db:"event_ids"` // an int8multirange
 	AttemptedAt  time.Time `db:"last_attempt_at"`

@@ -299,22 +299,36 @@ WHERE batch_id IN (
 // batch is claimed instead. The claimed batch is not due for one second. In this time the
 // worker locks it in the lease's transaction. The statement is its own transaction, so it
 // sets synchronous_commit itself.
+//
+// $7 is the destination of the sink. A batch that was attempted at another destination is
+// not claimed: only that destination can tell whether the batch is present.
 const claimSQL = `
 UPDATE {schema}outbox_batches
 SET attempts        = attempts + 1,
     last_attempt_at = clock_timestamp(),
-    next_attempt_at = clock_timestamp() + interval '1 s'
+    next_attempt_at = clock_timestamp() + interval '1 s',
+    destination     = coalesce(destination, nullif($7, ''))
 WHERE batch_id = (
     SELECT batch_id FROM {schema}outbox_batches
     WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND (failures = 0 OR $6)
       AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
+      AND (destination IS NULL OR $7 IN ('', destination))
     ORDER BY (failures > 0) = $5 DESC, batch_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
 AND byte_count <= $4
 AND set_config('synchronous_commit', 'on', true) = 'on'
-RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_attempt_at, clock_timestamp() AS database_time`
+RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_attempt_at, clock_timestamp() AS database_time,
+          coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error`
+
+// elsewhereSQL returns the batches that were attempted at a destination other than $1.
+const elsewhereSQL = `
+SELECT destination, count(*) AS batches, sum(event_count) AS events
+FROM {schema}outbox_batches
+WHERE batch_id >= $2 AND destination <> $1
+GROUP BY destination
+ORDER BY destination`
 
 // leaseSQL locks a claimed batch for the rest of the transaction, if the row still has
 // the claim's mark and the history has not changed. A failover after the claim may have

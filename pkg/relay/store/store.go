@@ -95,6 +95,7 @@ type Store struct {
 	claims atomic.Int64 // counts claims, which alternate between failed batches and other batches
 
 	watermarkTrail time.Duration // the constant; specs change it
+	destination    atomic.Pointer[string]
 
 	mu          sync.Mutex
 	history     knownHistory

@@ -392,6 +392,20 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 		})
 
+		ginkgo.Describe("Destination", func() {
+			ginkgo.It("is the same for every sink on the destination, and differs for another one", func(ctx ginkgo.SpecContext) {
+				destination, err := s.Destination(ctx)
+				Expect(err).NotTo(HaveOccurred())
+				Expect(destination).NotTo(BeEmpty())
+				Expect(open(d.Addr).Destination(ctx)).To(Equal(destination))
+				Expect(open(faults.StartProxy(d.Addr).Addr()).Destination(ctx)).To(Equal(destination))
+				other, err := arrange(ctx).Open(d.Addr)
+				Expect(err).NotTo(HaveOccurred())
+				ginkgo.DeferCleanup(other.Close)
+				Expect(other.Destination(ctx)).NotTo(Equal(destination))
+			})
+		})
+
 		ginkgo.Describe("Check", func() {
 			ginkgo.It("passes if the promises can be kept", func(ctx ginkgo.SpecContext) {
 				Expect(s.Check(ctx)).To(Succeed())
