@@ -29,6 +29,7 @@ type metrics struct {
 	events    *prometheus.CounterVec
 	batches   *prometheus.CounterVec
 	attempted prometheus.Counter
+	failed    prometheus.Counter
 	rows      prometheus.Histogram
 	flush     prometheus.Histogram
 	delivery  prometheus.Histogram
@@ -48,6 +49,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind func() bool) 
 		attempted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "diehard_relay_events_attempted_total",
 			Help: "Events in all inserts, including failed inserts. The excess over delivered events is the cost of faults and refused events.",
+		}),
+		failed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "diehard_relay_events_stored_by_failed_inserts_total",
+			Help: "Events that are present although their insert failed. Materialized views of the table may lack them.",
 		}),
 		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "diehard_relay_batch_rows",
@@ -77,7 +82,7 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind func() bool) 
 	} {
 		m.batches.WithLabelValues(result)
 	}
-	registry.MustRegister(m.events, m.batches, m.attempted, m.rows, m.flush, m.delivery, m.unsafe,
+	registry.MustRegister(m.events, m.batches, m.attempted, m.failed, m.rows, m.flush, m.delivery, m.unsafe,
 		newFlag("diehard_relay_circuit_open",
 			"1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.", circuitOpen),
 		newFlag("diehard_relay_blind",

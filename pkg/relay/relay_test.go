@@ -974,6 +974,26 @@ diehard_relay_blind 1
 		Expect(batches("token_renewed")).To(BeZero())
 	})
 
+	It("reports events that are present although their insert failed", func(ctx SpecContext) {
+		testengines.Query(ctx, "clickhouse", target.HTTP, "CREATE MATERIALIZED VIEW failing ENGINE = Null AS SELECT throwIf(1) FROM event_log")
+		first := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+		published := publish(ctx, outbox.Event{EventDateTime: first}, outbox.Event{EventDateTime: first.AddDate(0, 0, 1)})
+		start()
+		expectOnce(ctx, 2)
+		Expect(log).To(gbytes.Say(`level=WARN msg="events stored by failed insert" batch_id=\S+ events=2 attempt=2 stored=2 hint="materialized views .*clickhouse error 395.*` +
+			`first_event_date_time=2026-03-01T12:00:00.000Z last_event_date_time=2026-03-02T12:00:00.000Z event_types=\[thing_happened\] event_ids="\[` +
+			published[0].EventID.String() + " " + published[1].EventID.String()))
+		Expect(testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP diehard_relay_events_stored_by_failed_inserts_total Events that are present although their insert failed. Materialized views of the table may lack them.
+# TYPE diehard_relay_events_stored_by_failed_inserts_total counter
+diehard_relay_events_stored_by_failed_inserts_total 2
+`), "diehard_relay_events_stored_by_failed_inserts_total")).To(Succeed())
+		testengines.Query(ctx, "clickhouse", target.HTTP, "DROP VIEW failing")
+		publishMany(ctx, 1)
+		expectOnce(ctx, 3)
+		Expect(strings.Count(string(log.Contents()), "stored by failed insert")).To(Equal(1))
+	})
+
 	It("keeps a batch that was attempted at another table, says so, and delivers other events", func(ctx SpecContext) {
 		publishMany(ctx, 10)
 		destination, err := clickHouse.Destination(ctx)

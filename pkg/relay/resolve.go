@@ -31,8 +31,10 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	case err != nil:
 		return "", err
 	case len(absent) == 0:
+		d.reportFailedInsert(ctx, keys, cause)
 		return d.settleResolved(ctx, keys)
 	case len(present) > 0:
+		d.reportFailedInsert(ctx, keys.Select(present), cause)
 		return d.settlePresent(ctx, keys, present, absent)
 	case cause != nil:
 		return d.split(ctx, keys, cause)
