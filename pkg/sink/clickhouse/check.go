@@ -84,7 +84,7 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 			Remedy:  "ALTER USER " + quoteIdentifier(s.user) + " SETTINGS readonly = 0, and no constraints on settings",
 		}
 	case err != nil:
-		return err
+		return s.checkTransport(ctx, err)
 	}
 	for i, name := range names {
 		if sent := fmt.Sprint(inserts[name]); values[i] != sent {

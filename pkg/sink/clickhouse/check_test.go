@@ -14,6 +14,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
@@ -199,6 +200,23 @@ var _ = Describe("Check", func() {
 					Expect(db.open(clickhouse.Options{}).Check(ctx)).To(Succeed())
 				})
 			}
+
+			It("refuses a proxy that changes the settings of an insert", func(ctx SpecContext) {
+				if !strings.HasPrefix(protocol, "http, ") {
+					Skip("the gateway reads uncompressed HTTP")
+				}
+				db := newTable(ctx, protocol)
+				var gateway *faults.Gateway
+				gateway, db.dsn = faults.StartGatewayTo(db.dsn)
+				for _, imposed := range []string{"async_insert=1", "insert_deduplication_token=", "insert_deduplicate=0"} {
+					gateway.Impose(imposed)
+					unfit := misconfigured(db.open(clickhouse.Options{}).Check(ctx))
+					name, value, _ := strings.Cut(imposed, "=")
+					Expect(unfit.Problem).To(ContainSubstring("clickhouse does not receive the settings of an insert: %s is %q", name, value))
+				}
+				gateway.Impose("")
+				Expect(db.open(clickhouse.Options{}).Check(ctx)).To(Succeed())
+			})
 
 			It("refuses the table of a single server if a cluster is configured", func(ctx SpecContext) {
 				db := newTable(ctx, protocol)

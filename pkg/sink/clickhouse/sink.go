@@ -76,8 +76,10 @@ type Sink struct {
 	http    bool
 	// readonly says that the DSN sets readonly.
 	readonly bool
-	// database and user come from the DSN, for messages.
+	// database, user, addresses and secure come from the DSN, for messages.
 	database, user string
+	addresses      []string
+	secure         bool
 
 	// dials counts new connections. A new connection may reach a server that was
 	// upgraded.
@@ -105,14 +107,16 @@ func Open(o Options) (*Sink, error) {
 		return nil, err
 	}
 	s := &Sink{
-		table:    quoteIdentifier(o.Table),
-		name:     o.Table,
-		cluster:  o.Cluster,
-		http:     driverOptions.Protocol == chgo.HTTP,
-		readonly: isSet(driverOptions.Settings, "readonly"),
-		database: driverOptions.Auth.Database,
-		user:     cmp.Or(driverOptions.Auth.Username, "default"),
-		dials:    new(atomic.Uint64),
+		table:     quoteIdentifier(o.Table),
+		name:      o.Table,
+		cluster:   o.Cluster,
+		http:      driverOptions.Protocol == chgo.HTTP,
+		readonly:  isSet(driverOptions.Settings, "readonly"),
+		database:  driverOptions.Auth.Database,
+		user:      cmp.Or(driverOptions.Auth.Username, "default"),
+		addresses: driverOptions.Addr,
+		secure:    driverOptions.TLS != nil,
+		dials:     new(atomic.Uint64),
 	}
 	driverOptions.DialStrategy = func(ctx context.Context, id int, opt *chgo.Options, dial chgo.Dial) (chgo.DialResult, error) {
 		s.dials.Add(1)
@@ -170,6 +174,9 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 		return o, nil, fmt.Errorf("clickhouse table %q: only letters, digits and underscores are allowed", o.Table)
 	case o.Cluster != "" && !clusterName.MatchString(o.Cluster):
 		return o, nil, fmt.Errorf("clickhouse cluster %q: only letters, digits and _ - . { } are allowed", o.Cluster)
+	case strings.Contains(d.Auth.Database, "/"):
+		return o, nil, fmt.Errorf("clickhouse dsn: the path is %q, but must be the name of a database after one slash, as in /default",
+			"/"+d.Auth.Database)
 	case len(d.Addr) > 1 && o.Cluster == "":
 		// An insert and its presence check may use different hosts.
 		return o, nil, errors.New("clickhouse dsn: several hosts require clickhouse.cluster, the cluster of which they are replicas")
