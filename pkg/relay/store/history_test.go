@@ -79,6 +79,7 @@ var _ = Describe("The history of the outbox", func() {
 	It("has not changed if only the cursor is missing", func(ctx SpecContext) {
 		arrange(ctx)
 		db.MustExecContext(ctx, "TRUNCATE outbox_cursor")
+		Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", BeNumerically(">=", 3)))
 		Expect(s.Poll(ctx)).To(BeTrue())
 		Expect(claimed(ctx, s)).To(BeFalse(), "the lock of the fleet is missing")
 		db.MustExecContext(ctx, "UPDATE outbox_batches SET attempts = 1")

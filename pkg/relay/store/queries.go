@@ -511,8 +511,11 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 // above the high watermark up to a bound. Beyond the bound it estimates the number from
 // the sequence, if the role may read it. The estimate includes the ids of rolled-back transactions. It counts dead
 // letters up to a bound as well.
+// If the cursor is missing, it counts all events.
 const statsSQL = `
-WITH cursor AS (SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1),
+WITH cursor AS (
+    SELECT coalesce((SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1), 0) AS high_watermark
+),
 uncut AS (
     SELECT count(*) AS events, min(published_at) AS oldest
     FROM (
