@@ -508,10 +508,10 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 )
 
 // The cost of statsSQL does not depend on the size of the table. It counts the events
-// above the high watermark up to a bound. Beyond the bound it estimates the number from
-// the sequence, if the role may read it. The estimate includes the ids of rolled-back transactions. It counts dead
-// letters up to a bound as well.
-// If the cursor is missing, it counts all events.
+// above the high watermark up to a bound. If the cursor is missing, the high watermark is
+// 0. Beyond the bound it estimates the number from the sequence, if the role may read it.
+// The estimate includes the ids of rolled-back transactions. It counts dead letters up to
+// a bound as well.
 const statsSQL = `
 WITH cursor AS (
     SELECT coalesce((SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1), 0) AS high_watermark
