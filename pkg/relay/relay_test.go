@@ -256,11 +256,15 @@ var _ = Describe("Relay", func() {
 			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
 			expectOnce(ctx, 1)
 
-			publishMany(ctx, 1)
-			Expect(store.New(db, store.Options{}).Cut(ctx, 0)).To(HaveField("Batches", 1))
+			other, n := store.New(db, store.Options{}), 1
+			Eventually(ctx, func(g Gomega) { // the relay may still cut after the first event
+				publishMany(ctx, 1)
+				n++
+				g.Expect(other.Cut(ctx, 0)).To(HaveField("Batches", 1))
+			}).WithTimeout(patience).Should(Succeed())
 			publishMany(ctx, 1)
 			Eventually(ctx, published).WithTimeout(patience).Should(BeSent(struct{}{}))
-			expectOnce(ctx, 3)
+			expectOnce(ctx, n+1)
 		})
 
 		// awaitCut waits until the relay has tried to cut the events that wait now. The

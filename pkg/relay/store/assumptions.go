@@ -181,7 +181,7 @@ var checkedAssumptions = []Assumption{
 	{"the right EXECUTE on `pg_control_system()`", "A relay reads the identity of the server to notice a failover.", Checked},
 	{"no row level security for the role, on all tables", "Hidden rows would wait forever, or look deleted.", Checked},
 	{"all tables are permanent, not unlogged", "A crash of PostgreSQL empties an unlogged table, and a replica has no rows of it.", Checked},
-	{"a valid primary key of all tables with ids", "An id identifies one row, also after a restore or a replication that lost indexes.", Checked},
+	{"a valid primary key of all tables", "An id identifies one row, also after a restore or a replication that lost indexes.", Checked},
 	{"the constraint `outbox_batches_are_disjoint`", "No event is in two batches.", Checked},
 	{"the identity of `outbox_events.id` ascends and does not cycle", "Events are cut in the order of their ids.", Checked},
 	{
@@ -317,7 +317,7 @@ func (s *Store) checkTables(ctx context.Context, tx *sqlx.Tx) error {
 		case !t.Logged:
 			return unsuitable("ALTER TABLE "+*t.Name+" SET LOGGED",
 				"the table %s is unlogged: a crash of PostgreSQL empties it", t.Wanted)
-		case !t.HasKey && t.Wanted != "outbox_history": // a single row needs no key
+		case !t.HasKey:
 			return unsuitable("add the primary key of `relay migrate --print=postgres` to "+*t.Name, "the table %s has no valid primary key", t.Wanted)
 		}
 	}

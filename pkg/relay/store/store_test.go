@@ -218,17 +218,20 @@ var _ = Describe("Store", func() {
 		It("cuts while hundreds of batches are failing, and stops at a bound", func(ctx SpecContext) {
 			const bound = 4096
 			s = store.New(db, store.Options{MaxRows: 1})
+			publishMany(ctx, 1)
+			Expect(cut(ctx).Batches).To(Equal(1))
+			Expect(claim(ctx).Settle(ctx)).To(Succeed())
 			publishMany(ctx, bound+8)
 			failing := func(from, to int) {
 				db.MustExec(`INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, failures)
 					SELECT gen_random_uuid(), int8multirange(int8range(id, id + 1)), 1, 1, id::text, 1, 1
 					FROM outbox_events WHERE id BETWEEN $1 AND $2`, from, to)
 			}
-			failing(1, 300)
+			failing(2, 301)
 			Expect(cut(ctx)).To(Equal(store.Cut{Batches: 4, Events: 4, More: true}))
-			failing(305, bound+4)
+			failing(306, bound+5)
 			Expect(cut(ctx)).To(Equal(store.Cut{More: true}))
-			db.MustExec("DELETE FROM outbox_batches WHERE event_ids @> 1::bigint")
+			db.MustExec("DELETE FROM outbox_batches WHERE event_ids @> 2::bigint")
 			Expect(cut(ctx).Batches).To(Equal(1))
 		})
 
