@@ -28,7 +28,7 @@ func (r *Relay) checkElsewhere(ctx context.Context) error {
 	err := r.o.Store.CheckElsewhere(ctx)
 	found, isElsewhere := errors.AsType[*store.ElsewhereError](err)
 	if err != nil && !isElsewhere {
-		return err //nolint:wrapcheck // an error of the store
+		return err
 	}
 	r.elsewhere.mu.Lock()
 	defer r.elsewhere.mu.Unlock()

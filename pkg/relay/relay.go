@@ -176,11 +176,11 @@ func (r *Relay) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.FlushTimeout)
 	defer cancel()
 	if err := r.o.Sink.Check(ctx); err != nil {
-		return err //nolint:wrapcheck // an error of the sink
+		return err
 	}
 	destination, err := r.o.Sink.Destination(ctx)
 	if err != nil {
-		return err //nolint:wrapcheck // an error of the sink
+		return err
 	}
 	r.o.Store.SetDestination(destination)
 	return nil

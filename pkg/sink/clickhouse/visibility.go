@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
@@ -175,7 +176,7 @@ var keyFields = map[string]struct {
 }{
 	"event_id":        {"key.1", func(keys *sink.Keys, i int) string { return "'" + keys.EventID[i].String() + "'" }},
 	"event_type":      {"key.2", func(keys *sink.Keys, i int) string { return quoteString(keys.EventType.At(i)) }},
-	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key.3), 'UTC')", func(keys *sink.Keys, i int) string { return fmt.Sprint(keys.EventDateTime[i]) }},
+	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key.3), 'UTC')", func(keys *sink.Keys, i int) string { return strconv.FormatInt(keys.EventDateTime[i], 10) }},
 }
 
 // tuples yields lists of distinct tuples of literals, each within keysBytes.
@@ -232,7 +233,8 @@ func isParenthesized(expression string) bool {
 		case c == '(':
 			depth++
 		case c == ')':
-			if depth--; depth == 0 {
+			depth--
+			if depth == 0 {
 				return i == len(expression)-1
 			}
 		}
@@ -306,8 +308,8 @@ func (v *visibility) countPiece(parts []part) (map[string]uint64, error) {
 		found []string
 		rows  []uint64
 	)
-	err := v.conn.QueryRow(v.context, "SELECT groupArray(name), groupArray(rows)"+
-		" FROM (SELECT toString(_part) AS name, count() AS rows FROM "+v.onReplicas()+
+	err := v.conn.QueryRow(v.context, "SELECT groupArray(toString(name)), groupArray(rows)"+
+		" FROM (SELECT _part AS name, count() AS rows FROM "+v.onReplicas()+
 		" WHERE _part IN ("+quoteStrings(names)+") GROUP BY name)").Scan(&found, &rows)
 	if err != nil {
 		return nil, v.classify(v.context, "count the rows of the table's parts", err)
