@@ -27,8 +27,10 @@ var _ = Describe("Without faults, a relay", func() {
 				inserts++
 				continue
 			}
-			// A new connection may reach an upgraded server, so the relay reads its version.
-			Expect(statement).To(Or(HavePrefix("SELECT displayName(), version()"), ContainSubstring("FROM system.settings")))
+			// A new connection may reach an upgraded server, so the relay reads its version,
+			// its settings and its range of times.
+			Expect(statement).To(Or(HavePrefix("SELECT displayName(), version()"), ContainSubstring("FROM system.settings"),
+				ContainSubstring("toUnixTimestamp64Micro(toDateTime64('0001-01-01")))
 		}
 		Expect(inserts).To(Equal(batches))
 	})
