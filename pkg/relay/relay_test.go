@@ -978,6 +978,47 @@ diehard_relay_blind 1
 		Expect(batches("token_renewed")).To(BeZero())
 	})
 
+	Context("on a cluster whose replica shows rows that were not committed", func() {
+		It("lets the sink decide by another insert under the same token", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			replica := &undecidedSink{observedSink: clickHouse}
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
+				// The insert has ended with the error 319. A replica shows its rows and
+				// removes them before the next check.
+				replica.shown = lease.Token
+			})
+			start(func(o *relay.Options) { o.Sink = replica })
+			expectOnce(ctx, 10)
+			Expect(batches("resolved")).To(Equal(1))
+			Expect(replica.believed.Load()).To(Equal(int32(1)), "checks that found the uncommitted rows")
+			Expect(clickHouse.inserted.Load()).To(Equal(int64(10)), "events in inserts")
+		})
+
+		It("settles a batch whose rows were committed", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			expectOnce(ctx, 10)
+			Expect(batches("resolved")).To(Equal(1))
+		})
+
+		It("believes the rows of an old attempt, whose token may be forgotten", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
+			db.MustExec("UPDATE outbox_batches SET last_attempt_at = last_attempt_at - interval '1 hour'")
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			expectOnce(ctx, 10)
+		})
+
+		It("believes the rows of an unverified batch, whose token is new", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
+			db.MustExec("UPDATE outbox_history SET unverified_to = 1000")
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			expectOnce(ctx, 10)
+		})
+	})
+
 	It("reports events that are present although their insert failed", func(ctx SpecContext) {
 		testengines.Query(ctx, "clickhouse", target.HTTP, "CREATE MATERIALIZED VIEW failing ENGINE = Null AS SELECT throwIf(1) FROM event_log")
 		first := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -1171,6 +1212,24 @@ func openSink(dsn string) *observedSink {
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(opened.Close)
 	return &observedSink{Sink: opened}
+}
+
+// undecidedSink acts like a cluster whose replica shows the rows of an insert that was not
+// committed in Keeper. The first presence check finds them. Then the replica removes them.
+type undecidedSink struct {
+	*observedSink
+
+	shown    string // the token of the insert
+	believed atomic.Int32
+}
+
+func (s *undecidedSink) Undecided() time.Duration { return time.Minute }
+
+func (s *undecidedSink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
+	if s.shown != "" && s.believed.CompareAndSwap(0, 1) {
+		return slices.Repeat([]bool{true}, keys.Len()), nil
+	}
+	return s.observedSink.Present(ctx, keys)
 }
 
 // first removes the first n events from events and returns them.

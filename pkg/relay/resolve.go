@@ -30,6 +30,11 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
+	case len(present) > 0 && d.isUndecided():
+		if cause != nil { // the next attempt inserts the batch
+			return "", sinkError{cause}
+		}
+		return d.reinsert(ctx, keys)
 	case len(absent) == 0:
 		d.reportFailedInsert(ctx, keys, cause)
 		return d.settleResolved(ctx, keys)
@@ -40,6 +45,13 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return d.split(ctx, keys, cause)
 	}
 	return d.reinsert(ctx, keys)
+}
+
+// isUndecided returns whether the sink may remove rows of the previous attempt that a
+// presence check finds. The same rows under the same token then let the sink decide. The
+// token of an unverified batch cannot decide, because the rows may have another token.
+func (d *delivery) isUndecided() bool {
+	return !d.lease.Unverified && d.lease.SinceLastAttempt < d.o.Sink.Undecided().Seconds()
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.

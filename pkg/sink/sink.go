@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Sink is a destination of events. Its methods are safe for concurrent use.
@@ -36,6 +37,12 @@ type Sink interface {
 	// the same id does not count. Present returns a *BlindError if it does not find an
 	// event, and the sink may hide the event from it.
 	Present(ctx context.Context, keys *Keys) ([]bool, error)
+
+	// Undecided returns for how long after an attempt Present may find rows that the sink
+	// removes again, because it does not know whether their insert was committed. Another
+	// insert under the same token lets the sink decide. 0 means that rows which Present
+	// finds stay.
+	Undecided() time.Duration
 
 	// Check verifies that the destination exists and can keep the promises above. It
 	// returns a *MisconfiguredError if the operator has to act, and another error if

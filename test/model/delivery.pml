@@ -21,6 +21,10 @@
  * between any two steps. An insert that was sent begins at any later time, even if its
  * sender has died. Nobody can see an insert before it begins.
  *
+ * On a cluster (REPLICATED) the commit in Keeper stores the rows of a partition together
+ * with the token. If Keeper fails during the commit, ClickHouse does not know the outcome.
+ * One replica then shows the rows, and removes them later if they were not committed.
+ *
  * The model assumes, and does not check:
  *   - a token does not leave the window while an insert under it is in flight, or
  *     while a worker that is cut off may still begin such an insert,
@@ -28,7 +32,9 @@
  *     workers have ended,
  *   - ClickHouse refuses invalid data at every attempt, before it stores any row of
  *     the insert,
- *   - a presence check sees the rows of every insert that has ended.
+ *   - a presence check sees the rows of every insert that has ended,
+ *   - a cluster has removed rows that were not committed before it forgets the token,
+ *     before the relay counts their attempt as old, and before a failover.
  *
  * The numbers of tokens, batches and inserts are used again when they become free. A
  * token that nobody holds is as good as a new token.
@@ -42,6 +48,12 @@
 #endif
 #ifndef FAILOVERS
 #define FAILOVERS 0
+#endif
+
+#ifdef REPLICATED
+#define CLUSTER true
+#else
+#define CLUSTER false
 #endif
 
 #define WORKERS 2
@@ -66,6 +78,7 @@ typedef Batch {
 	byte token;
 	bool attempted; /* a claim was committed under this token */
 	bool reattempted; /* at least two claims were committed under it */
+	bool forgotten; /* ClickHouse may have forgotten the token */
 	byte holder
 }
 Batch batch[BATCHES];
@@ -73,6 +86,9 @@ Batch batch[BATCHES];
 /* ClickHouse */
 byte rows = 0; /* events that are stored */
 byte known[EVENTS]; /* the tokens that each partition remembers */
+byte ghosts = 0; /* events whose rows a replica shows without a commit in Keeper */
+byte ghost[EVENTS]; /* the tokens of these rows */
+#define VISIBLE (rows | ghosts)
 
 mtype = { free, travelling, running };
 typedef Insert {
@@ -127,12 +143,12 @@ inline write(events, first) {
 	assert(batch[k].members == 0);
 	draw();
 	batch[k].members = events; batch[k].token = fresh; batch[k].attempted = !(first);
-	batch[k].reattempted = false; batch[k].holder = NOBODY;
+	batch[k].reattempted = false; batch[k].forgotten = false; batch[k].holder = NOBODY;
 	k = 0; fresh = 0
 }
 
 inline erase(n) {
-	batch[n].members = 0; batch[n].token = 0; batch[n].attempted = false; batch[n].reattempted = false; batch[n].holder = 0
+	batch[n].members = 0; batch[n].token = 0; batch[n].attempted = false; batch[n].reattempted = false; batch[n].forgotten = false; batch[n].holder = 0
 }
 
 inline endInsert(n, what) {
@@ -197,9 +213,14 @@ end:
 		:: break
 		od;
 		if
-		:: (known[0] | known[1]) & ~IN_USE & BIT(n) ->
+		:: ((known[0] | known[1]) & ~IN_USE & BIT(n)) && !((ghosts & 1) && ghost[0] == n) && !((ghosts & 2) && ghost[1] == n) ->
 			faults--;
-			known[0] = known[0] & ~BIT(n); known[1] = known[1] & ~BIT(n)
+			known[0] = known[0] & ~BIT(n); known[1] = known[1] & ~BIT(n);
+			if
+			:: CLUSTER && batch[0].members && batch[0].token == n -> batch[0].forgotten = true
+			:: CLUSTER && batch[1].members && batch[1].token == n -> batch[1].forgotten = true
+			:: else
+			fi
 		:: else
 		fi;
 		n = 0 }
@@ -259,9 +280,20 @@ end:
 		insert[me].todo = insert[me].todo & ~BIT(k);
 		if
 		:: known[k] & BIT(insert[me].token) /* ClickHouse knows the token, and drops the rows */
-		:: else -> known[k] = known[k] | BIT(insert[me].token); insert[me].placing = k
+		:: !(known[k] & BIT(insert[me].token)) && !CLUSTER ->
+			known[k] = known[k] | BIT(insert[me].token); insert[me].placing = k
+		:: !(known[k] & BIT(insert[me].token)) && CLUSTER -> /* one commit in Keeper */
+			assert(!(rows & BIT(k))); /* doubled */
+			assert(!(dead & BIT(k))); /* delivered, and a dead letter */
+			known[k] = known[k] | BIT(insert[me].token); rows = rows | BIT(k)
+		:: !(known[k] & BIT(insert[me].token)) && CLUSTER && faults && !(ghosts & BIT(k)) -> /* Keeper fails during the commit */
+			faults--;
+			ghosts = ghosts | BIT(k); ghost[k] = insert[me].token;
+			endInsert(me, failed)
 		fi;
 		k = 0 }
+	:: d_step { me == 0 && (ghosts & 1) -> ghosts = ghosts & ~1; ghost[0] = 0 } /* a replica removes rows that were not committed */
+	:: d_step { me == 0 && (ghosts & 2) -> ghosts = ghosts & ~2; ghost[1] = 0 }
 	:: d_step { insert[me].state == running && insert[me].placing != NOBODY ->
 		assert(!(rows & BIT(insert[me].placing))); /* doubled */
 		assert(!(dead & BIT(insert[me].placing))); /* delivered, and a dead letter */
@@ -289,7 +321,7 @@ inline idle() {
 	:: OURS -> batch[b].holder = NOBODY
 	:: else
 	fi;
-	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; hand[me] = 0; response[me] = none;
+	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; decided = false; hand[me] = 0; response[me] = none;
 	tidy()
 }
 
@@ -329,10 +361,20 @@ inline send() {
 #define SAME_HISTORY (history == failovers)
 #endif
 
+/* UNDECIDED rows come from a recent attempt on a cluster: Keeper decides whether they stay.
+ * The rows of an old attempt are decided. */
+#ifdef MUTANT_BELIEVE_A_REPLICA
+#define UNDECIDED false
+#define DECIDED true
+#else
+#define UNDECIDED (CLUSTER && present && !batch[b].forgotten)
+#define DECIDED decided
+#endif
+
 active [WORKERS] proctype Worker() {
 	byte me = _pid - 2 - INSERTS;
 	byte k, b, members, token, present, fresh, history, live;
-	bool cause, first;
+	bool cause, first, decided;
 
 ready:
 end:
@@ -430,13 +472,15 @@ resolve:
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> present = rows & members
+	:: OURS -> present = VISIBLE & members; decided = !(present & ghosts)
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
 	if
-	:: present == members -> goto settle
-	:: present != members && present -> goto shrink
+	:: UNDECIDED && !cause -> goto reinsert /* let Keeper decide which rows stay */
+	:: atomic { UNDECIDED && cause -> idle(); goto ready } /* the next attempt lets Keeper decide */
+	:: present == members && DECIDED -> goto settle
+	:: present != members && present && DECIDED -> goto shrink
 	:: !present && cause -> goto split
 	:: !present && !cause -> goto reinsert
 	fi;
@@ -470,7 +514,7 @@ reinsert: /* the same rows under the same token */
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> present = rows & members
+	:: OURS -> present = VISIBLE & members
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
@@ -481,7 +525,7 @@ reinsert: /* the same rows under the same token */
 	fi;
 	atomic { /* renew the token: ClickHouse knows it, and the rows are absent */
 	if
-	:: OURS -> draw(); batch[b].token = fresh; fresh = 0; batch[b].attempted = false; batch[b].reattempted = false; batch[b].holder = NOBODY
+	:: OURS -> draw(); batch[b].token = fresh; fresh = 0; batch[b].attempted = false; batch[b].reattempted = false; batch[b].forgotten = false; batch[b].holder = NOBODY
 	:: else
 	fi;
 	idle() };

@@ -28,11 +28,19 @@ func TestModel(t *testing.T) {
 var model string
 
 // bounds are the bounds of a run: the number of faults, the number of PostgreSQL's
-// failovers, and a bit mask of the events that ClickHouse refuses.
-type bounds struct{ faults, failovers, poison int }
+// failovers, and a bit mask of the events that ClickHouse refuses. With replicated, the
+// table is on a cluster.
+type bounds struct {
+	faults, failovers, poison int
+	replicated                bool
+}
 
 func (b bounds) String() string {
-	return fmt.Sprintf("faults %d, failovers %d, poison %d", b.faults, b.failovers, b.poison)
+	text := fmt.Sprintf("faults %d, failovers %d, poison %d", b.faults, b.failovers, b.poison)
+	if b.replicated {
+		text += ", on a cluster"
+	}
+	return text
 }
 
 // spin is the path of the checker.
@@ -76,6 +84,9 @@ func check(ctx context.Context, b bounds, optimization string, definitions ...st
 	args := []string{
 		fmt.Sprint("-DFAULTS=", b.faults), fmt.Sprint("-DFAILOVERS=", b.failovers), fmt.Sprint("-DPOISON=", b.poison),
 	}
+	if b.replicated {
+		args = append(args, "-DREPLICATED")
+	}
 	for _, d := range definitions {
 		args = append(args, "-D"+d)
 	}
@@ -108,6 +119,7 @@ var mutants = []struct {
 	{"CHECK_WITHOUT_WAITING", bounds{faults: 1}},
 	{"SPLIT_WITHOUT_CHECKING", bounds{faults: 1}},
 	{"SETTLE_A_RESEND", bounds{faults: 1}},
+	{"BELIEVE_A_REPLICA", bounds{faults: 1, replicated: true}},
 }
 
 var _ = Describe("The model of the delivery protocol", func() {
@@ -120,6 +132,9 @@ var _ = Describe("The model of the delivery protocol", func() {
 		{bounds{faults: 2, poison: 0b01}, Label("long")},
 		{bounds{faults: 1, poison: 0b11}, nil},
 		{bounds{failovers: 1}, nil},
+		{bounds{faults: 1, replicated: true}, nil},
+		{bounds{faults: 1, poison: 0b01, replicated: true}, nil},
+		{bounds{faults: 2, replicated: true}, Label("long")},
 		{bounds{faults: 1, failovers: 1}, Label("long")},
 		{bounds{failovers: 2, poison: 0b01}, Label("long")},
 	} {

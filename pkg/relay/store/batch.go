@@ -24,6 +24,12 @@ type Batch struct {
 	Failures int `db:"failures"`
 	// Destination is the destination of the first attempt, or empty if it is unknown.
 	Destination string `db:"destination"`
+	// Unverified says that the batch may have been inserted under a token that was lost in
+	// a change of history.
+	Unverified bool `db:"unverified"`
+	// SinceLastAttempt is the time since the previous attempt in seconds, or infinite if
+	// there was none. It is negative if the database's clock was set back.
+	SinceLastAttempt float64 `db:"since_last_attempt"`
 	// LastError is the error of an earlier attempt, or empty.
 	LastError string `db:"last_error"`
 

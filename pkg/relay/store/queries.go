@@ -303,13 +303,8 @@ WHERE batch_id IN (
 // $7 is the destination of the sink. A batch that was attempted at another destination is
 // not claimed: only that destination can tell whether the batch is present.
 const claimSQL = `
-UPDATE {schema}outbox_batches
-SET attempts        = attempts + 1,
-    last_attempt_at = clock_timestamp(),
-    next_attempt_at = clock_timestamp() + interval '1 s',
-    destination     = coalesce(destination, nullif($7, ''))
-WHERE batch_id = (
-    SELECT batch_id FROM {schema}outbox_batches
+WITH due AS MATERIALIZED (
+    SELECT batch_id, last_attempt_at FROM {schema}outbox_batches
     WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND (failures = 0 OR $6)
       AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
       AND (destination IS NULL OR $7 IN ('', destination))
@@ -317,10 +312,20 @@ WHERE batch_id = (
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
-AND byte_count <= $4
-AND set_config('synchronous_commit', 'on', true) = 'on'
-RETURNING batch_id, event_ids, event_count, byte_count, token, attempts, failures, last_attempt_at, clock_timestamp() AS database_time,
-          coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error`
+UPDATE {schema}outbox_batches AS batch
+SET attempts        = attempts + 1,
+    last_attempt_at = clock_timestamp(),
+    next_attempt_at = clock_timestamp() + interval '1 s',
+    destination     = coalesce(destination, nullif($7, ''))
+FROM due
+WHERE batch.batch_id = due.batch_id
+  AND byte_count <= $4
+  AND set_config('synchronous_commit', 'on', true) = 'on'
+RETURNING batch.batch_id, event_ids, event_count, byte_count, token, attempts, failures, batch.last_attempt_at,
+          clock_timestamp() AS database_time,
+          coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error,
+          lower(event_ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified,
+          coalesce(extract(epoch FROM clock_timestamp() - due.last_attempt_at)::float8, 'infinity') AS since_last_attempt`
 
 // elsewhereSQL returns the batches that were attempted at a destination other than $1.
 const elsewhereSQL = `
