@@ -982,7 +982,7 @@ diehard_relay_blind 1
 		It("lets the sink decide by another insert under the same token", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			replica := &undecidedSink{observedSink: clickHouse}
-			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) {
+			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) {
 				// The insert has ended with the error 319. A replica shows its rows and
 				// removes them before the next check.
 				replica.shown = lease.Token

@@ -282,15 +282,11 @@ const (
 // checkTableSettings reads the table's settings at the end of its definition, and the
 // server's defaults for all other settings.
 func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
-	defaults, window := "system.merge_tree_settings", "non_replicated_deduplication_window"
-	if placed != "" {
-		defaults, window = "system.replicated_merge_tree_settings", "replicated_deduplication_window"
-	}
 	type wanted struct {
 		name, value string
 		least       float64
 	}
-	settings := []wanted{{window, "10000", leastWindow}}
+	settings := []wanted{{windowSetting(placed), "10000", leastWindow}}
 	if placed != "" {
 		settings = append(settings, wanted{"replicated_deduplication_window_seconds", "604800", leastWindowSeconds})
 	}
@@ -301,12 +297,9 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 
 	var problems, remedy []string
 	for _, setting := range settings {
-		value, ok := tableSetting(definition, setting.name)
-		if !ok {
-			err := s.conn.QueryRow(ctx, "SELECT value FROM "+defaults+" WHERE name = "+quoteString(setting.name)).Scan(&value)
-			if err != nil {
-				return s.classify(ctx, "read the table's settings", err)
-			}
+		value, err := s.readTableSetting(ctx, definition, placed, setting.name)
+		if err != nil {
+			return err
 		}
 		number, err := strconv.ParseFloat(value, 64) // an interval may be a decimal number, as in "480."
 		switch isNumber := err == nil; {
@@ -326,6 +319,30 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		}
 	}
 	return nil
+}
+
+// windowSetting returns the name of the setting for the deduplication window.
+func windowSetting(placed string) string {
+	if placed == "" {
+		return "non_replicated_deduplication_window"
+	}
+	return "replicated_deduplication_window"
+}
+
+// readTableSetting returns a setting of the table, or the server's default.
+func (s *Sink) readTableSetting(ctx context.Context, definition, placed, name string) (string, error) {
+	value, ok := tableSetting(definition, name)
+	if ok {
+		return value, nil
+	}
+	defaults := "system.merge_tree_settings"
+	if placed != "" {
+		defaults = "system.replicated_merge_tree_settings"
+	}
+	if err := s.conn.QueryRow(ctx, "SELECT value FROM "+defaults+" WHERE name = "+quoteString(name)).Scan(&value); err != nil {
+		return "", s.classify(ctx, "read the table's settings", err)
+	}
+	return value, nil
 }
 
 // tableSetting returns a setting of the definition. The settings are the end of the

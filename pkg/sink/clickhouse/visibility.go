@@ -31,6 +31,9 @@ func (s *Sink) checkVisibility(ctx context.Context, keys *sink.Keys, indexes []i
 	if err := v.locate(keys, indexes); err != nil {
 		return err
 	}
+	if err := v.checkWindow(); err != nil {
+		return err
+	}
 	parts, err := v.parts()
 	if err != nil {
 		return err
@@ -80,6 +83,8 @@ type visibility struct {
 	context      context.Context //nolint:containedctx // has the settings of all queries of the check
 	database     string
 	partitionKey string
+	engine       string
+	definition   string
 	keyColumns   map[string]string // the columns of the partition key with their types
 	partitions   []string          // ids; nil means all partitions
 	seen         map[string]struct{}
@@ -104,8 +109,8 @@ func (p part) replaces(other part) bool {
 
 func (v *visibility) readPlace() error {
 	var names, types []string
-	err := v.conn.QueryRow(v.context, "SELECT currentDatabase(), partition_key FROM system.tables"+
-		" WHERE database = currentDatabase() AND name = "+quoteString(v.name)).Scan(&v.database, &v.partitionKey)
+	err := v.conn.QueryRow(v.context, "SELECT currentDatabase(), partition_key, engine, engine_full FROM system.tables"+
+		" WHERE database = currentDatabase() AND name = "+quoteString(v.name)).Scan(&v.database, &v.partitionKey, &v.engine, &v.definition)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v.tableMissing()
 	}
@@ -166,6 +171,30 @@ func (v *visibility) locate(keys *sink.Keys, indexes []int) error {
 		v.partitions = append(v.partitions, id)
 	}
 	slices.Sort(v.partitions)
+	return nil
+}
+
+// checkWindow returns a *sink.MisconfiguredError if the table does not remember the tokens
+// of all partitions of the keys and of other blocks. An insert has one block in each
+// partition, so an insert of more partitions than the window pushes out its own tokens.
+// leastWindow includes two partitions.
+func (v *visibility) checkWindow() error {
+	match := family.FindStringSubmatch(v.engine)
+	if match == nil {
+		return nil // Check refuses the table
+	}
+	value, err := v.readTableSetting(v.context, v.definition, match[1], windowSetting(match[1]))
+	if err != nil {
+		return err
+	}
+	window, err := strconv.ParseInt(value, 10, 64)
+	if least := int64(leastWindow + max(0, len(v.partitions)-2)); err == nil && window < least {
+		return &sink.MisconfiguredError{
+			Problem: fmt.Sprintf("the batch has events of %d partitions, and the table %s remembers %d tokens: an insert that begins late may double them",
+				len(v.partitions), v.table, window),
+			Remedy: fmt.Sprintf("ALTER TABLE %s%s MODIFY SETTING %s = %d", v.table, onCluster(v.cluster), windowSetting(match[1]), 2*least),
+		}
+	}
 	return nil
 }
 

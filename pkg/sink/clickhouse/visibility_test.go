@@ -116,6 +116,7 @@ var _ = Describe("A presence check", func() {
 		func(ctx SpecContext, partitionBy string, compared int) {
 			db := newDatabase(ctx, "http")
 			db.exec(ctx, create(theColumns(), "ReplacingMergeTree "+partitionBy+theOrder+theSettings))
+			db.exec(ctx, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 10000")
 			s := open(db.dsn)
 			Expect(s.Check(ctx)).To(Succeed())
 			for _, month := range []time.Time{march, march.AddDate(0, 1, 0), march.AddDate(1, 0, 0)} {
@@ -210,9 +211,26 @@ var _ = Describe("A presence check", func() {
 		Expect(open(dsn).Present(ctx, &stored.Keys)).To(HaveEach(true))
 	})
 
+	It("requires a deduplication window for all partitions of the batch", func(ctx SpecContext) {
+		db := newTable(ctx, "http")
+		db.exec(ctx, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 1000")
+		s := open(db.dsn)
+		Expect(s.Check(ctx)).To(Succeed())
+		absent := events(30, march)
+		for i := range absent.EventDateTime {
+			absent.EventDateTime[i] = march.AddDate(0, i, 0).UnixMicro()
+		}
+		_, err := s.Present(ctx, &absent.Keys)
+		unfit := misconfigured(err)
+		Expect(unfit.Problem).To(ContainSubstring("events of 30 partitions, and the table `event_log` remembers 1000 tokens"))
+		db.exec(ctx, unfit.Remedy)
+		Expect(s.Present(ctx, &absent.Keys)).To(HaveEach(false))
+	})
+
 	It("compares thousands of parts", func(ctx SpecContext) {
 		db := newDatabase(ctx, "http")
 		db.exec(ctx, create(theColumns(), "MergeTree PARTITION BY toYYYYMM(event_date_time) ORDER BY event_id"+theSettings))
+		db.exec(ctx, "ALTER TABLE event_log MODIFY SETTING non_replicated_deduplication_window = 10000")
 		db.exec(ctx, "INSERT INTO event_log (event_id, event_date_time) SELECT generateUUIDv4(), addMonths(toDateTime64('1900-01-01 00:00:00', 6, 'UTC'), number)"+
 			" FROM numbers(2500) SETTINGS max_partitions_per_insert_block = 0")
 		absent := events(2500, time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC))
