@@ -237,6 +237,39 @@ var _ = Describe("ClickHouse", func() {
 		Entry("because memory is short", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
 	)
 
+	It("hides rows from the user's profile, and the relay finds them all the same", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		unsent(ctx, s)
+		insertUnderToken(ctx, s, perBatch)
+		pushOut(ctx, s)
+		s.Relay(s.ClickHouse.HTTP+"?additional_table_filters="+url.QueryEscape("{'event_log': 'metadata_version = 2'}"), small...)
+		s.AwaitEmpty(ctx)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+		expectOnce(ctx, s, outcome{Fault: "rows are hidden", Done: "by the profile of the user", Events: perBatch})
+	})
+
+	It("hides rows by a row policy; the relay reports it and inserts no batch again", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		unsent(ctx, s)
+		insertUnderToken(ctx, s, perBatch)
+		pushOut(ctx, s)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
+		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
+		gateway.Impose("additional_table_filters=" + url.QueryEscape("{'event_log': 'metadata_version = 2'}"))
+		relay := s.Relay(through, slices.Concat(small, brisk)...)
+		Eventually(ctx, errorsOf).WithArguments(relay).WithTimeout(patience).Should(ContainElement(ContainSubstring("CREATE ROW POLICY")))
+		awaitNotReady(ctx, relay)
+		relay.AwaitMetric("diehard_relay_blind", 1)
+		Eventually(ctx, func(g Gomega) {
+			var attempts int
+			g.Expect(s.Postgres.Get(&attempts, "SELECT max(attempts) FROM outbox_batches")).To(Succeed())
+			g.Expect(attempts).To(BeNumerically(">", 3))
+		}).WithTimeout(patience).Should(Succeed())
+		gateway.Impose("")
+		awaitReady(ctx, relay)
+		expectOnce(ctx, s, outcome{Fault: "rows are hidden", Done: "by a row policy", Events: perBatch})
+	})
+
 	It("refuses a relay whose DSN is read-only; the relay reports it and ends", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		Expect(s.Publish(ctx, system.Events(perBatch)...)).To(Succeed())

@@ -57,6 +57,7 @@ func (s *Sink) checkInsertSettings(ctx context.Context) error {
 		if settings, err = s.settingsOfQuery(ctx); err != nil {
 			return err
 		}
+		delete(settings, "max_memory_usage") // inserts have the limit of the profile
 		inserts["insert_deduplication_token"] = checkToken
 		maps.Copy(settings, inserts)
 		err = s.conn.QueryRow(chgo.Context(ctx, chgo.WithSettings(settings)),

@@ -211,7 +211,10 @@ func (s *Sink) queryAccepted(ctx context.Context, statement string, dest ...any)
 		}
 		err = s.classify(ctx, "read the server's settings", err)
 		before := len(settings)
-		if hasCode(err, unknownSetting, settingConstraintViolation, readonlySetting, readonlyMode) {
+		switch {
+		case hasCode(err, readonlyMode): // the user may change no setting; Check refuses the user
+			clear(settings)
+		case hasCode(err, unknownSetting, settingConstraintViolation, readonlySetting):
 			maps.DeleteFunc(settings, func(name string, _ any) bool { return names(err, name) })
 		}
 		if len(settings) == before {
