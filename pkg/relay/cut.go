@@ -32,7 +32,9 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 				if work {
 					r.work.send(r.o.Workers)
 				}
-				err = r.checkElsewhere(ctx)
+				if work || r.elsewhere.err() != nil {
+					err = r.checkElsewhere(ctx)
+				}
 			}
 		}
 		select {

@@ -36,7 +36,7 @@ type metrics struct {
 	unsafe    *prometheus.GaugeVec
 }
 
-func newMetrics(registry prometheus.Registerer, circuitOpen, blind func() bool) *metrics {
+func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFailing func() bool) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_events_total",
@@ -86,7 +86,9 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind func() bool) 
 		newFlag("diehard_relay_circuit_open",
 			"1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.", circuitOpen),
 		newFlag("diehard_relay_blind",
-			"1 if a presence check cannot see all rows of the sink: batches with an unknown outcome wait for an operator.", blind))
+			"1 if a presence check cannot see all rows of the sink: batches with an unknown outcome wait for an operator.", blind),
+		newFlag("diehard_relay_postgresql_failing",
+			"1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.", postgresFailing))
 	return m
 }
 

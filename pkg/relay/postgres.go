@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
@@ -29,19 +27,6 @@ type postgresState struct {
 }
 
 func newPostgresState() *postgresState { return &postgresState{outages: 1} }
-
-// gauge returns a metric of the state.
-func (p *postgresState) gauge() prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "diehard_relay_postgresql_failing",
-		Help: "1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.",
-	}, func() float64 {
-		if p.err() != nil {
-			return 1
-		}
-		return 0
-	})
-}
 
 // err returns the error of the outage, or nil.
 func (p *postgresState) err() error {

@@ -125,8 +125,9 @@ func New(o Options) *Relay {
 	r.blind.lifetime = 2*o.BackoffMax + o.FlushTimeout // the next attempt of the batch has ended by then
 	r.metrics = newMetrics(o.Registry,
 		func() bool { return r.circuit.err() != nil },
-		func() bool { return r.blind.err() != nil })
-	o.Registry.MustRegister(newOutboxCollector(o.Store), r.postgres.gauge())
+		func() bool { return r.blind.err() != nil },
+		func() bool { return r.postgres.err() != nil })
+	o.Registry.MustRegister(newOutboxCollector(o.Store))
 	return r
 }
 

@@ -1010,6 +1010,26 @@ diehard_relay_blind 1
 			expectOnce(ctx, 10)
 		})
 
+		It("believes the rows of an old batch after a recent attempt that has sent nothing", func(ctx SpecContext) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
+			db.MustExec("UPDATE outbox_batches SET attempts = 2, created_at = created_at - interval '1 hour'")
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			expectOnce(ctx, 10)
+		})
+
+		DescribeTable("believes the rows after PostgreSQL's clock was set back", func(ctx SpecContext, attempts int) {
+			publishMany(ctx, 10)
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
+			db.MustExec(`UPDATE outbox_batches SET attempts = $1, created_at = created_at + interval '1 hour',
+				last_attempt_at = last_attempt_at + interval '1 hour'`, attempts)
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			expectOnce(ctx, 10)
+		},
+			Entry("since the first attempt", 1),
+			Entry("since a later attempt", 2),
+		)
+
 		It("believes the rows of an unverified batch, whose token is new", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
@@ -1017,6 +1037,14 @@ diehard_relay_blind 1
 			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
 			expectOnce(ctx, 10)
 		})
+	})
+
+	It("settles rows that are present after PostgreSQL's clock was set back", func(ctx SpecContext) {
+		publishMany(ctx, 10)
+		claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, "another-"+lease.Token, events) })
+		db.MustExec("UPDATE outbox_batches SET last_attempt_at = last_attempt_at + interval '1 hour'")
+		start()
+		expectOnce(ctx, 10)
 	})
 
 	It("reports events that are present although their insert failed", func(ctx SpecContext) {
@@ -1223,7 +1251,7 @@ type undecidedSink struct {
 	believed atomic.Int32
 }
 
-func (s *undecidedSink) Undecided() time.Duration { return time.Minute }
+func (s *undecidedSink) Undecided() bool { return true }
 
 func (s *undecidedSink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	if s.shown != "" && s.believed.CompareAndSwap(0, 1) {

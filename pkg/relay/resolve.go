@@ -47,11 +47,14 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	return d.reinsert(ctx, keys)
 }
 
-// isUndecided returns whether the sink may remove rows of the previous attempt that a
-// presence check finds. The same rows under the same token then let the sink decide. The
-// token of an unverified batch cannot decide, because the rows may have another token.
+// isUndecided returns whether the sink may remove rows that a presence check finds, and
+// still remembers the batch's token. The same rows under the same token then let the sink
+// decide. If the sink has forgotten the token, it would store the rows twice. The window
+// of tokens outlasts FlushTimeout from the first attempt. The token of an unverified batch
+// cannot decide, because the rows may have another token.
 func (d *delivery) isUndecided() bool {
-	return !d.lease.Unverified && d.lease.SinceLastAttempt < d.o.Sink.Undecided().Seconds()
+	return d.o.Sink.Undecided() && !d.lease.Unverified &&
+		d.lease.TokenAge >= 0 && d.lease.TokenAge < d.o.FlushTimeout.Seconds()
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.

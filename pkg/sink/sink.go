@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 )
 
 // Sink is a destination of events. Its methods are safe for concurrent use.
@@ -38,11 +37,10 @@ type Sink interface {
 	// event, and the sink may hide the event from it.
 	Present(ctx context.Context, keys *Keys) ([]bool, error)
 
-	// Undecided returns for how long after an attempt Present may find rows that the sink
-	// removes again, because it does not know whether their insert was committed. Another
-	// insert under the same token lets the sink decide. 0 means that rows which Present
-	// finds stay.
-	Undecided() time.Duration
+	// Undecided returns whether Present may find rows that the sink removes again, because
+	// the sink does not know whether their insert was committed. Another insert under the
+	// same token lets the sink decide.
+	Undecided() bool
 
 	// Check verifies that the destination exists and can keep the promises above. It
 	// returns a *MisconfiguredError if the operator has to act, and another error if

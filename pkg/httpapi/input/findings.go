@@ -37,8 +37,9 @@ func (f *findings) Refuse(name, detail string) {
 // Place returns a problem.Value for the value with the name.
 func (f *findings) Place(name, detail string) problem.Value { return f.place(name, detail) }
 
-// check returns the findings as a problem, or nil if there are none. It also adds
-// unknown names, and broken rules whose values are not refused yet.
+// check returns the findings as a problem, or nil without findings. Before that, it adds
+// the unknown names to the findings. It also adds each broken rule, unless the value has
+// a finding already.
 func (f *findings) check(broken []BrokenRule, unknown iter.Seq[string], isUnknown string) error {
 	for _, rule := range broken {
 		if !f.refused[rule.Name] {

@@ -27,9 +27,10 @@ type Batch struct {
 	// Unverified says that the batch may have been inserted under a token that was lost in
 	// a change of history.
 	Unverified bool `db:"unverified"`
-	// SinceLastAttempt is the time since the previous attempt in seconds, or infinite if
-	// there was none. It is negative if the database's clock was set back.
-	SinceLastAttempt float64 `db:"since_last_attempt"`
+	// TokenAge is an upper bound of the seconds since the first attempt under Token. It is
+	// exact for the second attempt, and otherwise the age of the batch. It is negative if
+	// the database's clock was set back.
+	TokenAge float64 `db:"token_age"`
 	// LastError is the error of an earlier attempt, or empty.
 	LastError string `db:"last_error"`
 

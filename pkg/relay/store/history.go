@@ -134,7 +134,6 @@ type historyState struct {
 	SameIncarnation  bool      `db:"same_incarnation"`
 	LaterIncarnation bool      `db:"later_incarnation"`
 	Incarnation      uuid.UUID `db:"incarnation"`
-	UnverifiedTo     int64     `db:"unverified_to"`
 	Cursors          int       `db:"cursors"`
 	Cuts             int64     `db:"cuts"`
 }

@@ -173,7 +173,6 @@ SELECT history.singleton IS NOT NULL                                            
        coalesce(history.incarnation = $1::uuid, $1::uuid IS NULL)                     AS same_incarnation,
        coalesce($1::uuid = ANY (history.ancestors), false)                            AS later_incarnation,
        coalesce(history.incarnation, '00000000-0000-0000-0000-000000000000')          AS incarnation,
-       coalesce(history.unverified_to, 0)                                             AS unverified_to,
        (SELECT count(*) FROM {schema}outbox_cursor)                                   AS cursors,
        coalesce((SELECT max(cuts) FROM {schema}outbox_cursor), 0)                     AS cuts
 FROM pg_control_system() AS server
@@ -325,7 +324,7 @@ RETURNING batch.batch_id, event_ids, event_count, byte_count, token, attempts, f
           clock_timestamp() AS database_time,
           coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error,
           lower(event_ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified,
-          coalesce(extract(epoch FROM clock_timestamp() - due.last_attempt_at)::float8, 'infinity') AS since_last_attempt`
+          extract(epoch FROM clock_timestamp() - coalesce(CASE WHEN attempts = 2 THEN due.last_attempt_at END, created_at))::float8 AS token_age`
 
 // elsewhereSQL returns the batches that were attempted at a destination other than $1.
 const elsewhereSQL = `

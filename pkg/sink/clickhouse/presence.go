@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
@@ -77,19 +76,10 @@ func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	return present, nil
 }
 
-// undecidedOnCluster bounds the time for which a replica may show rows that were not
-// committed in Keeper. If Keeper fails during the commit, an insert ends with the error
-// 319. The replica then keeps the part, asks Keeper after 300 seconds, and removes the part
-// if Keeper does not know it. The bound leaves time for an outage of Keeper.
-const undecidedOnCluster = 15 * time.Minute
-
-// Undecided implements sink.Sink.
-func (s *Sink) Undecided() time.Duration {
-	if s.cluster == "" {
-		return 0
-	}
-	return undecidedOnCluster
-}
+// Undecided implements sink.Sink. If Keeper fails during a commit, the insert ends with the
+// error 319. The replica then keeps the part, asks Keeper after 300 seconds, and removes the
+// part if Keeper does not know it.
+func (s *Sink) Undecided() bool { return s.cluster != "" }
 
 // find sets present for the keys at these indexes that it finds, and returns the others.
 // The indexes are sorted by event type and time.

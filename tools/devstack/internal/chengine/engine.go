@@ -68,8 +68,8 @@ func Open(library, dataDir string) (*Engine, error) {
 	return e, nil
 }
 
-// config makes the engine keep merged parts as long as clickhouse-server does. By
-// default libchdb deletes them at once, although it does not sync the new part to disk.
+// config sets the lifetime of merged parts to the default of clickhouse-server. The
+// default of libchdb is zero: it deletes merged parts before the new part is synced.
 const config = `<clickhouse>
     <merge_tree>
         <old_parts_lifetime>480</old_parts_lifetime>
