@@ -30,6 +30,7 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 			"shared_preload_libraries": "pg_stat_statements",
 			"fsync":                    "off", // this spec kills no server
 			"synchronous_commit":       "off",
+			"autovacuum_naptime":       "1s", // plans must not change with the statistics
 		}})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(server.Stop)

@@ -299,6 +299,8 @@ WHERE batch_id IN (
 // worker locks it in the lease's transaction. The statement is its own transaction, so it
 // sets synchronous_commit itself.
 //
+// The subqueries prevent a merge join, which would read the dead versions of all batches.
+//
 // $7 is the destination of the sink. A batch that was attempted at another destination is
 // not claimed: only that destination can tell whether the batch is present.
 const claimSQL = `
@@ -316,15 +318,14 @@ SET attempts        = attempts + 1,
     last_attempt_at = clock_timestamp(),
     next_attempt_at = clock_timestamp() + interval '1 s',
     destination     = coalesce(destination, nullif($7, ''))
-FROM due
-WHERE batch.batch_id = due.batch_id
+WHERE batch.batch_id = (SELECT batch_id FROM due)
   AND byte_count <= $4
   AND set_config('synchronous_commit', 'on', true) = 'on'
 RETURNING batch.batch_id, event_ids, event_count, byte_count, token, attempts, failures, batch.last_attempt_at,
           clock_timestamp() AS database_time,
           coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error,
           lower(event_ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified,
-          extract(epoch FROM clock_timestamp() - coalesce(CASE WHEN attempts = 2 THEN due.last_attempt_at END, created_at))::float8 AS token_age`
+          extract(epoch FROM clock_timestamp() - coalesce(CASE WHEN attempts = 2 THEN (SELECT last_attempt_at FROM due) END, created_at))::float8 AS token_age`
 
 // elsewhereSQL returns the batches that were attempted at a destination other than $1.
 const elsewhereSQL = `
