@@ -37,6 +37,13 @@ type Sink interface {
 	// event, and the sink may hide the event from it.
 	Present(ctx context.Context, keys *Keys) ([]bool, error)
 
+	// Partitions returns a number for each event. Events with equal numbers are in the same
+	// partition of the sink. The sink remembers a token in each partition separately: an
+	// insert under a token that one partition has seen adds nothing there, and can add rows
+	// to other partitions. If the keys do not determine the partitions, each event has its
+	// own number.
+	Partitions(ctx context.Context, keys *Keys) ([]int, error)
+
 	// Undecided returns whether Present may find rows that the sink removes again, because
 	// the sink does not know whether their insert was committed. Another insert under the
 	// same token lets the sink decide.

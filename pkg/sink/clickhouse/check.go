@@ -136,10 +136,9 @@ func (s *Sink) checkPresence(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v := &visibility{Sink: s, context: resolving}
+	v := &visibility{partitions: []string{"diehard_check"}}
 	nothing := []part{{name: "diehard_check"}}
-	if err = v.readPlace(); err == nil {
-		v.partitions = []string{"diehard_check"}
+	if v.place, err = s.readPlace(resolving); err == nil {
 		_, err = v.parts()
 	}
 	if err == nil {

@@ -2,8 +2,6 @@ package clickhouse
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -20,17 +18,19 @@ import (
 // with the number in system.parts. A table without parts hides nothing. The partition of
 // each key limits the check to the parts of these partitions.
 func (s *Sink) checkVisibility(ctx context.Context, keys *sink.Keys, indexes []int) error {
-	v := &visibility{Sink: s, seen: map[string]struct{}{}}
-	var err error
-	if v.context, err = s.resolving(ctx); err != nil {
+	resolving, err := s.resolving(ctx)
+	if err != nil {
 		return err
 	}
-	if err := v.readPlace(); err != nil {
+	v := &visibility{seen: map[string]struct{}{}}
+	if v.place, err = s.readPlace(resolving); err != nil {
 		return err
 	}
-	if err := v.locate(keys, indexes); err != nil {
+	if v.partitions, err = v.locate(keys, indexes); err != nil {
 		return err
 	}
+	slices.Sort(v.partitions)
+	v.partitions = slices.Compact(v.partitions)
 	if err := v.checkWindow(); err != nil {
 		return err
 	}
@@ -72,22 +72,14 @@ const (
 	pieceRows = 500_000_000
 	// pieceParts bounds the parts of a statement, and thereby its length.
 	pieceParts = 2_000
-	// keysBytes bounds the keys of a statement.
-	keysBytes = 128 << 10
 )
 
 // visibility is one visibility check.
 type visibility struct {
-	*Sink
+	*place
 
-	context      context.Context //nolint:containedctx // has the settings of all queries of the check
-	database     string
-	partitionKey string
-	engine       string
-	definition   string
-	keyColumns   map[string]string // the columns of the partition key with their types
-	partitions   []string          // ids; nil means all partitions
-	seen         map[string]struct{}
+	partitions []string // ids; nil means all partitions
+	seen       map[string]struct{}
 }
 
 // part is an active part. On a cluster, rows is the sum over all replicas that have the
@@ -105,73 +97,6 @@ func (p part) is(other part) bool { return p.name == other.name }
 // merge or a mutation.
 func (p part) replaces(other part) bool {
 	return p.partition == other.partition && p.first <= other.first && p.last >= other.last
-}
-
-func (v *visibility) readPlace() error {
-	var names, types []string
-	err := v.conn.QueryRow(v.context, "SELECT currentDatabase(), partition_key, engine, engine_full FROM system.tables"+
-		" WHERE database = currentDatabase() AND name = "+quoteString(v.name)).Scan(&v.database, &v.partitionKey, &v.engine, &v.definition)
-	if errors.Is(err, sql.ErrNoRows) {
-		return v.tableMissing()
-	}
-	if err == nil {
-		err = v.conn.QueryRow(v.context, "SELECT groupArray(name), groupArray(type) FROM system.columns"+
-			" WHERE database = currentDatabase() AND table = "+quoteString(v.name)+" AND is_in_partition_key").Scan(&names, &types)
-	}
-	if err != nil {
-		return v.classify(v.context, "read the table's partition key", err)
-	}
-	v.keyColumns = make(map[string]string, len(names))
-	for i, name := range names {
-		v.keyColumns[name] = types[i]
-	}
-	return nil
-}
-
-// locate calculates the partitions of the keys on the server. If the keys do not determine
-// their partitions, the check includes all partitions.
-func (v *visibility) locate(keys *sink.Keys, indexes []int) error {
-	for name, typ := range v.keyColumns {
-		switch name {
-		case "event_id", "event_type":
-		case "event_date_time":
-			if !strings.Contains(typ, "'") { // the partition depends on the server's time zone
-				return nil
-			}
-		default:
-			return nil
-		}
-	}
-	if len(v.keyColumns) == 0 {
-		return nil // the table has one partition
-	}
-	arguments := v.partitionKey
-	if !isParenthesized(arguments) {
-		arguments = "(" + arguments + ")"
-	}
-	var casts []string
-	for name, typ := range v.keyColumns {
-		casts = append(casts, "CAST("+keyFields[name].sql+" AS "+typ+") AS "+name)
-	}
-	slices.Sort(casts)
-	located := map[string]struct{}{}
-	for tuples := range v.tuples(keys, indexes) {
-		var ids []string
-		err := v.conn.QueryRow(v.context, "SELECT groupUniqArray(partitionId"+arguments+") FROM (SELECT "+strings.Join(casts, ", ")+
-			" FROM (SELECT arrayJoin(["+tuples+"]) AS key))").Scan(&ids)
-		if err != nil {
-			return v.classify(v.context, "calculate the partitions of the batch", err)
-		}
-		for _, id := range ids {
-			located[id] = struct{}{}
-		}
-	}
-	v.partitions = make([]string, 0, len(located))
-	for id := range located {
-		v.partitions = append(v.partitions, id)
-	}
-	slices.Sort(v.partitions)
-	return nil
 }
 
 // checkWindow returns a *sink.MisconfiguredError if the table does not remember the tokens
@@ -196,79 +121,6 @@ func (v *visibility) checkWindow() error {
 		}
 	}
 	return nil
-}
-
-// keyFields are the fields of a tuple of literals, by the column that they determine.
-var keyFields = map[string]struct {
-	sql     string
-	literal func(keys *sink.Keys, i int) string
-}{
-	"event_id":        {"key.1", func(keys *sink.Keys, i int) string { return "'" + keys.EventID[i].String() + "'" }},
-	"event_type":      {"key.2", func(keys *sink.Keys, i int) string { return quoteString(keys.EventType.At(i)) }},
-	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key.3), 'UTC')", func(keys *sink.Keys, i int) string { return strconv.FormatInt(keys.EventDateTime[i], 10) }},
-}
-
-// tuples yields lists of distinct tuples of literals, each within keysBytes.
-func (v *visibility) tuples(keys *sink.Keys, indexes []int) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		distinct := map[string]struct{}{}
-		var list strings.Builder
-		for _, i := range indexes {
-			literals := []string{"''", "''", "0"}
-			for at, name := range []string{"event_id", "event_type", "event_date_time"} {
-				if _, ok := v.keyColumns[name]; ok {
-					literals[at] = keyFields[name].literal(keys, i)
-				}
-			}
-			tuple := "(" + strings.Join(literals, ",") + ")"
-			if _, ok := distinct[tuple]; ok {
-				continue
-			}
-			distinct[tuple] = struct{}{}
-			if list.Len() > 0 {
-				if list.Len()+len(tuple) > keysBytes {
-					if !yield(list.String()) {
-						return
-					}
-					list.Reset()
-				} else {
-					list.WriteByte(',')
-				}
-			}
-			list.WriteString(tuple)
-		}
-		if list.Len() > 0 {
-			yield(list.String())
-		}
-	}
-}
-
-// isParenthesized returns whether a pair of parentheses encloses the complete expression.
-func isParenthesized(expression string) bool {
-	if !strings.HasPrefix(expression, "(") {
-		return false
-	}
-	depth, quote := 0, byte(0)
-	for i := 0; i < len(expression); i++ {
-		switch c := expression[i]; {
-		case quote != 0 && c == '\\':
-			i++
-		case quote != 0:
-			if c == quote {
-				quote = 0
-			}
-		case c == '\'' || c == '`' || c == '"':
-			quote = c
-		case c == '(':
-			depth++
-		case c == ')':
-			depth--
-			if depth == 0 {
-				return i == len(expression)-1
-			}
-		}
-	}
-	return false
 }
 
 // parts returns the active parts of the partitions that have rows. It reads no patch

@@ -141,6 +141,7 @@ var _ = Describe("A presence check", func() {
 		Entry("of a text", "PARTITION BY formatDateTime(event_date_time, '%Y(%m')", 1),
 		Entry("of the type and the time", "PARTITION BY (event_type, toYYYYMM(event_date_time))", 3),
 		Entry("of another column", "PARTITION BY (environment, toYYYYMM(event_date_time))", 3),
+		Entry("of a subcolumn", "PARTITION BY (toYYYYMM(event_date_time), event_context.size)", 3),
 		Entry("that is missing", "", 3),
 	)
 

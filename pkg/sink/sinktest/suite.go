@@ -297,6 +297,29 @@ func Describe(text string, arrange func(ctx context.Context) Destination) bool {
 			})
 		})
 
+		ginkgo.Describe("Partitions", func() {
+			for _, sampled := range []int{0, 99} {
+				ginkgo.It(fmt.Sprintf("have no row added under a token that event %d has used", sampled), func(ctx ginkgo.SpecContext) {
+					events, sample, shared := some(100), &sink.Events{}, token()
+					numbers, err := s.Partitions(ctx, &events.Keys)
+					Expect(err).NotTo(HaveOccurred())
+					Expect(numbers).To(HaveLen(events.Len()))
+					appendFrom(sample, events, sampled)
+					Expect(s.Insert(ctx, sink.Batch{Token: shared, Events: copied(sample)})).To(Succeed())
+					Expect(s.Insert(ctx, sink.Batch{Token: shared, Events: copied(events)})).To(Succeed())
+					after, err := d.Stored(ctx)
+					Expect(err).NotTo(HaveOccurred())
+					var covered []uuid.UUID
+					for _, id := range after.EventID {
+						if numbers[slices.Index(events.EventID, id)] == numbers[sampled] {
+							covered = append(covered, id)
+						}
+					}
+					Expect(covered).To(Equal(sample.EventID))
+				})
+			}
+		})
+
 		ginkgo.Describe("behind a network that fails", func() {
 			var (
 				p       *faults.Proxy
