@@ -21,6 +21,8 @@ type Gateway struct {
 	mu         sync.Mutex
 	statements []string
 	settings   url.Values
+	refusal    int
+	limit      int64
 	before     func(statement string)
 }
 
@@ -32,10 +34,17 @@ func StartGatewayTo(dsn string) (g *Gateway, through string) {
 	Expect(err).NotTo(HaveOccurred())
 	g = &Gateway{}
 	target := &url.URL{Scheme: u.Scheme, Host: u.Host}
-	server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(request *httputil.ProxyRequest) {
+	proxy := &httputil.ReverseProxy{Rewrite: func(request *httputil.ProxyRequest) {
 		request.SetURL(target)
 		g.pass(request.Out)
-	}})
+	}}
+	server := httptest.NewServer(http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
+		if status := g.refuses(request); status != 0 {
+			http.Error(response, "the gateway refuses the request", status)
+			return
+		}
+		proxy.ServeHTTP(response, request)
+	}))
 	ginkgo.DeferCleanup(server.Close)
 	front, err := url.Parse(server.URL)
 	Expect(err).NotTo(HaveOccurred())
@@ -52,6 +61,30 @@ func (g *Gateway) Impose(settings string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.settings = parsed
+}
+
+// Refuse makes the gateway respond with an HTTP status to every later request whose body is
+// larger than a number of bytes. It does not read the rest of the body.
+func (g *Gateway) Refuse(status int, limit int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refusal, g.limit = status, limit
+}
+
+// refuses returns the status with which the gateway refuses the request, or 0.
+func (g *Gateway) refuses(request *http.Request) int {
+	g.mu.Lock()
+	status, limit := g.refusal, g.limit
+	g.mu.Unlock()
+	if status == 0 {
+		return 0
+	}
+	var begin bytes.Buffer
+	if n, _ := io.CopyN(&begin, request.Body, limit+1); n > limit {
+		return status
+	}
+	request.Body = io.NopCloser(&begin)
+	return 0
 }
 
 // Before makes every later statement wait until do has returned.

@@ -144,7 +144,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 			delay = d.backoff.delay(d.lease.Attempts)
 			d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay)
 		}
-	case sink.Unknown, sink.Permanent:
+	case sink.Unknown, sink.Permanent, sink.TooLarge:
 		delay = d.backoff.delay(d.lease.Attempts)
 		if !errors.Is(cause, errInsertInFlight) {
 			release = d.lease.Fail

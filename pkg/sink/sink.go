@@ -90,6 +90,9 @@ const (
 	// Permanent errors are caused by the batch's data. Another insert of the same rows
 	// cannot succeed.
 	Permanent
+	// TooLarge errors are caused by the batch's size. A smaller batch can succeed. They are
+	// not backpressure, because larger batches would fail too.
+	TooLarge
 )
 
 // String returns the class as it appears in metrics and logs.
@@ -101,6 +104,8 @@ func (c Class) String() string {
 		return "overloaded"
 	case Permanent:
 		return "permanent"
+	case TooLarge:
+		return "too_large"
 	default:
 		return "unknown"
 	}

@@ -85,21 +85,33 @@ var kinds = map[int32]kind{
 	159: {"TIMEOUT_EXCEEDED", sink.Unavailable, "the server is too slow for the deadline"},
 
 	// The server is overloaded. Fewer inserts reduce its load.
-	173: {"CANNOT_ALLOCATE_MEMORY", sink.Overloaded, "the server is short of memory"},
-	201: {"QUOTA_EXCEEDED", sink.Overloaded, "the user's quota is used up"},
-	202: {"TOO_MANY_SIMULTANEOUS_QUERIES", sink.Overloaded, "the server runs too many queries"},
-	241: {"MEMORY_LIMIT_EXCEEDED", sink.Overloaded, "the server is short of memory"},
-	252: {"TOO_MANY_PARTS", sink.Overloaded, "merges do not keep up with inserts"},
-	439: {"CANNOT_SCHEDULE_TASK", sink.Overloaded, "the server is short of threads"},
-	745: {"SERVER_OVERLOADED", sink.Overloaded, "the server is short of CPU"},
-	777: {"MEMORY_RESERVATION_KILLED", sink.Overloaded, "the server is short of memory"},
-	778: {"MEMORY_RESERVATION_FAILED", sink.Overloaded, "the server is short of memory"},
+	173:                 {"CANNOT_ALLOCATE_MEMORY", sink.Overloaded, "the server is short of memory"},
+	201:                 {"QUOTA_EXCEEDED", sink.Overloaded, "the user's quota is used up"},
+	202:                 {"TOO_MANY_SIMULTANEOUS_QUERIES", sink.Overloaded, "the server runs too many queries"},
+	memoryLimitExceeded: {"MEMORY_LIMIT_EXCEEDED", sink.Overloaded, "the server is short of memory"},
+	252:                 {"TOO_MANY_PARTS", sink.Overloaded, "merges do not keep up with inserts"},
+	439:                 {"CANNOT_SCHEDULE_TASK", sink.Overloaded, "the server is short of threads"},
+	745:                 {"SERVER_OVERLOADED", sink.Overloaded, "the server is short of CPU"},
+	777:                 {"MEMORY_RESERVATION_KILLED", sink.Overloaded, "the server is short of memory"},
+	778:                 {"MEMORY_RESERVATION_FAILED", sink.Overloaded, "the server is short of memory"},
 
 	// The rows violate a rule of the table.
 	469: {"VIOLATED_CONSTRAINT", sink.Permanent, "a row violates a CHECK constraint of the table"},
 }
 
-const unknownSetting = 115
+const (
+	unknownSetting      = 115
+	memoryLimitExceeded = 241
+)
+
+// ownMemoryLimit matches the message of an error 241 if the statement has exceeded its own
+// limit, and not a limit of the user or the server. The wordings are those of versions to
+// 24, of version 25.1, and of later versions.
+var ownMemoryLimit = regexp.MustCompile(`Memory limit \(for query\) exceeded|\(for query\) memory limit exceeded|Query memory limit exceeded`)
+
+func exceedsOwnMemory(code int32, message string) bool {
+	return code == memoryLimitExceeded && ownMemoryLimit.MatchString(message)
+}
 
 // serverError is an error of the ClickHouse server. The sink does not return the driver's
 // error, because its message may quote rows.
@@ -113,6 +125,9 @@ func (e *serverError) Error() string {
 	k, ok := kinds[e.code]
 	if !ok {
 		return fmt.Sprintf("clickhouse error %d: %s", e.code, e.message)
+	}
+	if exceedsOwnMemory(e.code, e.message) {
+		k.reason = "the statement needs more memory than max_memory_usage"
 	}
 	return fmt.Sprintf("clickhouse error %d, %s (%s): %s", e.code, k.name, k.reason, e.message)
 }
@@ -144,6 +159,26 @@ func (s *Sink) classify(ctx context.Context, op string, err error) error {
 		class = sink.Unavailable
 	}
 	return &sink.Error{Class: class, Err: fmt.Errorf("%s: %w", op, withoutURL(err))}
+}
+
+// classifyInsert returns the error of an insert with its class. A smaller insert needs less
+// memory. The statements of a presence check do not become smaller with the batch.
+//
+// Limits of the rows and bytes that a statement reads do not apply to an insert, but to
+// the queries of materialized views. Their codes are unknown, because such a query can
+// also read other tables.
+func (s *Sink) classifyInsert(ctx context.Context, op string, err error) error {
+	classified := s.classify(ctx, op, err)
+	tooLarge := false
+	if exception, ok := errors.AsType[*chgo.Exception](err); ok {
+		tooLarge = exceedsOwnMemory(exception.Code, exception.Message)
+	} else if response, ok := errors.AsType[*chgo.HTTPError](err); ok {
+		tooLarge = response.StatusCode == http.StatusRequestEntityTooLarge
+	}
+	if e, ok := errors.AsType[*sink.Error](classified); ok && tooLarge {
+		e.Class = sink.TooLarge
+	}
+	return classified
 }
 
 // isUnreachable returns whether the connection to the server has failed.
@@ -179,12 +214,14 @@ func isUnreachable(err error) bool {
 		return true
 	}
 	// An HTTP status without a code of ClickHouse comes from a proxy. 413 is not
-	// included, because another batch may be smaller.
+	// included, because another batch may be smaller. 411, 414 and 431 are included,
+	// because every insert has no length, and has the same URL and headers.
 	if e, ok := errors.AsType[*chgo.HTTPError](err); ok {
 		switch e.StatusCode {
 		case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusProxyAuthRequired,
 			http.StatusRequestTimeout, http.StatusTooManyRequests,
-			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			http.StatusLengthRequired, http.StatusRequestURITooLong, http.StatusRequestHeaderFieldsTooLarge,
+			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusInsufficientStorage:
 			return true
 		}
 	}

@@ -76,7 +76,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 		chgo.Context(undated{ctx}, chgo.WithSettings(settings), chgo.WithColumnNamesAndTypes(columns)),
 		s.insertStatement())
 	if err != nil {
-		return s.classify(ctx, "begin the insert", err)
+		return s.classifyInsert(ctx, "begin the insert", err)
 	}
 	failpoint.At(failpoint.FlushBegun)
 	if err := s.fill(insert, batch.Events); err != nil {
@@ -93,7 +93,7 @@ func (s *Sink) Insert(ctx context.Context, batch sink.Batch) error {
 	// (https://github.com/ClickHouse/clickhouse-go/blob/v2.50.0/conn_batch.go#L201). Over
 	// HTTP the body is a pipe, so net/http cannot repeat the request.
 	if err := insert.Send(); err != nil {
-		return s.classify(ctx, "insert", err)
+		return s.classifyInsert(ctx, "insert", err)
 	}
 	return nil
 }

@@ -1,9 +1,32 @@
 package clickhouse
 
 import (
+	"context"
+	"errors"
+
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+var _ = DescribeTable("An insert that exceeds a memory limit",
+	func(message string, expected sink.Class) {
+		err := (&Sink{}).classifyInsert(context.Background(), "insert", &chgo.Exception{Code: memoryLimitExceeded, Message: message})
+		Expect(sink.ClassOf(err)).To(Equal(expected))
+		server, _ := errors.AsType[*serverError](err)
+		Expect(server.Error()).To(ContainSubstring(message))
+	},
+	Entry("its own", "Query memory limit exceeded: would use 32.37 MiB (attempt to allocate chunk of 28.07 MiB), maximum: 19.07 MiB.", sink.TooLarge),
+	Entry("its own, in version 25.1", "(for query) memory limit exceeded: would use 32.37 MiB, maximum: 19.07 MiB.", sink.TooLarge),
+	Entry("its own, in version 24", "Memory limit (for query) exceeded: would use 32.37 MiB, maximum: 19.07 MiB.", sink.TooLarge),
+	Entry("its own, on another server", "Received from shard:9000. DB::Exception: Query memory limit exceeded: would use 32.37 MiB.", sink.TooLarge),
+	Entry("the user's", "User memory limit exceeded: would use 32.31 MiB, maximum: 19.07 MiB."+
+		" OvercommitTracker decision: Query was selected to stop by OvercommitTracker.", sink.Overloaded),
+	Entry("the user's, in version 24", "Memory limit (for user) exceeded: would use 32.31 MiB.", sink.Overloaded),
+	Entry("the server's", "(total) memory limit exceeded: would use 4.21 GiB, current RSS 184.33 GiB, maximum: 125.69 GiB.", sink.Overloaded),
+	Entry("the server's, in version 24", "Memory limit (total) exceeded: would use 56.02 GiB.", sink.Overloaded),
 )
 
 var _ = DescribeTable("Compression",
