@@ -49,6 +49,29 @@ func deadLetters() cli.Command[*config.Relay] {
 				long:   "Discarded events are lost. To keep a copy, run `relay dead-letters show ID --json` first.",
 				change: (*store.Store).DiscardDeadLetters,
 			}),
+			resumeDeadLetters(),
+		},
+	}
+}
+
+func resumeDeadLetters() cli.Command[*config.Relay] {
+	return cli.Command[*config.Relay]{
+		Name:  "resume",
+		Short: "Let events become dead letters again after the fuse has blown",
+		Long: "If too many events become dead letters in an hour, the fuse blows: refused events then stay in\n" +
+			"the outbox. Correct the cause first. The command mends the fuse for all relays, and the relays\n" +
+			"try the refused events again at once. If the fuse has not blown, the command does nothing.",
+		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
+			return withStore(ctx, p, c, func(s *store.Store) error {
+				mended, err := s.MendFuse(ctx)
+				if err != nil {
+					return err
+				}
+				if !mended {
+					return write(p.Out, "the fuse has not blown\n")
+				}
+				return write(p.Out, "fuse mended\n")
+			})
 		},
 	}
 }

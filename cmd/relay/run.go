@@ -65,10 +65,11 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 			MaxRows: c.Relay.BatchMaxRows,
 			// A batch has at most half of the process's limit, so that a worker can read
 			// one batch while another worker inserts.
-			MaxBytes:     c.Relay.BatchMaxBytes / 2,
-			FlushTimeout: c.Relay.FlushTimeout,
-			MaxDelay:     c.Relay.BackoffMax,
-			Schema:       c.Postgres.Schema,
+			MaxBytes:       c.Relay.BatchMaxBytes / 2,
+			FlushTimeout:   c.Relay.FlushTimeout,
+			MaxDelay:       c.Relay.BackoffMax,
+			MaxDeadLetters: c.Relay.DeadLettersPerHour,
+			Schema:         c.Postgres.Schema,
 		}),
 		Sink:            sink,
 		Published:       wake[outbox.Channel],
@@ -83,6 +84,9 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		ShutdownTimeout: c.Relay.ShutdownTimeout,
 		BackoffMin:      c.Relay.BackoffMin,
 		BackoffMax:      c.Relay.BackoffMax,
+
+		DeadLetterAttempts: c.Relay.DeadLetterAttempts,
+		DeadLetterAfter:    c.Relay.DeadLetterAfter,
 	})
 	started := make(chan struct{})
 	ready := []admin.Check{

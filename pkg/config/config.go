@@ -106,6 +106,10 @@ type Delivery struct {
 	ShutdownTimeout time.Duration
 	BackoffMin      time.Duration
 	BackoffMax      time.Duration
+
+	DeadLetterAttempts int
+	DeadLetterAfter    time.Duration
+	DeadLettersPerHour int
 }
 
 // Admin is the configuration of the operators' port.
@@ -216,6 +220,12 @@ func (c *Relay) keys() []key {
 			"Pause after the first failure; each consecutive failure doubles it."),
 		duration("relay.backoff_max", &c.Relay.BackoffMax, "30s", 10*time.Millisecond, time.Hour,
 			"Maximum pause after failures."),
+		integer("relay.dead_letter_attempts", &c.Relay.DeadLetterAttempts, "5", 1, 1000,
+			"Failed attempts after which an event that ClickHouse fails to store becomes a dead letter."),
+		duration("relay.dead_letter_after", &c.Relay.DeadLetterAfter, "1m", 10*time.Millisecond, 24*time.Hour,
+			"Minimum time for which the event has failed alone."),
+		integer("relay.dead_letters_per_hour", &c.Relay.DeadLettersPerHour, "1000", 1, 1_000_000,
+			"Dead letters of all relays together in an hour, before the fuse blows."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9091", adminUsage),
 	)
 	keys = append(keys, c.Sentry.keys()...)

@@ -38,6 +38,9 @@ const (
 	ReinsertAcknowledged Point = "reinsert-acknowledged" // the sink has acknowledged an insert under the same token
 	ReinsertWaited       Point = "reinsert-waited"
 	ReinsertChecked      Point = "reinsert-checked"
+	SampleEnded          Point = "sample-ended" // the insert of some events of the batch has ended, with or without an error
+	SampleWaited         Point = "sample-waited"
+	SampleChecked        Point = "sample-checked"
 
 	SettleDeleted          Point = "settle-deleted" // the events are deleted, in the transaction
 	SettleBeforeCommit     Point = "settle-before-commit"
@@ -46,12 +49,9 @@ const (
 	RetryCommitted         Point = "retry-committed"
 	RenewTokenBeforeCommit Point = "renew-token-before-commit"
 	RenewTokenCommitted    Point = "renew-token-committed"
-	ShrinkDeleted          Point = "shrink-deleted" // some of the events are deleted, in the transaction
+	ShrinkDeleted          Point = "shrink-deleted" // some of the events have left the batch, in the transaction
 	ShrinkBeforeCommit     Point = "shrink-before-commit"
 	ShrinkCommitted        Point = "shrink-committed"
-	SplitDeleted           Point = "split-deleted" // the batch is deleted, in the transaction
-	SplitBeforeCommit      Point = "split-before-commit"
-	SplitCommitted         Point = "split-committed"
 
 	RequeueBeforeCommit Point = "requeue-before-commit" // the dead letters are events again
 	RequeueCommitted    Point = "requeue-committed"     // the operator has not received the result yet
@@ -65,10 +65,10 @@ var All = []Point{
 	ClaimBefore, ClaimMarked, ClaimLeased,
 	FlushRead, FlushBegun, FlushAcknowledged,
 	ResolveRead, ResolveWaited, ResolveChecked, ReinsertAcknowledged, ReinsertWaited, ReinsertChecked,
+	SampleEnded, SampleWaited, SampleChecked,
 	SettleDeleted, SettleBeforeCommit, SettleCommitted,
 	RetryBeforeCommit, RetryCommitted,
 	RenewTokenBeforeCommit, RenewTokenCommitted,
 	ShrinkDeleted, ShrinkBeforeCommit, ShrinkCommitted,
-	SplitDeleted, SplitBeforeCommit, SplitCommitted,
 	RequeueBeforeCommit, RequeueCommitted,
 }

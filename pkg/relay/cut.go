@@ -29,6 +29,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		if err == nil && time.Since(lastPoll) >= r.o.PollInterval {
 			if work, err = r.o.Store.Poll(ctx); err == nil {
 				lastPoll = time.Now()
+				r.checkFuse(ctx)
 				if work {
 					r.work.send(r.o.Workers)
 				}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
@@ -19,30 +20,124 @@ func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsE
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	var (
-		outcome store.Outcome
-		refused []int
-	)
+	outcome := refuse(keys, func(i int) error { return causes[i] })
+	allowed, err := d.lease.AllowDeadLetters(ctx, len(outcome.Refused))
+	switch {
+	case err != nil:
+		return "", err
+	case allowed:
+		return d.deadLetter(ctx, keys, outcome)
+	case len(outcome.Remaining) == 0:
+		return d.keepRefused(ctx, bad)
+	}
+	// The other events do not wait for the fuse. The bad events get a new token, because
+	// no insert can contain them.
+	kept := make([]int64, len(outcome.Refused))
+	for i, refused := range outcome.Refused {
+		kept[i] = refused.ID
+	}
+	if err := d.lease.Shrink(ctx, store.Outcome{Remaining: outcome.Remaining, Parts: [][]int64{kept}}, bad); err != nil {
+		return "", err
+	}
+	d.checkFuse(ctx)
+	d.work.send(1)
+	return resultSplit, nil
+}
+
+// refuse returns the outcome of a batch whose events are absent. refused returns the
+// reason of each event that becomes a dead letter, and nil for the other events.
+func refuse(keys *store.Events, refused func(i int) error) store.Outcome {
+	var outcome store.Outcome
 	for i, id := range keys.ID {
-		if cause, isBad := causes[i]; isBad {
+		if cause := refused(i); cause != nil {
 			outcome.Refused = append(outcome.Refused, store.Refused{ID: id, Cause: cause})
-			refused = append(refused, i)
 		} else {
 			outcome.Remaining = append(outcome.Remaining, id)
 		}
 	}
-	return d.deadLetter(ctx, keys.Select(refused), outcome)
+	return outcome
 }
 
 // deadLetter moves the refused events to the dead letters. The remaining events stay in
-// the batch.
-func (d *delivery) deadLetter(ctx context.Context, refused *store.Events, outcome store.Outcome) (string, error) {
-	if err := d.lease.Shrink(ctx, outcome); err != nil {
+// the batch. The fuse has allowed it.
+func (d *delivery) deadLetter(ctx context.Context, keys *store.Events, outcome store.Outcome) (string, error) {
+	cause := outcome.Refused[0].Cause
+	if err := d.lease.Shrink(ctx, outcome, cause); err != nil {
 		return "", err
+	}
+	var indexes []int
+	for i, id := range keys.ID {
+		if len(indexes) < len(outcome.Refused) && outcome.Refused[len(indexes)].ID == id {
+			indexes = append(indexes, i)
+		}
 	}
 	n := len(outcome.Refused)
 	d.metrics.events.WithLabelValues(resultDeadLettered).Add(float64(n))
-	d.logWithTraces(refused).ErrorContext(ctx, "events dead-lettered", "dead_lettered", n, "err", outcome.Refused[0].Cause)
+	d.logWithTraces(keys.Select(indexes)).ErrorContext(ctx, "events dead-lettered", "dead_lettered", n, "err", cause)
 	d.work.send(1)
+	return resultSplit, nil
+}
+
+// deadLetterOne moves one event of an absent batch to the dead letters, if the fuse
+// allows it.
+func (d *delivery) deadLetterOne(ctx context.Context, keys *store.Events, index int, cause error) (string, error) {
+	allowed, err := d.lease.AllowDeadLetters(ctx, 1)
+	if err != nil {
+		return "", err
+	}
+	if !allowed {
+		return d.keepRefused(ctx, cause)
+	}
+	return d.deadLetter(ctx, keys, refuse(keys, func(i int) error {
+		if i == index {
+			return cause
+		}
+		return nil
+	}))
+}
+
+// keepRefused keeps the batch in the outbox, because the fuse has blown.
+func (d *delivery) keepRefused(ctx context.Context, cause error) (string, error) {
+	d.checkFuse(ctx)
+	return d.retryAfter(ctx, d.lease.Fail, cause, d.backoff.delay(d.lease.Attempts))
+}
+
+// withoutEvidence is the multiple of DeadLetterAfter after which an attempt counts without
+// evidence against the event.
+const withoutEvidence = 10
+
+// convict decides about an event that the sink did not take although it was inserted
+// alone. The event becomes a dead letter after enough attempts and enough time. An attempt
+// counts only with evidence against the event. Without evidence it counts after a long
+// time, because the sink passes its check, and the fuse bounds the damage.
+func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, cause error) (string, error) {
+	if failure, ok := errors.AsType[sinkError](cause); ok {
+		cause = failure.error
+	}
+	isCause := d.evidence.against(kindOf(keys, index), keys.ID[index], d.previousAttempt())
+	switch age := d.lease.Age(); {
+	case !isCause && age < withoutEvidence*d.o.DeadLetterAfter:
+		delay := d.backoff.delay(d.lease.Attempts)
+		d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay, "failures", d.lease.Failures)
+		return d.retryAfter(ctx, d.lease.Retry, cause, delay)
+	case d.lease.Failures < d.o.DeadLetterAttempts, age < d.o.DeadLetterAfter:
+		return "", sinkError{cause}
+	}
+	return d.deadLetterOne(ctx, keys, index, cause)
+}
+
+// refused splits a batch that the sink refuses because of its data. All events are
+// absent, and the sink refuses every insert of the whole batch, so the parts may leave
+// the token. A single event becomes a dead letter.
+func (d *delivery) refused(ctx context.Context, keys *store.Events, cause error) (string, error) {
+	n := len(keys.ID)
+	if n == 1 {
+		return d.deadLetterOne(ctx, keys, 0, cause)
+	}
+	if err := d.lease.Shrink(ctx, store.Outcome{Parts: [][]int64{keys.ID[:n/2], keys.ID[n/2:]}}, cause); err != nil {
+		return "", err
+	}
+	d.logWithTraces(keys).WarnContext(ctx, "splitting refused batch", "err", cause)
+	d.work.send(2)
 	return resultSplit, nil
 }

@@ -60,6 +60,15 @@ type delivery struct {
 	skew   time.Duration // the database's clock minus the relay's clock
 }
 
+// previousAttempt returns the time of the previous attempt by the relay's clock, or the
+// zero time.
+func (d *delivery) previousAttempt() time.Time {
+	if !d.lease.PreviousAttemptAt.Valid {
+		return time.Time{}
+	}
+	return d.lease.PreviousAttemptAt.Time.Add(-d.skew)
+}
+
 // sinkError marks an error of the sink. All other errors come from the outbox.
 type sinkError struct{ error }
 
@@ -144,7 +153,13 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 			delay = d.backoff.delay(d.lease.Attempts)
 			d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay)
 		}
-	case sink.Unknown, sink.Permanent, sink.TooLarge:
+	case sink.TooLarge:
+		// Half of the batch may pass. Larger batches would fail too.
+		if limit := d.lease.Bytes / 2; d.lease.Events > 1 && d.o.Store.LimitBytes(limit) {
+			d.log.WarnContext(ctx, "limiting size of batches", "bytes", limit, "err", cause)
+		}
+		fallthrough
+	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Attempts)
 		if !errors.Is(cause, errInsertInFlight) {
 			release = d.lease.Fail
@@ -165,7 +180,9 @@ func (d *delivery) failed(ctx context.Context, cause error, delay time.Duration)
 		d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay, "failures", d.lease.Failures+1)
 		return
 	}
-	d.circuit.failedUnknown(ctx, cause)
+	if sink.ClassOf(cause) != sink.TooLarge {
+		d.circuit.failedUnknown(ctx, cause)
+	}
 	d.log.ErrorContext(ctx, "batch failed", "err", cause, "delay", delay)
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
@@ -15,6 +16,11 @@ func (d *delivery) flush(ctx context.Context) error {
 	if err := d.lease.Read(ctx, d.events); err != nil {
 		return err
 	}
+	return d.insert(ctx, d.events)
+}
+
+// insert inserts events of the batch under its token.
+func (d *delivery) insert(ctx context.Context, events *store.Events) error {
 	// The deadline starts before the worker verifies the lease. A process that is
 	// suspended here must not insert late. In the meantime another worker may have
 	// delivered the batch, and the sink may have forgotten its token.
@@ -25,16 +31,16 @@ func (d *delivery) flush(ctx context.Context) error {
 	insertCtx, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
 	defer cancel()
 	failpoint.At(failpoint.FlushRead)
-	err := d.o.Sink.Insert(insertCtx, sink.Batch{Token: d.lease.Token, Events: &d.events.Events})
+	err := d.o.Sink.Insert(insertCtx, sink.Batch{Token: d.lease.Token, Events: &events.Events})
 	if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
 		d.metrics.flush.Observe(time.Since(start).Seconds())
-		d.metrics.attempted.Add(float64(d.lease.Events))
+		d.metrics.attempted.Add(float64(len(events.ID)))
 	}
 	if err != nil {
 		return sinkError{err}
 	}
 	failpoint.At(failpoint.FlushAcknowledged)
-	d.metrics.rows.Observe(float64(d.lease.Events))
+	d.metrics.rows.Observe(float64(len(events.ID)))
 	d.circuit.succeeded(ctx)
 	d.lowerBackpressure()
 	return nil

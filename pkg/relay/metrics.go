@@ -15,7 +15,7 @@ const (
 	resultResolved     = "resolved"      // a presence check found all events
 	resultRetried      = "retried"       // returned after an error
 	resultTokenRenewed = "token_renewed" // returned under a new token
-	resultSplit        = "split"         // split in two, or reduced to some of its events
+	resultSplit        = "split"         // split into several batches, or reduced to some of its events
 	resultReleased     = "released"      // released by a shutdown, or lost because PostgreSQL failed
 )
 
@@ -36,7 +36,7 @@ type metrics struct {
 	unsafe    *prometheus.GaugeVec
 }
 
-func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFailing func() bool) *metrics {
+func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFailing, fuseBlown func() bool) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_events_total",
@@ -88,7 +88,9 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFail
 		newFlag("diehard_relay_blind",
 			"1 if a presence check cannot see all rows of the sink: batches with an unknown outcome wait for an operator.", blind),
 		newFlag("diehard_relay_postgresql_failing",
-			"1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.", postgresFailing))
+			"1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.", postgresFailing),
+		newFlag("diehard_relay_fuse_blown",
+			"1 if the fleet has reached its bound of dead letters: refused events wait in the outbox for an operator.", fuseBlown))
 	return m
 }
 

@@ -28,6 +28,9 @@ const (
 	DefaultShutdownTimeout = 35 * time.Second
 	DefaultBackoffMin      = 500 * time.Millisecond
 	DefaultBackoffMax      = 30 * time.Second
+
+	DefaultDeadLetterAttempts = 5
+	DefaultDeadLetterAfter    = time.Minute
 )
 
 // Options configure a Relay. Store, Sink, Log and Registry are required. A duration or
@@ -61,6 +64,12 @@ type Options struct {
 	ShutdownTimeout time.Duration
 	// BackoffMin and BackoffMax bound the pauses after consecutive failures.
 	BackoffMin, BackoffMax time.Duration
+	// DeadLetterAttempts is the number of failed attempts after which an event that may be
+	// their cause becomes a dead letter. DeadLetterAfter is the least time that the event
+	// has failed alone. An event that the sink refuses because of a rule of the table, or
+	// that it can never store, becomes a dead letter at once.
+	DeadLetterAttempts int
+	DeadLetterAfter    time.Duration
 }
 
 func (o *Options) setDefaults() {
@@ -69,6 +78,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = store.DefaultMaxBytes
+	}
+	if o.DeadLetterAttempts <= 0 {
+		o.DeadLetterAttempts = DefaultDeadLetterAttempts
 	}
 	for _, d := range []struct {
 		value    *time.Duration
@@ -80,6 +92,7 @@ func (o *Options) setDefaults() {
 		{&o.ShutdownTimeout, DefaultShutdownTimeout},
 		{&o.BackoffMin, DefaultBackoffMin},
 		{&o.BackoffMax, DefaultBackoffMax},
+		{&o.DeadLetterAfter, DefaultDeadLetterAfter},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
@@ -106,6 +119,8 @@ type Relay struct {
 	postgres     *postgresState
 	blind        blindness
 	elsewhere    elsewhere
+	evidence     evidence
+	fuse         fuse
 	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
@@ -126,7 +141,8 @@ func New(o Options) *Relay {
 	r.metrics = newMetrics(o.Registry,
 		func() bool { return r.circuit.err() != nil },
 		func() bool { return r.blind.err() != nil },
-		func() bool { return r.postgres.err() != nil })
+		func() bool { return r.postgres.err() != nil },
+		func() bool { return o.Store.Fuse() != nil })
 	o.Registry.MustRegister(newOutboxCollector(o.Store))
 	return r
 }
@@ -142,7 +158,10 @@ func (r *Relay) Ready(context.Context) error {
 	if err := r.blind.err(); err != nil {
 		return fmt.Errorf("sink: presence check: %w", err)
 	}
-	return r.elsewhere.err()
+	if err := r.elsewhere.err(); err != nil {
+		return err
+	}
+	return r.o.Store.Fuse()
 }
 
 // Run delivers until ctx ends. Then it claims no more batches, finishes deliveries within

@@ -722,6 +722,125 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 	})
 
+	Describe("with events whose data make inserts fail", func() {
+		quick := func(o *relay.Options) { o.DeadLetterAttempts, o.DeadLetterAfter = 3, time.Millisecond }
+		amounts := func(n int, bad map[int]string) []outbox.Event {
+			events := make([]outbox.Event, n)
+			for i := range events {
+				amount := "1"
+				if text, isBad := bad[i]; isBad {
+					amount = text
+				}
+				events[i].EventContext = outboxtest.JSON(`{"amount":"` + amount + `"}`)
+			}
+			return events
+		}
+		// The default of the column fails for texts that are not numbers.
+		addAmount := func(ctx context.Context) {
+			GinkgoHelper()
+			testengines.Query(ctx, "clickhouse", target.HTTP,
+				"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'amount'))")
+		}
+
+		It("dead-letters the event with the empty text, and delivers the other 999", func(ctx SpecContext) {
+			addAmount(ctx)
+			publish(ctx, amounts(1000, map[int]string{700: ""})...)
+			running := start(quick)
+			expectOnce(ctx, 999)
+			Expect(deadLetters()).To(ConsistOf(ContainSubstring("ATTEMPT_TO_READ_AFTER_EOF")))
+			Expect(running.Ready(ctx)).To(Succeed())
+		})
+
+		It("dead-letters 8 events of 600 in several partitions", func(ctx SpecContext) {
+			addAmount(ctx)
+			bad := map[int]string{}
+			for i := range 8 {
+				bad[i*i*10] = "abc"
+			}
+			events := amounts(600, bad)
+			for i := range events {
+				events[i].EventDateTime = time.Date(2026, time.Month(1+i%3), 1, 0, 0, 0, 0, time.UTC)
+			}
+			publish(ctx, events...)
+			start(quick)
+			expectOnce(ctx, 592)
+			Expect(deadLetters()).To(HaveLen(8))
+			Expect(deadLetters()).To(HaveEach(ContainSubstring("clickhouse error 6")))
+		})
+
+		It("delivers the events of other types, and keeps those of a type that always fails", func(ctx SpecContext) {
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(event_type = 'broken') = 0")
+			const each = 500
+			events := make([]outbox.Event, 2*each)
+			for i := range each {
+				events[2*i].EventType = "broken"
+			}
+			publish(ctx, events...)
+			running := start(quick, func(o *relay.Options) { o.DeadLetterAfter = 10 * time.Minute })
+			Eventually(ctx, func(g Gomega) {
+				left, _ := waiting(g)
+				g.Expect(left).To(Equal(each))
+			}).WithTimeout(patience).Should(Succeed())
+			tries := clickHouse.checks.Load()
+			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", tries+20))
+			Expect(deadLetters()).To(BeEmpty(), "the sink takes no event of the type, so no event is the cause")
+			Expect(running.Ready(ctx)).To(Succeed())
+
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
+			expectOnce(ctx, 2*each)
+		})
+
+		It("parts a batch that is too large for a query, and cuts smaller batches from then on", func(ctx SpecContext) {
+			clickHouse = openSink(target.Native + "?max_memory_usage=20000000")
+			s = store.New(db, store.Options{MaxBytes: 64 << 20})
+			large := func(n int) []outbox.Event {
+				events := make([]outbox.Event, n)
+				for i := range events {
+					events[i].EventContext = outboxtest.JSON(`{"text":"` + strings.Repeat("x", 300) + `"}`)
+				}
+				return events
+			}
+			publish(ctx, large(40_000)...)
+			start(quick)
+			expectOnce(ctx, 40_000)
+			Expect(deadLetters()).To(BeEmpty())
+			Expect(log).To(gbytes.Say("limiting size of batches"))
+
+			failed := strings.Count(string(log.Contents()), "MEMORY_LIMIT_EXCEEDED")
+			publish(ctx, large(40_000)...)
+			expectOnce(ctx, 80_000)
+			Expect(strings.Count(string(log.Contents()), "MEMORY_LIMIT_EXCEEDED")).To(Equal(failed))
+		})
+
+		It("dead-letters an event that is alone in its batch and of its type", func(ctx SpecContext) {
+			addAmount(ctx)
+			publish(ctx, amounts(1, map[int]string{0: "abc"})...)
+			start(quick)
+			expectOnce(ctx, 0)
+			Expect(deadLetters()).To(HaveLen(1))
+		})
+
+		It("stops dead-lettering when the fuse blows, until an operator mends it", func(ctx SpecContext) {
+			s = store.New(db, store.Options{MaxDeadLetters: 3})
+			addAmount(ctx)
+			publish(ctx, amounts(100, map[int]string{1: "a", 2: "b", 50: "c", 70: "d", 99: "e"})...)
+			running := start(quick)
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("relay dead-letters resume")))
+			Eventually(ctx, func(g Gomega) {
+				left, _ := waiting(g)
+				g.Expect(left).To(Equal(2))
+			}).WithTimeout(patience).Should(Succeed(), "the other events arrive")
+			Expect(deadLetters()).To(HaveLen(3))
+			Expect(log).To(gbytes.Say("fuse of dead letters blown"))
+			Expect(testutil.GatherAndCount(registry, "diehard_relay_fuse_blown")).To(Equal(1))
+
+			Expect(s.MendFuse(ctx)).To(BeTrue())
+			expectOnce(ctx, 95)
+			Expect(deadLetters()).To(HaveLen(5))
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
+		})
+	})
+
 	It("isolates many refused events with bounded work, without delaying other events", func(ctx SpecContext) {
 		const total, bad = 60, 30
 		testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")

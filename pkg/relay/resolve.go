@@ -10,8 +10,9 @@ import (
 )
 
 // resolve determines the outcome of the batch's earlier attempts and continues the
-// delivery. If cause is nil, an absent batch is inserted again. Otherwise cause is the
-// permanent error of the last insert, and an absent batch is split.
+// delivery. If cause is nil, an absent batch is inserted again, or sampled if it is
+// suspected. Otherwise cause is the permanent error of the last insert, and an absent
+// batch is split.
 func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	keys, err := d.lease.Keys(ctx)
 	if err != nil {
@@ -42,7 +43,9 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		d.reportFailedInsert(ctx, keys.Select(present), cause)
 		return d.settlePresent(ctx, keys, present, absent)
 	case cause != nil:
-		return d.split(ctx, keys, cause)
+		return d.refused(ctx, keys, cause)
+	case d.isSuspected():
+		return d.sample(ctx, keys)
 	}
 	return d.reinsert(ctx, keys)
 }
@@ -53,8 +56,8 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 // of tokens outlasts FlushTimeout from the first attempt. The token of an unverified batch
 // cannot decide, because the rows may have another token.
 func (d *delivery) isUndecided() bool {
-	return d.o.Sink.Undecided() && !d.lease.Unverified &&
-		d.lease.TokenAge >= 0 && d.lease.TokenAge < d.o.FlushTimeout.Seconds()
+	age := d.lease.TokenAge()
+	return d.o.Sink.Undecided() && !d.lease.Unverified && age >= 0 && age < d.o.FlushTimeout
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.

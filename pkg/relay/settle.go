@@ -17,11 +17,12 @@ func (d *delivery) settle(ctx context.Context, events *store.Events) error {
 	return nil
 }
 
-// record puts the delivery of the events into metrics and traces.
+// record puts the delivery of the events into metrics, traces and evidence.
 func (d *delivery) record(events *store.Events) {
 	now := time.Now()
 	d.metrics.observe(events.PublishedAt, now.Add(d.skew))
 	d.report(events, now)
+	d.evidence.delivered(events)
 }
 
 // settleResolved settles a batch whose events are all present at the sink.
@@ -36,7 +37,7 @@ func (d *delivery) settleResolved(ctx context.Context, keys *store.Events) (stri
 // in the batch.
 func (d *delivery) settlePresent(ctx context.Context, keys *store.Events, present, absent []int) (string, error) {
 	d.log.InfoContext(ctx, "settling events that are present", "present", len(present), "absent", len(absent))
-	if err := d.lease.Shrink(ctx, store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}); err != nil {
+	if err := d.lease.Shrink(ctx, store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}, nil); err != nil {
 		return "", err
 	}
 	d.record(keys.Select(present))

@@ -152,9 +152,26 @@ var situations = []situation{
 		},
 		points: []failpoint.Point{
 			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
-			failpoint.SplitDeleted, failpoint.SplitBeforeCommit, failpoint.SplitCommitted,
+			failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
 		},
 		visits: []int{1, 3},
+	},
+	{
+		name: "with an event that makes inserts fail",
+		env:  []string{"DIEHARD_RELAY_DEAD_LETTER_ATTEMPTS=2", "DIEHARD_RELAY_DEAD_LETTER_AFTER=10ms"},
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+				"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(event_type = 'poison' ? '' : '1')")
+			published := system.Events(perBatch)
+			published[perBatch/2].EventType = "poison"
+			Expect(s.Publish(ctx, published...)).To(Succeed())
+			return perBatch, 1
+		},
+		points: []failpoint.Point{
+			failpoint.SampleEnded, failpoint.SampleWaited, failpoint.SampleChecked,
+			failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
+		},
+		visits: []int{1, 2},
 	},
 	{
 		name: "with an event that cannot be encoded",

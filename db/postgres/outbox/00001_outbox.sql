@@ -125,6 +125,20 @@ SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1,
 FROM pg_control_system(), pg_database
 WHERE datname = current_database();
 
+-- The fuse of the fleet: a single row. It counts dead letters. If too many events become
+-- dead letters in an hour, the fuse blows, and no more events become dead letters until an
+-- operator mends it.
+CREATE TABLE {schema}outbox_fuse (
+    singleton      boolean     PRIMARY KEY DEFAULT true CHECK (singleton),
+    -- The start of the hour.
+    since          timestamptz NOT NULL,
+    dead_letters   bigint      NOT NULL,
+    -- The highest id that was cut at the start of the hour.
+    high_watermark bigint      NOT NULL,
+    blown_at       timestamptz
+);
+INSERT INTO {schema}outbox_fuse (since, dead_letters, high_watermark) VALUES (clock_timestamp(), 0, 0);
+
 -- Events that the sink refused because of their data, with the error.
 CREATE TABLE {schema}outbox_dead_letters (
     id               bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -191,6 +205,7 @@ END;
 -- +goose Down
 DROP FUNCTION {schema}diehard_publish;
 DROP TABLE {schema}outbox_dead_letters;
+DROP TABLE {schema}outbox_fuse;
 DROP TABLE {schema}outbox_history;
 DROP TABLE {schema}outbox_cursor;
 DROP TABLE {schema}outbox_batches;

@@ -113,6 +113,8 @@ var sessionSettings = []sessionSetting{
 	constant("enable_seqscan", "off", stablePlans),
 	constant("enable_bitmapscan", "off", stablePlans),
 	constant("enable_memoize", "off", stablePlans),
+	constant("enable_hashjoin", "off", stablePlans),
+	constant("enable_mergejoin", "off", stablePlans),
 	constant("enable_indexscan", "on", readsInOrder),
 	constant("enable_indexonlyscan", "on", stablePlans),
 	constant("enable_nestloop", "on", stablePlans),
@@ -172,6 +174,7 @@ var tables = []outboxTable{
 		[]string{"SELECT", "INSERT", "UPDATE", "DELETE"},
 		"A relay records a change of history. It repairs the history after a restore or a truncation.",
 	},
+	{"outbox_fuse", []string{"SELECT", "INSERT", "UPDATE"}, "A relay counts dead letters against the fuse."},
 	{"outbox_dead_letters", []string{"SELECT", "INSERT"}, "A relay writes and counts dead letters."},
 }
 

@@ -55,6 +55,8 @@ var _ = Describe("Assumptions", func() {
 			"enable_seqscan":                      "on",
 			"enable_bitmapscan":                   "on",
 			"enable_memoize":                      "on",
+			"enable_hashjoin":                     "on",
+			"enable_mergejoin":                    "on",
 			"enable_indexscan":                    "off",
 			"enable_indexonlyscan":                "off",
 			"enable_nestloop":                     "off",
@@ -134,6 +136,7 @@ var _ = Describe("Check", func() {
 	const grants = `
 		GRANT SELECT, DELETE ON outbox_events TO %[1]s;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_batches, outbox_cursor, outbox_history TO %[1]s;
+		GRANT SELECT, INSERT, UPDATE ON outbox_fuse TO %[1]s;
 		GRANT SELECT, INSERT ON outbox_dead_letters TO %[1]s;
 		GRANT SELECT ON SEQUENCE outbox_events_id_seq TO %[1]s;
 		GRANT SELECT ON diehard_outbox_version TO %[1]s;
@@ -182,9 +185,11 @@ var _ = Describe("Check", func() {
 		}
 		Expect(claim().Retry(ctx, errors.New("on purpose"), 0)).To(Succeed())
 		Expect(claim().RenewToken(ctx, errors.New("on purpose"))).To(Succeed())
-		Expect(claim().Shrink(ctx, store.Outcome{
+		refusing := claim()
+		Expect(refusing.AllowDeadLetters(ctx, 1)).To(BeTrue())
+		Expect(refusing.Shrink(ctx, store.Outcome{
 			Delivered: []int64{1}, Refused: []store.Refused{{ID: 2, Cause: errors.New("on purpose")}}, Remaining: []int64{3},
-		})).To(Succeed())
+		}, nil)).To(Succeed())
 		Expect(claim().Settle(ctx)).To(Succeed())
 	})
 

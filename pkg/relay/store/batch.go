@@ -1,6 +1,7 @@
 package store
 
 import (
+	"database/sql"
 	"encoding/binary"
 	"math/rand/v2"
 	"strconv"
@@ -27,16 +28,30 @@ type Batch struct {
 	// Unverified says that the batch may have been inserted under a token that was lost in
 	// a change of history.
 	Unverified bool `db:"unverified"`
-	// TokenAge is an upper bound of the seconds since the first attempt under Token. It is
-	// exact for the second attempt, and otherwise the age of the batch. It is negative if
-	// the database's clock was set back.
-	TokenAge float64 `db:"token_age"`
 	// LastError is the error of an earlier attempt, or empty.
 	LastError string `db:"last_error"`
 
-	EventIDs     string    `db:"event_ids"` // an int8multirange
-	AttemptedAt  time.Time `db:"last_attempt_at"`
-	DatabaseTime time.Time `db:"database_time"`
+	EventIDs  string    `db:"event_ids"` // an int8multirange
+	CreatedAt time.Time `db:"created_at"`
+	// AttemptedAt is the time of this claim. PreviousAttemptAt is the time of the claim
+	// before, if it is known.
+	AttemptedAt       time.Time    `db:"last_attempt_at"`
+	PreviousAttemptAt sql.NullTime `db:"previous_attempt_at"`
+	DatabaseTime      time.Time    `db:"database_time"`
+}
+
+// Age returns the time since the batch was written. It is negative if the database's
+// clock was set back.
+func (b *Batch) Age() time.Duration { return b.DatabaseTime.Sub(b.CreatedAt) }
+
+// TokenAge returns an upper bound of the time since the first attempt under Token. It is
+// exact for the second attempt, and otherwise the age of the batch. It is negative if the
+// database's clock was set back.
+func (b *Batch) TokenAge() time.Duration {
+	if b.Attempts == 2 && b.PreviousAttemptAt.Valid {
+		return b.DatabaseTime.Sub(b.PreviousAttemptAt.Time)
+	}
+	return b.Age()
 }
 
 // newBatchID returns a UUID v7 of the database's time t, to the microsecond. Each cut

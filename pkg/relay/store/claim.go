@@ -46,5 +46,5 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64, failing bool) (*Lease
 		return nil, fmt.Errorf("lease a batch: %w", err)
 	}
 	failpoint.At(failpoint.ClaimLeased)
-	return &Lease{Batch: batch, tx: tx, sql: s.sql}, nil
+	return &Lease{Batch: batch, store: s, tx: tx}, nil
 }

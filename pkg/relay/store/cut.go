@@ -135,14 +135,15 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, cursor *cursorRow, linge
 		from = cursor.HighWatermark
 	}
 	fromWatermark := from == cursor.LowWatermark
+	maxBytes := s.maxBytes(time.Now())
 	for cut.Batches < capacity {
-		batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
+		batch := left.batch(s.o.MaxRows, maxBytes)
 		for !batch.isFull && !leftAll {
 			var err error
 			if left, err = s.findUncut(ctx, tx, batchHint, from); err != nil {
 				return Cut{}, err
 			}
-			batch = left.batch(s.o.MaxRows, s.o.MaxBytes)
+			batch = left.batch(s.o.MaxRows, maxBytes)
 			leftAll = len(left.ids) < s.o.MaxRows
 			if !batch.isFull && !fromWatermark { // add late commits
 				from, fromWatermark, leftAll = cursor.LowWatermark, true, false
@@ -317,6 +318,39 @@ func (u uncut) batch(maxRows int, maxBytes int64) nextBatch {
 	}
 	batch.isFull = batch.events == maxRows
 	return batch
+}
+
+// sizeLimit bounds the bytes of new batches because the sink has refused a larger batch.
+type sizeLimit struct {
+	bytes int64
+	at    time.Time
+}
+
+// LimitBytes limits new batches of this process to these bytes, but to at least one event.
+// A lower limit that exists remains. The limit doubles every hour, because the sink may
+// take larger batches again. It returns true if it has lowered the limit.
+func (s *Store) LimitBytes(bytes int64) bool {
+	now := time.Now()
+	if bytes >= s.maxBytes(now) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = sizeLimit{bytes, now}
+	return true
+}
+
+func (s *Store) maxBytes(now time.Time) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.limit.bytes <= 0 {
+		return s.o.MaxBytes
+	}
+	bytes := s.limit.bytes
+	for at := s.limit.at.Add(time.Hour); bytes < s.o.MaxBytes && !now.Before(at); at = at.Add(time.Hour) {
+		bytes *= 2
+	}
+	return min(s.o.MaxBytes, bytes)
 }
 
 // after returns the events after the first n.

@@ -227,7 +227,7 @@ func (l *Lease) deadLetter(ctx context.Context, refused []Refused) error {
 	for i, r := range refused {
 		ids[i], errs[i] = r.ID, reason(r.Cause)
 	}
-	if _, err := l.tx.ExecContext(ctx, l.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs), l.ID); err != nil {
+	if _, err := l.tx.ExecContext(ctx, l.store.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs), l.ID); err != nil {
 		return fmt.Errorf("write the dead letters: %w", err)
 	}
 	return l.deleteEvents(ctx, multirange(ids), len(ids))

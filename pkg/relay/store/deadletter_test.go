@@ -49,7 +49,7 @@ var _ = Describe("Dead letters", func() {
 		for _, id := range keys.ID {
 			outcome.Refused = append(outcome.Refused, store.Refused{ID: id, Cause: errors.New(cause)})
 		}
-		Expect(lease.Shrink(ctx, outcome)).To(Succeed())
+		Expect(lease.Shrink(ctx, outcome, nil)).To(Succeed())
 		return lease.ID
 	}
 

@@ -13,13 +13,13 @@ import (
 )
 
 // Lease is an open transaction that has locked a batch's row for one worker. It ends
-// with the first of Settle, Retry, Fail, RenewToken, Shrink, Split or Release, or with the
+// with the first of Settle, Retry, Fail, RenewToken, Shrink or Release, or with the
 // worker's connection. It is not safe for concurrent use.
 type Lease struct {
 	Batch
 
-	tx  *sqlx.Tx
-	sql func(string) string // the field sql of the Store
+	store *Store
+	tx    *sqlx.Tx
 }
 
 // ErrLeaseLost says that the worker no longer holds the batch: its connection is lost,
@@ -49,7 +49,7 @@ func (l *Lease) Fail(ctx context.Context, cause error, delay time.Duration) erro
 
 func (l *Lease) retry(ctx context.Context, cause error, delay time.Duration, failures int) error {
 	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures)
+		_, err := l.tx.ExecContext(ctx, l.store.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures)
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }

@@ -31,11 +31,13 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		LastBatchAt   sql.NullTime   `db:"last_batch_at"`
 		SameHistory   bool           `db:"same_history"`
 		Ascending     bool           `db:"ascending"`
+		FuseBlownAt   sql.NullTime   `db:"fuse_blown_at"`
 		Publishers    pq.StringArray `db:"publishers"`
 	}
 	if err := s.db.GetContext(ctx, &look, s.sql(lookSQL), before.incarnation, before.cuts); err != nil {
 		return false, fmt.Errorf("poll for work: %w", err)
 	}
+	s.setFuse(look.FuseBlownAt)
 	if !look.Cuts.Valid || !look.SameHistory {
 		return true, nil // the next cut finds out why
 	}

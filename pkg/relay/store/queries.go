@@ -248,6 +248,7 @@ const (
 	lookSQL = `
 SELECT cursor.cuts, cursor.low_watermark, cursor.high_watermark, cursor.last_batch_at,
        ` + sameHistorySQL + ` AS same_history,
+       (SELECT blown_at FROM {schema}outbox_fuse) AS fuse_blown_at,
        coalesce(greatest(cursor.low_watermark, cursor.high_watermark) <= ` + sequenceValueSQL + `, true)
            AND (SELECT seqcache = 1 FROM pg_sequence WHERE seqrelid = ` + sequenceSQL + `::regclass) AS ascending,
        ARRAY(` + publishersSQL + `) AS publishers
@@ -325,7 +326,7 @@ RETURNING batch.batch_id, event_ids, event_count, byte_count, token, attempts, f
           clock_timestamp() AS database_time,
           coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error,
           lower(event_ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified,
-          extract(epoch FROM clock_timestamp() - coalesce(CASE WHEN attempts = 2 THEN (SELECT last_attempt_at FROM due) END, created_at))::float8 AS token_age`
+          created_at, (SELECT last_attempt_at FROM due) AS previous_attempt_at`
 
 // elsewhereSQL returns the batches that were attempted at a destination other than $1.
 const elsewhereSQL = `
@@ -400,11 +401,13 @@ WHERE id >= lower(member) AND id < upper(member)`
 
 	deleteBatchSQL = `DELETE FROM {schema}outbox_batches WHERE batch_id = $1`
 
-	// insertBatchSQL writes a batch of the events $1. No other batch may contain these
-	// events.
+	failingSQL = `SELECT count(*) FROM {schema}outbox_batches WHERE failures > 0`
+
+	// insertBatchSQL writes a failing batch of the events $1. No other batch may contain
+	// these events.
 	insertBatchSQL = `
 INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, last_error)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, $4, $3
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, $3
 FROM ` + membersSQL + `
 RETURNING event_count`
 
@@ -459,6 +462,45 @@ AND ($6::timestamptz IS NULL OR dead_lettered_at >= $6)
 AND ($7::timestamptz IS NULL OR dead_lettered_at < $7)
 AND ($8::text IS NULL OR strpos(error, $8) > 0)
 AND ($9::bigint IS NULL OR id < $9)`
+
+// The statements of the fuse. It counts dead letters per hour.
+const (
+	fuseExpiredSQL = `fuse.since NOT BETWEEN excluded.since - interval '1 hour' AND excluded.since`
+
+	// fuseSQL adds $1 dead letters to the fuse. The bound of an hour is $3, or a hundredth
+	// of the events that were cut in the hour. $2 is the hint of the cursor. The statement
+	// adds nothing and returns no row if the fuse has blown, or if the number would exceed
+	// the bound.
+	fuseSQL = `
+INSERT INTO {schema}outbox_fuse AS fuse (since, dead_letters, high_watermark)
+SELECT clock_timestamp(), $1::bigint,
+       coalesce((SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $2 ORDER BY cuts DESC LIMIT 1), 0)
+WHERE $1 <= $3 OR EXISTS (SELECT FROM {schema}outbox_fuse)
+ON CONFLICT (singleton) DO UPDATE
+SET since          = CASE WHEN ` + fuseExpiredSQL + ` THEN excluded.since ELSE fuse.since END,
+    high_watermark = CASE WHEN ` + fuseExpiredSQL + ` THEN excluded.high_watermark ELSE fuse.high_watermark END,
+    dead_letters   = excluded.dead_letters + CASE WHEN ` + fuseExpiredSQL + ` THEN 0 ELSE fuse.dead_letters END
+WHERE fuse.blown_at IS NULL
+  AND excluded.dead_letters + CASE WHEN ` + fuseExpiredSQL + ` THEN 0 ELSE fuse.dead_letters END <=
+      greatest($3::bigint, CASE WHEN ` + fuseExpiredSQL + ` THEN 0 ELSE (excluded.high_watermark - fuse.high_watermark) / 100 END)
+RETURNING dead_letters`
+
+	blowFuseSQL = `
+INSERT INTO {schema}outbox_fuse AS fuse (since, dead_letters, high_watermark, blown_at)
+VALUES (clock_timestamp(), 0, 0, clock_timestamp())
+ON CONFLICT (singleton) DO UPDATE SET blown_at = coalesce(fuse.blown_at, excluded.blown_at)`
+
+	// mendFuseSQL also ends the waits of failing batches.
+	mendFuseSQL = `
+WITH due AS (
+    UPDATE {schema}outbox_batches SET next_attempt_at = '-infinity'
+    WHERE batch_id IN (SELECT batch_id FROM {schema}outbox_batches WHERE failures > 0 FOR UPDATE SKIP LOCKED)
+)
+UPDATE {schema}outbox_fuse
+SET since = clock_timestamp(), dead_letters = 0, blown_at = NULL,
+    high_watermark = coalesce((SELECT max(high_watermark) FROM {schema}outbox_cursor), 0)
+WHERE blown_at IS NOT NULL`
+)
 
 const deadLetterColumns = `id, outbox_event_id, event_id, event_type, event_date_time, environment,
        metadata_version, coalesce(traceparent, '') AS traceparent, published_at, batch_id, error, dead_lettered_at`

@@ -17,7 +17,7 @@ var ErrEventsMissing = errors.New("events of the batch were deleted from the out
 func (l *Lease) Read(ctx context.Context, events *Events) error {
 	events.Reset()
 	events.Grow(l.Events, max(0, int(l.Bytes)-l.Events*eventOverhead))
-	return l.read(ctx, l.sql(readEventsSQL), &chunk{}, events)
+	return l.read(ctx, l.store.sql(readEventsSQL), &chunk{}, events)
 }
 
 // read appends the batch's events. The statement returns them in chunks.

@@ -13,7 +13,7 @@ import (
 func (l *Lease) Keys(ctx context.Context) (*Events, error) {
 	events := &Events{}
 	events.grow(l.Events)
-	if err := l.read(ctx, l.sql(readKeysSQL), &chunk{keysOnly: true}, events); err != nil {
+	if err := l.read(ctx, l.store.sql(readKeysSQL), &chunk{keysOnly: true}, events); err != nil {
 		return nil, err
 	}
 	return events, nil
@@ -23,7 +23,7 @@ func (l *Lease) Keys(ctx context.Context) (*Events, error) {
 // insert under the old token is in flight, and that all events are absent.
 func (l *Lease) RenewToken(ctx context.Context, cause error) error {
 	return l.finish(ending{"renew the token", failpoint.RenewTokenBeforeCommit, failpoint.RenewTokenCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.sql(renewTokenSQL), l.ID, uuid.NewString(), reason(cause))
+		_, err := l.tx.ExecContext(ctx, l.store.sql(renewTokenSQL), l.ID, uuid.NewString(), reason(cause))
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }

@@ -27,7 +27,7 @@ func (l *Lease) expectEvents(events, expected int) error {
 }
 
 func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error {
-	result, err := l.tx.ExecContext(ctx, l.sql(deleteEventsSQL), ids)
+	result, err := l.tx.ExecContext(ctx, l.store.sql(deleteEventsSQL), ids)
 	if err != nil {
 		return fmt.Errorf("delete the events: %w", err)
 	}
@@ -39,7 +39,7 @@ func (l *Lease) deleteEvents(ctx context.Context, ids string, events int) error 
 }
 
 func (l *Lease) deleteBatch(ctx context.Context) error {
-	if _, err := l.tx.ExecContext(ctx, l.sql(deleteBatchSQL), l.ID); err != nil {
+	if _, err := l.tx.ExecContext(ctx, l.store.sql(deleteBatchSQL), l.ID); err != nil {
 		return fmt.Errorf("delete the batch: %w", err)
 	}
 	return nil

@@ -3,9 +3,8 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
@@ -25,6 +24,17 @@ type Outcome struct {
 	Refused []Refused
 	// Remaining events stay in the batch.
 	Remaining []int64
+	// Parts are the events of new batches, which have new tokens. The new batches are
+	// failing, because some of their events may be the cause of the failure.
+	Parts [][]int64
+}
+
+func (o Outcome) events() int {
+	n := len(o.Delivered) + len(o.Refused) + len(o.Remaining)
+	for _, part := range o.Parts {
+		n += len(part)
+	}
+	return n
 }
 
 // Shrink removes events from the batch. The caller has checked that no insert of the
@@ -32,9 +42,14 @@ type Outcome struct {
 // token. The sink may have recorded the token for other events of the batch. The next
 // attempt resolves the remaining events before it inserts them. If an insert of the
 // original batch begins late, the token keeps it from adding rows again.
-func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
+//
+// A late insert must not add the events of outcome.Parts either, although they leave the
+// token. So either the sink has recorded the token in all of their partitions, or it
+// refuses every insert of the batch because of its data. cause is the error of the
+// batch, for the operator.
+func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error {
 	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
-		if events := len(outcome.Delivered) + len(outcome.Refused) + len(outcome.Remaining); events != l.Events {
+		if events := outcome.events(); events != l.Events {
 			return fmt.Errorf("%w: the outcome names %d of %d events", ErrLeaseLost, events, l.Events)
 		}
 		if err := l.deleteEvents(ctx, multirange(outcome.Delivered), len(outcome.Delivered)); err != nil {
@@ -44,46 +59,50 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome) error {
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
-		if len(outcome.Remaining) == 0 {
-			return l.deleteBatch(ctx)
+		if err := l.keep(ctx, outcome.Remaining); err != nil {
+			return err
 		}
-		var events int
-		if err := l.tx.GetContext(ctx, &events, l.sql(shrinkBatchSQL), multirange(outcome.Remaining), l.ID); err != nil {
-			return fmt.Errorf("write the batch: %w", err)
-		}
-		return l.expectEvents(events, len(outcome.Remaining))
+		return l.insertParts(ctx, outcome.Parts, cause)
 	})
 }
 
-// Split replaces a batch that the sink refuses because of its data by two batches with
-// new tokens. One has the first n of the batch's ascending ids, the other has the rest.
-// The caller has checked that no insert of the batch is in flight, and that all events
-// are absent.
-func (l *Lease) Split(ctx context.Context, ids []int64, n int, cause error) error {
-	return l.finish(ending{"split the batch", failpoint.SplitBeforeCommit, failpoint.SplitCommitted}, func() error {
-		if err := l.expectEvents(len(ids), l.Events); err != nil {
-			return err
-		}
-		if err := l.deleteBatch(ctx); err != nil {
-			return err
-		}
-		failpoint.At(failpoint.SplitDeleted)
-		// The order of the ids remains the order of the events after further splits. All
-		// batches of the first half are delivered before the second half begins, so that
-		// few batches exist at a time.
-		first := batchTime(l.ID).Add(time.Microsecond)
-		second := first.Add(time.Duration(2*n) * time.Microsecond)
-		if err := l.insertBatch(ctx, newBatchID(first), ids[:n], cause); err != nil {
-			return err
-		}
-		return l.insertBatch(ctx, newBatchID(second), ids[n:], cause)
-	})
-}
-
-func (l *Lease) insertBatch(ctx context.Context, id uuid.UUID, ids []int64, cause error) error {
-	var events int
-	if err := l.tx.GetContext(ctx, &events, l.sql(insertBatchSQL), multirange(ids), id, reason(cause), l.Failures+1); err != nil {
-		return fmt.Errorf("write a batch: %w", err)
+// keep leaves only the remaining events in the batch.
+func (l *Lease) keep(ctx context.Context, remaining []int64) error {
+	if len(remaining) == 0 {
+		return l.deleteBatch(ctx)
 	}
-	return l.expectEvents(events, len(ids))
+	var events int
+	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID); err != nil {
+		return fmt.Errorf("write the batch: %w", err)
+	}
+	return l.expectEvents(events, len(remaining))
+}
+
+// insertParts writes the new batches. The order of the ids remains the order of the
+// batches after further splits. All batches of the first part are delivered before the
+// second part begins, so that few batches exist at a time.
+func (l *Lease) insertParts(ctx context.Context, parts [][]int64, cause error) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	var failing int
+	if err := l.tx.GetContext(ctx, &failing, l.store.sql(failingSQL)); err != nil {
+		return fmt.Errorf("count the failing batches: %w", err)
+	}
+	if failing >= maxParted {
+		parts = [][]int64{slices.Sorted(slices.Values(slices.Concat(parts...)))}
+	}
+	at := batchTime(l.ID).Add(time.Microsecond)
+	for _, ids := range parts {
+		var events int
+		id := newBatchID(at)
+		if err := l.tx.GetContext(ctx, &events, l.store.sql(insertBatchSQL), multirange(ids), id, reason(cause)); err != nil {
+			return fmt.Errorf("write a batch: %w", err)
+		}
+		if err := l.expectEvents(events, len(ids)); err != nil {
+			return err
+		}
+		at = at.Add(time.Duration(2*len(ids)) * time.Microsecond)
+	}
+	return nil
 }

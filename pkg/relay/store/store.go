@@ -22,6 +22,8 @@ const (
 	DefaultMaxBytes = 32 << 20
 	// DefaultFlushTimeout bounds the duration of an insert.
 	DefaultFlushTimeout = 30 * time.Second
+	// DefaultMaxDeadLetters bounds the dead letters of the fleet in an hour.
+	DefaultMaxDeadLetters = 1_000
 	// DefaultMaxDelay bounds the delay of a batch that failed.
 	DefaultMaxDelay = 30 * time.Second
 )
@@ -40,6 +42,9 @@ const (
 	maxUnattempted = 8
 	maxBatches     = 256
 	maxFailing     = 4096
+	// maxParted is the number of failing batches above which a failing batch is not
+	// parted into more than one batch.
+	maxParted = maxFailing / 2
 	// unverifiedMargin is added to FlushTimeout while a relay waits for an insert of a
 	// lost history.
 	unverifiedMargin = 5 * time.Second
@@ -65,6 +70,10 @@ type Options struct {
 	FlushTimeout time.Duration
 	// MaxDelay is the longest delay that Retry gets. The default is DefaultMaxDelay.
 	MaxDelay time.Duration
+	// MaxDeadLetters bounds the dead letters of the fleet in an hour. The bound is higher
+	// if a hundredth of the events that were cut in the hour is more. The default is
+	// DefaultMaxDeadLetters.
+	MaxDeadLetters int
 	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
 	// the tables by the session's search_path.
 	Schema string
@@ -79,6 +88,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.FlushTimeout <= 0 {
 		o.FlushTimeout = DefaultFlushTimeout
+	}
+	if o.MaxDeadLetters <= 0 {
+		o.MaxDeadLetters = DefaultMaxDeadLetters
 	}
 	if o.MaxDelay <= 0 {
 		o.MaxDelay = DefaultMaxDelay
@@ -100,6 +112,8 @@ type Store struct {
 	mu          sync.Mutex
 	history     knownHistory
 	late        lateSearch
+	fuseBlownAt sql.NullTime
+	limit       sizeLimit
 	oldestBatch uuid.UUID // the lower bound of all batch ids at the last Poll; the database checks this hint
 }
 

@@ -633,7 +633,7 @@ var _ = Describe("Store", func() {
 				Delivered: []int64{1, 3},
 				Refused:   []store.Refused{{ID: 4, Cause: errors.New("the year 2500")}, {ID: 7, Cause: errors.New("why,\"}{")}},
 				Remaining: []int64{2, 5, 6},
-			})).To(Succeed())
+			}, nil)).To(Succeed())
 			Expect(batches()).To(Equal([][]int64{{2, 5, 6}}))
 			var letters []struct {
 				ID    int64  `db:"outbox_event_id"`
@@ -661,7 +661,7 @@ var _ = Describe("Store", func() {
 			whole := claim(ctx)
 			publishMany(ctx, 4)
 			cut(ctx)
-			Expect(whole.Split(ctx, []int64{1, 2, 3, 4}, 3, errors.New("refused"))).To(Succeed())
+			Expect(whole.Shrink(ctx, store.Outcome{Parts: [][]int64{{1, 2, 3}, {4}}}, errors.New("refused"))).To(Succeed())
 			Expect(batches()).To(Equal([][]int64{{1, 2, 3}, {4}, {5, 6, 7, 8}}))
 			var errs []string
 			Expect(db.Select(&errs, "SELECT coalesce(last_error, '') FROM outbox_batches ORDER BY batch_id")).To(Succeed())
@@ -687,7 +687,7 @@ var _ = Describe("Store", func() {
 					lease.Release()
 					break
 				}
-				Expect(lease.Split(ctx, keys.ID, len(keys.ID)/2, errors.New("refused"))).To(Succeed())
+				Expect(lease.Shrink(ctx, store.Outcome{Parts: [][]int64{keys.ID[:len(keys.ID)/2], keys.ID[len(keys.ID)/2:]}}, errors.New("refused"))).To(Succeed())
 			}
 			Expect(batches()).To(HaveLen(7), "the first half is delivered before the second begins")
 			Expect(batches()[0]).To(Equal(expected[0]))
@@ -695,14 +695,112 @@ var _ = Describe("Store", func() {
 			Expect(batches()[6]).To(HaveLen(32))
 		})
 
+		It("keeps the token of the remaining events, and gives new tokens to the parts", func(ctx SpecContext) {
+			publishMany(ctx, 6)
+			cut(ctx)
+			whole := claim(ctx)
+			Expect(whole.Shrink(ctx, store.Outcome{
+				Delivered: []int64{2}, Remaining: []int64{1, 6}, Parts: [][]int64{{3, 5}, {4}},
+			}, errors.New("failed"))).To(Succeed())
+			Expect(batches()).To(Equal([][]int64{{1, 6}, {3, 5}, {4}}))
+			var rows []struct {
+				Token    string `db:"token"`
+				Attempts int    `db:"attempts"`
+				Failures int    `db:"failures"`
+			}
+			Expect(db.Select(&rows, "SELECT token, attempts, failures FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+			Expect(rows[0].Token).To(Equal(whole.Token))
+			Expect(rows[0].Attempts).To(Equal(1))
+			for _, part := range rows[1:] {
+				Expect(part.Token).NotTo(Equal(whole.Token))
+				Expect(part.Attempts).To(BeZero(), "the token was never attempted")
+				Expect(part.Failures).To(Equal(1))
+			}
+			Expect(rows[1].Token).NotTo(Equal(rows[2].Token))
+		})
+
+		It("adds one batch at a time while thousands are failing", func(ctx SpecContext) {
+			publishMany(ctx, 4)
+			cut(ctx)
+			whole := claim(ctx)
+			db.MustExecContext(ctx, `INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures)
+				SELECT gen_random_uuid(), int8multirange(int8range(id, id + 1)), 1, 1, id::text, 1 FROM generate_series(1001, 3100) AS id`)
+			Expect(whole.Shrink(ctx, store.Outcome{Parts: [][]int64{{1, 3}, {2, 4}}}, errors.New("failed"))).To(Succeed())
+			var events int
+			Expect(db.Get(&events, "SELECT event_count FROM outbox_batches WHERE event_ids @> 1::bigint")).To(Succeed())
+			Expect(events).To(Equal(4))
+		})
+
 		It("changes nothing if events are missing in the outcome", func(ctx SpecContext) {
 			publishMany(ctx, 3)
 			cut(ctx)
-			Expect(claim(ctx).Shrink(ctx, store.Outcome{Delivered: []int64{1}, Remaining: []int64{2}})).
+			Expect(claim(ctx).Shrink(ctx, store.Outcome{Delivered: []int64{1}, Remaining: []int64{2}}, nil)).
 				To(MatchError(store.ErrLeaseLost))
 			due()
-			Expect(claim(ctx).Split(ctx, []int64{1, 2}, 1, errors.New("refused"))).To(MatchError(store.ErrLeaseLost))
+			Expect(claim(ctx).Shrink(ctx, store.Outcome{Parts: [][]int64{{1}, {2}}}, errors.New("refused"))).To(MatchError(store.ErrLeaseLost))
 			Expect(batches()).To(Equal([][]int64{{1, 2, 3}}))
+		})
+	})
+
+	Describe("The fuse", func() {
+		count := func(ctx context.Context, events int) bool {
+			GinkgoHelper()
+			publishMany(ctx, 1)
+			cut(ctx)
+			lease := claim(ctx)
+			allowed, err := lease.AllowDeadLetters(ctx, events)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(lease.Settle(ctx)).To(Succeed())
+			return allowed
+		}
+		blown := func(ctx context.Context) error {
+			GinkgoHelper()
+			other := store.New(db, store.Options{}) // another relay
+			_, err := other.Poll(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			return other.Fuse()
+		}
+
+		BeforeEach(func() { s = store.New(db, store.Options{MaxDeadLetters: 10}) })
+
+		It("blows at the bound of an hour, for all relays, until an operator mends it", func(ctx SpecContext) {
+			Expect(count(ctx, 9)).To(BeTrue())
+			Expect(count(ctx, 1)).To(BeTrue())
+			Expect(blown(ctx)).To(Succeed())
+			Expect(count(ctx, 1)).To(BeFalse())
+			Expect(s.Fuse()).To(MatchError(ContainSubstring("relay dead-letters resume")))
+			Expect(blown(ctx)).To(BeAssignableToTypeOf(&store.FuseBlownError{}))
+			db.MustExecContext(ctx, "UPDATE outbox_fuse SET since = since - interval '2 hours'")
+			Expect(count(ctx, 1)).To(BeFalse(), "a later hour does not mend it")
+
+			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(blown(ctx)).To(Succeed())
+			Expect(count(ctx, 10)).To(BeTrue())
+			Expect(count(ctx, 1)).To(BeFalse())
+			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(s.MendFuse(ctx)).To(BeFalse())
+		})
+
+		It("counts again in the next hour, also if the clock was set back", func(ctx SpecContext) {
+			for _, shift := range []string{"- interval '61 minutes'", "+ interval '1 minute'"} {
+				Expect(count(ctx, 10)).To(BeTrue())
+				db.MustExecContext(ctx, "UPDATE outbox_fuse SET since = since "+shift)
+			}
+			Expect(count(ctx, 10)).To(BeTrue())
+			Expect(count(ctx, 1)).To(BeFalse())
+		})
+
+		It("allows a hundredth of the events that were cut in the hour", func(ctx SpecContext) {
+			Expect(count(ctx, 10)).To(BeTrue())
+			db.MustExecContext(ctx, "UPDATE outbox_fuse SET high_watermark = high_watermark - 5000")
+			Expect(count(ctx, 40)).To(BeTrue())
+			Expect(count(ctx, 1)).To(BeFalse())
+		})
+
+		It("blows at once if a batch has more dead letters than the bound, also after its row was deleted", func(ctx SpecContext) {
+			db.MustExecContext(ctx, "TRUNCATE outbox_fuse")
+			Expect(count(ctx, 11)).To(BeFalse())
+			Expect(blown(ctx)).To(HaveOccurred())
 		})
 	})
 

@@ -1,0 +1,187 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
+	"github.com/diehard-outbox/diehard/pkg/sink"
+)
+
+// suspectedFailures is the number of failures after which a worker suspects the data of a
+// batch.
+const suspectedFailures = 2
+
+// isSuspected returns whether some events of the batch may be the cause of its failures.
+// Only the sink can tell: it takes a sample of the batch, and not the whole.
+func (d *delivery) isSuspected() bool {
+	return d.lease.Failures >= suspectedFailures && !d.isUndecided()
+}
+
+// sample inserts some events of an absent batch under the token of the batch. An earlier
+// insert of the whole batch may still begin late, for example in a proxy. It would double
+// events that have left the token. If the sink has recorded the token for the sample, it
+// refuses the late insert in the partitions of the sample. The other events of these
+// partitions then form new batches with new tokens. Events of other partitions keep the
+// token.
+func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, error) {
+	if err := d.checkSink(ctx); err != nil {
+		return "", err
+	}
+	partitions, err := d.partitions(ctx, keys)
+	if err != nil {
+		return "", err
+	}
+	if err := d.lease.Read(ctx, d.events); err != nil {
+		return "", err
+	}
+	chosen := choose(keys, partitions, d.lease.Failures > suspectedFailures)
+	cause := d.insert(ctx, d.events.Select(chosen))
+	failpoint.At(failpoint.SampleEnded)
+	if bad, ok := errors.AsType[*sink.BadEventsError](cause); ok {
+		for i := range bad.Events {
+			bad.Events[i].Index = chosen[bad.Events[i].Index]
+		}
+		return d.deadLetterBadEvents(ctx, bad)
+	}
+	if cause != nil && !mayBeData(cause) {
+		return "", cause
+	}
+	if err := d.awaitInserts(ctx); err != nil {
+		return "", err
+	}
+	failpoint.At(failpoint.SampleWaited)
+	present, absent, err := d.checkPresence(ctx, keys)
+	failpoint.At(failpoint.SampleChecked)
+	if err != nil {
+		return "", err
+	}
+	if cause != nil && len(present) > 0 {
+		d.reportFailedInsert(ctx, keys.Select(present), cause)
+	}
+	covered := map[int]bool{} // the partitions in which the sink has recorded the token
+	for _, i := range present {
+		covered[partitions[i]] = true
+	}
+	if cause == nil {
+		for _, i := range chosen {
+			covered[partitions[i]] = true
+		}
+	}
+	switch {
+	case len(absent) == 0:
+		return d.settleResolved(ctx, keys)
+	case len(covered) > 0:
+		return d.part(ctx, keys, present, absent, func(i int) bool { return covered[partitions[i]] })
+	case len(chosen) == 1:
+		return d.convict(ctx, keys, chosen[0], cause)
+	}
+	return "", cause
+}
+
+// mayBeData returns whether the data of the inserted events may have caused the error.
+func mayBeData(err error) bool {
+	if _, fromSink := errors.AsType[sinkError](err); !fromSink {
+		return false
+	}
+	switch sink.ClassOf(err) {
+	case sink.Unknown, sink.TooLarge, sink.Permanent:
+		return true
+	default:
+		return false
+	}
+}
+
+// partitions returns the partition of each event.
+func (d *delivery) partitions(ctx context.Context, keys *store.Events) ([]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.o.FlushTimeout)
+	defer cancel()
+	partitions, err := d.o.Sink.Partitions(ctx, &keys.Keys)
+	if err != nil {
+		return nil, sinkError{err}
+	}
+	return partitions, nil
+}
+
+// choose returns the indexes of a sample: a random event of each partition, or a single
+// random event. All event types of a partition have the same chance.
+func choose(keys *store.Events, partitions []int, single bool) []int {
+	types := map[int][]uint32{}          // the types of each partition
+	events := map[int]map[uint32][]int{} // the events of each partition by their type
+	var order []int
+	for i, partition := range partitions {
+		if events[partition] == nil {
+			events[partition] = map[uint32][]int{}
+			order = append(order, partition)
+		}
+		eventType := keys.EventType.Indexes[i]
+		if events[partition][eventType] == nil {
+			types[partition] = append(types[partition], eventType)
+		}
+		events[partition][eventType] = append(events[partition][eventType], i)
+	}
+	if single {
+		order = []int{random(order)}
+	}
+	chosen := make([]int, len(order))
+	for n, partition := range order {
+		chosen[n] = random(events[partition][random(types[partition])])
+	}
+	slices.Sort(chosen)
+	return chosen
+}
+
+func random[T any](values []T) T { return values[rand.IntN(len(values))] } //nolint:gosec // not a secret
+
+// part settles the events that are present, and moves the absent events that isCovered
+// selects to new batches.
+func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent []int, isCovered func(int) bool) (string, error) {
+	var covered, rest []int
+	for _, i := range absent {
+		if isCovered(i) {
+			covered = append(covered, i)
+		} else {
+			rest = append(rest, i)
+		}
+	}
+	outcome := store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(rest)}
+	for _, part := range parts(keys, covered) {
+		outcome.Parts = append(outcome.Parts, keys.IDs(part))
+	}
+	if err := d.lease.Shrink(ctx, outcome, errors.New(d.lease.LastError)); err != nil {
+		return "", err
+	}
+	d.record(keys.Select(present))
+	d.log.WarnContext(ctx, "splitting failed batch", "delivered", len(present), "split", len(covered), "err", d.lease.LastError)
+	d.work.send(2)
+	return resultSplit, nil
+}
+
+// partsOfBatch is the number of parts of a failed batch. Each bad event fails once for
+// each level of parts, and an attempt that fails takes ten times as long as an insert of a
+// part without bad events. With more parts, the inserts would be too small.
+const partsOfBatch = 4
+
+// parts divides ascending indexes of events into up to four parts: by their event types if
+// they have several, because most failures affect one type. Otherwise the parts have the
+// same size.
+func parts(keys *store.Events, indexes []int) [][]int {
+	order := map[uint32]int{} // of each type's first event
+	for _, i := range indexes {
+		if _, ok := order[keys.EventType.Indexes[i]]; !ok {
+			order[keys.EventType.Indexes[i]] = len(order)
+		}
+	}
+	divided := make([][]int, partsOfBatch)
+	for n, i := range indexes {
+		part := n * partsOfBatch / len(indexes)
+		if len(order) > 1 {
+			part = order[keys.EventType.Indexes[i]] % partsOfBatch
+		}
+		divided[part] = append(divided[part], i)
+	}
+	return slices.DeleteFunc(divided, func(part []int) bool { return len(part) == 0 })
+}
