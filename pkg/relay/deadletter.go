@@ -114,7 +114,13 @@ func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, c
 	if failure, ok := errors.AsType[sinkError](cause); ok {
 		cause = failure.error
 	}
-	isCause := d.evidence.against(kindOf(keys, index), keys.ID[index], d.previousAttempt())
+	kind := kindOf(keys, index)
+	isCause := d.evidence.against(kind, keys.ID[index], d.previousAttempt())
+	if d.evidence.isBroken(kind) {
+		if err := d.quarantine(ctx, kind.eventType, cause); err != nil {
+			return "", err
+		}
+	}
 	switch age := d.lease.Age(); {
 	case !isCause && age < withoutEvidence*d.o.DeadLetterAfter:
 		delay := d.backoff.delay(d.lease.Attempts)

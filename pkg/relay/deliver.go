@@ -54,7 +54,7 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) 
 type delivery struct {
 	*Relay
 	lease  *store.Lease
-	events *store.Events // filled by flush
+	events *store.Events // the memory of the attempt
 	log    *slog.Logger
 	start  time.Time
 	skew   time.Duration // the database's clock minus the relay's clock
@@ -74,13 +74,19 @@ type sinkError struct{ error }
 
 func (e sinkError) Unwrap() error { return e.error }
 
-// run flushes the batch if this is its first attempt, and otherwise resolves the
+// run inserts the batch if this is its first attempt, and otherwise resolves the
 // earlier attempts. If it returns an error, the lease is still open.
 func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if d.lease.Attempts > 1 {
 		return d.resolve(ctx, nil)
 	}
-	if err := d.flush(ctx); err != nil {
+	if err := d.lease.Read(ctx, d.events); err != nil {
+		return "", err
+	}
+	if aside, err := d.setAside(ctx); aside || err != nil {
+		return resultSplit, err
+	}
+	if err := d.insert(ctx, d.events); err != nil {
 		return d.insertFailed(ctx, err)
 	}
 	// Only the acknowledgement of a token's first insert proves that the events

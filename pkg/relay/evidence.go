@@ -41,6 +41,9 @@ type evidence struct {
 // outcomes are the last outcomes of the events of a kind.
 type outcomes struct {
 	delivered time.Time
+	// failing has the events that have failed alone since the last delivery, up to
+	// failingEvents.
+	failing map[int64]struct{}
 	// failed has the last failures of two different events.
 	failed [2]struct {
 		id int64
@@ -48,8 +51,13 @@ type outcomes struct {
 	}
 }
 
-// maxKinds bounds the memory.
-const maxKinds = 10_000
+const (
+	// maxKinds bounds the memory.
+	maxKinds = 10_000
+	// failingEvents is the number of failing events after which the sink seems to take no
+	// event of the kind.
+	failingEvents = 5
+)
 
 // delivered records events that the sink has taken.
 func (e *evidence) delivered(keys *store.Events) {
@@ -62,6 +70,7 @@ func (e *evidence) delivered(keys *store.Events) {
 	for i := range keys.ID {
 		if known := e.kinds[kindOf(keys, i)]; known != nil {
 			known.delivered = now
+			clear(known.failing)
 		}
 	}
 }
@@ -76,13 +85,16 @@ func (e *evidence) against(k kind, id int64, previous time.Time) bool {
 	}
 	known := e.kinds[k]
 	if known == nil {
-		known = &outcomes{}
+		known = &outcomes{failing: map[int64]struct{}{}}
 		e.kinds[k] = known
 	}
 	if known.failed[0].id != id {
 		known.failed[1] = known.failed[0]
 	}
 	known.failed[0].id, known.failed[0].at = id, time.Now()
+	if len(known.failing) < failingEvents {
+		known.failing[id] = struct{}{}
+	}
 	switch {
 	case previous.Before(e.since):
 		return false // other outcomes may be forgotten
@@ -91,4 +103,13 @@ func (e *evidence) against(k kind, id int64, previous time.Time) bool {
 	}
 	// Without another event of the kind, the successful check of the sink is sufficient.
 	return !known.failed[1].at.After(previous)
+}
+
+// isBroken returns whether several events of the kind have failed alone, and none was
+// delivered since the first of these failures.
+func (e *evidence) isBroken(k kind) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	known := e.kinds[k]
+	return known != nil && len(known.failing) == failingEvents
 }

@@ -10,16 +10,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// flush reads the batch's events into d.events and inserts them. The sink may empty their
+// insert inserts events of the batch under its token. The sink may empty their
 // EventContext.
-func (d *delivery) flush(ctx context.Context) error {
-	if err := d.lease.Read(ctx, d.events); err != nil {
-		return err
-	}
-	return d.insert(ctx, d.events)
-}
-
-// insert inserts events of the batch under its token.
 func (d *delivery) insert(ctx context.Context, events *store.Events) error {
 	// The deadline starts before the worker verifies the lease. A process that is
 	// suspended here must not insert late. In the meantime another worker may have

@@ -781,13 +781,26 @@ diehard_relay_events_total{result="delivered"} 7
 				left, _ := waiting(g)
 				g.Expect(left).To(Equal(each))
 			}).WithTimeout(patience).Should(Succeed())
-			tries := clickHouse.checks.Load()
-			Eventually(ctx, clickHouse.checks.Load).WithTimeout(patience).Should(BeNumerically(">", tries+20))
+			Eventually(ctx, s.Quarantine).WithTimeout(patience).Should(Equal([]string{"broken"}))
 			Expect(deadLetters()).To(BeEmpty(), "the sink takes no event of the type, so no event is the cause")
 			Expect(running.Ready(ctx)).To(Succeed())
 
+			By("publishing events of both types continually")
+			failed := strings.Count(string(log.Contents()), "msg=\"batch failed\"")
+			for round := range 30 {
+				publish(ctx, outbox.Event{EventType: "broken"}, outbox.Event{})
+				Eventually(ctx, func(g Gomega) {
+					left, _ := waiting(g)
+					g.Expect(left).To(Equal(each + round + 1))
+				}).WithTimeout(patience).Should(Succeed())
+			}
+			Expect(strings.Count(string(log.Contents()), "msg=\"batch failed\"")).To(Equal(failed), "no other event was in a failed batch")
+			_, batches := waiting(Default)
+			Expect(batches).To(BeNumerically("<", 20))
+
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log DROP CONSTRAINT broken")
-			expectOnce(ctx, 2*each)
+			expectOnce(ctx, 2*each+60)
+			Expect(s.Quarantine()).To(BeEmpty())
 		})
 
 		It("parts a batch that is too large for a query, and cuts smaller batches from then on", func(ctx SpecContext) {

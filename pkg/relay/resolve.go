@@ -120,7 +120,10 @@ func (d *delivery) reinsert(ctx context.Context, keys *store.Events) (string, er
 	if err := d.checkSink(ctx); err != nil {
 		return "", err
 	}
-	if err := d.flush(ctx); err != nil {
+	if err := d.lease.Read(ctx, d.events); err != nil {
+		return "", err
+	}
+	if err := d.insert(ctx, d.events); err != nil {
 		return d.insertFailed(ctx, err)
 	}
 	failpoint.At(failpoint.ReinsertAcknowledged)

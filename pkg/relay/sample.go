@@ -155,6 +155,7 @@ func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent
 		return "", err
 	}
 	d.record(keys.Select(present))
+	d.endQuarantine(ctx, keys.Select(present))
 	d.log.WarnContext(ctx, "splitting failed batch", "delivered", len(present), "split", len(covered), "err", d.lease.LastError)
 	d.work.send(2)
 	return resultSplit, nil

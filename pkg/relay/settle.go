@@ -14,6 +14,7 @@ func (d *delivery) settle(ctx context.Context, events *store.Events) error {
 	}
 	d.postgres.succeeded(ctx, d.Relay.log)
 	d.record(events)
+	d.endQuarantine(ctx, events)
 	return nil
 }
 
@@ -41,6 +42,7 @@ func (d *delivery) settlePresent(ctx context.Context, keys *store.Events, presen
 		return "", err
 	}
 	d.record(keys.Select(present))
+	d.endQuarantine(ctx, keys.Select(present))
 	d.work.send(1)
 	return resultSplit, nil
 }

@@ -61,6 +61,8 @@ CREATE TABLE {schema}outbox_batches (
     -- Failed attempts that the data of the batch may have caused. A batch with a failure
     -- uses at most one worker of each relay, and does not prevent cuts.
     failures        int             NOT NULL DEFAULT 0,
+    -- The batch collects events of quarantined types.
+    quarantined     boolean         NOT NULL DEFAULT false,
     last_error      text,
     created_at      timestamptz     NOT NULL DEFAULT clock_timestamp(),
     -- The table of the sink to which the first attempt was made, by an identity that does
@@ -139,6 +141,15 @@ CREATE TABLE {schema}outbox_fuse (
 );
 INSERT INTO {schema}outbox_fuse (since, dead_letters, high_watermark) VALUES (clock_timestamp(), 0, 0);
 
+-- Event types of which the sink takes no event, for example because a materialized view
+-- throws. Relays put these events into batches of their own, so that other events do not
+-- wait for them.
+CREATE TABLE {schema}outbox_quarantine (
+    event_type text        PRIMARY KEY,
+    error      text        NOT NULL,
+    since      timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Events that the sink refused because of their data, with the error.
 CREATE TABLE {schema}outbox_dead_letters (
     id               bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -205,6 +216,7 @@ END;
 -- +goose Down
 DROP FUNCTION {schema}diehard_publish;
 DROP TABLE {schema}outbox_dead_letters;
+DROP TABLE {schema}outbox_quarantine;
 DROP TABLE {schema}outbox_fuse;
 DROP TABLE {schema}outbox_history;
 DROP TABLE {schema}outbox_cursor;

@@ -175,6 +175,11 @@ var tables = []outboxTable{
 		"A relay records a change of history. It repairs the history after a restore or a truncation.",
 	},
 	{"outbox_fuse", []string{"SELECT", "INSERT", "UPDATE"}, "A relay counts dead letters against the fuse."},
+	{
+		"outbox_quarantine",
+		[]string{"SELECT", "INSERT", "DELETE"},
+		"A relay puts event types that the sink does not take into quarantine, and releases them.",
+	},
 	{"outbox_dead_letters", []string{"SELECT", "INSERT"}, "A relay writes and counts dead letters."},
 }
 

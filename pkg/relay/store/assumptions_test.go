@@ -137,6 +137,7 @@ var _ = Describe("Check", func() {
 		GRANT SELECT, DELETE ON outbox_events TO %[1]s;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_batches, outbox_cursor, outbox_history TO %[1]s;
 		GRANT SELECT, INSERT, UPDATE ON outbox_fuse TO %[1]s;
+		GRANT SELECT, INSERT, DELETE ON outbox_quarantine TO %[1]s;
 		GRANT SELECT, INSERT ON outbox_dead_letters TO %[1]s;
 		GRANT SELECT ON SEQUENCE outbox_events_id_seq TO %[1]s;
 		GRANT SELECT ON diehard_outbox_version TO %[1]s;
@@ -169,11 +170,11 @@ var _ = Describe("Check", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(unsafe).To(Equal([]string{"fsync", "full_page_writes"}), "the server of the suite is fast, not durable")
 
-		publish(ctx, owner, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{}, outbox.Event{}, outbox.Event{})
+		publish(ctx, owner, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{}, outbox.Event{}, outbox.Event{}, outbox.Event{})
 		owner.MustExecContext(ctx, "UPDATE outbox_history SET timeline = 'another'")
 		Expect(s.Cut(ctx, 0)).Error().To(MatchError(store.ErrHistoryChanged))
 		Expect(s.Poll(ctx)).To(BeTrue())
-		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 3))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 4))
 		Expect(s.Stats(ctx)).To(HaveField("Batches", int64(1)))
 		claim := func() *store.Lease {
 			GinkgoHelper()
@@ -185,6 +186,10 @@ var _ = Describe("Check", func() {
 		}
 		Expect(claim().Retry(ctx, errors.New("on purpose"), 0)).To(Succeed())
 		Expect(claim().RenewToken(ctx, errors.New("on purpose"))).To(Succeed())
+		Expect(claim().SetAside(ctx, []int64{4}, []int64{1, 2, 3})).To(Succeed())
+		Expect(s.PutIntoQuarantine(ctx, "a", errors.New("on purpose"))).To(Succeed())
+		Expect(s.EndQuarantine(ctx, []string{"a"})).To(Succeed())
+		owner.MustExecContext(ctx, "DELETE FROM outbox_batches WHERE event_ids @> 4::bigint")
 		refusing := claim()
 		Expect(refusing.AllowDeadLetters(ctx, 1)).To(BeTrue())
 		Expect(refusing.Shrink(ctx, store.Outcome{

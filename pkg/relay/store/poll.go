@@ -32,12 +32,14 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		SameHistory   bool           `db:"same_history"`
 		Ascending     bool           `db:"ascending"`
 		FuseBlownAt   sql.NullTime   `db:"fuse_blown_at"`
+		Quarantine    pq.StringArray `db:"quarantine"`
 		Publishers    pq.StringArray `db:"publishers"`
 	}
 	if err := s.db.GetContext(ctx, &look, s.sql(lookSQL), before.incarnation, before.cuts); err != nil {
 		return false, fmt.Errorf("poll for work: %w", err)
 	}
 	s.setFuse(look.FuseBlownAt)
+	s.setQuarantine(look.Quarantine)
 	if !look.Cuts.Valid || !look.SameHistory {
 		return true, nil // the next cut finds out why
 	}
@@ -54,11 +56,11 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	}
 	longest := max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds())
 	if err := s.db.GetContext(ctx, &seen, s.sql(pollSQL), search.from, highest,
-		tid(search.page), tid(search.page+pagesAtOnce), longest); err != nil {
+		tid(search.page), tid(search.page+pagesAtOnce), longest, s.longestQuarantine()); err != nil {
 		return false, fmt.Errorf("poll for work: %w", err)
 	}
 	if seen.Overlong {
-		if _, err := s.db.ExecContext(ctx, s.sql(limitWaitsSQL), longest); err != nil {
+		if _, err := s.db.ExecContext(ctx, s.sql(limitWaitsSQL), longest, s.longestQuarantine()); err != nil {
 			return false, fmt.Errorf("limit the waits of batches: %w", err)
 		}
 	}

@@ -249,6 +249,7 @@ const (
 SELECT cursor.cuts, cursor.low_watermark, cursor.high_watermark, cursor.last_batch_at,
        ` + sameHistorySQL + ` AS same_history,
        (SELECT blown_at FROM {schema}outbox_fuse) AS fuse_blown_at,
+       ARRAY(SELECT event_type FROM {schema}outbox_quarantine) AS quarantine,
        coalesce(greatest(cursor.low_watermark, cursor.high_watermark) <= ` + sequenceValueSQL + `, true)
            AND (SELECT seqcache = 1 FROM pg_sequence WHERE seqrelid = ` + sequenceSQL + `::regclass) AS ascending,
        ARRAY(` + publishersSQL + `) AS publishers
@@ -261,7 +262,7 @@ LEFT JOIN LATERAL (
 	// pollSQL returns the lowest event that is not in a batch: among the ids above $1 up
 	// to $2, and, with ids up to $2, among the pages from $3 to $4 of the table. It also
 	// returns whether events exist above the id $2, the oldest batch, and whether a batch
-	// waits longer than $5 seconds. Without the additions of zero, PostgreSQL would read
+	// waits longer than $5 seconds, or a quarantined batch longer than $6 seconds. Without the additions of zero, PostgreSQL would read
 	// the primary key instead of the pages.
 	pollSQL = `
 WITH cut AS (SELECT range_agg(event_ids) AS ids FROM {schema}outbox_batches)
@@ -275,17 +276,18 @@ SELECT least(
        EXISTS (SELECT FROM {schema}outbox_events WHERE id > $2) AS above,
        (SELECT batch_id FROM {schema}outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch,
        EXISTS (SELECT FROM {schema}outbox_batches
-               WHERE next_attempt_at > clock_timestamp() + make_interval(secs => $5)) AS overlong,
+               WHERE next_attempt_at > clock_timestamp() +
+                     make_interval(secs => CASE WHEN quarantined THEN $6::float8 ELSE $5::float8 END)) AS overlong,
        pg_relation_size('{schema_literal}outbox_events') / current_setting('block_size')::int AS pages`
 
-	// limitWaitsSQL limits the waits of all batches to $1 seconds. A wait is longer if the
-	// clock was set back.
+	// limitWaitsSQL limits the waits of batches to $1 seconds, and of quarantined batches
+	// to $2 seconds. A wait is longer if the clock was set back.
 	limitWaitsSQL = `
 UPDATE {schema}outbox_batches
-SET next_attempt_at = clock_timestamp() + make_interval(secs => $1)
+SET next_attempt_at = clock_timestamp() + make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END)
 WHERE batch_id IN (
     SELECT batch_id FROM {schema}outbox_batches
-    WHERE next_attempt_at > clock_timestamp() + make_interval(secs => $1)
+    WHERE next_attempt_at > clock_timestamp() + make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END)
     FOR UPDATE SKIP LOCKED
 )`
 )
@@ -410,6 +412,68 @@ INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count
 SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, $3
 FROM ` + membersSQL + `
 RETURNING event_count`
+
+	// unattemptedSQL leaves only the events $1 in a batch whose only attempt has sent
+	// nothing.
+	unattemptedSQL = `
+UPDATE {schema}outbox_batches
+SET event_ids       = $1::int8multirange,
+    event_count     = remaining.events,
+    byte_count      = remaining.bytes,
+    attempts        = attempts - 1,
+    next_attempt_at = '-infinity'
+FROM (
+    SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes
+    FROM ` + membersSQL + `
+) AS remaining
+WHERE batch_id = $2
+RETURNING event_count`
+
+	// collectSQL adds the events $1 to a quarantined batch that was never attempted and
+	// remains within $2 events and $3 bytes.
+	collectSQL = `
+UPDATE {schema}outbox_batches AS batch
+SET event_ids   = event_ids + $1::int8multirange,
+    event_count = event_count + added.events,
+    byte_count  = byte_count + added.bytes
+FROM (
+    SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `)::bigint AS bytes
+    FROM ` + membersSQL + `
+) AS added
+WHERE batch_id = (
+    SELECT batch_id FROM {schema}outbox_batches
+    WHERE quarantined AND attempts = 0 AND event_count + added.events <= $2 AND byte_count + added.bytes <= $3
+    ORDER BY batch_id DESC LIMIT 1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING added.events`
+
+	// quarantineBatchSQL writes a quarantined batch of the events $1. It is due in $4
+	// seconds, or later if quarantined batches have failed already. It collects events
+	// until then, so the number of batches grows slowly.
+	quarantineBatchSQL = `
+INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, quarantined, last_error, next_attempt_at)
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, true, $3,
+       clock_timestamp() + make_interval(secs => least($5::float8, $4::float8 * (
+           SELECT 1 + count(*) FROM {schema}outbox_batches WHERE quarantined AND attempts > 0
+       )))
+FROM ` + membersSQL + `
+RETURNING event_count`
+
+	quarantineSQL = `
+INSERT INTO {schema}outbox_quarantine (event_type, error) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+
+	// releaseSQL ends the quarantine of the types $1, and makes the collected batches due.
+	releaseSQL = `
+WITH released AS (
+    DELETE FROM {schema}outbox_quarantine WHERE event_type = ANY($1::text[]) RETURNING event_type
+),
+due AS (
+    UPDATE {schema}outbox_batches SET quarantined = false, next_attempt_at = '-infinity'
+    WHERE EXISTS (SELECT FROM released)
+      AND batch_id IN (SELECT batch_id FROM {schema}outbox_batches WHERE quarantined FOR UPDATE SKIP LOCKED)
+)
+SELECT count(*) FROM released`
 
 	// shrinkBatchSQL keeps only the events $1 in the batch, and makes it due.
 	shrinkBatchSQL = `

@@ -114,7 +114,8 @@ type Store struct {
 	late        lateSearch
 	fuseBlownAt sql.NullTime
 	limit       sizeLimit
-	oldestBatch uuid.UUID // the lower bound of all batch ids at the last Poll; the database checks this hint
+	quarantine  map[string]struct{} // event types
+	oldestBatch uuid.UUID           // the lower bound of all batch ids at the last Poll; the database checks this hint
 }
 
 // New returns a Store on db. The connections of db must have the settings of Session.

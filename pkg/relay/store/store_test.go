@@ -742,6 +742,91 @@ var _ = Describe("Store", func() {
 		})
 	})
 
+	Describe("The quarantine", func() {
+		BeforeEach(func(ctx SpecContext) {
+			Expect(s.PutIntoQuarantine(ctx, "broken", errors.New("the view throws"))).To(Succeed())
+		})
+
+		type row struct {
+			Events      int     `db:"events"`
+			Attempts    int     `db:"attempts"`
+			Failures    int     `db:"failures"`
+			Quarantined bool    `db:"quarantined"`
+			Wait        float64 `db:"wait"`
+		}
+		rows := func() (rows []row) {
+			GinkgoHelper()
+			Expect(db.Select(&rows, `SELECT event_count AS events, attempts, failures, quarantined,
+				CASE WHEN next_attempt_at > clock_timestamp() THEN extract(epoch FROM next_attempt_at - clock_timestamp()) ELSE 0 END AS wait
+				FROM outbox_batches ORDER BY quarantined, batch_id`)).To(Succeed())
+			return rows
+		}
+		setAside := func(ctx context.Context, events, aside int) {
+			GinkgoHelper()
+			publishMany(ctx, events)
+			cut(ctx)
+			lease := claim(ctx)
+			keys, err := lease.Keys(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(lease.SetAside(ctx, keys.ID[:aside], keys.ID[aside:])).To(Succeed())
+		}
+
+		It("is known to all relays from the next poll on", func(ctx SpecContext) {
+			Expect(s.IsQuarantined("broken")).To(BeTrue())
+			other := store.New(db, store.Options{})
+			_, err := other.Poll(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(other.Quarantine()).To(Equal([]string{"broken"}))
+			Expect(other.EndQuarantine(ctx, []string{"broken"})).To(Succeed())
+			_, err = s.Poll(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(s.IsQuarantined("broken")).To(BeFalse())
+		})
+
+		It("leaves the other events in their batch, as if it was never attempted", func(ctx SpecContext) {
+			setAside(ctx, 5, 2)
+			left := rows()
+			Expect(left).To(HaveLen(2))
+			Expect(left[0]).To(Equal(row{Events: 3}))
+			Expect(left[1].Events).To(Equal(2))
+			Expect(left[1].Quarantined).To(BeTrue())
+			Expect(left[1].Wait).To(And(BeNumerically(">", 0), BeNumerically("<=", 30)))
+			Expect(claim(ctx).Attempts).To(Equal(1))
+		})
+
+		It("collects events in one batch until its first attempt", func(ctx SpecContext) {
+			for range 3 {
+				setAside(ctx, 2, 2)
+			}
+			Expect(rows()).To(HaveLen(1))
+			Expect(rows()[0].Events).To(Equal(6))
+			due()
+			lease := claim(ctx)
+			keys, err := lease.Keys(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(keys.ID).To(Equal([]int64{1, 2, 3, 4, 5, 6}))
+			setAside(ctx, 2, 2) // the first batch is locked
+			Expect(lease.Fail(ctx, errors.New("failed"), time.Minute)).To(Succeed())
+			setAside(ctx, 2, 2)
+			Expect(rows()).To(HaveLen(2))
+			Expect(rows()[1].Events).To(Equal(4))
+			Expect(rows()[1].Wait).To(BeNumerically(">", 30), "the more batches have failed, the longer the next waits")
+		})
+
+		It("makes collected batches due when it ends", func(ctx SpecContext) {
+			setAside(ctx, 2, 2)
+			Expect(s.EndQuarantine(ctx, []string{"broken"})).To(Succeed())
+			Expect(rows()).To(Equal([]row{{Events: 2, Failures: 1}}))
+		})
+
+		It("refuses a batch that was attempted before", func(ctx SpecContext) {
+			publishMany(ctx, 2)
+			cut(ctx)
+			Expect(claim(ctx).Retry(ctx, errors.New("failed"), 0)).To(Succeed())
+			Expect(claim(ctx).SetAside(ctx, []int64{1}, []int64{2})).To(MatchError(store.ErrLeaseLost))
+		})
+	})
+
 	Describe("The fuse", func() {
 		count := func(ctx context.Context, events int) bool {
 			GinkgoHelper()

@@ -1,0 +1,106 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/diehard-outbox/diehard/pkg/failpoint"
+)
+
+// Quarantine returns the event types that were in quarantine at the last Poll, sorted.
+func (s *Store) Quarantine() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.quarantine))
+}
+
+func (s *Store) setQuarantine(types []string) {
+	quarantine := make(map[string]struct{}, len(types))
+	for _, eventType := range types {
+		quarantine[eventType] = struct{}{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quarantine = quarantine
+}
+
+// IsQuarantined returns whether the event type is in quarantine.
+func (s *Store) IsQuarantined(eventType string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, quarantined := s.quarantine[eventType]
+	return quarantined
+}
+
+// PutIntoQuarantine puts an event type into quarantine, for the whole fleet. SetAside then
+// separates its events from other events.
+func (s *Store) PutIntoQuarantine(ctx context.Context, eventType string, cause error) error {
+	if _, err := s.db.ExecContext(ctx, s.sql(quarantineSQL), eventType, reason(cause)); err != nil {
+		return fmt.Errorf("put an event type into quarantine: %w", err)
+	}
+	s.setQuarantine(append(s.Quarantine(), eventType))
+	return nil
+}
+
+// EndQuarantine releases event types, and makes the batches that were set aside due.
+func (s *Store) EndQuarantine(ctx context.Context, types []string) error {
+	var released int
+	if err := s.db.GetContext(ctx, &released, s.sql(releaseSQL), pq.Array(types)); err != nil {
+		return fmt.Errorf("end the quarantine: %w", err)
+	}
+	s.setQuarantine(slices.DeleteFunc(s.Quarantine(), func(eventType string) bool { return slices.Contains(types, eventType) }))
+	return nil
+}
+
+// SetAside moves events of quarantined types from the batch to a quarantined batch. It
+// ends the lease, and the remaining events are due again. This attempt must be the first
+// attempt of the batch, and must have sent nothing. Quarantined batches that were never
+// attempted collect events, so that few batches exist.
+func (l *Lease) SetAside(ctx context.Context, aside, remaining []int64) error {
+	return l.finish(ending{"set events aside", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
+		if l.Attempts != 1 {
+			return fmt.Errorf("%w: the batch was attempted", ErrLeaseLost)
+		}
+		if err := l.expectEvents(len(aside)+len(remaining), l.Events); err != nil {
+			return err
+		}
+		if len(remaining) == 0 {
+			if err := l.deleteBatch(ctx); err != nil {
+				return err
+			}
+		} else {
+			var events int
+			if err := l.tx.GetContext(ctx, &events, l.store.sql(unattemptedSQL), multirange(remaining), l.ID); err != nil {
+				return fmt.Errorf("write the batch: %w", err)
+			}
+			if err := l.expectEvents(events, len(remaining)); err != nil {
+				return err
+			}
+		}
+		return l.collect(ctx, aside)
+	})
+}
+
+func (l *Lease) collect(ctx context.Context, ids []int64) error {
+	var events []int
+	err := l.tx.SelectContext(ctx, &events, l.store.sql(collectSQL), multirange(ids), l.store.o.MaxRows, l.store.o.MaxBytes)
+	if err == nil && len(events) == 0 {
+		err = l.tx.SelectContext(ctx, &events, l.store.sql(quarantineBatchSQL), multirange(ids), newBatchID(batchTime(l.ID)),
+			reason(errQuarantined), l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
+	}
+	if err != nil {
+		return fmt.Errorf("write a batch: %w", err)
+	}
+	return l.expectEvents(events[0], len(ids))
+}
+
+var errQuarantined = errors.New("the sink takes no event of these types")
+
+// longestQuarantine returns the longest wait of a quarantined batch, in seconds.
+func (s *Store) longestQuarantine() float64 { return max(time.Hour, s.o.MaxDelay).Seconds() }
