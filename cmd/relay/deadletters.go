@@ -40,7 +40,8 @@ func deadLetters() cli.Command[*config.Relay] {
 				short: "Move events back into the outbox for delivery",
 				long: "Fix the cause first, such as a constraint of the table. If ClickHouse refuses an event again,\n" +
 					"the event becomes a dead letter with a new id. Requeued events keep their event_id and all\n" +
-					"other published fields. The command ignores dead letters that are added while it runs.",
+					"other published fields. The relay delivers an event only if it is absent from ClickHouse.\n" +
+					"The command ignores dead letters that are added while it runs.",
 				change: (*store.Store).RequeueDeadLetters,
 			}),
 			changeDeadLetters(change{
@@ -401,7 +402,7 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*sto
 	if err := schema(c).Check(ctx, db.DB, p.Log); err != nil {
 		return err
 	}
-	return do(store.New(db, store.Options{Schema: c.Postgres.Schema}))
+	return do(store.New(db, storeOptions(c)))
 }
 
 func write(w io.Writer, format string, args ...any) error {

@@ -61,16 +61,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		return err
 	}
 	delivery := relay.New(relay.Options{
-		Store: store.New(db, store.Options{
-			MaxRows: c.Relay.BatchMaxRows,
-			// A batch has at most half of the process's limit, so that a worker can read
-			// one batch while another worker inserts.
-			MaxBytes:       c.Relay.BatchMaxBytes / 2,
-			FlushTimeout:   c.Relay.FlushTimeout,
-			MaxDelay:       c.Relay.BackoffMax,
-			MaxDeadLetters: c.Relay.DeadLettersPerHour,
-			Schema:         c.Postgres.Schema,
-		}),
+		Store:           store.New(db, storeOptions(c)),
 		Sink:            sink,
 		Published:       wake[outbox.Channel],
 		BatchesCut:      wake[store.BatchesChannel],
@@ -130,5 +121,18 @@ func sinkOptions(c *config.Relay) clickhouse.Options {
 		// Each worker uses one connection for its insert and one to resolve an attempt.
 		// The probe of the circuit breaker uses one more connection.
 		MaxOpenConns: 2*c.Relay.Workers + 1,
+	}
+}
+
+func storeOptions(c *config.Relay) store.Options {
+	return store.Options{
+		MaxRows: c.Relay.BatchMaxRows,
+		// A batch has at most half of the process's limit, so that a worker can read one
+		// batch while another worker inserts.
+		MaxBytes:       c.Relay.BatchMaxBytes / 2,
+		FlushTimeout:   c.Relay.FlushTimeout,
+		MaxDelay:       c.Relay.BackoffMax,
+		MaxDeadLetters: c.Relay.DeadLettersPerHour,
+		Schema:         c.Postgres.Schema,
 	}
 }

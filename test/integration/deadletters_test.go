@@ -24,9 +24,9 @@ func deadLetterEnv(dsn string) []string {
 func insertDeadLetters(ctx context.Context, dsn string, n int) {
 	GinkgoHelper()
 	testengines.Query(ctx, "postgres", dsn, fmt.Sprintf(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type,
-		event_date_time, environment, event_context, metadata_version, published_at, batch_id, error)
+		event_date_time, environment, event_context, metadata_version, published_at, batch_id, token, error)
 		SELECT n, ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'thing_happened', now(), 'Production',
-		'{"secret": "payload"}', 1, now(), '00000000-0000-0000-0000-00000000000b', E'wrong\n in \x1b[31mmany ways'
+		'{"secret": "payload"}', 1, now(), '00000000-0000-0000-0000-00000000000b', 'of the batch', E'wrong\n in \x1b[31mmany ways'
 		FROM generate_series(1, %d) AS n ORDER BY n`, n))
 }
 

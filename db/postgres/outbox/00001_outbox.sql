@@ -162,7 +162,12 @@ CREATE TABLE {schema}outbox_dead_letters (
     metadata_version bigint      NOT NULL,
     traceparent      text,
     published_at     timestamptz NOT NULL,
+    -- The batch from which the event was dead-lettered, with its token and its destination.
+    -- A late insert of the batch may still add the event. A requeued event therefore keeps
+    -- the token.
     batch_id         uuid        NOT NULL,
+    token            text        NOT NULL,
+    destination      text,
     error            text        NOT NULL,
     dead_lettered_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );

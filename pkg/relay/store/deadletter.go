@@ -131,9 +131,19 @@ func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]i
 // deadLettersAtOnce bounds a transaction, because events may have several megabytes.
 const deadLettersAtOnce = 100
 
+// maxRequeued bounds the failing batches up to which dead letters are requeued. More
+// batches are left to the parts of other failing batches.
+const maxRequeued = maxParted / 2
+
 // RequeueDeadLetters moves the events of the dead letters back into the outbox, as they
 // were published. An event that the sink refuses again becomes a dead letter with a new
 // id.
+//
+// An insert of the batch from which an event was dead-lettered may begin late, and add the
+// event. So the events return in batches with the token and the destination of that batch.
+// The relay resolves such a batch: it checks presence, inserts the absent events under the
+// old token, and checks again. If the sink remembers the token, it drops the late insert.
+// If it drops the requeued events for the same reason, the relay renews the token.
 //
 // It returns the letters that were requeued, transaction by transaction, after each
 // commit. It skips letters that no longer exist. It stops at the first error. The failed
@@ -146,9 +156,6 @@ func (s *Store) RequeueDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[
 		if err != nil {
 			return nil, fmt.Errorf("requeue dead letters: %w", err)
 		}
-		if len(requeued) > 0 {
-			_, _ = s.db.ExecContext(ctx, "SELECT pg_notify($1, '')", outbox.Channel) // a hint; without it the next poll finds the events
-		}
 		return requeued, nil
 	})
 }
@@ -159,42 +166,143 @@ func (s *Store) requeueDeadLetters(ctx context.Context, ids []int64) ([]DeadLett
 		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after a commit
-	var rows []struct {
-		DeadLetterKey
-
-		FirstOld int64 `db:"first_old"`
-		LastNew  int64 `db:"last_new"`
-	}
-	if err := tx.SelectContext(ctx, &rows, s.sql(requeueDeadLettersSQL), pq.Array(ids)); err != nil {
+	var letters []requeuedLetter
+	if err := tx.SelectContext(ctx, &letters, s.sql(requeueDeadLettersSQL), pq.Array(ids)); err != nil {
 		return nil, fmt.Errorf("write the events back: %w", err)
 	}
-	if len(rows) == 0 {
+	if len(letters) == 0 {
 		return nil, nil
 	}
-	if err := s.markRequeuedUnverified(ctx, tx, rows[0].FirstOld, rows[0].LastNew); err != nil {
-		return nil, fmt.Errorf("mark the events as unverified: %w", err)
+	if err := s.batchRequeued(ctx, tx, letters); err != nil {
+		return nil, err
 	}
 	failpoint.At(failpoint.RequeueBeforeCommit)
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	failpoint.At(failpoint.RequeueCommitted)
-	requeued := make([]DeadLetterKey, len(rows))
-	for i, row := range rows {
-		requeued[i] = row.DeadLetterKey
+	requeued := make([]DeadLetterKey, len(letters))
+	for i, letter := range letters {
+		requeued[i] = letter.DeadLetterKey
 	}
 	return requeued, nil
 }
 
-// markRequeuedUnverified marks events up to lastNew as unverified, if PostgreSQL's
-// history has changed since the event firstOld. In the lost history the letter may have
-// been requeued and its event delivered.
-func (s *Store) markRequeuedUnverified(ctx context.Context, tx *sqlx.Tx, firstOld, lastNew int64) error {
+// requeuedLetter is a dead letter whose event was written back.
+type requeuedLetter struct {
+	DeadLetterKey
+
+	Token          string        `db:"token"`
+	Destination    string        `db:"destination"`
+	OutboxEventID  int64         `db:"outbox_event_id"`
+	DeadLetteredAt time.Time     `db:"dead_lettered_at"`
+	NewID          sql.NullInt64 `db:"new_id"` // the event's new id in the outbox
+	Bytes          sql.NullInt32 `db:"bytes"`  // the event's bytes in a batch
+}
+
+// batchRequeued writes the batches of the events that were written back.
+//
+// It takes two locks. With the lock of the history, no change of history is recorded
+// between the statements. With the cursor's lock, the ids of the batches are above those
+// of all cuts. So the hints of the relays include these batches, and no cut finds the
+// events without their batches. If the cursor is missing, only the clock orders the
+// batches, until a relay has written the cursor again.
+func (s *Store) batchRequeued(ctx context.Context, tx *sqlx.Tx, letters []requeuedLetter) error {
 	if _, err := tx.ExecContext(ctx, s.sql(lockHistorySQL)); err != nil {
-		return err //nolint:wrapcheck // the caller adds the operation
+		return fmt.Errorf("lock outbox_history: %w", err)
 	}
-	_, err := tx.ExecContext(ctx, s.sql(unverifiedRequeuedSQL), firstOld, lastNew)
-	return err //nolint:wrapcheck // the caller adds the operation
+	cursor := cursorRow{BatchAt: time.Now()} // for an outbox without a cursor
+	if err := tx.GetContext(ctx, &cursor, s.sql(lockCursorToRequeueSQL)); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("lock the cursor: %w", err)
+	}
+	batches, err := s.requeuedBatches(letters, cursor.BatchAt)
+	if err != nil {
+		return err
+	}
+	var failing int
+	if err := tx.GetContext(ctx, &failing, s.sql(failingSQL)); err != nil {
+		return fmt.Errorf("count the failing batches: %w", err)
+	}
+	if failing+len(batches.ids) > maxRequeued {
+		return fmt.Errorf("%d requeued or failing batches wait already: retry the remaining dead letters when the relay has delivered these batches", failing)
+	}
+	if _, err := tx.ExecContext(ctx, s.sql(requeueBatchesSQL), pq.Array(batches.ids), pq.Array(batches.eventIDs),
+		pq.Array(batches.events), pq.Array(batches.bytes), pq.Array(batches.tokens), pq.Array(batches.destinations),
+		pq.Array(batches.attemptedAt), pq.Array(batches.firstOld), s.unverifiedSeconds()); err != nil {
+		return fmt.Errorf("write the batches: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, s.sql(requeuedSQL), cursor.Cuts, batches.last); err != nil {
+		return fmt.Errorf("move the cursor: %w", err)
+	}
+	// A relay that could not lock the cursor in the meantime looks for events again.
+	if _, err := tx.ExecContext(ctx, "SELECT pg_notify($1, ''), pg_notify($2, '')", BatchesChannel, outbox.Channel); err != nil {
+		return fmt.Errorf("notify the fleet: %w", err)
+	}
+	return nil
+}
+
+// requeuedBatches contains batches as the columns of requeueBatchesSQL.
+type requeuedBatches struct {
+	ids                  []uuid.UUID
+	eventIDs             []string
+	events               []int
+	bytes                []int64
+	tokens, destinations []string
+	attemptedAt          []string
+	firstOld             []int64
+	last                 time.Time // the time of the last id
+}
+
+// requeuedBatches forms batches of the letters with the same token and destination. The
+// first batch has the time at.
+func (s *Store) requeuedBatches(letters []requeuedLetter, at time.Time) (requeuedBatches, error) {
+	type origin struct{ token, destination string }
+	var origins []origin // in the order of their first letters
+	groups := map[origin][]requeuedLetter{}
+	for _, letter := range letters {
+		if !letter.NewID.Valid {
+			return requeuedBatches{}, fmt.Errorf("the new id of dead letter %d is unknown", letter.ID)
+		}
+		from := origin{letter.Token, letter.Destination}
+		if len(groups[from]) == 0 {
+			origins = append(origins, from)
+		}
+		groups[from] = append(groups[from], letter)
+	}
+	batches := requeuedBatches{last: at}
+	for _, from := range origins {
+		rest := groups[from]
+		var left uncut
+		for _, letter := range rest {
+			left.ids = append(left.ids, letter.NewID.Int64)
+			left.bytes = append(left.bytes, letter.Bytes.Int32)
+		}
+		for len(rest) > 0 {
+			batch := left.batch(s.o.MaxRows, s.o.MaxBytes)
+			batches.last = at.Add(time.Duration(len(batches.ids)) * time.Microsecond)
+			batches.ids = append(batches.ids, newBatchID(batches.last))
+			batches.eventIDs = append(batches.eventIDs, multirange(left.ids[:batch.events]))
+			batches.events = append(batches.events, batch.events)
+			batches.bytes = append(batches.bytes, batch.bytes)
+			batches.tokens = append(batches.tokens, from.token)
+			batches.destinations = append(batches.destinations, from.destination)
+			firstDead, firstOld := rest[0].DeadLetteredAt, rest[0].OutboxEventID
+			for _, letter := range rest[:batch.events] {
+				firstDead, firstOld = earlier(firstDead, letter.DeadLetteredAt), min(firstOld, letter.OutboxEventID)
+			}
+			batches.attemptedAt = append(batches.attemptedAt, firstDead.UTC().Format(time.RFC3339Nano))
+			batches.firstOld = append(batches.firstOld, firstOld)
+			left, rest = left.after(batch.events), rest[batch.events:]
+		}
+	}
+	return batches, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // DiscardDeadLetters deletes the dead letters with their events. It returns letters and
@@ -227,7 +335,8 @@ func (l *Lease) deadLetter(ctx context.Context, refused []Refused) error {
 	for i, r := range refused {
 		ids[i], errs[i] = r.ID, reason(r.Cause)
 	}
-	if _, err := l.tx.ExecContext(ctx, l.store.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs), l.ID); err != nil {
+	if _, err := l.tx.ExecContext(ctx, l.store.sql(insertDeadLettersSQL), pq.Array(ids), pq.Array(errs),
+		l.ID, l.Token, l.Destination); err != nil {
 		return fmt.Errorf("write the dead letters: %w", err)
 	}
 	return l.deleteEvents(ctx, multirange(ids), len(ids))

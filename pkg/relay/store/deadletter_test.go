@@ -186,18 +186,21 @@ var _ = Describe("Dead letters", func() {
 		var outboxIDs []int64
 		Expect(db.Select(&outboxIDs, "SELECT id FROM outbox_events ORDER BY id")).To(Succeed())
 		Expect(outboxIDs).To(Equal([]int64{3, 4}), "new ids, above every cut")
-		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 	})
 
 	It("wake the relays when they are requeued, after the commit", func(ctx SpecContext) {
 		deadLetter(ctx, "why", outbox.Event{})
 		wake, err := postgres.Listen(ctx, postgres.ListenOptions{
-			DSN: dsn, Channels: []string{outbox.Channel}, Log: slog.New(slog.DiscardHandler),
+			DSN: dsn, Channels: []string{store.BatchesChannel, outbox.Channel}, Log: slog.New(slog.DiscardHandler),
 		})
 		Expect(err).NotTo(HaveOccurred())
-		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive(), "it listens")
+		for _, channel := range wake {
+			Eventually(ctx, channel).WithTimeout(time.Minute).Should(Receive(), "it listens")
+		}
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
-		Eventually(ctx, wake[outbox.Channel]).WithTimeout(time.Minute).Should(Receive())
+		for _, channel := range wake {
+			Eventually(ctx, channel).WithTimeout(time.Minute).Should(Receive())
+		}
 	})
 
 	It("are requeued once each by concurrent calls", func(ctx SpecContext) {
@@ -248,29 +251,167 @@ var _ = Describe("Dead letters", func() {
 		Expect(count("outbox_events")).To(Equal(250))
 	})
 
-	It("are requeued as unverified if PostgreSQL's history has changed in the meantime", func(ctx SpecContext) {
+	// batchRow is a row of outbox_batches.
+	type batchRow struct {
+		ID          uuid.UUID `db:"batch_id"`
+		Token       string    `db:"token"`
+		Destination *string   `db:"destination"`
+		Events      int       `db:"event_count"`
+		Bytes       int64     `db:"byte_count"`
+		Attempts    int       `db:"attempts"`
+		Due         bool      `db:"due"`
+	}
+	batches := func() (rows []batchRow) {
+		GinkgoHelper()
+		Expect(db.Select(&rows, `SELECT batch_id, token, destination, event_count, byte_count, attempts,
+			next_attempt_at <= clock_timestamp() AS due FROM outbox_batches ORDER BY batch_id`)).To(Succeed())
+		return rows
+	}
+
+	It("are requeued under the tokens of their batches, due at once, and are resolved before an insert", func(ctx SpecContext) {
+		s.SetDestination("here")
+		first := deadLetter(ctx, "why", make([]outbox.Event, 2)...)
+		second := deadLetter(ctx, "why", make([]outbox.Event, 2)...)
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1, 3, 4}))).To(HaveLen(3))
+		requeued := batches()
+		Expect(requeued).To(HaveExactElements(
+			And(HaveField("Token", first.String()), HaveField("Events", 1)),
+			And(HaveField("Token", second.String()), HaveField("Events", 2))))
+		for _, batch := range requeued {
+			Expect(batch.Attempts).To(Equal(1))
+			Expect(batch.Due).To(BeTrue())
+			Expect(batch.Destination).To(HaveValue(Equal("here")))
+			Expect(batch.ID.String()).NotTo(Equal(batch.Token))
+		}
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{2}))).To(HaveLen(1), "the token has a batch already")
+		Expect(batches()).To(HaveExactElements(append([]any{requeued[0], requeued[1]}, HaveField("Token", first.String()))...))
+
+		lease, err := s.Claim(ctx, anyBytes, true)
+		Expect(err).NotTo(HaveOccurred())
+		defer lease.Release()
+		Expect(lease.Attempts).To(Equal(2), "the attempt is not the first")
+		Expect(lease.TokenAge()).To(BeNumerically(">=", 0))
+		var events store.Events
+		Expect(lease.Read(ctx, &events)).To(Succeed())
+		Expect(events.ID).To(Equal([]int64{5}))
+	})
+
+	It("are requeued in batches within the limits", func(ctx SpecContext) {
+		large := outbox.Event{EventContext: outboxtest.JSON(`"` + strings.Repeat("x", 20_000) + `"`)}
+		token := deadLetter(ctx, "why", outbox.Event{}, outbox.Event{}, outbox.Event{}, outbox.Event{}, large, outbox.Event{})
+		small := store.New(db, store.Options{MaxRows: 3, MaxBytes: 10_000})
+		Expect(all(small.RequeueDeadLetters(ctx, []int64{6, 5, 4, 3, 2, 1}))).To(Equal([]int64{1, 2, 3, 4, 5, 6}))
+		var events []int
+		for _, batch := range batches() {
+			Expect(batch.Token).To(Equal(token.String()))
+			events = append(events, batch.Events)
+		}
+		Expect(events).To(Equal([]int{3, 1, 1, 1}))
+		Expect(batches()[0].Bytes).To(Equal(int64(3 * 130)))
+	})
+
+	It("are requeued for the destination of their batch", func(ctx SpecContext) {
+		s.SetDestination("there")
+		deadLetter(ctx, "why", outbox.Event{})
+		s.SetDestination("here")
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(claimed(ctx, s)).To(BeFalse(), "only the other destination shows whether the event is present")
+		Expect(s.CheckElsewhere(ctx)).To(MatchError(ContainSubstring("UPDATE outbox_batches SET destination = NULL WHERE destination = 'there'")))
+		s.SetDestination("there")
+		Expect(claimed(ctx, s)).To(BeTrue())
+	})
+
+	It("are claimed by a relay that has polled before they are requeued", func(ctx SpecContext) {
+		deadLetter(ctx, "why", outbox.Event{})
+		db.MustExec("UPDATE outbox_cursor SET last_batch_at = clock_timestamp() + interval '1 hour'") // the clock was set back
+		Expect(s.Poll(ctx)).To(BeFalse())
+		Expect(all(store.New(db, store.Options{}).RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(claimed(ctx, s)).To(BeTrue())
+	})
+
+	It("wait for a cut, and get a younger batch", func(ctx SpecContext) {
+		deadLetter(ctx, "why", outbox.Event{})
+		relay := db.MustBegin()
+		defer func() { _ = relay.Rollback() }()
+		relay.MustExec("UPDATE outbox_cursor SET cuts = cuts + 1, last_batch_at = clock_timestamp() + interval '1 hour'")
+		requeued := make(chan error, 1)
+		go func() {
+			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
+			requeued <- err
+		}()
+		awaitLock(ctx, db)
+		Expect(relay.Commit()).To(Succeed())
+		Eventually(ctx, requeued).WithTimeout(time.Minute).Should(Receive(BeNil()))
+		seconds, _ := batches()[0].ID.Time().UnixTime()
+		Expect(time.Unix(seconds, 0)).To(BeTemporally(">", time.Now().Add(50*time.Minute)))
+	})
+
+	It("are not cut again while they wait, and are counted once", func(ctx SpecContext) {
+		deadLetter(ctx, "why", make([]outbox.Event, 3)...)
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1, 2, 3}))).To(HaveLen(3))
+		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{}, outbox.Event{})
+		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), HaveField("Batches", int64(1))))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
+		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), HaveField("Batches", int64(2))))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 0))
+		Expect(s.Poll(ctx)).To(BeTrue())
+		var low, high int64
+		Expect(db.QueryRow("SELECT low_watermark, high_watermark FROM outbox_cursor").Scan(&low, &high)).To(Succeed())
+		Expect(high).To(Equal(int64(8)))
+		Expect(low).To(BeNumerically("<=", int64(3)))
+	})
+
+	It("stay dead letters while many failing batches wait", func(ctx SpecContext) {
+		deadLetter(ctx, "why", outbox.Event{})
+		fill := func(batches int) {
+			db.MustExec(`INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures)
+				SELECT gen_random_uuid(), int8multirange(int8range(n, n + 1)), 1, 1, n::text, 1 FROM generate_series(1000, 999 + $1) AS n`, batches)
+		}
+		fill(1024)
+		_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
+		Expect(err).To(MatchError(ContainSubstring("1024 requeued or failing batches wait already")))
+		Expect(count("outbox_dead_letters")).To(Equal(1))
+		Expect(count("outbox_events")).To(BeZero())
+		db.MustExec("DELETE FROM outbox_batches")
+		fill(1023)
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+	})
+
+	It("are requeued if the cursor is missing", func(ctx SpecContext) {
+		deadLetter(ctx, "why", outbox.Event{})
+		db.MustExec("DELETE FROM outbox_cursor")
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 0), "it writes the cursor again")
+		Expect(claimed(ctx, s)).To(BeTrue())
+	})
+
+	It("do not hide from the first cut that another outbox has filled the tables", func(ctx SpecContext) {
+		db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
+			environment, event_context, metadata_version, published_at, batch_id, token, error)
+			VALUES (1, gen_random_uuid(), 'a', now(), 'Test', '{}', 1, now(), gen_random_uuid(), 'of the batch', 'why')`)
+		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
+		_, err := s.Cut(ctx, 0)
+		Expect(err).To(MatchError(store.ErrHistoryChanged))
+	})
+
+	It("wait if PostgreSQL's history has changed in the meantime, because they may have been requeued before", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
 		db.MustExec("UPDATE outbox_history SET timeline = '00000000'")
 		_, err := s.Cut(ctx, 0)
 		Expect(err).To(MatchError(store.ErrHistoryChanged))
 		deadLetter(ctx, "after", outbox.Event{})
 
-		attempts := func() (attempts int) {
-			GinkgoHelper()
-			Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
-			Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches ORDER BY batch_id DESC LIMIT 1")).To(Succeed())
-			db.MustExec("UPDATE outbox_batches SET attempts = attempts + 1") // no batch waits for its first attempt
-			return attempts
-		}
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{2}))).To(HaveLen(1))
-		Expect(attempts()).To(Equal(0), "it was published in this history")
+		Expect(batches()).To(HaveExactElements(HaveField("Due", true)), "it was published in this history")
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{1}))).To(HaveLen(1))
-		Expect(attempts()).To(Equal(1), "in the lost history it may have been requeued and delivered")
+		Expect(batches()).To(HaveExactElements(HaveField("Due", true), HaveField("Due", false)),
+			"an insert of the lost history may still be in flight")
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{})
-		Expect(attempts()).To(Equal(0), "other events are verified")
+		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
+		Expect(batches()[2]).To(And(HaveField("Attempts", 0), HaveField("Due", true)), "other events are verified")
 	})
 
-	It("are requeued as unverified while a relay records a change of history", func(ctx SpecContext) {
+	It("wait until a relay has recorded a change of history", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
 		relay := db.MustBegin()
 		defer func() { _ = relay.Rollback() }()
@@ -280,18 +421,10 @@ var _ = Describe("Dead letters", func() {
 			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
 			requeued <- err
 		}()
-		Eventually(ctx, func(g Gomega) {
-			var waiting int
-			g.Expect(db.Get(&waiting, `SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
-				WHERE datname = current_database() AND NOT granted`)).To(Succeed())
-			g.Expect(waiting).To(Equal(1))
-		}).WithTimeout(time.Minute).Should(Succeed())
+		awaitLock(ctx, db)
 		Expect(relay.Commit()).To(Succeed())
 		Eventually(ctx, requeued).WithTimeout(time.Minute).Should(Receive(BeNil()))
-		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
-		var attempts int
-		Expect(db.Get(&attempts, "SELECT attempts FROM outbox_batches")).To(Succeed())
-		Expect(attempts).To(Equal(1))
+		Expect(batches()).To(HaveExactElements(And(HaveField("Attempts", 1), HaveField("Due", false))))
 	})
 
 	It("are deleted when they are discarded, and other dead letters stay", func(ctx SpecContext) {
@@ -307,9 +440,9 @@ var _ = Describe("Dead letters", func() {
 		deadLetter(ctx, "why", outbox.Event{})
 		more := func(letters int) {
 			db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
-				environment, event_context, metadata_version, published_at, batch_id, error)
+				environment, event_context, metadata_version, published_at, batch_id, token, error)
 				SELECT outbox_event_id, event_id, event_type, event_date_time, environment, event_context, metadata_version,
-				published_at, batch_id, error FROM outbox_dead_letters, generate_series(1, $1) WHERE id = 1`, letters)
+				published_at, batch_id, token, error FROM outbox_dead_letters, generate_series(1, $1) WHERE id = 1`, letters)
 		}
 		more(9_998)
 		Expect(s.Stats(ctx)).To(HaveField("DeadLetters", int64(9_999)))
@@ -317,3 +450,14 @@ var _ = Describe("Dead letters", func() {
 		Expect(s.Stats(ctx)).To(HaveField("DeadLetters", int64(10_000)))
 	})
 })
+
+// awaitLock waits until a session waits for a lock.
+func awaitLock(ctx context.Context, db *sqlx.DB) {
+	GinkgoHelper()
+	Eventually(ctx, func(g Gomega) {
+		var waiting int
+		g.Expect(db.GetContext(ctx, &waiting, `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`)).To(Succeed())
+		g.Expect(waiting).To(Equal(1))
+	}).WithTimeout(time.Minute).Should(Succeed())
+}

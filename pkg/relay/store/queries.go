@@ -492,9 +492,9 @@ RETURNING event_count`
 	insertDeadLettersSQL = `
 INSERT INTO {schema}outbox_dead_letters
     (outbox_event_id, event_id, event_type, event_date_time, environment, event_context,
-     metadata_version, traceparent, published_at, batch_id, error)
+     metadata_version, traceparent, published_at, batch_id, error, token, destination)
 SELECT id, event_id, event_type, event_date_time, environment, event_context,
-       metadata_version, traceparent, published_at, $3, error
+       metadata_version, traceparent, published_at, $3, error, $4, nullif($5, '')
 FROM unnest($1::bigint[], $2::text[]) AS refused (id, error)
 JOIN {schema}outbox_events USING (id)
 ORDER BY id`
@@ -554,11 +554,13 @@ INSERT INTO {schema}outbox_fuse AS fuse (since, dead_letters, high_watermark, bl
 VALUES (clock_timestamp(), 0, 0, clock_timestamp())
 ON CONFLICT (singleton) DO UPDATE SET blown_at = coalesce(fuse.blown_at, excluded.blown_at)`
 
-	// mendFuseSQL also ends the waits of failing batches.
+	// mendFuseSQL also ends the waits of failing batches. A batch without last_attempt_at
+	// waits for inserts of a lost history.
 	mendFuseSQL = `
 WITH due AS (
     UPDATE {schema}outbox_batches SET next_attempt_at = '-infinity'
-    WHERE batch_id IN (SELECT batch_id FROM {schema}outbox_batches WHERE failures > 0 FOR UPDATE SKIP LOCKED)
+    WHERE batch_id IN (SELECT batch_id FROM {schema}outbox_batches
+                       WHERE failures > 0 AND last_attempt_at IS NOT NULL FOR UPDATE SKIP LOCKED)
 )
 UPDATE {schema}outbox_fuse
 SET since = clock_timestamp(), dead_letters = 0, blown_at = NULL,
@@ -583,9 +585,10 @@ LIMIT $10`
 
 	readDeadLetterSQL = `SELECT ` + deadLetterColumns + `, event_context FROM {schema}outbox_dead_letters WHERE id = $1`
 
-	// requeueDeadLettersSQL moves events back into the outbox. A second statement for the
-	// same letters waits for the first and then finds no letters. Both statements lock
-	// the letters in the order of the primary key.
+	// requeueDeadLettersSQL moves events back into outbox_events. The new ids ascend in the
+	// order of the letters, so the n-th id belongs to the n-th letter. A second statement
+	// for the same letters waits for the first and then finds no letters. Both statements
+	// lock the letters in the order of the primary key.
 	requeueDeadLettersSQL = `
 WITH requeued AS (
     DELETE FROM {schema}outbox_dead_letters WHERE id = ANY($1::bigint[]) RETURNING *
@@ -596,20 +599,47 @@ published AS (
     SELECT event_id, event_type, event_date_time, environment, event_context, metadata_version, traceparent, published_at
     FROM requeued
     ORDER BY id
-    RETURNING id
+    RETURNING id, event_id, context_bytes
 )
-SELECT id, event_type, event_id,
-       min(outbox_event_id) OVER () AS first_old,
-       (SELECT max(id) FROM published) AS last_new
-FROM requeued
-ORDER BY id`
+SELECT letter.id, letter.event_type, letter.event_id, letter.token, letter.destination, letter.outbox_event_id,
+       letter.dead_lettered_at, event.id AS new_id, event.context_bytes + ` + eventOverheadSQL + ` AS bytes
+FROM (SELECT id, event_type, event_id, token, coalesce(destination, '') AS destination, outbox_event_id, dead_lettered_at,
+             row_number() OVER (ORDER BY id) AS n FROM requeued) AS letter
+LEFT JOIN (SELECT id, event_id, context_bytes, row_number() OVER (ORDER BY id) AS n FROM published) AS event USING (n, event_id)
+ORDER BY letter.id`
 
-	// unverifiedRequeuedSQL must not hide that the row was copied.
-	unverifiedRequeuedSQL = `
-UPDATE {schema}outbox_history
-SET unverified_to = greatest(unverified_to, $2),
-    recorded_by   = CASE WHEN xmin = recorded_by THEN pg_current_xact_id()::xid ELSE recorded_by END
-WHERE unverified_to >= $1`
+	// lockCursorToRequeueSQL waits for the lock of the fleet. It limits the time for which
+	// a suspended process holds the lock.
+	lockCursorToRequeueSQL = `
+SELECT cuts, greatest(clock_timestamp(), last_batch_at + interval '1 ms') AS batch_at,
+       set_config('idle_in_transaction_session_timeout', '10s', true)     AS ignored
+FROM {schema}outbox_cursor
+ORDER BY cuts DESC
+LIMIT 1
+FOR UPDATE`
+
+	// requeueBatchesSQL writes batches as columns. Each batch counts one attempt, so the
+	// next claim resolves it. last_attempt_at is the time of the first dead letter: before
+	// that time, the events were absent. If the history has changed since an event was
+	// published ($8 is the lowest id that the events had), the event may have been requeued
+	// before under a token that is lost. The batch then waits for $9 seconds, as in cutSQL.
+	requeueBatchesSQL = `
+INSERT INTO {schema}outbox_batches
+    (batch_id, event_ids, event_count, byte_count, token, destination, attempts, failures, last_attempt_at, next_attempt_at)
+SELECT batch_id, event_ids, event_count, byte_count, token, nullif(destination, ''), 1, 1,
+       CASE WHEN NOT unverified THEN last_attempt_at END,
+       CASE WHEN unverified THEN clock_timestamp() + make_interval(secs => $9) ELSE '-infinity' END
+FROM unnest($1::uuid[], $2::int8multirange[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[])
+    AS batch (batch_id, event_ids, event_count, byte_count, token, destination, last_attempt_at, first_old)
+CROSS JOIN LATERAL (SELECT coalesce(first_old <= (SELECT max(unverified_to) FROM {schema}outbox_history), false) AS unverified) AS history`
+
+	// requeuedSQL moves the cursor past the last batch id $2. The first cut of an outbox
+	// must still find zero cuts, because isForeignSQL then finds the batches.
+	requeuedSQL = `
+UPDATE {schema}outbox_cursor
+SET cuts          = CASE WHEN cuts = 0 THEN 0 ELSE cuts + 1 END,
+    last_batch_at = $2
+WHERE cuts = $1`
 
 	discardDeadLettersSQL = `
 WITH discarded AS (
@@ -619,7 +649,8 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 )
 
 // The cost of statsSQL does not depend on the size of the table. It counts the events
-// above the high watermark up to a bound. If the cursor is missing, the high watermark is
+// above the high watermark that are not in a batch, up to a bound. Requeued events are
+// above it and in a batch. If the cursor is missing, the high watermark is
 // 0. Beyond the bound it estimates the number from the sequence, if the role may read it.
 // The estimate includes the ids of rolled-back transactions. It counts dead letters up to
 // a bound as well.
@@ -631,7 +662,10 @@ uncut AS (
     SELECT count(*) AS events, min(published_at) AS oldest
     FROM (
         SELECT published_at FROM {schema}outbox_events
-        WHERE id > (SELECT high_watermark FROM cursor) ORDER BY id LIMIT 10000
+        WHERE id > (SELECT high_watermark FROM cursor)
+          AND NOT coalesce((SELECT range_agg(event_ids) FROM {schema}outbox_batches
+                            WHERE upper(event_ids) - 1 > (SELECT high_watermark FROM cursor)) @> id, false)
+        ORDER BY id LIMIT 10000
     ) AS counted
 ),
 batches AS (

@@ -866,6 +866,24 @@ var _ = Describe("Store", func() {
 			Expect(s.MendFuse(ctx)).To(BeFalse())
 		})
 
+		It("makes failing batches due when it is mended, but not unverified batches", func(ctx SpecContext) {
+			Expect(count(ctx, 11)).To(BeFalse())
+			publishMany(ctx, 1)
+			cut(ctx)
+			Expect(claim(ctx).Fail(ctx, errors.New("failed"), time.Hour)).To(Succeed())
+			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(claim(ctx)).To(BeNil(), "an insert of the lost history may still be in flight")
+
+			due()
+			Expect(claim(ctx).Fail(ctx, errors.New("failed"), time.Hour)).To(Succeed())
+			db.MustExecContext(ctx, "UPDATE outbox_fuse SET blown_at = now()")
+			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(claim(ctx)).NotTo(BeNil())
+		})
+
 		It("counts again in the next hour, also if the clock was set back", func(ctx SpecContext) {
 			for _, shift := range []string{"- interval '61 minutes'", "+ interval '1 minute'"} {
 				Expect(count(ctx, 10)).To(BeTrue())
@@ -903,9 +921,9 @@ var _ = Describe("Store", func() {
 		cut(ctx)
 		publishMany(ctx, 3)
 		db.MustExec(`INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
-			environment, event_context, metadata_version, published_at, batch_id, error)
+			environment, event_context, metadata_version, published_at, batch_id, token, error)
 			SELECT id, event_id, event_type, event_date_time, environment, event_context, 1, published_at,
-			gen_random_uuid(), 'why' FROM outbox_events WHERE id = 1`)
+			gen_random_uuid(), 'of the batch', 'why' FROM outbox_events WHERE id = 1`)
 		stats, err := s.Stats(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(stats.BacklogEvents).To(Equal(int64(15)))
