@@ -15,8 +15,8 @@
  * worker that is cut off loses its lease and does not know it. It continues to send,
  * and fails at its next transaction.
  *
- * ClickHouse executes an insert partition by partition. In the model each event has
- * a partition of its own. For each partition ClickHouse looks the token up and
+ * ClickHouse executes an insert partition by partition. LAYOUT says which events share
+ * a partition. For each partition ClickHouse looks the token up and
  * remembers it in one step, and stores the rows in another step. An insert can end
  * between any two steps. An insert that was sent begins at any later time, even if its
  * sender has died. Nobody can see an insert before it begins.
@@ -31,7 +31,7 @@
  *   - after a failover no worker sends before the inserts of the old primary's
  *     workers have ended,
  *   - ClickHouse refuses invalid data at every attempt, before it stores any row of
- *     the insert,
+ *     the insert. It names the data of POISON as the cause, but not that of SOUR,
  *   - a presence check sees the rows of every insert that has ended,
  *   - a cluster has removed rows that were not committed before it forgets the token,
  *     before the relay counts their attempt as old, and before a failover.
@@ -49,22 +49,53 @@
 #ifndef FAILOVERS
 #define FAILOVERS 0
 #endif
+#ifndef SUSPECT
+#define SUSPECT 0 /* whether workers may suspect the data of a batch whose insert failed */
+#endif
+#ifndef SOUR
+#define SOUR 0 /* the events whose inserts fail without a cause, one bit each */
+#endif
+#ifndef LAYOUT
+#define LAYOUT 0
+#endif
+
+#if LAYOUT == 0 /* two events in two partitions */
+#define EVENTS 2
+#define EVENTS_IN(p) BIT(p)
+#define PARTITIONS_OF(events) (events)
+#endif
+#if LAYOUT == 1 /* two events in one partition */
+#define EVENTS 2
+#define EVENTS_IN(p) ((p) == 0 -> 3 : 0)
+#define PARTITIONS_OF(events) ((events) -> 1 : 0)
+#endif
+#if LAYOUT == 2 /* the events 0 and 1 in a partition, and the event 2 in another */
+#define EVENTS 3
+#define EVENTS_IN(p) ((p) == 0 -> 3 : 4)
+#define PARTITIONS_OF(events) (((events) & 3 -> 1 : 0) | ((events) & 4 -> 2 : 0))
+#endif
 
 #ifdef REPLICATED
 #define CLUSTER true
+#if SUSPECT
+#error the sample is modelled for a single server
+#endif
 #else
 #define CLUSTER false
 #endif
 
 #define WORKERS 2
-#define EVENTS 2
-#define BATCHES 2
+#define BATCHES EVENTS
+#define PARTITIONS 2
 #define INSERTS 4
 #define TOKENS 8
-#define NOBODY 7 /* instead of the number of a worker or of an event */
+#define NOBODY 7 /* instead of the number of a worker or of a partition */
 
 #define BIT(n) (1 << (n))
-#define ALL 3
+#define ALL (BIT(EVENTS) - 1)
+#define SINGLE(events) ((events) == 1 || (events) == 2 || (events) == 4)
+#define PARTITION(p, events) (PARTITIONS_OF(events) & BIT(p) -> EVENTS_IN(p) : 0)
+#define EVENTS_BESIDE(events) (PARTITION(0, events) | PARTITION(1, events)) /* all events of their partitions */
 
 /* PostgreSQL */
 byte uncommitted = ALL; /* events of open transactions */
@@ -85,9 +116,9 @@ Batch batch[BATCHES];
 
 /* ClickHouse */
 byte rows = 0; /* events that are stored */
-byte known[EVENTS]; /* the tokens that each partition remembers */
+byte known[PARTITIONS]; /* the tokens that each partition remembers */
 byte ghosts = 0; /* events whose rows a replica shows without a commit in Keeper */
-byte ghost[EVENTS]; /* the tokens of these rows */
+byte ghost[PARTITIONS]; /* the tokens of these rows */
 #define VISIBLE (rows | ghosts)
 
 mtype = { free, travelling, running };
@@ -108,7 +139,15 @@ byte hand[WORKERS]; /* the token that each worker may send under, as a bit */
 byte faults = FAULTS;
 byte failovers = FAILOVERS;
 
+#if EVENTS == 3
+#define IN_BATCHES (batch[0].members | batch[1].members | batch[2].members)
+#define FREE_BATCH (!batch[0].members || !batch[1].members || !batch[2].members)
+#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1) | BATCH_TOKEN(2))
+#else
 #define IN_BATCHES (batch[0].members | batch[1].members)
+#define FREE_BATCH (!batch[0].members || !batch[1].members)
+#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1))
+#endif
 #define UNCUT (waiting & ~IN_BATCHES)
 #define EXECUTED(i, t) (insert[i].state == running && insert[i].token == t)
 #define RUNNING(t) (EXECUTED(0, t) || EXECUTED(1, t) || EXECUTED(2, t) || EXECUTED(3, t))
@@ -116,7 +155,6 @@ byte failovers = FAILOVERS;
 /* The tokens of batches, and of inserts that are in flight or may soon be. */
 #define BATCH_TOKEN(n) (batch[n].members -> BIT(batch[n].token) : 0)
 #define IN_FLIGHT(n) (insert[n].state != free -> BIT(insert[n].token) : 0)
-#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1))
 #define IN_USE (IN_FLIGHT(0) | IN_FLIGHT(1) | IN_FLIGHT(2) | IN_FLIGHT(3) | hand[0] | hand[1])
 
 /* tidy forgets the tokens that are no longer used. */
@@ -139,7 +177,7 @@ inline draw() {
 
 /* write writes a batch of these events in a free place. */
 inline write(events, first) {
-	k = (batch[0].members == 0 -> 0 : 1);
+	k = (batch[0].members == 0 -> 0 : (batch[1].members == 0 -> 1 : BATCHES - 1));
 	assert(batch[k].members == 0);
 	draw();
 	batch[k].members = events; batch[k].token = fresh; batch[k].attempted = !(first);
@@ -182,6 +220,9 @@ end:
 	do
 	:: d_step { uncommitted & 1 -> uncommitted = uncommitted & ~1; waiting = waiting | 1 }
 	:: d_step { uncommitted & 2 -> uncommitted = uncommitted & ~2; waiting = waiting | 2 }
+#if EVENTS == 3
+	:: d_step { uncommitted & 4 -> uncommitted = uncommitted & ~4; waiting = waiting | 4 }
+#endif
 	od
 }
 
@@ -213,7 +254,7 @@ end:
 		:: break
 		od;
 		if
-		:: ((known[0] | known[1]) & ~IN_USE & BIT(n)) && !((ghosts & 1) && ghost[0] == n) && !((ghosts & 2) && ghost[1] == n) ->
+		:: ((known[0] | known[1]) & ~IN_USE & BIT(n)) && !((ghosts & EVENTS_IN(0)) && ghost[0] == n) && !((ghosts & EVENTS_IN(1)) && ghost[1] == n) ->
 			faults--;
 			known[0] = known[0] & ~BIT(n); known[1] = known[1] & ~BIT(n);
 			if
@@ -228,6 +269,10 @@ end:
 		faults && batch[0].members && batch[0].holder != NOBODY -> faults--; batch[0].holder = NOBODY }
 	:: atomic {
 		faults && batch[1].members && batch[1].holder != NOBODY -> faults--; batch[1].holder = NOBODY }
+#if EVENTS == 3
+	:: atomic {
+		faults && batch[2].members && batch[2].holder != NOBODY -> faults--; batch[2].holder = NOBODY }
+#endif
 	:: atomic { /* PostgreSQL fails over: any of its last commits may be lost, except the commits of publishers */
 		failovers ->
 		failovers--;
@@ -252,15 +297,31 @@ end:
 		:: rows & 2 -> waiting = waiting | 2
 		:: true
 		fi;
+#if EVENTS == 3
+		if
+		:: rows & 4 -> waiting = waiting | 4
+		:: true
+		fi;
+#endif
 		/* The tokens that workers may still send under are lost, too. */
 		lost = lost | hand[0] | hand[1];
 		/* The next cut notices the failover, and marks all events as unverified. */
 #ifndef MUTANT_TRUST_A_FAILOVER
 		unverified = waiting;
 		batch[0].attempted = (batch[0].members != 0); batch[1].attempted = (batch[1].members != 0);
+#if EVENTS == 3
+		batch[2].attempted = (batch[2].members != 0);
+#endif
 #endif
 		tidy() }
 	od
+}
+
+/* store stores the rows of an insert in a partition. */
+inline store(partition) {
+	assert(!(rows & insert[me].carried & EVENTS_IN(partition))); /* doubled */
+	assert(!(dead & insert[me].carried & EVENTS_IN(partition))); /* delivered, and a dead letter */
+	rows = rows | (insert[me].carried & EVENTS_IN(partition))
 }
 
 /* ClickHouse: each slot executes one insert at a time. */
@@ -272,6 +333,7 @@ end:
 	:: atomic { insert[me].state == travelling ->
 		if
 		:: insert[me].carried & POISON -> endInsert(me, refused)
+		:: insert[me].carried & SOUR -> endInsert(me, failed)
 		:: else -> insert[me].state = running
 		fi }
 	:: atomic { insert[me].state == travelling && faults -> faults--; endInsert(me, failed) } /* the insert never arrives */
@@ -283,21 +345,17 @@ end:
 		:: !(known[k] & BIT(insert[me].token)) && !CLUSTER ->
 			known[k] = known[k] | BIT(insert[me].token); insert[me].placing = k
 		:: !(known[k] & BIT(insert[me].token)) && CLUSTER -> /* one commit in Keeper */
-			assert(!(rows & BIT(k))); /* doubled */
-			assert(!(dead & BIT(k))); /* delivered, and a dead letter */
-			known[k] = known[k] | BIT(insert[me].token); rows = rows | BIT(k)
-		:: !(known[k] & BIT(insert[me].token)) && CLUSTER && faults && !(ghosts & BIT(k)) -> /* Keeper fails during the commit */
+			known[k] = known[k] | BIT(insert[me].token); store(k)
+		:: !(known[k] & BIT(insert[me].token)) && CLUSTER && faults && !(ghosts & EVENTS_IN(k)) -> /* Keeper fails during the commit */
 			faults--;
-			ghosts = ghosts | BIT(k); ghost[k] = insert[me].token;
+			ghosts = ghosts | (insert[me].carried & EVENTS_IN(k)); ghost[k] = insert[me].token;
 			endInsert(me, failed)
 		fi;
 		k = 0 }
-	:: d_step { me == 0 && (ghosts & 1) -> ghosts = ghosts & ~1; ghost[0] = 0 } /* a replica removes rows that were not committed */
-	:: d_step { me == 0 && (ghosts & 2) -> ghosts = ghosts & ~2; ghost[1] = 0 }
+	:: d_step { me == 0 && (ghosts & EVENTS_IN(0)) -> ghosts = ghosts & ~EVENTS_IN(0); ghost[0] = 0 } /* a replica removes rows that were not committed */
+	:: d_step { me == 0 && (ghosts & EVENTS_IN(1)) -> ghosts = ghosts & ~EVENTS_IN(1); ghost[1] = 0 }
 	:: d_step { insert[me].state == running && insert[me].placing != NOBODY ->
-		assert(!(rows & BIT(insert[me].placing))); /* doubled */
-		assert(!(dead & BIT(insert[me].placing))); /* delivered, and a dead letter */
-		rows = rows | BIT(insert[me].placing);
+		store(insert[me].placing);
 		insert[me].placing = NOBODY }
 	:: atomic { insert[me].state == running && insert[me].placing == NOBODY && !insert[me].todo ->
 		if
@@ -336,8 +394,15 @@ inline send() {
 	od;
 	assert(k < INSERTS);
 	insert[k].state = travelling; insert[k].token = token; insert[k].carried = members;
-	insert[k].todo = members; insert[k].placing = NOBODY; insert[k].client = me;
+	insert[k].todo = PARTITIONS_OF(members); insert[k].placing = NOBODY; insert[k].client = me;
 	k = 0
+}
+
+/* sendSample inserts these events of the batch under the token of the batch. */
+inline sendSample(events) {
+	present = members; members = events;
+	send();
+	members = present; present = 0
 }
 
 /* AWAIT_RESPONSE waits for the response, or gives up. */
@@ -380,7 +445,7 @@ ready:
 end:
 	do
 	/* Cut: put the events without a batch into a new batch. A full batch takes some. */
-	:: atomic { UNCUT && (batch[0].members == 0 || batch[1].members == 0) ->
+	:: atomic { UNCUT && FREE_BATCH ->
 		if
 		:: members = UNCUT
 		:: UNCUT == ALL -> members = 1
@@ -407,6 +472,9 @@ end:
 		if
 		:: CLAIMABLE(0) -> b = 0
 		:: CLAIMABLE(1) -> b = 1
+#if EVENTS == 3
+		:: CLAIMABLE(2) -> b = 2
+#endif
 		fi;
 		first = !batch[b].attempted;
 #ifndef MUTANT_MARK_AFTER_THE_SEND
@@ -483,6 +551,10 @@ resolve:
 	:: present != members && present && DECIDED -> goto shrink
 	:: !present && cause -> goto split
 	:: !present && !cause -> goto reinsert
+#if SUSPECT
+	:: !present && !cause && !SINGLE(members) -> goto sample
+	:: !present && !cause && (members & SOUR) && SINGLE(members) -> goto deadLetter
+#endif
 	fi;
 
 reinsert: /* the same rows under the same token */
@@ -558,18 +630,106 @@ shrink: /* settle the events that are present; the others keep the batch and its
 	idle() };
 	goto ready;
 
-split:
+#if SUSPECT
+sample: /* insert some events of the batch under its token, so that the rest may leave the token */
+#ifdef MUTANT_SPLIT_BEFORE_THE_SAMPLE
 	atomic {
 	if
-	:: OURS && members != ALL -> /* one event: ClickHouse refuses it */
+	:: OURS ->
+		k = (members & 1 -> 1 : 2);
+		present = members & ~k;
+		batch[b].members = k; batch[b].holder = NOBODY;
+		write(present, true)
+	:: else
+	fi;
+	idle() };
+	goto ready;
+#endif
+	atomic {
+	if
+	:: (members & 1) -> sendSample(1)
+	:: (members & 2) -> sendSample(2)
+#if EVENTS == 3
+	:: (members & 4) -> sendSample(4)
+	:: (members == 7) -> sendSample(5)
+	:: (members == 7) -> sendSample(6)
+#endif
+	fi };
+	MAY_DIE;
+	AWAIT_RESPONSE;
+	MAY_DIE;
+	atomic {
+	if
+	:: OURS
+	:: else -> idle(); goto ready
+	fi };
+	NONE_IN_FLIGHT;
+	MAY_DIE;
+	atomic {
+	if
+	:: OURS -> present = rows & members
+	:: else -> idle(); goto ready
+	fi };
+	MAY_DIE;
+	if
+	:: present == members -> goto settle
+	:: !present -> atomic { idle() }; goto ready
+	:: present && present != members -> skip
+	fi;
+	atomic {
+	if
+	:: OURS ->
+		waiting = waiting & ~present;
+		members = members & ~present;
+#ifdef MUTANT_SPLIT_ANOTHER_PARTITION
+		present = members;
+#else
+		/* ClickHouse remembers the token in the partitions of the events that are
+		   present. No insert of the batch can store a row there any more. */
+		present = members & EVENTS_BESIDE(present);
+#endif
+		members = members & ~present;
+		if
+		:: members -> batch[b].members = members; batch[b].holder = NOBODY
+		:: else -> erase(b)
+		fi;
+		if
+		:: present -> write(present, true)
+		:: else
+		fi
+	:: else
+	fi;
+	idle() };
+	goto ready;
+
+deadLetter: /* a single event that fails although others arrive becomes a dead letter */
+	atomic {
+	if
+	:: OURS ->
 		assert(!(rows & members)); /* delivered, and a dead letter */
 		dead = dead | members;
 		waiting = waiting & ~members;
 		erase(b)
-	:: OURS && members == ALL ->
+	:: else
+	fi;
+	idle() };
+	goto ready;
+#endif
+
+split:
+	atomic {
+	if
+	:: OURS && SINGLE(members) -> /* ClickHouse refuses the event */
+		assert(!(rows & members)); /* delivered, and a dead letter */
+		dead = dead | members;
+		waiting = waiting & ~members;
+		erase(b)
+	:: OURS && !SINGLE(members) ->
 		erase(b);
-		write(1, true);
-		write(2, true)
+		present = members & -members;
+		members = members & ~present;
+		write(present, true);
+		write(members, true)
 	:: else
 	fi;
 	idle() };
@@ -581,5 +741,5 @@ active proctype Verdict() {
 	timeout ->
 	assert(!uncommitted && !waiting && !IN_BATCHES);
 	assert(rows == (ALL & ~dead));
-	assert(!(dead & ~POISON))
+	assert(!(dead & ~(POISON | SOUR)))
 }

@@ -27,20 +27,30 @@ func TestModel(t *testing.T) {
 //go:embed delivery.pml
 var model string
 
-// bounds are the bounds of a run: the number of faults, the number of PostgreSQL's
-// failovers, and a bit mask of the events that ClickHouse refuses. With replicated, the
-// table is on a cluster.
+// bounds are the bounds of a run: the number of faults and of PostgreSQL's failovers,
+// which data are invalid, and how ClickHouse stores events.
 type bounds struct {
-	faults, failovers, poison int
-	replicated                bool
+	faults, failovers int
+	poison            int // the events that ClickHouse refuses, one bit each
+	suspect           int // 1 if workers may suspect the data of a batch
+	sour              int // the events whose inserts fail without a cause, one bit each
+	layout            int // which events share a partition, see delivery.pml
+	replicated        bool
+}
+
+func (b bounds) definitions() []string {
+	d := []string{
+		fmt.Sprint("FAULTS=", b.faults), fmt.Sprint("FAILOVERS=", b.failovers), fmt.Sprint("POISON=", b.poison),
+		fmt.Sprint("SUSPECT=", b.suspect), fmt.Sprint("SOUR=", b.sour), fmt.Sprint("LAYOUT=", b.layout),
+	}
+	if b.replicated {
+		d = append(d, "REPLICATED")
+	}
+	return d
 }
 
 func (b bounds) String() string {
-	text := fmt.Sprintf("faults %d, failovers %d, poison %d", b.faults, b.failovers, b.poison)
-	if b.replicated {
-		text += ", on a cluster"
-	}
-	return text
+	return strings.ToLower(strings.NewReplacer("=", " ").Replace(strings.Join(b.definitions(), ", ")))
 }
 
 // spin is the path of the checker.
@@ -81,13 +91,8 @@ func check(ctx context.Context, b bounds, optimization string, definitions ...st
 	dir := GinkgoT().TempDir()
 	source := filepath.Join(dir, "delivery.pml")
 	Expect(os.WriteFile(source, []byte(model), 0o600)).To(Succeed())
-	args := []string{
-		fmt.Sprint("-DFAULTS=", b.faults), fmt.Sprint("-DFAILOVERS=", b.failovers), fmt.Sprint("-DPOISON=", b.poison),
-	}
-	if b.replicated {
-		args = append(args, "-DREPLICATED")
-	}
-	for _, d := range definitions {
+	var args []string
+	for _, d := range append(b.definitions(), definitions...) {
 		args = append(args, "-D"+d)
 	}
 	run := func(program string, args ...string) string {
@@ -120,6 +125,8 @@ var mutants = []struct {
 	{"SPLIT_WITHOUT_CHECKING", bounds{faults: 1}},
 	{"SETTLE_A_RESEND", bounds{faults: 1}},
 	{"BELIEVE_A_REPLICA", bounds{faults: 1, replicated: true}},
+	{"SPLIT_BEFORE_THE_SAMPLE", bounds{faults: 1, suspect: 1, layout: 1}},
+	{"SPLIT_ANOTHER_PARTITION", bounds{faults: 1, suspect: 1, layout: 2}},
 }
 
 var _ = Describe("The model of the delivery protocol", func() {
@@ -137,6 +144,10 @@ var _ = Describe("The model of the delivery protocol", func() {
 		{bounds{faults: 2, replicated: true}, Label("long")},
 		{bounds{faults: 1, failovers: 1}, Label("long")},
 		{bounds{failovers: 2, poison: 0b01}, Label("long")},
+		{bounds{faults: 1, suspect: 1, layout: 1}, nil},
+		{bounds{faults: 1, suspect: 1, sour: 0b01, layout: 1}, nil},
+		{bounds{faults: 2, suspect: 1, layout: 1}, Label("long")},
+		{bounds{faults: 1, suspect: 1, layout: 2}, Label("long")},
 	} {
 		b := c.bounds
 		It("holds in every order of steps with "+b.String(), c.labels, func(ctx SpecContext) {
