@@ -379,7 +379,7 @@ inline idle() {
 	:: OURS -> batch[b].holder = NOBODY
 	:: else
 	fi;
-	b = 0; members = 0; token = 0; present = 0; history = 0; cause = false; first = false; decided = false; hand[me] = 0; response[me] = none;
+	b = 0; members = 0; token = 0; present = 0; covered = 0; history = 0; cause = false; first = false; decided = false; hand[me] = 0; response[me] = none;
 	tidy()
 }
 
@@ -400,6 +400,7 @@ inline send() {
 
 /* sendSample inserts these events of the batch under the token of the batch. */
 inline sendSample(events) {
+	covered = EVENTS_BESIDE(events);
 	present = members; members = events;
 	send();
 	members = present; present = 0
@@ -438,7 +439,7 @@ inline sendSample(events) {
 
 active [WORKERS] proctype Worker() {
 	byte me = _pid - 2 - INSERTS;
-	byte k, b, members, token, present, fresh, history, live;
+	byte k, b, members, token, present, covered, fresh, history, live;
 	bool cause, first, decided;
 
 ready:
@@ -659,22 +660,31 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	AWAIT_RESPONSE;
 	MAY_DIE;
 	atomic {
+#ifndef MUTANT_COVER_WITHOUT_AN_ACKNOWLEDGEMENT
+	if
+	:: response[me] != accepted -> covered = 0
+	:: else
+	fi;
+#endif
+	response[me] = none;
 	if
 	:: OURS
 	:: else -> idle(); goto ready
 	fi };
+#ifndef MUTANT_COVER_WITHOUT_WAITING
 	NONE_IN_FLIGHT;
+#endif
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> present = rows & members
+	:: OURS -> present = rows & members; covered = covered | EVENTS_BESIDE(present)
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
 	if
 	:: present == members -> goto settle
-	:: !present -> atomic { idle() }; goto ready
-	:: present && present != members -> skip
+	:: !covered -> atomic { idle() }; goto ready
+	:: covered && present != members -> skip
 	fi;
 	atomic {
 	if
@@ -685,8 +695,9 @@ sample: /* insert some events of the batch under its token, so that the rest may
 		present = members;
 #else
 		/* ClickHouse remembers the token in the partitions of the events that are
-		   present. No insert of the batch can store a row there any more. */
-		present = members & EVENTS_BESIDE(present);
+		   present, and in those of a sample that it has acknowledged. No insert of the
+		   batch can store a row there any more. */
+		present = members & covered;
 #endif
 		members = members & ~present;
 		if
@@ -695,6 +706,11 @@ sample: /* insert some events of the batch under its token, so that the rest may
 		fi;
 		if
 		:: present -> write(present, true)
+		:: present && !SINGLE(present) ->
+			covered = present & -present;
+			present = present & ~covered;
+			write(covered, true);
+			write(present, true)
 		:: else
 		fi
 	:: else

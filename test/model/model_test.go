@@ -127,6 +127,8 @@ var mutants = []struct {
 	{"BELIEVE_A_REPLICA", bounds{faults: 1, replicated: true}},
 	{"SPLIT_BEFORE_THE_SAMPLE", bounds{faults: 1, suspect: 1, layout: 1}},
 	{"SPLIT_ANOTHER_PARTITION", bounds{faults: 1, suspect: 1, layout: 2}},
+	{"COVER_WITHOUT_AN_ACKNOWLEDGEMENT", bounds{faults: 1, suspect: 1, layout: 1}},
+	{"COVER_WITHOUT_WAITING", bounds{faults: 1, suspect: 1, layout: 1}},
 }
 
 var _ = Describe("The model of the delivery protocol", func() {
