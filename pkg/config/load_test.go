@@ -70,6 +70,7 @@ var _ = Describe("loading", func() {
 			Workers: 2, BatchMaxRows: 50_000, BatchMaxBytes: 32 << 20, Linger: 250 * time.Millisecond,
 			PollInterval: 5 * time.Second, FlushTimeout: 30 * time.Second, ShutdownTimeout: 35 * time.Second,
 			BackoffMin: 500 * time.Millisecond, BackoffMax: 30 * time.Second,
+			DeadLetterAttempts: 5, DeadLetterAfter: time.Minute, DeadLettersPerHour: 1000,
 		}))
 	})
 

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
@@ -121,7 +122,14 @@ func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, c
 			return "", err
 		}
 	}
+	isQuarantined := !slices.ContainsFunc(keys.EventType.Values, func(eventType string) bool { return !d.o.Store.IsQuarantined(eventType) })
 	switch age := d.lease.Age(); {
+	case !isCause && isQuarantined:
+		d.log.WarnContext(ctx, "batch held in quarantine", "err", cause)
+		if err := d.lease.Hold(ctx, cause); err != nil {
+			return "", err
+		}
+		return resultRetried, nil
 	case !isCause && age < withoutEvidence*d.o.DeadLetterAfter:
 		delay := d.backoff.delay(d.lease.Attempts)
 		d.log.WarnContext(ctx, "batch failed again", "err", cause, "delay", delay, "failures", d.lease.Failures)

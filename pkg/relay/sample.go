@@ -11,15 +11,9 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
-// suspectedFailures is the number of failures after which a worker suspects the data of a
-// batch.
-const suspectedFailures = 2
-
 // isSuspected returns whether some events of the batch may be the cause of its failures.
 // Only the sink can tell: it takes a sample of the batch, and not the whole.
-func (d *delivery) isSuspected() bool {
-	return d.lease.Failures >= suspectedFailures && !d.isUndecided()
-}
+func (d *delivery) isSuspected() bool { return d.lease.Failures > 0 && !d.isUndecided() }
 
 // sample inserts some events of an absent batch under the token of the batch. An earlier
 // insert of the whole batch may still begin late, for example in a proxy. It would double
@@ -38,7 +32,7 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, erro
 	if err := d.lease.Read(ctx, d.events); err != nil {
 		return "", err
 	}
-	chosen := choose(keys, partitions, d.lease.Failures > suspectedFailures)
+	chosen := d.choose(keys, partitions)
 	cause := d.insert(ctx, d.events.Select(chosen))
 	failpoint.At(failpoint.SampleEnded)
 	if bad, ok := errors.AsType[*sink.BadEventsError](cause); ok {
@@ -107,8 +101,9 @@ func (d *delivery) partitions(ctx context.Context, keys *store.Events) ([]int, e
 }
 
 // choose returns the indexes of a sample: a random event of each partition, or a single
-// random event. All event types of a partition have the same chance.
-func choose(keys *store.Events, partitions []int, single bool) []int {
+// random event after another failure. All event types of a partition have the same chance,
+// but types in quarantine are chosen only if a partition has no others.
+func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 	types := map[int][]uint32{}          // the types of each partition
 	events := map[int]map[uint32][]int{} // the events of each partition by their type
 	var order []int
@@ -123,12 +118,18 @@ func choose(keys *store.Events, partitions []int, single bool) []int {
 		}
 		events[partition][eventType] = append(events[partition][eventType], i)
 	}
-	if single {
+	if d.lease.Failures > 1 {
 		order = []int{random(order)}
 	}
 	chosen := make([]int, len(order))
 	for n, partition := range order {
-		chosen[n] = random(events[partition][random(types[partition])])
+		candidates := slices.DeleteFunc(slices.Clone(types[partition]), func(eventType uint32) bool {
+			return d.o.Store.IsQuarantined(keys.EventType.Values[eventType])
+		})
+		if len(candidates) == 0 {
+			candidates = types[partition]
+		}
+		chosen[n] = random(events[partition][random(candidates)])
 	}
 	slices.Sort(chosen)
 	return chosen
@@ -148,7 +149,7 @@ func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent
 		}
 	}
 	outcome := store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(rest)}
-	for _, part := range parts(keys, covered) {
+	for _, part := range d.parts(keys, covered) {
 		outcome.Parts = append(outcome.Parts, keys.IDs(part))
 	}
 	if err := d.lease.Shrink(ctx, outcome, errors.New(d.lease.LastError)); err != nil {
@@ -167,20 +168,29 @@ func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent
 const partsOfBatch = 4
 
 // parts divides ascending indexes of events into up to four parts: by their event types if
-// they have several, because most failures affect one type. Otherwise the parts have the
-// same size.
-func parts(keys *store.Events, indexes []int) [][]int {
+// they have several, because most failures affect one type. Types in quarantine form one
+// part. Events of a single type form parts of the same size.
+func (d *delivery) parts(keys *store.Events, indexes []int) [][]int {
+	const quarantined = 0
 	order := map[uint32]int{} // of each type's first event
+	others := 0
 	for _, i := range indexes {
-		if _, ok := order[keys.EventType.Indexes[i]]; !ok {
-			order[keys.EventType.Indexes[i]] = len(order)
+		eventType := keys.EventType.Indexes[i]
+		if _, ok := order[eventType]; ok {
+			continue
+		}
+		if d.o.Store.IsQuarantined(keys.EventType.Values[eventType]) {
+			order[eventType] = quarantined
+		} else {
+			order[eventType] = 1 + others%(partsOfBatch-1)
+			others++
 		}
 	}
 	divided := make([][]int, partsOfBatch)
 	for n, i := range indexes {
 		part := n * partsOfBatch / len(indexes)
 		if len(order) > 1 {
-			part = order[keys.EventType.Indexes[i]] % partsOfBatch
+			part = order[keys.EventType.Indexes[i]]
 		}
 		divided[part] = append(divided[part], i)
 	}

@@ -104,6 +104,8 @@ func newChaos(ctx context.Context) *chaos {
 	}
 	c.System = system.New(suite.Prepared(), c.own.PostgresDSN, c.own.ClickHouseDSNs)
 	c.query(ctx, "ALTER TABLE event_log MODIFY SETTING parts_to_delay_insert = 1000000, parts_to_throw_insert = 1000000")
+	// The default of the column fails for {"bad": "yes"}.
+	c.query(ctx, "ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'bad') = 'yes' ? '' : '1')")
 	c.Postgres.MustExecContext(ctx, "CREATE TABLE ledger (n bigint, bad boolean)")
 	c.Postgres.MustExecContext(ctx, "ALTER TABLE outbox_events DROP CONSTRAINT event_date_time_is_in_years_1_to_9999")
 	c.postgres, c.throughPostgres = faults.StartProxyTo(c.PostgresDSN)
@@ -137,7 +139,8 @@ func (c *chaos) startAPI() {
 // and half use HTTP to ClickHouse.
 func (c *chaos) startRelay(i int) {
 	GinkgoHelper()
-	env := append(slices.Clone(brisk), "DIEHARD_RELAY_BATCH_MAX_ROWS=5000", "DIEHARD_RELAY_POLL_INTERVAL=500ms")
+	env := append(slices.Clone(brisk), "DIEHARD_RELAY_BATCH_MAX_ROWS=5000", "DIEHARD_RELAY_POLL_INTERVAL=500ms",
+		"DIEHARD_RELAY_DEAD_LETTER_AFTER=10s")
 	if i < chaosRelays/2 {
 		env = append(env, "DIEHARD_POSTGRES_DSN="+c.throughPostgres)
 	}
@@ -319,6 +322,16 @@ func (c *chaos) kinds() []chaosFault {
 			_, _ = c.Postgres.ExecContext(ctx, `WITH event AS (INSERT INTO outbox_events (event_type, event_context, event_date_time)
 				VALUES ('from_the_future', '{}', '12000-01-01 00:00:00+00') RETURNING id)
 				INSERT INTO ledger SELECT 1, true FROM event`)
+		}},
+		{"event that makes inserts fail", func(ctx context.Context) {
+			_, _ = c.Postgres.ExecContext(ctx, `WITH event AS (INSERT INTO outbox_events (event_type, event_context)
+				VALUES ('thing_happened', '{"bad":"yes"}') RETURNING id)
+				INSERT INTO ledger SELECT 1, true FROM event`)
+		}},
+		{"type of events failing for a while", func(ctx context.Context) {
+			c.query(ctx, "ALTER TABLE event_log ADD CONSTRAINT failing CHECK throwIf(event_type = 'user_created') = 0")
+			during(ctx)
+			c.query(ctx, "ALTER TABLE event_log DROP CONSTRAINT failing")
 		}},
 	}
 }

@@ -77,6 +77,37 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 	})
 })
 
+var _ = Describe("An event type of which ClickHouse stores no event", func() {
+	It("does not stop the other type, and creates no more dead letters than the fuse allows", Label("long"), func(ctx SpecContext) {
+		const total, fuse, young = 100_000, 20, 100
+		s := newSystem(ctx)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(event_type = 'broken' ? '' : '1')")
+		s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)
+			SELECT CASE n % 2 WHEN 0 THEN 'broken' ELSE 'thing_happened' END, json_build_object('n', n) FROM generate_series(1, $1::int) AS n`, total)
+		s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_BATCH_MAX_ROWS=10000", "DIEHARD_RELAY_LINGER=1ms", "DIEHARD_RELAY_POLL_INTERVAL=100ms",
+			"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=1s",
+			"DIEHARD_RELAY_DEAD_LETTER_AFTER=1s", fmt.Sprint("DIEHARD_RELAY_DEAD_LETTERS_PER_HOUR=", fuse))
+		arrived := func(g Gomega, eventType string) (n int) {
+			g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_type = '"+eventType+"'", &n)).To(Succeed())
+			return n
+		}
+		for n := range young {
+			Expect(s.Publish(ctx, system.Event(outbox.WithType("young")), system.Event(outbox.WithType("broken")))).To(Succeed())
+			Eventually(ctx, func(g Gomega) { g.Expect(arrived(g, "young")).To(Equal(n + 1)) }).WithTimeout(patience).Should(Succeed())
+		}
+		Eventually(ctx, func(g Gomega) { g.Expect(arrived(g, "thing_happened")).To(Equal(total / 2)) }).WithTimeout(patience).Should(Succeed())
+		_, batches, dead := s.Left(Default)
+		Expect(dead).To(BeNumerically("<=", fuse))
+		Expect(batches).To(BeNumerically("<", 100))
+
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY COLUMN amount UInt64 DEFAULT 1")
+		expectOnce(ctx, s, outcome{
+			Fault: "an event type that makes inserts fail", Done: "every second event of 100,000", Events: total + 2*young, Dead: dead,
+		})
+	})
+})
+
 // publishWithPoison publishes events in one transaction. ClickHouse refuses a number
 // of consecutive events in the middle.
 func publishWithPoison(ctx context.Context, s *system.System, total, bad int) {

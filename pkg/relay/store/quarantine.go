@@ -87,6 +87,15 @@ func (l *Lease) SetAside(ctx context.Context, aside, remaining []int64) error {
 	})
 }
 
+// Hold releases a batch whose events are all of quarantined types. The more such batches
+// exist, the later each is due. The end of a quarantine makes all of them due.
+func (l *Lease) Hold(ctx context.Context, cause error) error {
+	return l.finish(ending{"release the batch into quarantine", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
+		_, err := l.tx.ExecContext(ctx, l.store.sql(holdSQL), l.ID, reason(cause), l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
+		return err //nolint:wrapcheck // finish adds the operation
+	})
+}
+
 func (l *Lease) collect(ctx context.Context, ids []int64) error {
 	var events []int
 	err := l.tx.SelectContext(ctx, &events, l.store.sql(collectSQL), multirange(ids), l.store.o.MaxRows, l.store.o.MaxBytes)

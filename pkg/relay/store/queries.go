@@ -297,7 +297,8 @@ WHERE batch_id IN (
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
 // the worker inserts it. If $5 is true, failing batches come first, otherwise last. If $6
-// is false, failing batches are not claimed. If the batch has more than $4 bytes, no other
+// is false, failing batches are not claimed. Of these, it claims the batch without an
+// attempt, or with the longest time since its last attempt. If the batch has more than $4 bytes, no other
 // batch is claimed instead. The claimed batch is not due for one second. In this time the
 // worker locks it in the lease's transaction. The statement is its own transaction, so it
 // sets synchronous_commit itself.
@@ -312,7 +313,7 @@ WITH due AS MATERIALIZED (
     WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND (failures = 0 OR $6)
       AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
       AND (destination IS NULL OR $7 IN ('', destination))
-    ORDER BY (failures > 0) = $5 DESC, batch_id
+    ORDER BY (failures > 0) = $5 DESC, CASE WHEN failures > 0 THEN coalesce(last_attempt_at, '-infinity') END, batch_id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
@@ -459,6 +460,18 @@ SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOver
        )))
 FROM ` + membersSQL + `
 RETURNING event_count`
+
+	// holdSQL puts an attempted batch into quarantine. The wait is $3 seconds for each
+	// such batch, up to $4 seconds, so that one of them is attempted about every $3
+	// seconds.
+	holdSQL = `
+UPDATE {schema}outbox_batches
+SET quarantined     = true,
+    last_error      = $2,
+    next_attempt_at = clock_timestamp() + make_interval(secs => least($4::float8, $3::float8 * (
+        SELECT 1 + count(*) FROM {schema}outbox_batches WHERE quarantined AND attempts > 0 AND batch_id <> $1
+    )))
+WHERE batch_id = $1`
 
 	quarantineSQL = `
 INSERT INTO {schema}outbox_quarantine (event_type, error) VALUES ($1, $2) ON CONFLICT DO NOTHING`

@@ -813,6 +813,21 @@ var _ = Describe("Store", func() {
 			Expect(rows()[1].Wait).To(BeNumerically(">", 30), "the more batches have failed, the longer the next waits")
 		})
 
+		It("tries a batch of broken types less often for each other such batch", func(ctx SpecContext) {
+			for range 2 {
+				publishMany(ctx, 1)
+				cut(ctx)
+				Expect(claim(ctx).Hold(ctx, errors.New("failed"))).To(Succeed())
+			}
+			Expect(rows()).To(HaveExactElements(
+				And(HaveField("Quarantined", true), HaveField("Wait", And(BeNumerically(">", 0), BeNumerically("<=", 30)))),
+				And(HaveField("Quarantined", true), HaveField("Wait", And(BeNumerically(">", 30), BeNumerically("<=", 60))))))
+			Expect(s.EndQuarantine(ctx, []string{"broken"})).To(Succeed())
+			for _, held := range rows() {
+				Expect(held.Wait).To(BeZero())
+			}
+		})
+
 		It("makes collected batches due when it ends", func(ctx SpecContext) {
 			setAside(ctx, 2, 2)
 			Expect(s.EndQuarantine(ctx, []string{"broken"})).To(Succeed())
