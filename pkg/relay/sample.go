@@ -57,8 +57,10 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, erro
 		d.reportFailedInsert(ctx, keys.Select(present), cause)
 	}
 	covered := map[int]bool{} // the partitions in which the sink has recorded the token
-	for _, i := range present {
-		covered[partitions[i]] = true
+	if !d.lease.Unverified {  // otherwise another token may have stored the events
+		for _, i := range present {
+			covered[partitions[i]] = true
+		}
 	}
 	if cause == nil {
 		for _, i := range chosen {
@@ -70,6 +72,8 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, erro
 		return d.settleResolved(ctx, keys)
 	case len(covered) > 0:
 		return d.part(ctx, keys, present, absent, func(i int) bool { return covered[partitions[i]] })
+	case len(present) > 0:
+		return d.settlePresent(ctx, keys, present, absent)
 	case len(chosen) == 1:
 		return d.convict(ctx, keys, chosen[0], cause)
 	}
