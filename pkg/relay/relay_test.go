@@ -1126,6 +1126,19 @@ diehard_relay_blind 1
 			Expect(clickHouse.inserted.Load()).To(Equal(int64(10)), "events in inserts")
 		})
 
+		It("lets the sink decide also about the insert of a relay with a longer flush timeout", func(ctx SpecContext) {
+			slow := store.New(db, store.Options{FlushTimeout: 2 * time.Hour})
+			_, err := slow.Check(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			publishMany(ctx, 10)
+			replica := &undecidedSink{observedSink: clickHouse}
+			claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) { replica.shown = lease.Token })
+			db.MustExec("UPDATE outbox_batches SET last_attempt_at = last_attempt_at - interval '1 hour'")
+			start(func(o *relay.Options) { o.Sink = replica })
+			expectOnce(ctx, 10)
+			Expect(replica.believed.Load()).To(Equal(int32(1)), "checks that found the uncommitted rows")
+		})
+
 		It("settles a batch whose rows were committed", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })

@@ -53,11 +53,11 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 // isUndecided returns whether the sink may remove rows that a presence check finds, and
 // still remembers the batch's token. The same rows under the same token then let the sink
 // decide. If the sink has forgotten the token, it would store the rows twice. The window
-// of tokens outlasts FlushTimeout from the first attempt. The token of an unverified batch
-// cannot decide, because the rows may have another token.
+// of tokens outlasts the time limit of an insert, by any relay, from the first attempt. The
+// token of an unverified batch cannot decide, because the rows may have another token.
 func (d *delivery) isUndecided() bool {
 	age := d.lease.TokenAge()
-	return d.o.Sink.Undecided() && !d.lease.Unverified && age >= 0 && age < d.o.FlushTimeout
+	return d.o.Sink.Undecided() && !d.lease.Unverified && age >= 0 && age < max(d.o.FlushTimeout, d.lease.LongestInsert())
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.

@@ -120,7 +120,9 @@ CREATE TABLE {schema}outbox_history (
     incarnation       uuid        NOT NULL DEFAULT gen_random_uuid(),
     ancestors         uuid[]      NOT NULL DEFAULT '{}',
     -- Events up to this id were published before the last change of history.
-    unverified_to     bigint      NOT NULL DEFAULT 0
+    unverified_to     bigint      NOT NULL DEFAULT 0,
+    -- The longest time limit of an insert (relay.flush_timeout) that any relay has used.
+    flush_timeout     interval    NOT NULL DEFAULT '0'
 );
 INSERT INTO {schema}outbox_history (system_identifier, timeline, database_oid)
 SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), pg_database.oid

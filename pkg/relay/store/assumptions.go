@@ -209,14 +209,18 @@ var durabilitySettings = []struct{ name, value, reason string }{
 
 // Check verifies the assumptions that PostgreSQL and the role have to meet. It returns a
 // *postgres.UnsuitableError for the first assumption that is not met. The result contains
-// the names of settings with which PostgreSQL can lose committed data in a crash.
+// the names of settings with which PostgreSQL can lose committed data in a crash. Check
+// also records the flush timeout for other relays.
 func (s *Store) Check(ctx context.Context) (unsafe []string, err error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("check postgresql: %w", err)
 	}
-	defer func() { _ = tx.Rollback() }() // the transaction writes nothing
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
 	unsafe, err = s.check(ctx, tx)
+	if err == nil {
+		err = s.raiseFlushTimeout(ctx, tx)
+	}
 	if err != nil {
 		if refused, ok := errors.AsType[*pq.Error](err); ok && refused.Code == pqerror.InsufficientPrivilege {
 			return nil, s.unreadable(err)
@@ -225,6 +229,9 @@ func (s *Store) Check(ctx context.Context) (unsafe []string, err error) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("check postgresql: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return nil, fmt.Errorf("check postgresql: commit: %w", err)
 	}
 	return unsafe, nil
 }

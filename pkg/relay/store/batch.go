@@ -28,6 +28,8 @@ type Batch struct {
 	// Unverified says that the batch may have been inserted under a token that was lost in
 	// a change of history.
 	Unverified bool `db:"unverified"`
+	// FlushSeconds is the longest time limit of an insert that any relay has used.
+	FlushSeconds float64 `db:"flush_seconds"`
 	// LastError is the error of an earlier attempt, or empty.
 	LastError string `db:"last_error"`
 
@@ -43,6 +45,9 @@ type Batch struct {
 // Age returns the time since the batch was written. It is negative if the database's
 // clock was set back.
 func (b *Batch) Age() time.Duration { return b.DatabaseTime.Sub(b.CreatedAt) }
+
+// LongestInsert returns the longest time limit of an insert that any relay has used.
+func (b *Batch) LongestInsert() time.Duration { return seconds(b.FlushSeconds) }
 
 // TokenAge returns an upper bound of the time since the first attempt under Token. It is
 // exact for the second attempt, and otherwise the age of the batch. It is negative if the

@@ -116,9 +116,12 @@ func (s *Store) reconcile(ctx context.Context, cause string) error {
 		if err := tx.GetContext(ctx, &now.Cuts, s.sql(resetCursorSQL)); err != nil {
 			return fmt.Errorf("write the missing row of outbox_cursor: %w", err)
 		}
-		if err := tx.Commit(); err != nil {
-			return fmt.Errorf("write the missing row of outbox_cursor: %w", err)
-		}
+	}
+	if err := s.raiseFlushTimeout(ctx, tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("take over the history: commit: %w", err)
 	}
 	s.startOver(now.Incarnation, now.Cuts)
 	return nil
@@ -169,7 +172,7 @@ func (s *Store) record(ctx context.Context, tx *sqlx.Tx, before knownHistory, si
 		Incarnation  uuid.UUID `db:"incarnation"`
 		UnverifiedTo int64     `db:"unverified_to"`
 	}
-	if err := tx.GetContext(ctx, &now, s.sql(recordHistorySQL), before.incarnation); err != nil {
+	if err := tx.GetContext(ctx, &now, s.sql(recordHistorySQL), before.incarnation, s.o.FlushTimeout.Seconds()); err != nil {
 		return fmt.Errorf("record the change of history: %w", err)
 	}
 	var cuts int64
@@ -218,6 +221,23 @@ func (s *Store) raiseSequences(ctx context.Context, tx *sqlx.Tx, highest int64) 
 	return "; inserts will fail, because sequences are behind the rows: as the owner of the outbox, run " + strings.Join(statements, "; "), nil
 }
 
-// unverifiedSeconds is the time during which an insert of a lost history may still be in
-// flight.
+// raiseFlushTimeout records the store's flush timeout in outbox_history, if no relay has
+// used a longer one. So other relays wait long enough for the inserts of this relay, even
+// if a failover has lost their tokens.
+func (s *Store) raiseFlushTimeout(ctx context.Context, tx *sqlx.Tx) error {
+	var longer bool
+	if err := tx.GetContext(ctx, &longer, s.sql(isLongerFlushTimeoutSQL), s.o.FlushTimeout.Seconds()); err != nil {
+		return fmt.Errorf("read the flush timeouts of the fleet: %w", err)
+	}
+	if !longer { // the server may be read-only
+		return nil
+	}
+	if _, err := tx.ExecContext(ctx, s.sql(raiseFlushTimeoutSQL), s.o.FlushTimeout.Seconds()); err != nil {
+		return fmt.Errorf("record the flush timeout: %w", err)
+	}
+	return nil
+}
+
+// unverifiedSeconds is the time during which an insert of this store in a lost history may
+// still be in flight. The statements use it only if it is longer than insertsEndSQL.
 func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }

@@ -232,6 +232,102 @@ var _ = Describe("The history of the outbox", func() {
 		Expect(err).To(MatchError(store.ErrHistoryChanged))
 	})
 
+	Describe("with relays of different flush timeouts", func() {
+		var slow, quick *store.Store
+
+		BeforeEach(func() {
+			slow = store.New(db, store.Options{MaxRows: 10, FlushTimeout: 8 * time.Minute})
+			quick = store.New(db, store.Options{MaxRows: 10, FlushTimeout: time.Second, MaxDelay: time.Second})
+		})
+
+		longest := func(ctx context.Context) (seconds float64) {
+			GinkgoHelper()
+			Expect(db.GetContext(ctx, &seconds, "SELECT extract(epoch FROM flush_timeout) FROM outbox_history")).To(Succeed())
+			return seconds
+		}
+		// waits returns how long each batch waits, in minutes.
+		waits := func(ctx context.Context) (minutes []float64) {
+			GinkgoHelper()
+			Expect(db.SelectContext(ctx, &minutes, `SELECT extract(epoch FROM next_attempt_at - clock_timestamp()) / 60
+				FROM outbox_batches ORDER BY batch_id`)).To(Succeed())
+			return minutes
+		}
+
+		It("waits for the inserts of the slowest relay after a change, also if a quick relay has recorded it", func(ctx SpecContext) {
+			Expect(second(slow.Check(ctx))).To(Succeed())
+			Expect(second(quick.Check(ctx))).To(Succeed())
+			Expect(longest(ctx)).To(Equal(480.0))
+			arrange(ctx)
+			publishEvents(ctx, db, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("More", true))
+			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+			_, err := quick.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(quick.Cut(ctx, 0)).To(HaveField("Batches", 1))
+			Expect(quick.Poll(ctx)).To(BeTrue())
+			Expect(waits(ctx)).To(HaveExactElements(BeNumerically("~", 8, 0.5), BeNumerically("~", 8, 0.5)))
+			Expect(longest(ctx)).To(Equal(480.0))
+			db.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = next_attempt_at + interval '1 hour'") // the clock was set back
+			Expect(quick.Poll(ctx)).To(BeTrue())
+			Expect(waits(ctx)).To(HaveExactElements(BeNumerically("~", 8, 0.5), BeNumerically("~", 8, 0.5)))
+		})
+
+		It("waits for its own inserts if no relay is slower", func(ctx SpecContext) {
+			Expect(second(quick.Check(ctx))).To(Succeed())
+			arrange(ctx)
+			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+			_, err := slow.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(waits(ctx)).To(HaveExactElements(BeNumerically("~", 8, 0.5)))
+			Expect(longest(ctx)).To(Equal(480.0))
+		})
+
+		It("makes requeued dead letters wait as long", func(ctx SpecContext) {
+			Expect(second(slow.Check(ctx))).To(Succeed())
+			db.MustExecContext(ctx, `INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
+				environment, event_context, metadata_version, published_at, batch_id, token, error)
+				VALUES (1, gen_random_uuid(), 'a', now(), 'Test', '{}', 1, now(), gen_random_uuid(), 'of the batch', 'why')`)
+			db.MustExecContext(ctx, "UPDATE outbox_history SET unverified_to = 1, recorded_by = pg_current_xact_id()::xid")
+			for _, err := range quick.RequeueDeadLetters(ctx, []int64{1}) {
+				Expect(err).NotTo(HaveOccurred())
+			}
+			Expect(waits(ctx)).To(HaveExactElements(BeNumerically("~", 8, 0.5)))
+		})
+
+		It("has the timeouts of all relays again after the row was deleted", func(ctx SpecContext) {
+			arrange(ctx)
+			Expect(second(slow.Check(ctx))).To(Succeed())
+			Expect(second(slow.Cut(ctx, 0))).To(Succeed())
+			db.MustExecContext(ctx, "TRUNCATE outbox_history")
+			_, err := quick.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(longest(ctx)).To(Equal(1.0))
+			_, err = slow.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged), "it does not know the new row")
+			Expect(longest(ctx)).To(Equal(480.0))
+		})
+
+		It("has the timeout of a relay that takes over a recorded change", func(ctx SpecContext) {
+			arrange(ctx)
+			Expect(second(slow.Cut(ctx, 0))).To(Succeed())
+			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+			_, err := quick.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(longest(ctx)).To(Equal(1.0))
+			Expect(second(slow.Cut(ctx, 0))).To(Succeed())
+			Expect(longest(ctx)).To(Equal(480.0))
+			Expect(second(quick.Cut(ctx, 0))).To(Succeed(), "the change is recorded once")
+		})
+
+		It("shows a copied row also after a relay has recorded its timeout", func(ctx SpecContext) {
+			arrange(ctx)
+			db.MustExecContext(ctx, "UPDATE outbox_history SET unverified_to = 0")
+			Expect(second(slow.Check(ctx))).To(Succeed())
+			_, err := quick.Cut(ctx, 0)
+			Expect(err).To(MatchError(ContainSubstring("copied or changed")))
+		})
+	})
+
 	Describe("for a role without rights on the sequence", func() {
 		var limited *sqlx.DB
 

@@ -115,15 +115,23 @@ FROM (
 
 // cutSQL writes the batch $1 with the events $2. $3 is the number of the events, and $4
 // their bytes. An unverified event may have been inserted under a token that is lost.
-// Without the token, the relay cannot find such an insert in flight, but the insert ends
-// within $5 seconds.
+// Without the token, the relay cannot find such an insert in flight. $5 is the result of
+// unverifiedSeconds.
 const cutSQL = `
 INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, next_attempt_at)
 SELECT $1::uuid, ids, $3, $4, $1::uuid::text,
        CASE WHEN unverified THEN 1 ELSE 0 END,
-       CASE WHEN unverified THEN clock_timestamp() + make_interval(secs => $5) ELSE '-infinity' END
+       CASE WHEN unverified THEN clock_timestamp() + greatest(make_interval(secs => $5), ` + insertsEndSQL + `) ELSE '-infinity' END
 FROM CAST($2 AS int8multirange) AS ids
 CROSS JOIN LATERAL (SELECT lower(ids) <= (SELECT unverified_to FROM {schema}outbox_history) AS unverified) AS history`
+
+// insertsEndSQL is the time within which the inserts of all relays end that have ever
+// run. The 5 seconds are unverifiedMargin.
+const insertsEndSQL = `(SELECT max(flush_timeout) + interval '5 s' FROM {schema}outbox_history)`
+
+// awaitsInsertsSQL is true if a batch waits for inserts of a lost history, and was not
+// claimed since.
+const awaitsInsertsSQL = `(attempts > 0 AND last_attempt_at IS NULL)`
 
 // moveCursorSQL ends a cut. $2 is the time of the cut, $6 the time of its last batch id,
 // and $4 its highest id. Every visible event up to the id $3 is in a batch. The low
@@ -185,20 +193,21 @@ LEFT JOIN {schema}outbox_history AS history ON true`
 UPDATE {schema}outbox_batches
 SET attempts        = greatest(attempts, 1),
     last_attempt_at = NULL,
-    next_attempt_at = clock_timestamp() + make_interval(secs => $1)`
+    next_attempt_at = clock_timestamp() + greatest(make_interval(secs => $1), ` + insertsEndSQL + `)`
 
 	// recordHistorySQL writes the row of outbox_history, or replaces it. All events that
 	// exist now may already be in the sink. $1 is the incarnation that the relay
 	// remembers. The sequence may be behind the events. It also knows the ids of prepared
-	// transactions.
+	// transactions. $2 is the relay's time limit of an insert in seconds.
 	recordHistorySQL = `
-INSERT INTO {schema}outbox_history AS history (system_identifier, timeline, database_oid, ancestors, unverified_to)
+INSERT INTO {schema}outbox_history AS history (system_identifier, timeline, database_oid, ancestors, unverified_to, flush_timeout)
 SELECT server.system_identifier::text, ` + timelineSQL + `, ` + databaseSQL + `,
        array_remove(ARRAY[$1::uuid], NULL),
        greatest(0, (SELECT max(id) FROM {schema}outbox_events),
                 (SELECT max(upper(event_ids)) - 1 FROM {schema}outbox_batches),
                 (SELECT max(outbox_event_id) FROM {schema}outbox_dead_letters),
-                ` + sequenceValueSQL + `)
+                ` + sequenceValueSQL + `),
+       make_interval(secs => $2)
 FROM pg_control_system() AS server
 ON CONFLICT (singleton) DO UPDATE
 SET system_identifier = excluded.system_identifier,
@@ -208,8 +217,20 @@ SET system_identifier = excluded.system_identifier,
     recorded_at       = excluded.recorded_at,
     incarnation       = excluded.incarnation,
     ancestors         = (history.incarnation || excluded.ancestors || history.ancestors)[1:100],
-    unverified_to     = excluded.unverified_to
+    unverified_to     = excluded.unverified_to,
+    flush_timeout     = greatest(history.flush_timeout, excluded.flush_timeout)
 RETURNING incarnation, unverified_to`
+
+	// isLongerFlushTimeoutSQL returns whether $1 seconds are longer than the time limits of
+	// all relays.
+	isLongerFlushTimeoutSQL = `SELECT EXISTS (SELECT FROM {schema}outbox_history WHERE flush_timeout < make_interval(secs => $1))`
+
+	// raiseFlushTimeoutSQL must not hide that the row was copied.
+	raiseFlushTimeoutSQL = `
+UPDATE {schema}outbox_history
+SET flush_timeout = make_interval(secs => $1),
+    recorded_by   = CASE WHEN xmin = recorded_by THEN pg_current_xact_id()::xid ELSE recorded_by END
+WHERE flush_timeout < make_interval(secs => $1)`
 
 	// resetCursorSQL replaces all rows of the cursor by one row without watermarks. If
 	// all rows are missing, the relays may remember any number of cuts. The milliseconds
@@ -262,7 +283,8 @@ LEFT JOIN LATERAL (
 	// pollSQL returns the lowest event that is not in a batch: among the ids above $1 up
 	// to $2, and, with ids up to $2, among the pages from $3 to $4 of the table. It also
 	// returns whether events exist above the id $2, the oldest batch, and whether a batch
-	// waits longer than $5 seconds, or a quarantined batch longer than $6 seconds. Without the additions of zero, PostgreSQL would read
+	// waits longer than $5 seconds, or a quarantined batch longer than $6 seconds. Unverified
+	// batches may wait longer. Without the additions of zero, PostgreSQL would read
 	// the primary key instead of the pages.
 	pollSQL = `
 WITH cut AS (SELECT range_agg(event_ids) AS ids FROM {schema}outbox_batches)
@@ -276,18 +298,21 @@ SELECT least(
        EXISTS (SELECT FROM {schema}outbox_events WHERE id > $2) AS above,
        (SELECT batch_id FROM {schema}outbox_batches ORDER BY batch_id LIMIT 1) AS oldest_batch,
        EXISTS (SELECT FROM {schema}outbox_batches
-               WHERE next_attempt_at > clock_timestamp() +
-                     make_interval(secs => CASE WHEN quarantined THEN $6::float8 ELSE $5::float8 END)) AS overlong,
+               WHERE next_attempt_at > clock_timestamp() + greatest(` + insertsEndSQL + `,
+                     make_interval(secs => CASE WHEN quarantined THEN $6::float8 ELSE $5::float8 END))) AS overlong,
        pg_relation_size('{schema_literal}outbox_events') / current_setting('block_size')::int AS pages`
 
 	// limitWaitsSQL limits the waits of batches to $1 seconds, and of quarantined batches
-	// to $2 seconds. A wait is longer if the clock was set back.
+	// to $2 seconds. Unverified batches may wait longer. A wait is longer if the clock was
+	// set back.
 	limitWaitsSQL = `
 UPDATE {schema}outbox_batches
-SET next_attempt_at = clock_timestamp() + make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END)
+SET next_attempt_at = clock_timestamp() + greatest(` + insertsEndSQL + `,
+                      make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END))
 WHERE batch_id IN (
     SELECT batch_id FROM {schema}outbox_batches
-    WHERE next_attempt_at > clock_timestamp() + make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END)
+    WHERE next_attempt_at > clock_timestamp() + greatest(` + insertsEndSQL + `,
+          make_interval(secs => CASE WHEN quarantined THEN $2::float8 ELSE $1::float8 END))
     FOR UPDATE SKIP LOCKED
 )`
 )
@@ -329,6 +354,7 @@ RETURNING batch.batch_id, event_ids, event_count, byte_count, token, attempts, f
           clock_timestamp() AS database_time,
           coalesce(destination, '') AS destination, coalesce(last_error, '') AS last_error,
           lower(event_ids) <= (SELECT max(unverified_to) FROM {schema}outbox_history) AS unverified,
+          extract(epoch FROM (SELECT max(flush_timeout) FROM {schema}outbox_history))::float8 AS flush_seconds,
           created_at, (SELECT last_attempt_at FROM due) AS previous_attempt_at`
 
 // elsewhereSQL returns the batches that were attempted at a destination other than $1.
@@ -482,7 +508,8 @@ WITH released AS (
     DELETE FROM {schema}outbox_quarantine WHERE event_type = ANY($1::text[]) RETURNING event_type
 ),
 due AS (
-    UPDATE {schema}outbox_batches SET quarantined = false, next_attempt_at = '-infinity'
+    UPDATE {schema}outbox_batches
+    SET quarantined = false, next_attempt_at = CASE WHEN ` + awaitsInsertsSQL + ` THEN next_attempt_at ELSE '-infinity' END
     WHERE EXISTS (SELECT FROM released)
       AND batch_id IN (SELECT batch_id FROM {schema}outbox_batches WHERE quarantined FOR UPDATE SKIP LOCKED)
 )
@@ -567,13 +594,12 @@ INSERT INTO {schema}outbox_fuse AS fuse (since, dead_letters, high_watermark, bl
 VALUES (clock_timestamp(), 0, 0, clock_timestamp())
 ON CONFLICT (singleton) DO UPDATE SET blown_at = coalesce(fuse.blown_at, excluded.blown_at)`
 
-	// mendFuseSQL also ends the waits of failing batches. A batch without last_attempt_at
-	// waits for inserts of a lost history.
+	// mendFuseSQL also ends the waits of failing batches.
 	mendFuseSQL = `
 WITH due AS (
     UPDATE {schema}outbox_batches SET next_attempt_at = '-infinity'
     WHERE batch_id IN (SELECT batch_id FROM {schema}outbox_batches
-                       WHERE failures > 0 AND last_attempt_at IS NOT NULL FOR UPDATE SKIP LOCKED)
+                       WHERE failures > 0 AND NOT ` + awaitsInsertsSQL + ` FOR UPDATE SKIP LOCKED)
 )
 UPDATE {schema}outbox_fuse
 SET since = clock_timestamp(), dead_letters = 0, blown_at = NULL,
@@ -635,13 +661,13 @@ FOR UPDATE`
 	// next claim resolves it. last_attempt_at is the time of the first dead letter: before
 	// that time, the events were absent. If the history has changed since an event was
 	// published ($8 is the lowest id that the events had), the event may have been requeued
-	// before under a token that is lost. The batch then waits for $9 seconds, as in cutSQL.
+	// before under a token that is lost. The batch then waits as in cutSQL.
 	requeueBatchesSQL = `
 INSERT INTO {schema}outbox_batches
     (batch_id, event_ids, event_count, byte_count, token, destination, attempts, failures, last_attempt_at, next_attempt_at)
 SELECT batch_id, event_ids, event_count, byte_count, token, nullif(destination, ''), 1, 1,
        CASE WHEN NOT unverified THEN last_attempt_at END,
-       CASE WHEN unverified THEN clock_timestamp() + make_interval(secs => $9) ELSE '-infinity' END
+       CASE WHEN unverified THEN clock_timestamp() + greatest(make_interval(secs => $9), ` + insertsEndSQL + `) ELSE '-infinity' END
 FROM unnest($1::uuid[], $2::int8multirange[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[])
     AS batch (batch_id, event_ids, event_count, byte_count, token, destination, last_attempt_at, first_old)
 CROSS JOIN LATERAL (SELECT coalesce(first_old <= (SELECT max(unverified_to) FROM {schema}outbox_history), false) AS unverified) AS history`

@@ -45,8 +45,8 @@ const (
 	// maxParted is the number of failing batches above which a failing batch is not
 	// parted into more than one batch.
 	maxParted = maxFailing / 2
-	// unverifiedMargin is added to FlushTimeout while a relay waits for an insert of a
-	// lost history.
+	// unverifiedMargin is added to the longest flush timeout while a relay waits for an
+	// insert of a lost history.
 	unverifiedMargin = 5 * time.Second
 	// leaseMargin is added to the flush timeout to get the time after which the server
 	// ends an idle lease. A suspended worker keeps its batch for this time.

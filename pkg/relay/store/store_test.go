@@ -834,6 +834,15 @@ var _ = Describe("Store", func() {
 			Expect(rows()).To(Equal([]row{{Events: 2, Failures: 1}}))
 		})
 
+		It("does not make a batch due that waits for inserts of a lost history", func(ctx SpecContext) {
+			setAside(ctx, 2, 2)
+			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(MatchError(store.ErrHistoryChanged))
+			Expect(s.EndQuarantine(ctx, []string{"broken"})).To(Succeed())
+			Expect(rows()).To(HaveExactElements(HaveField("Wait", BeNumerically(">", 20))))
+		})
+
 		It("refuses a batch that was attempted before", func(ctx SpecContext) {
 			publishMany(ctx, 2)
 			cut(ctx)
