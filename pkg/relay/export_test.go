@@ -11,3 +11,10 @@ func (r *Relay) SetTook(d time.Duration) { r.took.Store(int64(d)) }
 // Idle returns true if no worker has a batch. By then the metrics, log lines and Sentry
 // transactions of all batches are complete.
 func (r *Relay) Idle() bool { return r.busy.Load() == 0 }
+
+// Watch sets the interval, the patience and the timeout of the watchdog, without a margin.
+// Call it before Run.
+func (r *Relay) Watch(interval, patience, timeout time.Duration) {
+	r.watchdog.interval, r.watchdog.patience, r.watchdog.timeout = interval, patience, timeout
+	r.watchdog.margin = 0
+}

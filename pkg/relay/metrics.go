@@ -36,7 +36,7 @@ type metrics struct {
 	unsafe    *prometheus.GaugeVec
 }
 
-func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFailing, fuseBlown func() bool) *metrics {
+func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFailing, fuseBlown, stalled func() bool) *metrics {
 	m := &metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "diehard_relay_events_total",
@@ -90,7 +90,9 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFail
 		newFlag("diehard_relay_postgresql_failing",
 			"1 if this relay delivers nothing because PostgreSQL is unavailable or lacks a property: see /readyz.", postgresFailing),
 		newFlag("diehard_relay_fuse_blown",
-			"1 if the fleet has reached its bound of dead letters: refused events wait in the outbox for an operator.", fuseBlown))
+			"1 if the fleet has reached its bound of dead letters: refused events wait in the outbox for an operator.", fuseBlown),
+		newFlag("diehard_relay_stalled",
+			"1 if an event is old and no relay works on it: see /readyz.", stalled))
 	return m
 }
 
@@ -125,8 +127,8 @@ func (m *metrics) observe(published []int64, acknowledged time.Time) {
 // outboxCollector reads the outbox's figures at each scrape, within statsTimeout. The
 // cost does not grow with the outbox.
 type outboxCollector struct {
-	store                             *store.Store
-	backlog, age, batches, deadLetter *prometheus.Desc
+	store                                      *store.Store
+	backlog, age, batches, failing, deadLetter *prometheus.Desc
 }
 
 const statsTimeout = 2 * time.Second
@@ -140,6 +142,8 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 			"Age of the oldest event in the outbox, 0 if it is empty.", nil, nil),
 		batches: prometheus.NewDesc("diehard_outbox_batches",
 			"Batches of the whole fleet that wait or are being delivered.", nil, nil),
+		failing: prometheus.NewDesc("diehard_relay_failing_batches",
+			"Batches of the whole fleet whose data may have caused a failed attempt. They are retried.", nil, nil),
 		deadLetter: prometheus.NewDesc("diehard_relay_dead_letters",
 			"Events that the sink refused, kept for the operator. 10,000 means 10,000 or more.", nil, nil),
 	}
@@ -147,7 +151,7 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 
 // Describe implements prometheus.Collector.
 func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.backlog, c.age, c.batches, c.deadLetter} {
+	for _, desc := range []*prometheus.Desc{c.backlog, c.age, c.batches, c.failing, c.deadLetter} {
 		descs <- desc
 	}
 }
@@ -167,5 +171,6 @@ func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 	gauge(c.backlog, float64(stats.BacklogEvents))
 	gauge(c.age, stats.OldestSeconds)
 	gauge(c.batches, float64(stats.Batches))
+	gauge(c.failing, float64(stats.FailingBatches))
 	gauge(c.deadLetter, float64(stats.DeadLetters))
 }

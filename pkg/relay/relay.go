@@ -121,6 +121,7 @@ type Relay struct {
 	elsewhere    elsewhere
 	evidence     evidence
 	fuse         fuse
+	watchdog     *watchdog
 	events       sync.Pool // of *store.Events, whose memory the attempts reuse
 }
 
@@ -135,6 +136,7 @@ func New(o Options) *Relay {
 		work:     make(signal, o.Workers),
 		capacity: make(signal, 1),
 		postgres: newPostgresState(),
+		watchdog: newWatchdog(o.PollInterval),
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.blind.lifetime = 2*o.BackoffMax + o.FlushTimeout // the next attempt of the batch has ended by then
@@ -142,18 +144,21 @@ func New(o Options) *Relay {
 		func() bool { return r.circuit.err() != nil },
 		func() bool { return r.blind.err() != nil },
 		func() bool { return r.postgres.err() != nil },
-		func() bool { return o.Store.Fuse() != nil })
+		func() bool { return o.Store.Fuse() != nil },
+		func() bool { return r.watchdog.err() != nil })
 	o.Registry.MustRegister(newOutboxCollector(o.Store))
 	return r
 }
 
-// Ready returns nil if the relay can deliver, and otherwise the reason.
+// Ready returns nil if the relay can deliver and no event is stalled. Otherwise it returns
+// the reason.
 func (r *Relay) Ready(context.Context) error {
-	if err := r.postgres.err(); err != nil {
-		return fmt.Errorf("postgresql: %w", err)
-	}
-	if err := r.circuit.err(); err != nil {
-		return fmt.Errorf("sink: %w", err)
+	return r.withStall(r.ready())
+}
+
+func (r *Relay) ready() error {
+	if err := r.fault(); err != nil {
+		return err
 	}
 	if err := r.blind.err(); err != nil {
 		return fmt.Errorf("sink: presence check: %w", err)
@@ -175,6 +180,7 @@ func (r *Relay) Run(ctx context.Context) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.cutUntil(ctx) })
+	group.Go(func() error { return r.watchUntil(ctx) })
 	for range r.o.Workers {
 		group.Go(func() error { return r.deliverUntil(ctx, delivering) })
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -49,6 +50,7 @@ var _ = Describe("Relay", func() {
 		registry   *prometheus.Registry
 		log        *gbytes.Buffer
 		relays     []*runningRelay
+		watch      func(*relay.Relay) // sets the watchdog's times, if not nil
 	)
 
 	BeforeEach(func(ctx SpecContext) {
@@ -60,7 +62,7 @@ var _ = Describe("Relay", func() {
 		publisher = outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"})
 		registry = prometheus.NewRegistry()
 		log = gbytes.NewBuffer()
-		relays = nil
+		relays, watch = nil, nil
 	})
 
 	publish := func(ctx context.Context, events ...outbox.Event) []outbox.Event {
@@ -109,6 +111,9 @@ var _ = Describe("Relay", func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		running := &runningRelay{Relay: relay.New(o), stop: cancel, ended: make(chan error, 1)}
 		relays = append(relays, running)
+		if watch != nil {
+			watch(running.Relay)
+		}
 		go func() {
 			running.ended <- running.Run(ctx)
 			close(running.ended)
@@ -1003,6 +1008,10 @@ diehard_relay_events_total{result="delivered"} 7
 	Describe("on a PostgreSQL that lacks a property", func() {
 		var role string
 
+		BeforeEach(func() {
+			watch = func(r *relay.Relay) { r.Watch(100*time.Millisecond, 500*time.Millisecond, time.Second) }
+		})
+
 		// lacking makes the store use a role that is not the owner of the tables.
 		lacking := func(ctx context.Context, statement string) {
 			GinkgoHelper()
@@ -1039,8 +1048,12 @@ diehard_relay_postgresql_failing %d
 			Expect(failing(1)).To(Succeed())
 			events, _ := waiting(Default)
 			Expect(events).To(Equal(10))
+			Eventually(ctx, log).WithTimeout(patience).Should(gbytes.Say(`level=ERROR msg="delivery stalled" err="stalled: .*` +
+				regexp.QuoteMeta(strings.ReplaceAll(remedy, `"`, `\"`))))
+			Expect(running.Ready(ctx)).To(MatchError(Not(ContainSubstring("stalled: "))), "the reason is known")
 			db.MustExecContext(ctx, remedy)
 			expectOnce(ctx, 10)
+			Eventually(ctx, log).WithTimeout(patience).Should(gbytes.Say("delivery continues"))
 			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).Should(Succeed())
 			Expect(failing(0)).To(Succeed())
 		}

@@ -708,13 +708,14 @@ uncut AS (
     ) AS counted
 ),
 batches AS (
-    SELECT count(*) AS batches, coalesce(sum(event_count), 0) AS events, min(first.published_at) AS oldest
+    SELECT count(*) AS batches, count(*) FILTER (WHERE failures > 0) AS failing,
+           coalesce(sum(event_count), 0) AS events, min(first.published_at) AS oldest
     FROM {schema}outbox_batches
     LEFT JOIN LATERAL (
         SELECT published_at FROM {schema}outbox_events WHERE id = lower({schema}outbox_batches.event_ids)
     ) AS first ON true
 )
-SELECT batches.batches,
+SELECT batches.batches, batches.failing AS failing_batches,
        batches.events + CASE
            WHEN uncut.events < 10000 THEN uncut.events
            ELSE greatest(10000, ` + sequenceValueSQL + ` - (SELECT high_watermark FROM cursor))

@@ -132,6 +132,8 @@ type Stats struct {
 	// OldestSeconds is the age of the oldest event, 0 if the outbox is empty.
 	OldestSeconds float64 `db:"oldest_seconds"`
 	Batches       int64   `db:"batches"`
+	// FailingBatches is the number of Batches with a failure.
+	FailingBatches int64 `db:"failing_batches"`
 	// DeadLetters is exact below 10,000. 10,000 means 10,000 or more.
 	DeadLetters int64 `db:"dead_letters"`
 }
