@@ -27,9 +27,9 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	limitMemory(c.Relay.BatchMaxBytes)
 	connections := c.Postgres.MaxOpenConns
 	if connections == 0 {
-		// A worker uses two connections: one holds the lease, one reads events. Four more
-		// connections serve the cutter, the poll, readiness and metrics.
-		connections = 2*c.Relay.Workers + 4
+		// A worker uses two connections: one holds the lease, one reads events. Five more
+		// connections serve the cutter, the poll, the watchdog, readiness and metrics.
+		connections = 2*c.Relay.Workers + 5
 	}
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,

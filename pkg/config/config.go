@@ -193,7 +193,7 @@ func (c *API) check() error {
 func (c *Relay) keys() []key {
 	keys := []key{environmentKey(&c.Environment)}
 	keys = append(keys, c.Postgres.keys("0", 0,
-		"Maximum connections to PostgreSQL; 0 means two per worker and four more.")...)
+		"Maximum connections to PostgreSQL; 0 means two per worker and five more.")...)
 	keys = append(keys,
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),

@@ -87,13 +87,20 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 		Expect(err).NotTo(HaveOccurred())
 	}
 
-	It("a cut and a poll do not become slower after many drained events", func(ctx SpecContext) {
+	watch := func(ctx context.Context) {
+		GinkgoHelper()
+		_, err := s.Waiting(ctx, time.Minute)
+		Expect(err).NotTo(HaveOccurred())
+	}
+
+	It("a cut, a poll and a look of the watchdog do not become slower after many drained events", func(ctx SpecContext) {
 		const total, maxRows, atOnce = 1_000_000, 10_000, 100_000
 		arrange(ctx, maxRows)
 		for range total / atOnce {
 			publish(ctx, atOnce)
 		}
 		var ofCuts, ofPolls []int // the pages of each cut and poll, per batch
+		var ofLooks []int
 		for drained := 0; drained < total; {
 			// Expire the delay of the low watermark. Otherwise the distance between the
 			// watermark and the drained events would depend on the machine's speed.
@@ -107,20 +114,23 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 				drained += lease.Events
 			}
 			ofPolls = append(ofPolls, pages(ctx, func() { poll(ctx) })/batches)
+			ofLooks = append(ofLooks, pages(ctx, func() { watch(ctx) }))
 		}
 		expectLevel(ofCuts)
 		expectLevel(ofPolls)
+		expectLevel(ofLooks)
 	})
 
-	It("a claim does not become slower after ten thousand small cuts", func(ctx SpecContext) {
+	It("a claim and a look of the watchdog do not become slower after ten thousand small cuts", func(ctx SpecContext) {
 		const cuts, maxRows, polled = 10_000, 10, 100
 		arrange(ctx, maxRows)
-		var ofCuts, ofClaims []int
+		var ofCuts, ofLooks, ofClaims []int
 		for n := range cuts {
 			publish(ctx, maxRows)
 			var lease *store.Lease
 			if n < cuts/10 || n >= cuts-cuts/10 {
 				ofCuts = append(ofCuts, pages(ctx, func() { cut(ctx) }))
+				ofLooks = append(ofLooks, pages(ctx, func() { watch(ctx) }))
 				ofClaims = append(ofClaims, pages(ctx, func() { lease = claim(ctx) }))
 			} else {
 				cut(ctx)
@@ -132,6 +142,7 @@ var _ = Describe("While an old transaction holds back vacuum", Label("long"), fu
 			}
 		}
 		expectLevel(ofCuts)
+		expectLevel(ofLooks)
 		expectLevel(ofClaims)
 	})
 })
