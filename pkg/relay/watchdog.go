@@ -43,9 +43,9 @@ type watchdog struct {
 	seen     map[string]sighting
 	starving bool
 
-	mu    sync.Mutex
-	cause *stalledError
-	since time.Time
+	mu     sync.Mutex
+	cause  *stalledError
+	logged time.Time // the log record of the beginning, or zero
 }
 
 // sighting is the number of consecutive looks that have found an item in the same state.
@@ -58,7 +58,7 @@ type sighting struct {
 // stalledError says what waits, and why.
 type stalledError struct {
 	stalls []string
-	// fault says that the reasons are those that Ready returns anyway.
+	// fault says that the reason is a fault that Ready returns and the log has anyway.
 	fault bool
 }
 
@@ -307,7 +307,7 @@ func (i *inspection) add(found *stalledError, item, text string, patience time.D
 	if len(reasons) == 0 && !i.watchdog.unchanged(item, max(patience, i.o.FlushTimeout+i.watchdog.margin)) {
 		return
 	}
-	if len(special) > 0 || fault == nil {
+	if len(special) > 0 || fault == nil || errors.Is(fault, errNotChecked) {
 		found.fault = false
 	}
 	var facts []string
@@ -419,19 +419,21 @@ func ago(d time.Duration) string {
 	return d.Round(time.Second).String() + " ago"
 }
 
-// stalled records the result of a look. It logs the beginning and the end.
+// stalled records the result of a look. It logs the beginning and the end, unless the log
+// has the reason already.
 func (r *Relay) stalled(ctx context.Context, cause *stalledError) {
 	w := r.watchdog
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case cause != nil && w.cause == nil:
-		w.since = time.Now()
-		r.log.ErrorContext(ctx, "delivery stalled", "err", cause)
-	case cause == nil && w.cause != nil:
-		r.log.InfoContext(ctx, "delivery continues", "stalled_for", time.Since(w.since))
-	}
 	w.cause = cause
+	switch {
+	case cause != nil && !cause.fault && w.logged.IsZero():
+		w.logged = time.Now()
+		r.log.ErrorContext(ctx, "delivery stalled", "err", cause)
+	case cause == nil && !w.logged.IsZero():
+		r.log.InfoContext(ctx, "delivery continues", "stalled_for", time.Since(w.logged))
+		w.logged = time.Time{}
+	}
 }
 
 // starving warns if failing batches wait for the worker of failing batches for a long
