@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -213,10 +214,24 @@ diehard_relay_failing_batches %d
 		_, err := session.ExecContext(ctx, "SELECT FROM outbox_batches WHERE batch_id = $1 FOR UPDATE", batches[1])
 		Expect(err).NotTo(HaveOccurred())
 		running := start(s)
-		expectStalled(ctx, running, ContainSubstring(batches[1]), Not(ContainSubstring(batches[0])))
+		expectStalled(ctx, running, ContainSubstring(batches[1]))
+
+		By("waiting until the batch of the worker would be due, and for a later locked batch")
+		Eventually(ctx, func(g Gomega) {
+			var isDue bool
+			g.Expect(db.Get(&isDue, "SELECT next_attempt_at < clock_timestamp() - interval '300 ms' FROM outbox_batches WHERE batch_id = $1", batches[0])).To(Succeed())
+			g.Expect(isDue).To(BeTrue())
+		}).WithTimeout(patience).Should(Succeed())
+		publish(10)
+		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
+		_, err = session.ExecContext(ctx, "SELECT FROM outbox_batches ORDER BY batch_id DESC LIMIT 1 FOR UPDATE")
+		Expect(err).NotTo(HaveOccurred())
+		Expect(db.Select(&batches, "SELECT batch_id FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(And(
+			ContainSubstring(batches[1]), ContainSubstring(batches[2]), Not(ContainSubstring(batches[0])))))
 		release()
 		Expect(session.Rollback()).To(Succeed())
-		expectDelivered(ctx, running, 20)
+		expectDelivered(ctx, running, 30)
 	})
 
 	It("says that the sink is down", func(ctx SpecContext) {
@@ -242,6 +257,29 @@ diehard_relay_failing_batches %d
 		expectStalled(ctx, running, ContainSubstring("the outbox cannot be read (postgresql has not answered in time)"))
 		proxy.Return()
 		expectAll(ctx, running, 10)
+	})
+
+	It("says that a subscription writes into the outbox", func(ctx SpecContext) {
+		other := testengines.OpenPostgres(suite.PostgresDSN(ctx), nil)
+		other.MustExec("CREATE PUBLICATION everything FOR ALL TABLES")
+		var name string
+		Expect(other.Get(&name, "SELECT current_database()")).To(Succeed())
+		db.MustExec(fmt.Sprintf(`CREATE SUBSCRIPTION from_blue CONNECTION '%s' PUBLICATION everything
+			WITH (create_slot = false, copy_data = false, slot_name = 'missing')`, suite.PostgresDSNOf(name)))
+		drop := sync.OnceFunc(func() {
+			db.MustExec("ALTER SUBSCRIPTION from_blue DISABLE")
+			db.MustExec("ALTER SUBSCRIPTION from_blue SET (slot_name = NONE)")
+			db.MustExec("DROP SUBSCRIPTION from_blue")
+		})
+		DeferCleanup(drop)
+		publish(5)
+		// After the subscription, an event waits for inserts of the other server.
+		running := start(store.New(testengines.OpenStore(dsn, store.Session(30*time.Second)), store.Options{FlushTimeout: time.Second}))
+		Eventually(stalledMetric).WithArguments(registry, 1).WithTimeout(patience).Should(Succeed())
+		Expect(running.Ready(ctx)).To(MatchError(And(HavePrefix("postgresql: "), ContainSubstring("from_blue"), ContainSubstring("DROP SUBSCRIPTION"))))
+		Expect(log).To(gbytes.Say(`level=ERROR msg="outbox unavailable" .*from_blue`))
+		drop()
+		expectAll(ctx, running, 5)
 	})
 
 	It("names the destination of a batch that was attempted elsewhere", func(ctx SpecContext) {
