@@ -93,8 +93,10 @@ func (r *Relay) watchUntil(ctx context.Context) error {
 	}
 }
 
-// lookItem is the item of looks that fail.
-const lookItem = "look"
+const (
+	lookItem       = "look" // of looks that fail
+	quarantineItem = "quarantine"
+)
 
 // watch looks at the outbox once.
 func (r *Relay) watch(ctx context.Context) {
@@ -113,7 +115,7 @@ func (r *Relay) watch(ctx context.Context) {
 	}
 	w.look(waiting)
 	r.starving(ctx, waiting)
-	if !slices.ContainsFunc(waiting.Events, func(e store.WaitingEvent) bool { return w.unchanged(eventItem(e), w.patience) }) &&
+	if !w.unchanged(quarantineItem, w.patience) && !slices.ContainsFunc(waiting.Events, func(e store.WaitingEvent) bool { return w.unchanged(eventItem(e), w.patience) }) &&
 		!slices.ContainsFunc(waiting.Batches, func(b store.WaitingBatch) bool { return w.unchanged(batchItem(b), w.patience) }) {
 		r.stalled(ctx, nil)
 		return
@@ -156,6 +158,9 @@ func (w *watchdog) look(waiting store.Waiting) {
 	}
 	for _, line := range []string{deliveringLine, failingLine} {
 		keep(line, sighting{})
+	}
+	if waiting.Quarantined > 0 {
+		keep(quarantineItem, sighting{})
 	}
 	for item, batch := range before {
 		if now := w.seen[item]; batch.line != "" && now.state != batch.state {
@@ -287,6 +292,10 @@ func (i *inspection) run() *stalledError {
 	i.line(found, i.waiting.Batches[firstFailing:])
 	for _, event := range i.waiting.Events {
 		i.event(found, event)
+	}
+	if i.watchdog.unchanged(quarantineItem, i.watchdog.patience) {
+		i.add(found, quarantineItem, fmt.Sprintf("%d batches of quarantined event types", i.waiting.Quarantined), i.watchdog.patience,
+			[]string{"the sink takes no event of these types (" + i.waiting.Quarantine + ")"})
 	}
 	if len(found.stalls) == 0 {
 		return nil

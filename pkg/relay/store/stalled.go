@@ -24,6 +24,10 @@ type Waiting struct {
 	// Unattempted, Delivering and Failing count all batches: those without an attempt,
 	// those without a failure, and those with a failure.
 	Unattempted, Delivering, Failing int
+	// Quarantined is the number of quarantined batches that wait for their next attempt as
+	// planned. Quarantine has the event types in quarantine and their errors.
+	Quarantined int
+	Quarantine  string
 	// Starving is the number of failing batches that are due for longer than the limit.
 	Starving int
 	// Cuts is the number of the fleet's cuts, 0 if the cursor is missing. SinceCut is the
@@ -83,9 +87,10 @@ const maxShownFailing = 100
 
 // waitingInOutboxSQL returns one row for each event and batch of a Waiting, or one row
 // without them. It reads what a cut and a claim read, and takes no lock of a row. $1 and
-// $2 are the hints for the cursor and the batches, $3 is a late commit or null, $4 the
-// longest planned delay in seconds, and $5 the limit of Waiting.Starving in seconds. A time
-// in the future, after the clock was set back, counts as now.
+// $2 are the hints for the cursor and the batches, $3 is a late commit or null. $4 is the
+// longest planned delay in seconds, and $7 that of a quarantined batch. $5 is the limit of
+// Waiting.Starving in seconds. A time in the future, after the clock was set back, counts
+// as now.
 const waitingInOutboxSQL = `
 WITH cursor AS MATERIALIZED (
     SELECT cuts, high_watermark, extract(epoch FROM clock_timestamp() - last_cut_at)::float8 AS since_cut
@@ -93,9 +98,9 @@ WITH cursor AS MATERIALIZED (
 ),
 batch AS MATERIALIZED (
     SELECT batch_id, event_ids, event_count, attempts, failures, token, last_attempt_at, next_attempt_at, created_at,
-           last_error, destination, xmax::text AS lock,
-           next_attempt_at > clock_timestamp()
-               AND next_attempt_at <= clock_timestamp() + make_interval(secs => $4) AS planned
+           quarantined, last_error, destination, xmax::text AS lock,
+           next_attempt_at > clock_timestamp() AND next_attempt_at <= clock_timestamp() +
+               make_interval(secs => CASE WHEN quarantined THEN $7::float8 ELSE $4::float8 END) AS planned
     FROM {schema}outbox_batches
     WHERE batch_id >= $2
 ),
@@ -104,18 +109,25 @@ item AS (
     FROM {schema}outbox_events
     WHERE id = $3 AND NOT EXISTS (SELECT FROM batch WHERE event_ids @> id)
   UNION ALL
-    SELECT 0, id, published_at, NULL
-    FROM (
-        SELECT id, published_at FROM {schema}outbox_events
-        WHERE id > coalesce((SELECT high_watermark FROM cursor), 0) ORDER BY id LIMIT 1
-    ) AS first
-    WHERE NOT EXISTS (SELECT FROM batch WHERE event_ids @> id)
+    (SELECT 0, id, published_at, NULL
+     FROM (
+         SELECT unnest(int8multirange(int8range(coalesce((SELECT high_watermark FROM cursor), 0), NULL, '()')) -
+                       coalesce((SELECT range_agg(event_ids) FROM batch), '{}')) AS ids
+     ) AS gap
+     CROSS JOIN LATERAL (
+         SELECT id, published_at FROM {schema}outbox_events
+         WHERE id >= lower(gap.ids) AND id < coalesce(upper(gap.ids), 9223372036854775807)
+         ORDER BY id LIMIT 1
+     ) AS first
+     LIMIT 1)
   UNION ALL
     SELECT 1, NULL, created_at, batch_id FROM batch WHERE failures = 0 AND NOT planned
   UNION ALL
     (SELECT 2, NULL, created_at, batch_id FROM batch WHERE failures > 0 AND NOT planned ORDER BY batch_id LIMIT $6)
 )
-SELECT counts.unattempted, counts.delivering, counts.failing, counts.starving,
+SELECT counts.unattempted, counts.delivering, counts.failing, counts.starving, counts.quarantined,
+       coalesce((SELECT string_agg(event_type || ': ' || error, ', ' ORDER BY event_type)
+                 FROM {schema}outbox_quarantine), '')                               AS quarantine,
        coalesce(cursor.cuts, 0)                                                     AS cuts,
        coalesce(cursor.since_cut, 0)                                                AS since_cut,
        item.event_id, item.batch_id,
@@ -135,6 +147,7 @@ FROM (
     SELECT count(*) FILTER (WHERE failures = 0 AND attempts = 0) AS unattempted,
            count(*) FILTER (WHERE failures = 0)                  AS delivering,
            count(*) FILTER (WHERE failures > 0)                  AS failing,
+           count(*) FILTER (WHERE quarantined AND planned)       AS quarantined,
            count(*) FILTER (WHERE failures > 0 AND NOT planned
                AND least(greatest(created_at, last_attempt_at, next_attempt_at), clock_timestamp())
                    < clock_timestamp() - make_interval(secs => $5)) AS starving
@@ -153,6 +166,8 @@ func (s *Store) Waiting(ctx context.Context, starving time.Duration) (Waiting, e
 		Delivering   int             `db:"delivering"`
 		Failing      int             `db:"failing"`
 		Starving     int             `db:"starving"`
+		Quarantined  int             `db:"quarantined"`
+		Quarantine   string          `db:"quarantine"`
 		Cuts         int64           `db:"cuts"`
 		SinceCut     float64         `db:"since_cut"`
 		EventID      sql.NullInt64   `db:"event_id"`
@@ -173,12 +188,13 @@ func (s *Store) Waiting(ctx context.Context, starving time.Duration) (Waiting, e
 	late := sql.NullInt64{Int64: s.late.from + 1, Valid: s.late.ceiling > 0 && s.late.from < math.MaxInt64}
 	s.mu.Unlock()
 	if err := s.db.SelectContext(ctx, &rows, s.sql(waitingInOutboxSQL), cuts, batchHint, late,
-		max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds()), starving.Seconds(), maxShownFailing); err != nil {
+		max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds()), starving.Seconds(), maxShownFailing, s.longestQuarantine()); err != nil {
 		return Waiting{}, fmt.Errorf("read what waits in the outbox: %w", err)
 	}
 	var w Waiting
 	for _, row := range rows {
 		w.Unattempted, w.Delivering, w.Failing, w.Starving = row.Unattempted, row.Delivering, row.Failing, row.Starving
+		w.Quarantined, w.Quarantine = row.Quarantined, row.Quarantine
 		w.Cuts, w.SinceCut = row.Cuts, seconds(row.SinceCut)
 		switch {
 		case row.EventID.Valid:
@@ -246,7 +262,8 @@ const lockersSQL = `
 WITH outbox AS (
     SELECT oid, relname::text AS name FROM pg_class
     WHERE oid IN (to_regclass('{schema_literal}outbox_events'), to_regclass('{schema_literal}outbox_batches'),
-                  to_regclass('{schema_literal}outbox_cursor'), to_regclass('{schema_literal}outbox_history'))
+                  to_regclass('{schema_literal}outbox_cursor'), to_regclass('{schema_literal}outbox_history'),
+                  to_regclass('{schema_literal}outbox_fuse'), to_regclass('{schema_literal}outbox_quarantine'))
 ),
 lock AS MATERIALIZED (SELECT * FROM pg_locks WHERE pid IS DISTINCT FROM pg_backend_pid()),
 on_table AS (
