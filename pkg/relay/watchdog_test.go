@@ -191,6 +191,35 @@ diehard_relay_failing_batches %d
 		expectDelivered(ctx, running, published)
 	})
 
+	It("finds an event behind a requeued event, which is in a batch above the high watermark", func(ctx SpecContext) {
+		publish(2)
+		db.MustExec(`INSERT INTO outbox_batches (batch_id, event_ids, event_count, byte_count, token, attempts, failures, next_attempt_at)
+			VALUES (gen_random_uuid(), '{[1,2)}', 1, 1, 'token', 1, 1, clock_timestamp() + interval '20 s')`)
+		db.MustExec("UPDATE outbox_cursor SET cuts = 1")
+		session := foreign(ctx)
+		_, err := session.ExecContext(ctx, "SELECT FROM outbox_cursor FOR UPDATE")
+		Expect(err).NotTo(HaveOccurred())
+		running := start(newStore())
+		expectStalled(ctx, running, ContainSubstring("event 2, published "), Not(ContainSubstring("event 1, ")))
+		Expect(session.Rollback()).To(Succeed())
+		db.MustExec("UPDATE outbox_batches SET next_attempt_at = '-infinity'")
+		expectDelivered(ctx, running, 2)
+	})
+
+	It("names event types in quarantine and their errors", func(ctx SpecContext) {
+		s := newStore()
+		publish(5)
+		Expect(s.Cut(ctx, 0)).To(HaveField("Batches", 1))
+		db.MustExec("UPDATE outbox_batches SET failures = 1, quarantined = true, next_attempt_at = clock_timestamp() + interval '20 minutes'")
+		db.MustExec("INSERT INTO outbox_quarantine (event_type, error) VALUES ('thing_happened', 'clickhouse error 395')")
+		running := start(s)
+		expectStalled(ctx, running, ContainSubstring(
+			"1 batches of quarantined event types: the sink takes no event of these types (thing_happened: clickhouse error 395)"))
+		db.MustExec("DELETE FROM outbox_quarantine")
+		db.MustExec("UPDATE outbox_batches SET quarantined = false, next_attempt_at = '-infinity'")
+		expectDelivered(ctx, running, 5)
+	})
+
 	It("finds a stalled event whose time of publishing is in the future", func(ctx SpecContext) {
 		publish(1)
 		db.MustExec("UPDATE outbox_events SET published_at = published_at + interval '1 hour'")
