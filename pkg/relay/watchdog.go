@@ -108,7 +108,8 @@ func (r *Relay) watch(ctx context.Context) {
 	case ctx.Err() != nil:
 		return
 	case err != nil:
-		if w.sight(lookItem, sighting{}); w.unchanged(lookItem, w.patience) {
+		w.sight(lookItem, sighting{})
+		if w.unchanged(lookItem, w.patience) {
 			r.stalled(ctx, r.unreadable(ctx, err))
 		}
 		return
@@ -214,7 +215,7 @@ func within[T any](ctx context.Context, timeout time.Duration, read func(context
 			return result.value, result.err
 		}
 	}
-	return nothing, context.Cause(ctx)
+	return nothing, context.Cause(ctx) //nolint:wrapcheck // errNoAnswer, or the caller has ended ctx
 }
 
 func (r *Relay) lockers(ctx context.Context, transactions []string) ([]store.Locker, error) {
@@ -409,14 +410,14 @@ func (i *inspection) holder(transaction string) *store.Locker {
 
 // isLeased returns whether a worker holds the lease of the batch and can still be
 // working. The transaction of a lease begins right after the attempt is counted. An
-// attempt has at most five steps of FlushTimeout.
+// attempt has fewer than ten steps of FlushTimeout.
 func (i *inspection) isLeased(batch store.WaitingBatch) bool {
 	holder := i.holder(batch.Lock)
 	if holder == nil || !holder.Seconds.Valid || batch.SinceAttempt < 0 {
 		return false
 	}
 	began := batch.SinceAttempt.Seconds() - holder.Seconds.Float64 // after the attempt was counted
-	return began > -1 && began < 10 && batch.SinceAttempt < 5*i.o.FlushTimeout+time.Minute
+	return began > -1 && began < 10 && batch.SinceAttempt < 10*i.o.FlushTimeout+time.Minute
 }
 
 // ago returns the time as "5s ago". A time in the future, after the clock was set back,

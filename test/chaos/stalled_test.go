@@ -25,7 +25,7 @@ var _ = Describe("A relay whose events are stalled", Label("long"), func() {
 		published := make(chan error, 1)
 		go func() { published <- s.Publish(ctx, system.Events(perBatch)...) }() // may wait for the session
 		Eventually(ctx, func(g Gomega) {
-			response, err := http.Get(relay.AdminURL() + "/readyz") //nolint:noctx // a local program
+			response, err := http.Get(relay.AdminURL() + "/readyz")
 			g.Expect(err).NotTo(HaveOccurred())
 			defer response.Body.Close()
 			body, err := io.ReadAll(response.Body)
