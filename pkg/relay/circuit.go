@@ -191,13 +191,6 @@ func (c *circuit) awaitClosed(ctx context.Context) error {
 	}
 }
 
-// inTrial returns whether a worker delivers the batch that shows the sink's state.
-func (c *circuit) inTrial() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.state == circuitTrial
-}
-
 // err returns nil if the circuit is closed, and otherwise the reason.
 func (c *circuit) err() error {
 	c.mu.Lock()

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
+	"slices"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/outbox/outboxtest"
 	"github.com/diehard-outbox/diehard/test/system"
 )
 
@@ -105,6 +108,47 @@ var _ = Describe("An event type of which ClickHouse stores no event", func() {
 		expectOnce(ctx, s, outcome{
 			Fault: "an event type that makes inserts fail", Done: "every second event of 100,000", Events: total + 2*young, Dead: dead,
 		})
+	})
+})
+
+var _ = Describe("A thousand events that make inserts fail", func() {
+	It("do not delay younger events while they are isolated, and do not pile up batches", Label("long"), func(ctx SpecContext) {
+		const total, every, young = 1_000_000, 1_000, 200
+		s := newSystem(ctx)
+		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+			"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'amount'))")
+		s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)
+			SELECT 'thing_happened', json_build_object('amount', CASE n % $2::int WHEN 0 THEN '' ELSE '1' END) FROM generate_series(1, $1::int) AS n`, total, every)
+		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_DEAD_LETTERS_PER_HOUR=100000")
+		split := func(g Gomega) (n float64) {
+			n, err := relay.Metric(`diehard_relay_batches_total{result="split"}`)
+			g.Expect(err).NotTo(HaveOccurred())
+			return n
+		}
+		Eventually(ctx, split).WithTimeout(patience).Should(BeNumerically(">", 0))
+		var latencies []time.Duration
+		most := 0
+		for range young {
+			event := system.Event(outbox.WithType("young"))
+			event.EventContext = outboxtest.JSON(`{"amount":"1"}`)
+			began := time.Now()
+			Expect(s.Publish(ctx, event)).To(Succeed())
+			Eventually(ctx, func(g Gomega) {
+				var there int
+				g.Expect(testengines.Scan(ctx, s.ClickHouse.HTTP, "SELECT count() FROM event_log WHERE event_id = '"+event.EventID.String()+"'", &there)).To(Succeed())
+				g.Expect(there).To(Equal(1))
+			}).WithTimeout(patience).Should(Succeed())
+			latencies = append(latencies, time.Since(began))
+			_, batches, _ := s.Left(Default)
+			most = max(most, batches)
+		}
+		left, _, _ := s.Left(Default)
+		slices.Sort(latencies)
+		AddReportEntry("latency of young events", ReportEntryVisibilityAlways, fmt.Sprintf(
+			"p50 %s, p99 %s, maximum %s; at most %d batches; %d of %d events left, %v splits",
+			latencies[young/2], latencies[young*99/100], latencies[young-1], most, left, total, split(Default)))
+		Expect(left).To(BeNumerically(">", 0), "the isolation has not ended")
+		Expect(most).To(BeNumerically("<", 4096+256))
 	})
 })
 
