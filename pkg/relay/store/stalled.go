@@ -99,17 +99,17 @@ WITH cursor AS MATERIALIZED (
 batch AS MATERIALIZED (
     SELECT batch_id, event_ids, event_count, attempts, failures, token, last_attempt_at, next_attempt_at, created_at,
            quarantined, last_error, destination, xmax::text AS lock,
-           next_attempt_at > clock_timestamp() AND next_attempt_at <= clock_timestamp() +
-               make_interval(secs => CASE WHEN quarantined THEN $7::float8 ELSE $4::float8 END) AS planned
+           next_attempt_at > clock_timestamp() AND next_attempt_at <= clock_timestamp() + greatest(` + insertsEndSQL + `,
+               make_interval(secs => CASE WHEN quarantined THEN $7::float8 ELSE $4::float8 END)) AS planned
     FROM {schema}outbox_batches
     WHERE batch_id >= $2
 ),
 item AS (
-    SELECT 0 AS kind, id AS event_id, published_at AS since, NULL::uuid AS batch_id
+    SELECT 0 AS kind, id AS event_id, published_at AS since, NULL::timestamptz AS turn, NULL::uuid AS batch_id
     FROM {schema}outbox_events
     WHERE id = $3 AND NOT EXISTS (SELECT FROM batch WHERE event_ids @> id)
   UNION ALL
-    (SELECT 0, id, published_at, NULL
+    (SELECT 0, id, published_at, NULL, NULL
      FROM (
          SELECT unnest(int8multirange(int8range(coalesce((SELECT high_watermark FROM cursor), 0), NULL, '()')) -
                        coalesce((SELECT range_agg(event_ids) FROM batch), '{}')) AS ids
@@ -121,9 +121,11 @@ item AS (
      ) AS first
      LIMIT 1)
   UNION ALL
-    SELECT 1, NULL, created_at, batch_id FROM batch WHERE failures = 0 AND NOT planned
+    SELECT 1, NULL, created_at, NULL, batch_id FROM batch WHERE failures = 0 AND NOT planned
   UNION ALL
-    (SELECT 2, NULL, created_at, batch_id FROM batch WHERE failures > 0 AND NOT planned ORDER BY batch_id LIMIT $6)
+    (SELECT 2, NULL, created_at, coalesce(last_attempt_at, '-infinity'), batch_id
+     FROM batch WHERE failures > 0 AND NOT planned
+     ORDER BY 4, batch_id LIMIT $6)
 )
 SELECT counts.unattempted, counts.delivering, counts.failing, counts.starving, counts.quarantined,
        coalesce((SELECT string_agg(event_type || ': ' || error, ', ' ORDER BY event_type)
@@ -156,7 +158,7 @@ FROM (
 LEFT JOIN cursor ON true
 LEFT JOIN item ON true
 LEFT JOIN batch USING (batch_id)
-ORDER BY kind, event_id, batch_id`
+ORDER BY kind, event_id, turn, batch_id`
 
 // Waiting returns what waits in the outbox. A failing batch that is due for longer than
 // starving counts as starving. The cost does not grow with the outbox.
