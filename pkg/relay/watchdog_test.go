@@ -356,6 +356,23 @@ diehard_relay_failing_batches %d
 		Expect(string(log.Contents())).NotTo(ContainSubstring("delivery stalled"))
 	})
 
+	It("names a prepared transaction that has locked the cursor", func(ctx SpecContext) {
+		own := testengines.StartPostgres(ctx, map[string]string{"max_prepared_transactions": "1"})
+		dsn = own.DSN()
+		db = testengines.OpenPostgres(dsn, nil)
+		Expect(testengines.Schema.Migrate(ctx, db.DB, slog.New(slog.DiscardHandler))).To(Succeed())
+		publish(5)
+		session := foreign(ctx)
+		_, err := session.ExecContext(ctx, "SELECT FROM outbox_cursor FOR UPDATE")
+		Expect(err).NotTo(HaveOccurred())
+		_, err = session.ExecContext(ctx, "PREPARE TRANSACTION 'forgotten by Ada'")
+		Expect(err).NotTo(HaveOccurred())
+		running := start(newStore())
+		expectStalled(ctx, running, ContainSubstring(`the prepared transaction "forgotten by Ada" has locked the row of outbox_cursor`))
+		db.MustExec("ROLLBACK PREPARED 'forgotten by Ada'")
+		expectDelivered(ctx, running, 5)
+	})
+
 	It("names both sessions if a lock waits for another session", func(ctx SpecContext) {
 		publish(5)
 		reader, migration := foreign(ctx), foreign(ctx)
