@@ -8,7 +8,8 @@
  * The checker visits every order of steps within the model's bounds. It checks that
  *   - no event gets a second row in ClickHouse,
  *   - no event leaves the outbox without its row, unless it is a dead letter,
- *   - a dead letter has no row, and ClickHouse has refused it,
+ *   - a dead letter has no row, and ClickHouse has refused it. If an operator mends the
+ *     cause, a late insert may store the row,
  *   - nothing gets stuck: in the end the outbox is empty.
  *
  * A transaction in PostgreSQL is one step. A worker that dies loses its lease. A
@@ -31,7 +32,8 @@
  *   - after a failover no worker sends before the inserts of the old primary's
  *     workers have ended,
  *   - ClickHouse refuses invalid data at every attempt, before it stores any row of
- *     the insert. It names the data of POISON as the cause, but not that of SOUR,
+ *     the insert. It names the data of POISON as the cause, but not that of SOUR. With
+ *     OPERATOR, it accepts the data of SOUR from some time on,
  *   - a presence check sees the rows of every insert that has ended,
  *   - a cluster has removed rows that were not committed before it forgets the token,
  *     before the relay counts their attempt as old, and before a failover.
@@ -55,8 +57,16 @@
 #ifndef SOUR
 #define SOUR 0 /* the events whose inserts fail without a cause, one bit each */
 #endif
+#ifndef OPERATOR
+#define OPERATOR 0 /* whether an operator mends the cause of SOUR, and requeues dead letters */
+#endif
 #ifndef LAYOUT
 #define LAYOUT 0
+#endif
+#if OPERATOR
+#define MENDABLE SOUR
+#else
+#define MENDABLE 0
 #endif
 
 #if LAYOUT == 0 /* two events in two partitions */
@@ -93,14 +103,22 @@
 
 #define BIT(n) (1 << (n))
 #define ALL (BIT(EVENTS) - 1)
+#if EVENTS == 3
+#define LATE 0 /* three events are committed at the start, so that the search ends in minutes */
+#else
+#define LATE ALL
+#endif
 #define SINGLE(events) ((events) == 1 || (events) == 2 || (events) == 4)
 #define PARTITION(p, events) (PARTITIONS_OF(events) & BIT(p) -> EVENTS_IN(p) : 0)
 #define EVENTS_BESIDE(events) (PARTITION(0, events) | PARTITION(1, events)) /* all events of their partitions */
 
 /* PostgreSQL */
-byte uncommitted = ALL; /* events of open transactions */
-byte waiting = 0;       /* events in the outbox */
+byte uncommitted = LATE; /* events of open transactions */
+byte waiting = ALL & ~LATE; /* events in the outbox */
 byte dead = 0;          /* events among the dead letters */
+byte kept[EVENTS];      /* the token of each dead letter */
+byte sour = SOUR;       /* the events of SOUR until an operator mends the cause */
+byte requeued = 0;      /* events that an operator has requeued */
 byte unverified = 0;    /* events in the outbox when the history changed */
 byte lost = 0;          /* tokens of a lost history, under which inserts may still run */
 
@@ -142,18 +160,19 @@ byte failovers = FAILOVERS;
 #if EVENTS == 3
 #define IN_BATCHES (batch[0].members | batch[1].members | batch[2].members)
 #define FREE_BATCH (!batch[0].members || !batch[1].members || !batch[2].members)
-#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1) | BATCH_TOKEN(2))
+#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1) | BATCH_TOKEN(2) | KEPT_TOKEN(0) | KEPT_TOKEN(1) | KEPT_TOKEN(2))
 #else
 #define IN_BATCHES (batch[0].members | batch[1].members)
 #define FREE_BATCH (!batch[0].members || !batch[1].members)
-#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1))
+#define BATCH_TOKENS (BATCH_TOKEN(0) | BATCH_TOKEN(1) | KEPT_TOKEN(0) | KEPT_TOKEN(1))
 #endif
 #define UNCUT (waiting & ~IN_BATCHES)
 #define EXECUTED(i, t) (insert[i].state == running && insert[i].token == t)
 #define RUNNING(t) (EXECUTED(0, t) || EXECUTED(1, t) || EXECUTED(2, t) || EXECUTED(3, t))
 
-/* The tokens of batches, and of inserts that are in flight or may soon be. */
+/* The tokens of batches and dead letters, and of inserts that are in flight or may soon be. */
 #define BATCH_TOKEN(n) (batch[n].members -> BIT(batch[n].token) : 0)
+#define KEPT_TOKEN(e) ((dead & BIT(e) & MENDABLE) -> BIT(kept[e]) : 0)
 #define IN_FLIGHT(n) (insert[n].state != free -> BIT(insert[n].token) : 0)
 #define IN_USE (IN_FLIGHT(0) | IN_FLIGHT(1) | IN_FLIGHT(2) | IN_FLIGHT(3) | hand[0] | hand[1])
 
@@ -175,9 +194,11 @@ inline draw() {
 	live = 0
 }
 
+#define FREE_PLACE (batch[0].members == 0 -> 0 : (batch[1].members == 0 -> 1 : BATCHES - 1))
+
 /* write writes a batch of these events in a free place. */
 inline write(events, first) {
-	k = (batch[0].members == 0 -> 0 : (batch[1].members == 0 -> 1 : BATCHES - 1));
+	k = FREE_PLACE;
 	assert(batch[k].members == 0);
 	draw();
 	batch[k].members = events; batch[k].token = fresh; batch[k].attempted = !(first);
@@ -320,7 +341,7 @@ end:
 /* store stores the rows of an insert in a partition. */
 inline store(partition) {
 	assert(!(rows & insert[me].carried & EVENTS_IN(partition))); /* doubled */
-	assert(!(dead & insert[me].carried & EVENTS_IN(partition))); /* delivered, and a dead letter */
+	assert(!(dead & insert[me].carried & EVENTS_IN(partition) & ~MENDABLE)); /* delivered, and a dead letter */
 	rows = rows | (insert[me].carried & EVENTS_IN(partition))
 }
 
@@ -333,7 +354,7 @@ end:
 	:: atomic { insert[me].state == travelling ->
 		if
 		:: insert[me].carried & POISON -> endInsert(me, refused)
-		:: insert[me].carried & SOUR -> endInsert(me, failed)
+		:: insert[me].carried & sour -> endInsert(me, failed)
 		:: else -> insert[me].state = running
 		fi }
 	:: atomic { insert[me].state == travelling && faults -> faults--; endInsert(me, failed) } /* the insert never arrives */
@@ -718,12 +739,20 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	idle() };
 	goto ready;
 
-deadLetter: /* a single event that fails although others arrive becomes a dead letter */
+deadLetter: /* a single event that fails although others arrive becomes a dead letter, which keeps the token */
 	atomic {
 	if
 	:: OURS ->
-		assert(!(rows & members)); /* delivered, and a dead letter */
+		assert(!(rows & members & ~MENDABLE)); /* delivered, and a dead letter */
 		dead = dead | members;
+		if
+		:: members & MENDABLE & 1 -> kept[0] = token
+		:: members & MENDABLE & 2 -> kept[1] = token
+#if EVENTS == 3
+		:: members & MENDABLE & 4 -> kept[2] = token
+#endif
+		:: else
+		fi;
 		waiting = waiting & ~members;
 		erase(b)
 	:: else
@@ -752,10 +781,45 @@ split:
 	goto ready
 }
 
+#if OPERATOR
+/* requeue returns a dead letter into the outbox, as a batch under its token. */
+inline requeue(e) {
+	dead = dead & ~BIT(e); waiting = waiting | BIT(e); requeued = requeued | BIT(e);
+#ifdef MUTANT_REQUEUE_UNDER_A_NEW_TOKEN
+	write(BIT(e), false);
+#else
+	k = FREE_PLACE;
+	assert(batch[k].members == 0);
+	batch[k].members = BIT(e); batch[k].token = kept[e]; batch[k].holder = NOBODY;
+#ifndef MUTANT_REQUEUE_AS_A_FIRST_ATTEMPT
+	/* A worker of the former batch cannot lock this batch. */
+	batch[k].attempted = true; batch[k].reattempted = true;
+#endif
+	k = 0;
+#endif
+	kept[e] = 0
+}
+
+/* An operator mends the cause of SOUR at any time, and requeues each dead letter once. */
+active proctype Operator() {
+	byte k, fresh, live;
+end:
+	do
+	:: d_step { sour -> sour = 0 }
+	:: atomic { (dead & MENDABLE & ~requeued & 1) -> requeue(0) }
+	:: atomic { (dead & MENDABLE & ~requeued & 2) -> requeue(1) }
+#if EVENTS == 3
+	:: atomic { (dead & MENDABLE & ~requeued & 4) -> requeue(2) }
+#endif
+	od
+}
+#endif
+
 /* When no step is possible, every event has arrived or is a dead letter. */
 active proctype Verdict() {
 	timeout ->
 	assert(!uncommitted && !waiting && !IN_BATCHES);
-	assert(rows == (ALL & ~dead));
+	assert((rows & ~MENDABLE) == (ALL & ~dead & ~MENDABLE));
+	assert((rows | dead) == ALL);
 	assert(!(dead & ~(POISON | SOUR)))
 }

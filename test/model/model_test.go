@@ -34,6 +34,7 @@ type bounds struct {
 	poison            int // the events that ClickHouse refuses, one bit each
 	suspect           int // 1 if workers may suspect the data of a batch
 	sour              int // the events whose inserts fail without a cause, one bit each
+	operator          int // 1 if an operator mends the cause of sour, and requeues dead letters
 	layout            int // which events share a partition, see delivery.pml
 	replicated        bool
 }
@@ -41,7 +42,7 @@ type bounds struct {
 func (b bounds) definitions() []string {
 	d := []string{
 		fmt.Sprint("FAULTS=", b.faults), fmt.Sprint("FAILOVERS=", b.failovers), fmt.Sprint("POISON=", b.poison),
-		fmt.Sprint("SUSPECT=", b.suspect), fmt.Sprint("SOUR=", b.sour), fmt.Sprint("LAYOUT=", b.layout),
+		fmt.Sprint("SUSPECT=", b.suspect), fmt.Sprint("SOUR=", b.sour), fmt.Sprint("OPERATOR=", b.operator), fmt.Sprint("LAYOUT=", b.layout),
 	}
 	if b.replicated {
 		d = append(d, "REPLICATED")
@@ -127,6 +128,8 @@ var mutants = []struct {
 	{"BELIEVE_A_REPLICA", bounds{faults: 1, replicated: true}},
 	{"SPLIT_BEFORE_THE_SAMPLE", bounds{faults: 1, suspect: 1, layout: 1}},
 	{"SPLIT_ANOTHER_PARTITION", bounds{faults: 1, suspect: 1, layout: 2}},
+	{"REQUEUE_UNDER_A_NEW_TOKEN", bounds{faults: 1, suspect: 1, sour: 0b01, operator: 1}},
+	{"REQUEUE_AS_A_FIRST_ATTEMPT", bounds{faults: 1, suspect: 1, sour: 0b01, operator: 1}},
 	{"COVER_WITHOUT_AN_ACKNOWLEDGEMENT", bounds{faults: 1, suspect: 1, layout: 1}},
 	{"COVER_WITHOUT_WAITING", bounds{faults: 1, suspect: 1, layout: 1}},
 }
@@ -148,8 +151,13 @@ var _ = Describe("The model of the delivery protocol", func() {
 		{bounds{failovers: 2, poison: 0b01}, Label("long")},
 		{bounds{faults: 1, suspect: 1, layout: 1}, nil},
 		{bounds{faults: 1, suspect: 1, sour: 0b01, layout: 1}, nil},
+		{bounds{suspect: 1, sour: 0b01, operator: 1, layout: 1}, nil},
+		{bounds{suspect: 1, sour: 0b01, operator: 1, layout: 2}, nil},
 		{bounds{faults: 2, suspect: 1, layout: 1}, Label("long")},
 		{bounds{faults: 1, suspect: 1, layout: 2}, Label("long")},
+		{bounds{faults: 1, suspect: 1, sour: 0b01, operator: 1}, Label("long")},
+		{bounds{faults: 1, suspect: 1, sour: 0b01, operator: 1, layout: 1}, Label("long")},
+		{bounds{faults: 1, suspect: 1, sour: 0b11, operator: 1, layout: 1}, Label("long")},
 	} {
 		b := c.bounds
 		It("holds in every order of steps with "+b.String(), c.labels, func(ctx SpecContext) {
