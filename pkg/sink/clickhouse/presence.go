@@ -48,29 +48,41 @@ const (
 // If it does not find an event, it checks that the session sees every row of the event's
 // partition. Then it queries the event again: between the first query and the check, an
 // operator may have removed a row policy that had hidden the event.
+//
+// An event outside of the server's range of times is queried as well. A newer version of
+// the server, or a newer replica, may have stored it. The server then compares the stored
+// number, but cannot calculate the event's partition. So the visibility of this partition
+// is not checked.
 func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 	facts, err := s.facts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	queried := make([]int, 0, keys.Len())
+	inside, outside := make([]int, 0, keys.Len()), []int(nil)
 	for i, at := range keys.EventDateTime {
-		if facts.times.holds(at) { // an event that cannot be stored was never inserted
-			queried = append(queried, i)
+		if facts.times.holds(at) {
+			inside = append(inside, i)
+		} else {
+			outside = append(outside, i)
 		}
 	}
-	slices.SortFunc(queried, func(a, b int) int {
-		return cmp.Or(cmp.Compare(keys.EventType.At(a), keys.EventType.At(b)), cmp.Compare(keys.EventDateTime[a], keys.EventDateTime[b]))
-	})
+	for _, indexes := range [][]int{inside, outside} {
+		slices.SortFunc(indexes, func(a, b int) int {
+			return cmp.Or(cmp.Compare(keys.EventType.At(a), keys.EventType.At(b)), cmp.Compare(keys.EventDateTime[a], keys.EventDateTime[b]))
+		})
+	}
 	present := make([]bool, keys.Len())
-	absent, err := s.find(ctx, keys, queried, present)
+	if _, err := s.find(ctx, keys, outside, facts.times.outside(), present); err != nil {
+		return nil, err
+	}
+	absent, err := s.find(ctx, keys, inside, "", present)
 	if err != nil || len(absent) == 0 {
 		return present, err
 	}
 	if err := s.checkVisibility(ctx, keys, absent); err != nil {
 		return nil, err
 	}
-	if _, err := s.find(ctx, keys, absent, present); err != nil {
+	if _, err := s.find(ctx, keys, absent, "", present); err != nil {
 		return nil, err
 	}
 	return present, nil
@@ -82,12 +94,16 @@ func (s *Sink) Present(ctx context.Context, keys *sink.Keys) ([]bool, error) {
 func (s *Sink) Undecided() bool { return s.cluster != "" }
 
 // find sets present for the keys at these indexes that it finds, and returns the others.
-// The indexes are sorted by event type and time.
+// The indexes are sorted by event type and time. If period is empty, the times of the keys
+// limit the read, and otherwise this condition.
 //
 // A statement has up to 5,000 keys of neighbouring types and times, because the table is
 // sorted and partitioned by type and time. It reads without FINAL, because FINAL would
 // merge rows.
-func (s *Sink) find(ctx context.Context, keys *sink.Keys, indexes []int, present []bool) (absent []int, err error) {
+func (s *Sink) find(ctx context.Context, keys *sink.Keys, indexes []int, period string, present []bool) (absent []int, err error) {
+	if len(indexes) == 0 {
+		return nil, nil
+	}
 	resolving, err := s.resolving(ctx)
 	if err != nil {
 		return nil, err
@@ -96,7 +112,7 @@ func (s *Sink) find(ctx context.Context, keys *sink.Keys, indexes []int, present
 	for chunk := range slices.Chunk(indexes, presentChunk) {
 		// The result is one row, so that the client receives either all keys or an error.
 		var found []string
-		if err := s.conn.QueryRow(resolving, s.presentStatement(keys, chunk)).Scan(&found); err != nil {
+		if err := s.conn.QueryRow(resolving, s.presentStatement(keys, chunk, period)).Scan(&found); err != nil {
 			return nil, s.classify(ctx, "check presence", err)
 		}
 		for _, identity := range found {
@@ -128,8 +144,8 @@ func (s *Sink) onReplicas() string {
 }
 
 // presentStatement returns the query for the keys at these indexes. The indexes are
-// sorted by event type.
-func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
+// sorted by event type. The parameter period is as in find.
+func (s *Sink) presentStatement(keys *sink.Keys, indexes []int, period string) string {
 	var q strings.Builder
 	q.WriteString("SELECT groupUniqArray(" + identitySQL + ") FROM " + s.onReplicas())
 
@@ -143,7 +159,10 @@ func (s *Sink) presentStatement(keys *sink.Keys, indexes []int) string {
 			typesBytes += 2*len(t) + len("'', ") // the length if each byte is escaped
 		}
 	}
-	q.WriteString(" WHERE event_date_time BETWEEN " + timeLiteral(first) + " AND " + timeLiteral(last))
+	if period == "" {
+		period = "event_date_time BETWEEN " + timeLiteral(first) + " AND " + timeLiteral(last)
+	}
+	q.WriteString(" WHERE " + period)
 	if typesBytes <= maxTypesBytes {
 		q.WriteString(" AND event_type IN (")
 		for i, t := range types {

@@ -26,6 +26,11 @@ func yearsFrom(first, last int) timeRange {
 
 func (r timeRange) holds(micros int64) bool { return micros >= r.first && micros <= r.last }
 
+// outside returns the condition for times outside of the range.
+func (r timeRange) outside() string {
+	return "(event_date_time < " + timeLiteral(r.first) + " OR event_date_time > " + timeLiteral(r.last) + ")"
+}
+
 // String returns the range for messages.
 func (r timeRange) String() string {
 	return fmt.Sprintf("the years %d to %d", time.UnixMicro(r.first).UTC().Year(), time.UnixMicro(r.last).UTC().Year())

@@ -270,6 +270,26 @@ var _ = Describe("An event at the limits of the server's range of times", func()
 	}
 })
 
+var _ = Describe("A server of an older version, which holds fewer times", func() {
+	It("finds the events that a newer version has stored, and stores no such event", func(ctx SpecContext) {
+		db := newTable(ctx, "native")
+		stored := events(4, march)
+		stored.EventDateTime[0] = time.Date(500, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+		stored.EventDateTime[1] = time.Date(2500, 6, 7, 8, 9, 10, 11_000, time.UTC).UnixMicro()
+		Expect(open(db.dsn).Insert(ctx, batchOf(stored))).To(Succeed())
+
+		DeferCleanup(clickhouse.UseOldTimes())
+		older := open(db.dsn)
+		Expect(older.Present(ctx, &stored.Keys)).To(HaveEach(true))
+		for i := range stored.EventID[:3] {
+			stored.EventID[i] = uuid.New()
+		}
+		Expect(older.Present(ctx, &stored.Keys)).To(Equal([]bool{false, false, false, true}))
+		_, bad := errors.AsType[*sink.BadEventsError](older.Insert(ctx, batchOf(stored)))
+		Expect(bad).To(BeTrue())
+	})
+})
+
 var march = time.Date(2026, 3, 5, 6, 7, 8, 0, time.UTC)
 
 // events returns n events of different types at the time. Their versions are their
