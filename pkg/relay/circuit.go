@@ -191,6 +191,13 @@ func (c *circuit) awaitClosed(ctx context.Context) error {
 	}
 }
 
+// admitsFailing returns whether the caller may claim a failing batch.
+func (c *circuit) admitsFailing() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state != circuitTrial || c.unknown >= maxUnknown
+}
+
 // err returns nil if the circuit is closed, and otherwise the reason.
 func (c *circuit) err() error {
 	c.mu.Lock()

@@ -47,15 +47,16 @@ func (r *Relay) deliverUntil(ctx, delivering context.Context) error {
 }
 
 // claim claims a batch that fits into the budget. Failing batches use one worker, so that
-// the others deliver. A failing batch can be the trial of the circuit breaker: its sample
-// can prove that the sink works. If the sample fails, it proves nothing.
+// the others deliver. If unknown errors have opened the circuit breaker, a failing batch can
+// be its trial: a sample that the sink takes proves that the sink works. After an outage a
+// failing batch is no trial, because its failure would prove nothing.
 func (r *Relay) claim(ctx context.Context) (lease *store.Lease, err error) {
 	if err := r.checkPostgres(ctx); err != nil {
 		return nil, err
 	}
 	err = r.budget.take(ctx, func(ctx context.Context, maxBytes int64) (int64, error) {
 		var err error
-		lease, err = r.o.Store.Claim(ctx, maxBytes, !r.failing.Load())
+		lease, err = r.o.Store.Claim(ctx, maxBytes, !r.failing.Load() && r.circuit.admitsFailing())
 		if lease == nil {
 			return 0, err
 		}

@@ -108,12 +108,16 @@ func (d *delivery) keepRefused(ctx context.Context, cause error) (string, error)
 const withoutEvidence = 10
 
 // convict decides about an event that the sink did not take although it was inserted
-// alone. The event becomes a dead letter after enough attempts and enough time. An attempt
+// alone. An event that the sink refuses by a rule becomes a dead letter at once. Any other
+// event becomes a dead letter after enough attempts and enough time. An attempt
 // counts only with evidence against the event. Without evidence it counts after a long
 // time, because the sink passes its check, and the fuse bounds the damage.
 func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, cause error) (string, error) {
 	if failure, ok := errors.AsType[sinkError](cause); ok {
 		cause = failure.error
+	}
+	if sink.ClassOf(cause) == sink.Permanent {
+		return d.deadLetterOne(ctx, keys, index, cause)
 	}
 	kind := kindOf(keys, index)
 	isCause := d.evidence.against(kind, keys.ID[index], d.previousAttempt())
@@ -138,20 +142,4 @@ func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, c
 		return "", sinkError{cause}
 	}
 	return d.deadLetterOne(ctx, keys, index, cause)
-}
-
-// refused splits a batch that the sink refuses because of its data. All events are
-// absent, and the sink refuses every insert of the whole batch, so the parts may leave
-// the token. A single event becomes a dead letter.
-func (d *delivery) refused(ctx context.Context, keys *store.Events, cause error) (string, error) {
-	n := len(keys.ID)
-	if n == 1 {
-		return d.deadLetterOne(ctx, keys, 0, cause)
-	}
-	if err := d.lease.Shrink(ctx, store.Outcome{Parts: [][]int64{keys.ID[:n/2], keys.ID[n/2:]}}, cause); err != nil {
-		return "", err
-	}
-	d.logWithTraces(keys).WarnContext(ctx, "splitting refused batch", "err", cause)
-	d.work.send(2)
-	return resultSplit, nil
 }

@@ -167,7 +167,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 		fallthrough
 	case sink.Unknown, sink.Permanent:
 		delay = d.backoff.delay(d.lease.Attempts)
-		if !errors.Is(cause, errInsertInFlight) {
+		if !errors.Is(cause, errInsertInFlight) && !errors.Is(cause, errUndecided) {
 			release = d.lease.Fail
 			d.failed(ctx, cause, delay)
 		}

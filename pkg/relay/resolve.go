@@ -12,7 +12,7 @@ import (
 // resolve determines the outcome of the batch's earlier attempts and continues the
 // delivery. If cause is nil, an absent batch is inserted again, or sampled if it is
 // suspected. Otherwise cause is the permanent error of the last insert, and an absent
-// batch is split.
+// batch is sampled.
 func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	keys, err := d.lease.Keys(ctx)
 	if err != nil {
@@ -36,16 +36,20 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 			return "", sinkError{cause}
 		}
 		return d.reinsert(ctx, keys)
+	case len(present) > 0 && d.mayRemove():
+		return d.awaitDecision(ctx)
 	case len(absent) == 0:
 		d.reportFailedInsert(ctx, keys, cause)
 		return d.settleResolved(ctx, keys)
 	case len(present) > 0:
 		d.reportFailedInsert(ctx, keys.Select(present), cause)
 		return d.settlePresent(ctx, keys, present, absent)
+	case cause != nil && len(keys.ID) == 1:
+		return d.deadLetterOne(ctx, keys, 0, cause)
 	case cause != nil:
-		return d.refused(ctx, keys, cause)
+		return d.sample(ctx, keys, cause)
 	case d.isSuspected():
-		return d.sample(ctx, keys)
+		return d.sample(ctx, keys, errors.New(d.lease.LastError))
 	}
 	return d.reinsert(ctx, keys)
 }
@@ -58,6 +62,30 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 func (d *delivery) isUndecided() bool {
 	age := d.lease.TokenAge()
 	return d.o.Sink.Undecided() && !d.lease.Unverified && age >= 0 && age < max(d.o.FlushTimeout, d.lease.LongestInsert())
+}
+
+// decisionTime is the time after an insert in which a sink that is undecided may remove
+// the rows of the insert. ClickHouse asks Keeper after 5 minutes.
+const decisionTime = 6 * time.Minute
+
+// mayRemove returns whether the sink may remove rows of the previous attempt that a
+// presence check finds. For an old batch, an attempt under the same token cannot let the
+// sink decide, because the sink may have forgotten the token.
+func (d *delivery) mayRemove() bool {
+	if !d.o.Sink.Undecided() || !d.lease.PreviousAttemptAt.Valid {
+		return false
+	}
+	age := d.lease.DatabaseTime.Sub(d.lease.PreviousAttemptAt.Time) // negative if the clock was set back
+	return age >= 0 && age < decisionTime+max(d.o.FlushTimeout, d.lease.LongestInsert())
+}
+
+// errUndecided delays a batch whose rows the sink may still remove.
+var errUndecided = errors.New("the sink has not decided yet about the rows of the previous attempt")
+
+// awaitDecision releases the batch until the sink has decided about its rows.
+func (d *delivery) awaitDecision(ctx context.Context) (string, error) {
+	d.log.InfoContext(ctx, "waiting for the sink's decision about rows")
+	return d.retryAfter(ctx, d.lease.Postpone, errUndecided, d.backoff.limit)
 }
 
 // errInsertInFlight delays a batch whose earlier insert the sink still executes.

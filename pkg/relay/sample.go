@@ -20,8 +20,8 @@ func (d *delivery) isSuspected() bool { return d.lease.Failures > 0 && !d.isUnde
 // events that have left the token. If the sink has recorded the token for the sample, it
 // refuses the late insert in the partitions of the sample. The other events of these
 // partitions then form new batches with new tokens. Events of other partitions keep the
-// token.
-func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, error) {
+// token. failure is the error of the whole batch.
+func (d *delivery) sample(ctx context.Context, keys *store.Events, failure error) (string, error) {
 	if err := d.checkSink(ctx); err != nil {
 		return "", err
 	}
@@ -56,6 +56,9 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, erro
 	if cause != nil && len(present) > 0 {
 		d.reportFailedInsert(ctx, keys.Select(present), cause)
 	}
+	if d.o.Sink.Undecided() && slices.ContainsFunc(present, func(i int) bool { return cause != nil || !slices.Contains(chosen, i) }) {
+		return "", sinkError{errUndecided} // an earlier insert has stored these rows
+	}
 	covered := map[int]bool{} // the partitions in which the sink has recorded the token
 	if !d.lease.Unverified {  // otherwise another token may have stored the events
 		for _, i := range present {
@@ -71,7 +74,7 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events) (string, erro
 	case len(absent) == 0:
 		return d.settleResolved(ctx, keys)
 	case len(covered) > 0:
-		return d.part(ctx, keys, present, absent, func(i int) bool { return covered[partitions[i]] })
+		return d.part(ctx, keys, failure, present, absent, func(i int) bool { return covered[partitions[i]] })
 	case len(present) > 0:
 		return d.settlePresent(ctx, keys, present, absent)
 	case len(chosen) == 1:
@@ -104,6 +107,10 @@ func (d *delivery) partitions(ctx context.Context, keys *store.Events) ([]int, e
 	return partitions, nil
 }
 
+// maxSample bounds the events of a sample. If the sink cannot tell the partitions of
+// events, each event counts as its own partition.
+const maxSample = 100
+
 // choose returns the indexes of a sample: a random event of each partition, or a single
 // random event after another failure. All event types of a partition have the same chance,
 // but types in quarantine are chosen only if a partition has no others.
@@ -122,9 +129,11 @@ func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 		}
 		events[partition][eventType] = append(events[partition][eventType], i)
 	}
+	rand.Shuffle(len(order), func(a, b int) { order[a], order[b] = order[b], order[a] }) //nolint:gosec // not a secret
 	if d.lease.Failures > 1 {
-		order = []int{random(order)}
+		order = order[:1]
 	}
+	order = order[:min(len(order), maxSample)]
 	chosen := make([]int, len(order))
 	for n, partition := range order {
 		candidates := slices.DeleteFunc(slices.Clone(types[partition]), func(eventType uint32) bool {
@@ -143,7 +152,9 @@ func random[T any](values []T) T { return values[rand.IntN(len(values))] } //nol
 
 // part settles the events that are present, and moves the absent events that isCovered
 // selects to new batches.
-func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent []int, isCovered func(int) bool) (string, error) {
+func (d *delivery) part(
+	ctx context.Context, keys *store.Events, failure error, present, absent []int, isCovered func(int) bool,
+) (string, error) {
 	var covered, rest []int
 	for _, i := range absent {
 		if isCovered(i) {
@@ -156,12 +167,12 @@ func (d *delivery) part(ctx context.Context, keys *store.Events, present, absent
 	for _, part := range d.parts(keys, covered) {
 		outcome.Parts = append(outcome.Parts, keys.IDs(part))
 	}
-	if err := d.lease.Shrink(ctx, outcome, errors.New(d.lease.LastError)); err != nil {
+	if err := d.lease.Shrink(ctx, outcome, failure); err != nil {
 		return "", err
 	}
 	d.record(keys.Select(present))
 	d.endQuarantine(ctx, keys.Select(present))
-	d.log.WarnContext(ctx, "splitting failed batch", "delivered", len(present), "split", len(covered), "err", d.lease.LastError)
+	d.logWithTraces(keys).WarnContext(ctx, "splitting failed batch", "delivered", len(present), "split", len(covered), "err", failure)
 	d.work.send(2)
 	return resultSplit, nil
 }

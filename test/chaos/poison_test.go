@@ -119,7 +119,7 @@ var _ = Describe("A thousand events that make inserts fail", func() {
 			"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'amount'))")
 		s.Postgres.MustExecContext(ctx, `INSERT INTO outbox_events (event_type, event_context)
 			SELECT 'thing_happened', json_build_object('amount', CASE n % $2::int WHEN 0 THEN '' ELSE '1' END) FROM generate_series(1, $1::int) AS n`, total, every)
-		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_DEAD_LETTERS_PER_HOUR=100000")
+		relay := s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_DEAD_LETTERS_PER_HOUR=100000", "DIEHARD_RELAY_POLL_INTERVAL=50ms")
 		split := func(g Gomega) (n float64) {
 			n, err := relay.Metric(`diehard_relay_batches_total{result="split"}`)
 			g.Expect(err).NotTo(HaveOccurred())
@@ -148,7 +148,7 @@ var _ = Describe("A thousand events that make inserts fail", func() {
 			"p50 %s, p99 %s, maximum %s; at most %d batches; %d of %d events left, %v splits",
 			latencies[young/2], latencies[young*99/100], latencies[young-1], most, left, total, split(Default)))
 		Expect(left).To(BeNumerically(">", 0), "the isolation has not ended")
-		Expect(most).To(BeNumerically("<", 4096+256))
+		Expect(most).To(BeNumerically("<", 1000))
 	})
 })
 

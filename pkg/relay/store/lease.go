@@ -13,7 +13,7 @@ import (
 )
 
 // Lease is an open transaction that has locked a batch's row for one worker. It ends
-// with the first of Settle, Retry, Fail, RenewToken, Shrink or Release, or with the
+// with the first of Settle, Retry, Fail, Postpone, Hold, SetAside, RenewToken, Shrink or Release, or with the
 // worker's connection. It is not safe for concurrent use.
 type Lease struct {
 	Batch
@@ -50,6 +50,15 @@ func (l *Lease) Fail(ctx context.Context, cause error, delay time.Duration) erro
 func (l *Lease) retry(ctx context.Context, cause error, delay time.Duration, failures int) error {
 	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
 		_, err := l.tx.ExecContext(ctx, l.store.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures)
+		return err //nolint:wrapcheck // finish adds the operation
+	})
+}
+
+// Postpone is like Retry, for an attempt that has inserted nothing. The next attempt gets
+// the PreviousAttemptAt of this attempt.
+func (l *Lease) Postpone(ctx context.Context, cause error, delay time.Duration) error {
+	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
+		_, err := l.tx.ExecContext(ctx, l.store.sql(postponeBatchSQL), l.ID, reason(cause), delay.Seconds(), l.PreviousAttemptAt)
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }

@@ -546,6 +546,15 @@ SET last_error      = $2,
     failures        = failures + $4
 WHERE batch_id = $1`
 
+	// postponeBatchSQL keeps the number of attempts, so an earlier claim cannot become a
+	// lease.
+	postponeBatchSQL = `
+UPDATE {schema}outbox_batches
+SET last_error      = $2,
+    next_attempt_at = clock_timestamp() + make_interval(secs => $3),
+    last_attempt_at = $4
+WHERE batch_id = $1`
+
 	renewTokenSQL = `
 UPDATE {schema}outbox_batches
 SET token = $2, attempts = 0, last_error = $3, next_attempt_at = '-infinity'
