@@ -131,8 +131,7 @@ func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]i
 // deadLettersAtOnce bounds a transaction, because events may have several megabytes.
 const deadLettersAtOnce = 100
 
-// maxRequeued bounds the failing batches up to which dead letters are requeued. More
-// batches are left to the parts of other failing batches.
+// maxRequeued bounds the batches that wait, up to which dead letters are requeued.
 const maxRequeued = maxParted / 2
 
 // RequeueDeadLetters moves the events of the dead letters back into the outbox, as they
@@ -219,12 +218,12 @@ func (s *Store) batchRequeued(ctx context.Context, tx *sqlx.Tx, letters []requeu
 	if err != nil {
 		return err
 	}
-	var failing int
-	if err := tx.GetContext(ctx, &failing, s.sql(failingSQL)); err != nil {
-		return fmt.Errorf("count the failing batches: %w", err)
+	var waiting int
+	if err := tx.GetContext(ctx, &waiting, s.sql(countBatchesSQL)); err != nil {
+		return fmt.Errorf("count the batches: %w", err)
 	}
-	if failing+len(batches.ids) > maxRequeued {
-		return fmt.Errorf("%d requeued or failing batches wait already: retry the remaining dead letters when the relay has delivered these batches", failing)
+	if waiting+len(batches.ids) > maxRequeued {
+		return fmt.Errorf("%d batches wait already: retry the remaining dead letters when the relay has delivered these batches", waiting)
 	}
 	if _, err := tx.ExecContext(ctx, s.sql(requeueBatchesSQL), pq.Array(batches.ids), pq.Array(batches.eventIDs),
 		pq.Array(batches.events), pq.Array(batches.bytes), pq.Array(batches.tokens), pq.Array(batches.destinations),

@@ -666,6 +666,8 @@ ORDER BY cuts DESC
 LIMIT 1
 FOR UPDATE`
 
+	countBatchesSQL = `SELECT count(*) FROM {schema}outbox_batches`
+
 	// requeueBatchesSQL writes batches as columns. Each batch counts one attempt, so the
 	// next claim resolves it. last_attempt_at is the time of the first dead letter: before
 	// that time, the events were absent. If the history has changed since an event was
@@ -673,8 +675,8 @@ FOR UPDATE`
 	// before under a token that is lost. The batch then waits as in cutSQL.
 	requeueBatchesSQL = `
 INSERT INTO {schema}outbox_batches
-    (batch_id, event_ids, event_count, byte_count, token, destination, attempts, failures, last_attempt_at, next_attempt_at)
-SELECT batch_id, event_ids, event_count, byte_count, token, nullif(destination, ''), 1, 1,
+    (batch_id, event_ids, event_count, byte_count, token, destination, attempts, last_attempt_at, next_attempt_at)
+SELECT batch_id, event_ids, event_count, byte_count, token, nullif(destination, ''), 1,
        CASE WHEN NOT unverified THEN last_attempt_at END,
        CASE WHEN unverified THEN clock_timestamp() + greatest(make_interval(secs => $9), ` + insertsEndSQL + `) ELSE '-infinity' END
 FROM unnest($1::uuid[], $2::int8multirange[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::timestamptz[], $8::bigint[])
