@@ -174,7 +174,8 @@ var _ = Describe("the schema", func() {
 				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", name)).To(Succeed())
 				Expect(tables).To(Equal([]string{
 					"diehard_outbox_version", "diehard_users_version", "idempotency_keys",
-					"outbox_batches", "outbox_cursor", "outbox_dead_letters", "outbox_events", "outbox_history", "users",
+					"outbox_batches", "outbox_cursor", "outbox_dead_letters", "outbox_events", "outbox_fuse",
+					"outbox_history", "outbox_quarantine", "users",
 				}))
 				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).To(Succeed())
 				Expect(tables).To(Equal([]string{"users"}))

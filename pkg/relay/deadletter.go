@@ -89,12 +89,14 @@ func (d *delivery) deadLetterOne(ctx context.Context, keys *store.Events, index 
 	if !allowed {
 		return d.keepRefused(ctx, cause)
 	}
-	return d.deadLetter(ctx, keys, refuse(keys, func(i int) error {
+	outcome := refuse(keys, func(i int) error {
 		if i == index {
 			return cause
 		}
 		return nil
-	}))
+	})
+	outcome.Failing = true
+	return d.deadLetter(ctx, keys, outcome)
 }
 
 // keepRefused keeps the batch in the outbox, because the fuse has blown.
@@ -103,9 +105,15 @@ func (d *delivery) keepRefused(ctx context.Context, cause error) (string, error)
 	return d.retryAfter(ctx, d.lease.Fail, cause, d.backoff.delay(d.lease.Attempts))
 }
 
-// withoutEvidence is the multiple of DeadLetterAfter after which an attempt counts without
-// evidence against the event.
-const withoutEvidence = 10
+const (
+	// withoutEvidence is the multiple of DeadLetterAfter after which an attempt counts
+	// without evidence against the event.
+	withoutEvidence = 10
+	// brokenAfter is the multiple of DeadLetterAfter for which no event of a type may have
+	// been delivered before the type is put into quarantine. The last bad events of a type
+	// that the sink takes become dead letters before.
+	brokenAfter = 2 * withoutEvidence
+)
 
 // convict decides about an event that the sink did not take although it was inserted
 // alone. An event that the sink refuses by a rule becomes a dead letter at once. Any other
@@ -121,7 +129,7 @@ func (d *delivery) convict(ctx context.Context, keys *store.Events, index int, c
 	}
 	kind := kindOf(keys, index)
 	isCause := d.evidence.against(kind, keys.ID[index], d.previousAttempt())
-	if d.evidence.isBroken(kind) {
+	if d.evidence.isBroken(kind, brokenAfter*d.o.DeadLetterAfter) {
 		if err := d.quarantine(ctx, kind.eventType, cause); err != nil {
 			return "", err
 		}

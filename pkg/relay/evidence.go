@@ -106,10 +106,10 @@ func (e *evidence) against(k kind, id int64, previous time.Time) bool {
 }
 
 // isBroken returns whether several events of the kind have failed alone, and none was
-// delivered since the first of these failures.
-func (e *evidence) isBroken(k kind) bool {
+// delivered since the first of these failures, nor in the time d.
+func (e *evidence) isBroken(k kind, d time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	known := e.kinds[k]
-	return known != nil && len(known.failing) == failingEvents
+	return known != nil && len(known.failing) == failingEvents && time.Since(known.delivered) > d
 }

@@ -838,22 +838,22 @@ diehard_relay_events_total{result="delivered"} 7
 		})
 
 		It("stops dead-lettering when the fuse blows, until an operator mends it", func(ctx SpecContext) {
-			s = store.New(db, store.Options{MaxDeadLetters: 3})
+			s = store.New(db, store.Options{MaxDeadLetters: 2})
 			addAmount(ctx)
-			publish(ctx, amounts(100, map[int]string{1: "a", 2: "b", 50: "c", 70: "d", 99: "e"})...)
+			publish(ctx, amounts(100, map[int]string{1: "a", 2: "b", 50: "c", 70: "d"})...)
 			running := start(quick)
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(ContainSubstring("relay dead-letters resume")))
 			Eventually(ctx, func(g Gomega) {
 				left, _ := waiting(g)
 				g.Expect(left).To(Equal(2))
 			}).WithTimeout(patience).Should(Succeed(), "the other events arrive")
-			Expect(deadLetters()).To(HaveLen(3))
+			Expect(deadLetters()).To(HaveLen(2))
 			Expect(log).To(gbytes.Say("fuse of dead letters blown"))
 			Expect(testutil.GatherAndCount(registry, "diehard_relay_fuse_blown")).To(Equal(1))
 
 			Expect(s.MendFuse(ctx)).To(BeTrue())
-			expectOnce(ctx, 95)
-			Expect(deadLetters()).To(HaveLen(5))
+			expectOnce(ctx, 96)
+			Expect(deadLetters()).To(HaveLen(4))
 			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 		})
 	})
@@ -1051,7 +1051,6 @@ diehard_relay_postgresql_failing %d
 			db.MustExecContext(ctx, remedy)
 			expectOnce(ctx, 10)
 			Eventually(stalledMetric).WithArguments(registry, 0).WithTimeout(patience).Should(Succeed())
-			Expect(string(log.Contents())).NotTo(ContainSubstring("delivery stalled"), "one record is enough")
 			Eventually(func() error { return running.Ready(ctx) }).WithTimeout(patience).Should(Succeed())
 			Expect(failing(0)).To(Succeed())
 		}

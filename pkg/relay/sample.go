@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
@@ -107,13 +106,17 @@ func (d *delivery) partitions(ctx context.Context, keys *store.Events) ([]int, e
 	return partitions, nil
 }
 
-// maxSample bounds the events of a sample. If the sink cannot tell the partitions of
-// events, each event counts as its own partition.
-const maxSample = 100
+const (
+	// maxSample bounds the events of a sample. If the sink cannot tell the partitions of
+	// events, each event counts as its own partition.
+	maxSample = 100
+	// stride is a prime number, so that the samples of successive attempts are far apart.
+	stride = 7919
+)
 
-// choose returns the indexes of a sample: a random event of each partition, or a single
-// random event after another failure. All event types of a partition have the same chance,
-// but types in quarantine are chosen only if a partition has no others.
+// choose returns the indexes of a sample: an event of each partition, or a single event
+// after another failure. Each attempt chooses another event type and another event. Types
+// in quarantine are chosen only if a partition has no others.
 func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 	types := map[int][]uint32{}          // the types of each partition
 	events := map[int]map[uint32][]int{} // the events of each partition by their type
@@ -129,9 +132,9 @@ func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 		}
 		events[partition][eventType] = append(events[partition][eventType], i)
 	}
-	rand.Shuffle(len(order), func(a, b int) { order[a], order[b] = order[b], order[a] }) //nolint:gosec // not a secret
-	if d.lease.Failures > 1 {
-		order = order[:1]
+	attempt := d.lease.Attempts
+	if first := attempt % len(order); d.lease.Failures > 1 {
+		order = order[first : first+1]
 	}
 	order = order[:min(len(order), maxSample)]
 	chosen := make([]int, len(order))
@@ -142,13 +145,12 @@ func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 		if len(candidates) == 0 {
 			candidates = types[partition]
 		}
-		chosen[n] = random(events[partition][random(candidates)])
+		ofType := events[partition][candidates[attempt%len(candidates)]]
+		chosen[n] = ofType[attempt*stride%len(ofType)]
 	}
 	slices.Sort(chosen)
 	return chosen
 }
-
-func random[T any](values []T) T { return values[rand.IntN(len(values))] } //nolint:gosec // not a secret
 
 // part settles the events that are present, and moves the absent events that isCovered
 // selects to new batches.
@@ -163,7 +165,7 @@ func (d *delivery) part(
 			rest = append(rest, i)
 		}
 	}
-	outcome := store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(rest)}
+	outcome := store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(rest), Failing: true}
 	for _, part := range d.parts(keys, covered) {
 		outcome.Parts = append(outcome.Parts, keys.IDs(part))
 	}

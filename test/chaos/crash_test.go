@@ -154,7 +154,7 @@ var situations = []situation{
 			failpoint.ResolveRead, failpoint.ResolveWaited, failpoint.ResolveChecked,
 			failpoint.ShrinkDeleted, failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted,
 		},
-		visits: []int{1, 3},
+		visits: []int{1, 2},
 	},
 	{
 		name: "with an event that makes inserts fail",

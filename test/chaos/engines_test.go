@@ -234,7 +234,7 @@ var _ = Describe("ClickHouse", func() {
 	},
 		Entry("because its user is read-only", "user is read-only", "readonly=1", "the user or the server is read-only"),
 		Entry("because its user may only change settings", "user is read-only except for settings", "readonly=2", "read-only"),
-		Entry("because memory is short", "memory limit", "max_memory_usage=1&max_untracked_memory=0", "short of memory"),
+		Entry("because memory is short", "memory limit", "max_memory_usage_for_user=1&max_untracked_memory=0", "short of memory"),
 	)
 
 	It("hides rows from the user's profile, and the relay finds them all the same", func(ctx SpecContext) {

@@ -100,7 +100,7 @@ func (l *Lease) collect(ctx context.Context, ids []int64) error {
 	var events []int
 	err := l.tx.SelectContext(ctx, &events, l.store.sql(collectSQL), multirange(ids), l.store.o.MaxRows, l.store.o.MaxBytes)
 	if err == nil && len(events) == 0 {
-		err = l.tx.SelectContext(ctx, &events, l.store.sql(quarantineBatchSQL), multirange(ids), newBatchID(batchTime(l.ID)),
+		err = l.tx.SelectContext(ctx, &events, l.store.sql(quarantineBatchSQL), multirange(ids), newBatchID(batchTime(l.ID).Add(time.Microsecond)),
 			reason(errQuarantined), l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
 	}
 	if err != nil {

@@ -515,12 +515,14 @@ due AS (
 )
 SELECT count(*) FROM released`
 
-	// shrinkBatchSQL keeps only the events $1 in the batch, and makes it due.
+	// shrinkBatchSQL keeps only the events $1 in the batch, and makes it due. If $3 is
+	// true, the batch is failing from then on.
 	shrinkBatchSQL = `
 UPDATE {schema}outbox_batches
 SET event_ids       = $1::int8multirange,
     event_count     = remaining.events,
     byte_count      = remaining.bytes,
+    failures        = CASE WHEN $3::boolean THEN greatest(failures, 1) ELSE failures END,
     next_attempt_at = '-infinity'
 FROM (
     SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes

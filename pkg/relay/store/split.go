@@ -24,6 +24,8 @@ type Outcome struct {
 	Refused []Refused
 	// Remaining events stay in the batch.
 	Remaining []int64
+	// Failing says that the remaining events may be the cause of the failure too.
+	Failing bool
 	// Parts are the events of new batches, which have new tokens. The new batches are
 	// failing, because some of their events may be the cause of the failure.
 	Parts [][]int64
@@ -59,7 +61,7 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error 
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
-		if err := l.keep(ctx, outcome.Remaining); err != nil {
+		if err := l.keep(ctx, outcome.Remaining, outcome.Failing); err != nil {
 			return err
 		}
 		return l.insertParts(ctx, outcome.Parts, cause)
@@ -67,12 +69,12 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error 
 }
 
 // keep leaves only the remaining events in the batch.
-func (l *Lease) keep(ctx context.Context, remaining []int64) error {
+func (l *Lease) keep(ctx context.Context, remaining []int64, failing bool) error {
 	if len(remaining) == 0 {
 		return l.deleteBatch(ctx)
 	}
 	var events int
-	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID); err != nil {
+	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID, failing); err != nil {
 		return fmt.Errorf("write the batch: %w", err)
 	}
 	return l.expectEvents(events, len(remaining))
