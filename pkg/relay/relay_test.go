@@ -188,6 +188,7 @@ var _ = Describe("Relay", func() {
 		Expect(err).NotTo(HaveOccurred())
 		lease, err := s.Claim(ctx, 1<<40, true)
 		Expect(err).NotTo(HaveOccurred())
+		Expect(lease).NotTo(BeNil())
 		defer lease.Release()
 		var events store.Events
 		Expect(lease.Read(ctx, &events)).To(Succeed())

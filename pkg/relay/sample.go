@@ -133,7 +133,9 @@ func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 		events[partition][eventType] = append(events[partition][eventType], i)
 	}
 	attempt := d.lease.Attempts
-	if first := attempt % len(order); d.lease.Failures > 1 {
+	if d.lease.Failures > 1 {
+		first := attempt % len(order)
+		attempt /= len(order)
 		order = order[first : first+1]
 	}
 	order = order[:min(len(order), maxSample)]
@@ -146,7 +148,7 @@ func (d *delivery) choose(keys *store.Events, partitions []int) []int {
 			candidates = types[partition]
 		}
 		ofType := events[partition][candidates[attempt%len(candidates)]]
-		chosen[n] = ofType[attempt*stride%len(ofType)]
+		chosen[n] = ofType[attempt/len(candidates)*stride%len(ofType)]
 	}
 	slices.Sort(chosen)
 	return chosen

@@ -283,7 +283,10 @@ diehard_relay_failing_batches %d
 		expectAll(ctx, running, 5)
 		proxy.Vanish()
 		publish(5)
-		expectStalled(ctx, running, ContainSubstring("the outbox cannot be read (postgresql has not answered in time)"))
+		// A worker or the watchdog notices it first.
+		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(MatchError(Or(
+			ContainSubstring("the outbox cannot be read (postgresql has not answered in time)"), HavePrefix("postgresql: "))))
+		Eventually(ctx, func() error { return stalledMetric(registry, 1) }).WithTimeout(patience).Should(Succeed())
 		proxy.Return()
 		expectAll(ctx, running, 10)
 	})
