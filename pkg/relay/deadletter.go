@@ -21,23 +21,20 @@ func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsE
 	for _, event := range bad.Events {
 		causes[event.Index] = event.Err
 	}
-	outcome := refuse(keys, func(i int) error { return causes[i] })
+	outcome, refused := refuse(keys, causes)
 	allowed, err := d.lease.AllowDeadLetters(ctx, len(outcome.Refused))
 	switch {
 	case err != nil:
 		return "", err
 	case allowed:
-		return d.deadLetter(ctx, keys, outcome)
+		return d.deadLetter(ctx, refused, outcome)
 	case len(outcome.Remaining) == 0:
 		return d.keepRefused(ctx, bad)
 	}
 	// The other events do not wait for the fuse. The bad events get a new token, because
 	// no insert can contain them.
-	kept := make([]int64, len(outcome.Refused))
-	for i, refused := range outcome.Refused {
-		kept[i] = refused.ID
-	}
-	if err := d.lease.Shrink(ctx, store.Outcome{Remaining: outcome.Remaining, Parts: [][]int64{kept}}, bad); err != nil {
+	outcome.Refused, outcome.Parts = nil, [][]int64{refused.ID}
+	if err := d.lease.Shrink(ctx, outcome, bad); err != nil {
 		return "", err
 	}
 	d.checkFuse(ctx)
@@ -45,36 +42,34 @@ func (d *delivery) deadLetterBadEvents(ctx context.Context, bad *sink.BadEventsE
 	return resultSplit, nil
 }
 
-// refuse returns the outcome of a batch whose events are absent. refused returns the
-// reason of each event that becomes a dead letter, and nil for the other events.
-func refuse(keys *store.Events, refused func(i int) error) store.Outcome {
-	var outcome store.Outcome
+// refuse returns the outcome of a batch whose events are absent, and its refused events.
+// causes has the reason for each event that becomes a dead letter, by its index.
+func refuse(keys *store.Events, causes map[int]error) (store.Outcome, *store.Events) {
+	var (
+		outcome store.Outcome
+		refused []int
+	)
 	for i, id := range keys.ID {
-		if cause := refused(i); cause != nil {
+		if cause, isBad := causes[i]; isBad {
 			outcome.Refused = append(outcome.Refused, store.Refused{ID: id, Cause: cause})
+			refused = append(refused, i)
 		} else {
 			outcome.Remaining = append(outcome.Remaining, id)
 		}
 	}
-	return outcome
+	return outcome, keys.Select(refused)
 }
 
 // deadLetter moves the refused events to the dead letters. The remaining events stay in
 // the batch. The fuse has allowed it.
-func (d *delivery) deadLetter(ctx context.Context, keys *store.Events, outcome store.Outcome) (string, error) {
+func (d *delivery) deadLetter(ctx context.Context, refused *store.Events, outcome store.Outcome) (string, error) {
 	cause := outcome.Refused[0].Cause
 	if err := d.lease.Shrink(ctx, outcome, cause); err != nil {
 		return "", err
 	}
-	var indexes []int
-	for i, id := range keys.ID {
-		if len(indexes) < len(outcome.Refused) && outcome.Refused[len(indexes)].ID == id {
-			indexes = append(indexes, i)
-		}
-	}
 	n := len(outcome.Refused)
 	d.metrics.events.WithLabelValues(resultDeadLettered).Add(float64(n))
-	d.logWithTraces(keys.Select(indexes)).ErrorContext(ctx, "events dead-lettered", "dead_lettered", n, "err", cause)
+	d.logWithTraces(refused).ErrorContext(ctx, "events dead-lettered", "dead_lettered", n, "err", cause)
 	d.work.send(1)
 	return resultSplit, nil
 }
@@ -89,14 +84,9 @@ func (d *delivery) deadLetterOne(ctx context.Context, keys *store.Events, index 
 	if !allowed {
 		return d.keepRefused(ctx, cause)
 	}
-	outcome := refuse(keys, func(i int) error {
-		if i == index {
-			return cause
-		}
-		return nil
-	})
+	outcome, refused := refuse(keys, map[int]error{index: cause})
 	outcome.Failing = true
-	return d.deadLetter(ctx, keys, outcome)
+	return d.deadLetter(ctx, refused, outcome)
 }
 
 // keepRefused keeps the batch in the outbox, because the fuse has blown.

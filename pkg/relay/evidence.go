@@ -41,14 +41,9 @@ type evidence struct {
 // outcomes are the last outcomes of the events of a kind.
 type outcomes struct {
 	delivered time.Time
-	// failing has the events that have failed alone since the last delivery, up to
-	// failingEvents.
-	failing map[int64]struct{}
-	// failed has the last failures of two different events.
-	failed [2]struct {
-		id int64
-		at time.Time
-	}
+	// failing has the events that have failed alone since the last delivery, with the
+	// times of their last failures. It keeps the latest failingEvents.
+	failing map[int64]time.Time
 }
 
 const (
@@ -85,16 +80,21 @@ func (e *evidence) against(k kind, id int64, previous time.Time) bool {
 	}
 	known := e.kinds[k]
 	if known == nil {
-		known = &outcomes{failing: map[int64]struct{}{}}
+		known = &outcomes{failing: map[int64]time.Time{}}
 		e.kinds[k] = known
 	}
-	if known.failed[0].id != id {
-		known.failed[1] = known.failed[0]
+	delete(known.failing, id)
+	othersFail, oldest := false, id
+	for other, at := range known.failing {
+		othersFail = othersFail || at.After(previous)
+		if before, ok := known.failing[oldest]; !ok || at.Before(before) {
+			oldest = other
+		}
 	}
-	known.failed[0].id, known.failed[0].at = id, time.Now()
-	if len(known.failing) < failingEvents {
-		known.failing[id] = struct{}{}
+	if len(known.failing) == failingEvents {
+		delete(known.failing, oldest)
 	}
+	known.failing[id] = time.Now()
 	switch {
 	case previous.Before(e.since):
 		return false // other outcomes may be forgotten
@@ -102,7 +102,7 @@ func (e *evidence) against(k kind, id int64, previous time.Time) bool {
 		return true
 	}
 	// Without another event of the kind, the successful check of the sink is sufficient.
-	return !known.failed[1].at.After(previous)
+	return !othersFail
 }
 
 // isBroken returns whether several events of the kind have failed alone, and none was

@@ -55,12 +55,9 @@ func (d *delivery) quarantine(ctx context.Context, eventType string, cause error
 // delivery: the next delivery releases the types.
 func (d *delivery) endQuarantine(ctx context.Context, events *store.Events) {
 	var released []string
-	for _, eventType := range d.o.Store.Quarantine() {
-		for i := range events.ID {
-			if events.EventType.At(i) == eventType {
-				released = append(released, eventType)
-				break
-			}
+	for _, eventType := range events.EventType.Values {
+		if d.o.Store.IsQuarantined(eventType) {
+			released = append(released, eventType)
 		}
 	}
 	if len(released) == 0 {

@@ -169,6 +169,17 @@ func (r *Relay) ready() error {
 	return r.o.Store.Fuse()
 }
 
+// fault returns the fault of PostgreSQL or of the sink that stops this relay, or nil.
+func (r *Relay) fault() error {
+	if err := r.postgres.err(); err != nil {
+		return fmt.Errorf("postgresql: %w", err)
+	}
+	if err := r.circuit.err(); err != nil {
+		return fmt.Errorf("sink: %w", err)
+	}
+	return nil
+}
+
 // Run delivers until ctx ends. Then it claims no more batches, finishes deliveries within
 // ShutdownTimeout, releases the unfinished batches and returns nil. It returns a
 // *sink.MisconfiguredError if the first check finds that the sink cannot keep its

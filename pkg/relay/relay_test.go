@@ -1150,6 +1150,28 @@ diehard_relay_blind 1
 			Expect(replica.believed.Load()).To(Equal(int32(1)), "checks that found the uncommitted rows")
 		})
 
+		It("samples no recent batch, so that the sink can still decide about its rows", func(ctx SpecContext) {
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			publishMany(ctx, 10)
+			publish(ctx, outbox.Event{EventType: "poison"})
+			var sampled atomic.Bool
+			clickHouse.before = func(events *sink.Events) {
+				if events.Len() < 11 {
+					sampled.Store(true)
+				}
+			}
+			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
+			Eventually(ctx, func() int64 { return clickHouse.inserted.Load() }).WithTimeout(patience).Should(BeNumerically(">=", 4*11))
+			Expect(sampled.Load()).To(BeFalse())
+			Eventually(ctx, func(g Gomega) { // a worker that holds the batch writes its own time
+				db.MustExec("UPDATE outbox_batches SET created_at = created_at - interval '1 hour', last_attempt_at = last_attempt_at - interval '1 hour'")
+				left, _ := waiting(g)
+				g.Expect(left).To(BeZero())
+			}).WithTimeout(patience).Should(Succeed())
+			expectOnce(ctx, 10)
+			Expect(deadLetters()).To(HaveLen(1))
+		})
+
 		It("settles a batch whose rows were committed", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })

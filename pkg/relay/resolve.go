@@ -46,6 +46,8 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return d.settlePresent(ctx, keys, present, absent)
 	case cause != nil && len(keys.ID) == 1:
 		return d.deadLetterOne(ctx, keys, 0, cause)
+	case cause != nil && d.isUndecided():
+		return "", sinkError{cause} // the batch is sampled when it is older
 	case cause != nil:
 		return d.sample(ctx, keys, cause)
 	case d.isSuspected():

@@ -13,17 +13,18 @@ func (d *delivery) settle(ctx context.Context, events *store.Events) error {
 		return err
 	}
 	d.postgres.succeeded(ctx, d.Relay.log)
-	d.record(events)
-	d.endQuarantine(ctx, events)
+	d.record(ctx, events)
 	return nil
 }
 
-// record puts the delivery of the events into metrics, traces and evidence.
-func (d *delivery) record(events *store.Events) {
+// record puts the delivery of the events into metrics and traces. It also ends the
+// quarantine of their types.
+func (d *delivery) record(ctx context.Context, events *store.Events) {
 	now := time.Now()
 	d.metrics.observe(events.PublishedAt, now.Add(d.skew))
 	d.report(events, now)
 	d.evidence.delivered(events)
+	d.endQuarantine(ctx, events)
 }
 
 // settleResolved settles a batch whose events are all present at the sink.
@@ -41,8 +42,7 @@ func (d *delivery) settlePresent(ctx context.Context, keys *store.Events, presen
 	if err := d.lease.Shrink(ctx, store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}, nil); err != nil {
 		return "", err
 	}
-	d.record(keys.Select(present))
-	d.endQuarantine(ctx, keys.Select(present))
+	d.record(ctx, keys.Select(present))
 	d.work.send(1)
 	return resultSplit, nil
 }

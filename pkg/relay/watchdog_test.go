@@ -221,8 +221,8 @@ diehard_relay_failing_batches %d
 	})
 
 	It("finds a stalled event whose time of publishing is in the future", func(ctx SpecContext) {
-		publish(1)
-		db.MustExec("UPDATE outbox_events SET published_at = published_at + interval '1 hour'")
+		db.MustExec(`INSERT INTO outbox_events (event_type, event_context, published_at)
+			VALUES ('thing_happened', '{}', clock_timestamp() + interval '1 hour')`)
 		session := foreign(ctx)
 		_, err := session.ExecContext(ctx, "SELECT FROM outbox_cursor FOR UPDATE")
 		Expect(err).NotTo(HaveOccurred())

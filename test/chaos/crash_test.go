@@ -174,6 +174,27 @@ var situations = []situation{
 		visits: []int{1, 2},
 	},
 	{
+		name: "with an event type in quarantine",
+		env:  []string{"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=100ms"},
+		arrange: func(ctx context.Context, s *system.System) (int, int) {
+			s.Postgres.MustExecContext(ctx, "INSERT INTO outbox_quarantine (event_type, error) VALUES ('broken', 'a view throws')")
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
+				"ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(event_type = 'broken' ? '' : '1')")
+			published := system.Events(perBatch)
+			for i := range perBatch / 2 {
+				published[2*i].EventType = "broken"
+			}
+			Expect(s.Publish(ctx, published...)).To(Succeed())
+			return perBatch, 0
+		},
+		heal: func(ctx context.Context, s *system.System) {
+			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log MODIFY COLUMN amount UInt64 DEFAULT 1")
+		},
+		points: []failpoint.Point{ // the events are set aside, and then their batch is held
+			failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted, failpoint.RetryBeforeCommit, failpoint.RetryCommitted,
+		},
+	},
+	{
 		name: "with an event that cannot be encoded",
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			Expect(s.Publish(ctx, system.Events(perBatch-1)...)).To(Succeed())

@@ -80,7 +80,7 @@ var _ = Describe("Events that ClickHouse refuses", func() {
 	})
 })
 
-var _ = Describe("An event type of which ClickHouse stores no event", func() {
+var _ = Describe("An event type whose inserts all fail", func() {
 	It("does not stop the other type, and creates no more dead letters than the fuse allows", Label("long"), func(ctx SpecContext) {
 		const total, fuse, young = 100_000, 20, 100
 		s := newSystem(ctx)

@@ -64,6 +64,16 @@ var _ = Describe("Dead letters", func() {
 
 	id := func(object map[string]any) string { return fmt.Sprint(object["id"]) }
 
+	It("can be written again after an operator has mended the fuse", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		Expect(lines(run(s.PostgresDSN, 0, "resume"))).To(Equal([]string{"the fuse has not blown"}))
+		s.Postgres.MustExecContext(ctx, "UPDATE outbox_fuse SET blown_at = clock_timestamp()")
+		Expect(lines(run(s.PostgresDSN, 0, "resume"))).To(Equal([]string{"fuse mended"}))
+		var mended bool
+		Expect(s.Postgres.Get(&mended, "SELECT blown_at IS NULL FROM outbox_fuse")).To(Succeed())
+		Expect(mended).To(BeTrue())
+	})
+
 	It("hold the events that ClickHouse refuses, can be shown, and are delivered once after a retry", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,

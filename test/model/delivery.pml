@@ -87,9 +87,6 @@
 
 #ifdef REPLICATED
 #define CLUSTER true
-#if SUSPECT
-#error the sample is modelled for a single server
-#endif
 #else
 #define CLUSTER false
 #endif
@@ -400,7 +397,7 @@ inline idle() {
 	:: OURS -> batch[b].holder = NOBODY
 	:: else
 	fi;
-	b = 0; members = 0; token = 0; present = 0; covered = 0; history = 0; cause = false; first = false; decided = false; hand[me] = 0; response[me] = none;
+	b = 0; members = 0; token = 0; present = 0; covered = 0; sampled = 0; history = 0; cause = false; first = false; decided = false; hand[me] = 0; response[me] = none;
 	tidy()
 }
 
@@ -422,6 +419,7 @@ inline send() {
 /* sendSample inserts these events of the batch under the token of the batch. */
 inline sendSample(events) {
 	covered = EVENTS_BESIDE(events);
+	sampled = events;
 	present = members; members = events;
 	send();
 	members = present; present = 0
@@ -460,7 +458,7 @@ inline sendSample(events) {
 
 active [WORKERS] proctype Worker() {
 	byte me = _pid - 2 - INSERTS;
-	byte k, b, members, token, present, covered, fresh, history, live;
+	byte k, b, members, token, present, covered, sampled, fresh, history, live;
 	bool cause, first, decided;
 
 ready:
@@ -544,8 +542,8 @@ flush:
 #endif
 		idle(); goto ready }
 	:: atomic { response[me] == refused -> response[me] = none; cause = true;
-#ifdef MUTANT_SPLIT_WITHOUT_CHECKING
-		goto split
+#ifdef MUTANT_CONVICT_WITHOUT_CHECKING
+		goto convict
 #else
 		goto resolve
 #endif
@@ -569,9 +567,10 @@ resolve:
 	if
 	:: UNDECIDED && !cause -> goto reinsert /* let Keeper decide which rows stay */
 	:: atomic { UNDECIDED && cause -> idle(); goto ready } /* the next attempt lets Keeper decide */
+	:: atomic { present && !UNDECIDED && !DECIDED -> idle(); goto ready } /* wait until the replica keeps or removes the rows */
 	:: present == members && DECIDED -> goto settle
 	:: present != members && present && DECIDED -> goto shrink
-	:: !present && cause -> goto split
+	:: !present && cause -> goto convict
 	:: !present && !cause -> goto reinsert
 #if SUSPECT
 	:: !present && !cause && !SINGLE(members) -> goto sample
@@ -652,7 +651,6 @@ shrink: /* settle the events that are present; the others keep the batch and its
 	idle() };
 	goto ready;
 
-#if SUSPECT
 sample: /* insert some events of the batch under its token, so that the rest may leave the token */
 #ifdef MUTANT_SPLIT_BEFORE_THE_SAMPLE
 	atomic {
@@ -666,6 +664,14 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	fi;
 	idle() };
 	goto ready;
+#endif
+#ifndef MUTANT_SAMPLE_A_RECENT_BATCH
+	atomic { /* on a cluster, only an old batch is sampled: after the sample, no insert under the token lets Keeper decide */
+	if
+	:: OURS && CLUSTER -> batch[b].forgotten = true
+	:: OURS && !CLUSTER
+	:: else -> idle(); goto ready
+	fi };
 #endif
 	atomic {
 	if
@@ -683,7 +689,7 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	atomic {
 #ifndef MUTANT_COVER_WITHOUT_AN_ACKNOWLEDGEMENT
 	if
-	:: response[me] != accepted -> covered = 0
+	:: response[me] != accepted -> covered = 0; sampled = 0
 	:: else
 	fi;
 #endif
@@ -698,7 +704,12 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	MAY_DIE;
 	atomic {
 	if
-	:: OURS -> present = rows & members; covered = covered | EVENTS_BESIDE(present)
+#ifndef MUTANT_BELIEVE_A_REPLICA_AFTER_A_SAMPLE
+	:: OURS && CLUSTER && (VISIBLE & members & ~sampled) -> idle(); goto ready /* rows of an earlier insert, or of a sample that failed */
+	:: OURS && !(CLUSTER && (VISIBLE & members & ~sampled)) -> present = VISIBLE & members; covered = covered | EVENTS_BESIDE(present)
+#else
+	:: OURS -> present = VISIBLE & members; covered = covered | EVENTS_BESIDE(present)
+#endif
 	:: else -> idle(); goto ready
 	fi };
 	MAY_DIE;
@@ -739,6 +750,7 @@ sample: /* insert some events of the batch under its token, so that the rest may
 	idle() };
 	goto ready;
 
+#if SUSPECT
 deadLetter: /* a single event that fails although others arrive becomes a dead letter, which keeps the token */
 	atomic {
 	if
@@ -761,20 +773,18 @@ deadLetter: /* a single event that fails although others arrive becomes a dead l
 	goto ready;
 #endif
 
-split:
+convict: /* ClickHouse names the data of the batch as the cause */
+	if
+	:: !SINGLE(members) -> goto sample
+	:: else
+	fi;
 	atomic {
 	if
-	:: OURS && SINGLE(members) -> /* ClickHouse refuses the event */
+	:: OURS ->
 		assert(!(rows & members)); /* delivered, and a dead letter */
 		dead = dead | members;
 		waiting = waiting & ~members;
 		erase(b)
-	:: OURS && !SINGLE(members) ->
-		erase(b);
-		present = members & -members;
-		members = members & ~present;
-		write(present, true);
-		write(members, true)
 	:: else
 	fi;
 	idle() };

@@ -143,8 +143,8 @@ CREATE TABLE {schema}outbox_fuse (
 );
 INSERT INTO {schema}outbox_fuse (since, dead_letters, high_watermark) VALUES (clock_timestamp(), 0, 0);
 
--- Event types of which the sink takes no event, for example because a materialized view
--- throws. Relays put these events into batches of their own, so that other events do not
+-- Event types whose inserts all fail, for example because a materialized view throws.
+-- Relays put events of these types into separate batches, so that other events do not
 -- wait for them.
 CREATE TABLE {schema}outbox_quarantine (
     event_type text        PRIMARY KEY,

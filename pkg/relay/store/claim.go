@@ -10,9 +10,9 @@ import (
 )
 
 // Claim counts one more attempt for a batch that is due, and leases it. It alternately
-// takes the oldest batch without a failure and the failing batch that was not attempted for
-// the longest time, so that no batch blocks another. If failing is false, it takes no failing batch. It returns nil
-// if no batch is due, or if the selected batch has more than maxBytes.
+// takes the oldest batch without a failure and the failing batch with the oldest last
+// attempt, so that no batch blocks another. If failing is false, it takes no failing batch.
+// It returns nil if no batch is due, or if the selected batch has more than maxBytes.
 func (s *Store) Claim(ctx context.Context, maxBytes int64, failing bool) (*Lease, error) {
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch

@@ -329,11 +329,13 @@ var _ = Describe("Dead letters", func() {
 		Expect(claimed(ctx, s)).To(BeTrue())
 	})
 
-	It("wait for a cut, and get a younger batch", func(ctx SpecContext) {
-		deadLetter(ctx, "why", outbox.Event{})
+	// requeueDuring requeues the first dead letter while a relay executes a statement. It
+	// waits until the requeue waits for the relay's transaction, and then commits it.
+	requeueDuring := func(ctx context.Context, statement string) {
+		GinkgoHelper()
 		relay := db.MustBegin()
 		defer func() { _ = relay.Rollback() }()
-		relay.MustExec("UPDATE outbox_cursor SET cuts = cuts + 1, last_batch_at = clock_timestamp() + interval '1 hour'")
+		relay.MustExec(statement)
 		requeued := make(chan error, 1)
 		go func() {
 			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
@@ -342,6 +344,11 @@ var _ = Describe("Dead letters", func() {
 		awaitLock(ctx, db)
 		Expect(relay.Commit()).To(Succeed())
 		Eventually(ctx, requeued).WithTimeout(time.Minute).Should(Receive(BeNil()))
+	}
+
+	It("wait for a cut, and get a younger batch", func(ctx SpecContext) {
+		deadLetter(ctx, "why", outbox.Event{})
+		requeueDuring(ctx, "UPDATE outbox_cursor SET cuts = cuts + 1, last_batch_at = clock_timestamp() + interval '1 hour'")
 		seconds, _ := batches()[0].ID.Time().UnixTime()
 		Expect(time.Unix(seconds, 0)).To(BeTemporally(">", time.Now().Add(50*time.Minute)))
 	})
@@ -413,17 +420,7 @@ var _ = Describe("Dead letters", func() {
 
 	It("wait until a relay has recorded a change of history", func(ctx SpecContext) {
 		deadLetter(ctx, "before", outbox.Event{})
-		relay := db.MustBegin()
-		defer func() { _ = relay.Rollback() }()
-		relay.MustExec("UPDATE outbox_history SET unverified_to = 1, recorded_by = pg_current_xact_id()::xid")
-		requeued := make(chan error, 1)
-		go func() {
-			_, err := all(s.RequeueDeadLetters(ctx, []int64{1}))
-			requeued <- err
-		}()
-		awaitLock(ctx, db)
-		Expect(relay.Commit()).To(Succeed())
-		Eventually(ctx, requeued).WithTimeout(time.Minute).Should(Receive(BeNil()))
+		requeueDuring(ctx, "UPDATE outbox_history SET unverified_to = 1, recorded_by = pg_current_xact_id()::xid")
 		Expect(batches()).To(HaveExactElements(And(HaveField("Attempts", 1), HaveField("Due", false))))
 	})
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -38,27 +39,24 @@ func (l *Lease) Verify(ctx context.Context) error {
 // Retry releases the batch and stores the cause for the operator. The batch is due again
 // after the delay.
 func (l *Lease) Retry(ctx context.Context, cause error, delay time.Duration) error {
-	return l.retry(ctx, cause, delay, 0)
+	return l.retry(ctx, cause, delay, 0, sql.NullTime{})
 }
 
 // Fail is like Retry, for a cause that may be the batch's data. The batch is failing from
 // then on.
 func (l *Lease) Fail(ctx context.Context, cause error, delay time.Duration) error {
-	return l.retry(ctx, cause, delay, 1)
-}
-
-func (l *Lease) retry(ctx context.Context, cause error, delay time.Duration, failures int) error {
-	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.store.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures)
-		return err //nolint:wrapcheck // finish adds the operation
-	})
+	return l.retry(ctx, cause, delay, 1, sql.NullTime{})
 }
 
 // Postpone is like Retry, for an attempt that has inserted nothing. The next attempt gets
 // the PreviousAttemptAt of this attempt.
 func (l *Lease) Postpone(ctx context.Context, cause error, delay time.Duration) error {
-	return l.finish(ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.store.sql(postponeBatchSQL), l.ID, reason(cause), delay.Seconds(), l.PreviousAttemptAt)
+	return l.retry(ctx, cause, delay, 0, l.PreviousAttemptAt)
+}
+
+func (l *Lease) retry(ctx context.Context, cause error, delay time.Duration, failures int, lastInsert sql.NullTime) error {
+	return l.finish(endingRetry, func() error {
+		_, err := l.tx.ExecContext(ctx, l.store.sql(retryBatchSQL), l.ID, reason(cause), delay.Seconds(), failures, lastInsert)
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }
@@ -72,6 +70,11 @@ type ending struct {
 	name              string
 	before, committed failpoint.Point
 }
+
+var (
+	endingRetry  = ending{"release the batch for a retry", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}
+	endingShrink = ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}
+)
 
 // finish executes the last statements of the lease and commits them.
 func (l *Lease) finish(how ending, statements func() error) error {

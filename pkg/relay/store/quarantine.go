@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
@@ -9,8 +10,6 @@ import (
 	"time"
 
 	"github.com/lib/pq"
-
-	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
 // Quarantine returns the event types that were in quarantine at the last Poll, sorted.
@@ -63,25 +62,15 @@ func (s *Store) EndQuarantine(ctx context.Context, types []string) error {
 // attempt of the batch, and must have sent nothing. Quarantined batches that were never
 // attempted collect events, so that few batches exist.
 func (l *Lease) SetAside(ctx context.Context, aside, remaining []int64) error {
-	return l.finish(ending{"set events aside", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
+	return l.finish(endingShrink, func() error {
 		if l.Attempts != 1 {
 			return fmt.Errorf("%w: the batch was attempted", ErrLeaseLost)
 		}
 		if err := l.expectEvents(len(aside)+len(remaining), l.Events); err != nil {
 			return err
 		}
-		if len(remaining) == 0 {
-			if err := l.deleteBatch(ctx); err != nil {
-				return err
-			}
-		} else {
-			var events int
-			if err := l.tx.GetContext(ctx, &events, l.store.sql(unattemptedSQL), multirange(remaining), l.ID); err != nil {
-				return fmt.Errorf("write the batch: %w", err)
-			}
-			if err := l.expectEvents(events, len(remaining)); err != nil {
-				return err
-			}
+		if err := l.keep(ctx, remaining, false, 1); err != nil {
+			return err
 		}
 		return l.collect(ctx, aside)
 	})
@@ -90,23 +79,24 @@ func (l *Lease) SetAside(ctx context.Context, aside, remaining []int64) error {
 // Hold releases a batch whose events are all of quarantined types. The more such batches
 // exist, the later each is due. The end of a quarantine makes all of them due.
 func (l *Lease) Hold(ctx context.Context, cause error) error {
-	return l.finish(ending{"release the batch into quarantine", failpoint.RetryBeforeCommit, failpoint.RetryCommitted}, func() error {
-		_, err := l.tx.ExecContext(ctx, l.store.sql(holdSQL), l.ID, reason(cause), l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
+	return l.finish(endingRetry, func() error {
+		_, err := l.tx.ExecContext(ctx, l.store.sql(holdSQL), reason(cause), l.ID,
+			l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
 		return err //nolint:wrapcheck // finish adds the operation
 	})
 }
 
+// collect adds the events to a quarantined batch, or writes one.
 func (l *Lease) collect(ctx context.Context, ids []int64) error {
-	var events []int
-	err := l.tx.SelectContext(ctx, &events, l.store.sql(collectSQL), multirange(ids), l.store.o.MaxRows, l.store.o.MaxBytes)
-	if err == nil && len(events) == 0 {
-		err = l.tx.SelectContext(ctx, &events, l.store.sql(quarantineBatchSQL), multirange(ids), newBatchID(batchTime(l.ID).Add(time.Microsecond)),
-			reason(errQuarantined), l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine())
+	var events int
+	err := l.tx.GetContext(ctx, &events, l.store.sql(collectSQL), multirange(ids), l.store.o.MaxRows, l.store.o.MaxBytes)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return l.insertBatch(ctx, batchTime(l.ID).Add(time.Microsecond), ids, errQuarantined, true)
+	case err != nil:
+		return fmt.Errorf("add events to a batch: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("write a batch: %w", err)
-	}
-	return l.expectEvents(events[0], len(ids))
+	return l.expectEvents(events, len(ids))
 }
 
 var errQuarantined = errors.New("the sink takes no event of these types")

@@ -322,11 +322,11 @@ WHERE batch_id IN (
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
 // the worker inserts it. If $5 is true, failing batches come first, otherwise last. If $6
-// is false, failing batches are not claimed. Of these, it claims the batch without an
-// attempt, or with the longest time since its last attempt. If the batch has more than $4 bytes, no other
-// batch is claimed instead. The claimed batch is not due for one second. In this time the
-// worker locks it in the lease's transaction. The statement is its own transaction, so it
-// sets synchronous_commit itself.
+// is false, failing batches are not claimed. The first of the failing batches is the batch
+// without an attempt, or with the oldest last attempt. If the batch has more than $4 bytes,
+// no other batch is claimed instead. The claimed batch is not due for one second. In this
+// time the worker locks it in the lease's transaction. The statement is its own
+// transaction, so it sets synchronous_commit itself.
 //
 // The subqueries prevent a merge join, which would read the dead versions of all batches.
 //
@@ -433,28 +433,21 @@ WHERE id >= lower(member) AND id < upper(member)`
 	failingSQL = `SELECT count(*) FROM {schema}outbox_batches WHERE failures > 0`
 
 	// insertBatchSQL writes a failing batch of the events $1. No other batch may contain
-	// these events.
+	// these events. If $6 is true, the batch is in quarantine. It collects events until it
+	// is due, so the number of batches grows slowly.
 	insertBatchSQL = `
-INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, last_error)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, $3
+INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, last_error, quarantined, next_attempt_at)
+SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, $5, $6::boolean,
+       CASE WHEN $6 THEN ` + quarantineEndSQL + ` ELSE '-infinity' END
 FROM ` + membersSQL + `
 RETURNING event_count`
 
-	// unattemptedSQL leaves only the events $1 in a batch whose only attempt has sent
-	// nothing.
-	unattemptedSQL = `
-UPDATE {schema}outbox_batches
-SET event_ids       = $1::int8multirange,
-    event_count     = remaining.events,
-    byte_count      = remaining.bytes,
-    attempts        = attempts - 1,
-    next_attempt_at = '-infinity'
-FROM (
-    SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes
-    FROM ` + membersSQL + `
-) AS remaining
-WHERE batch_id = $2
-RETURNING event_count`
+	// quarantineEndSQL is the end of the wait of the quarantined batch $2: $3 seconds for
+	// each quarantined batch that was attempted and for itself, up to $4 seconds. So one of
+	// these batches is attempted about every $3 seconds.
+	quarantineEndSQL = `clock_timestamp() + make_interval(secs => least($4::float8, $3::float8 * (
+           SELECT 1 + count(*) FROM {schema}outbox_batches WHERE quarantined AND attempts > 0 AND batch_id <> $2
+       )))`
 
 	// collectSQL adds the events $1 to a quarantined batch that was never attempted and
 	// remains within $2 events and $3 bytes.
@@ -475,29 +468,11 @@ WHERE batch_id = (
 )
 RETURNING added.events`
 
-	// quarantineBatchSQL writes a quarantined batch of the events $1. It is due in $4
-	// seconds, or later if quarantined batches have failed already. It collects events
-	// until then, so the number of batches grows slowly.
-	quarantineBatchSQL = `
-INSERT INTO {schema}outbox_batches (batch_id, event_ids, event_count, byte_count, token, failures, quarantined, last_error, next_attempt_at)
-SELECT $2::uuid, $1::int8multirange, count(*), sum(context_bytes + ` + eventOverheadSQL + `), $2::uuid::text, 1, true, $3,
-       clock_timestamp() + make_interval(secs => least($5::float8, $4::float8 * (
-           SELECT 1 + count(*) FROM {schema}outbox_batches WHERE quarantined AND attempts > 0
-       )))
-FROM ` + membersSQL + `
-RETURNING event_count`
-
-	// holdSQL puts an attempted batch into quarantine. The wait is $3 seconds for each
-	// such batch, up to $4 seconds, so that one of them is attempted about every $3
-	// seconds.
+	// holdSQL puts the attempted batch $2 into quarantine.
 	holdSQL = `
 UPDATE {schema}outbox_batches
-SET quarantined     = true,
-    last_error      = $2,
-    next_attempt_at = clock_timestamp() + make_interval(secs => least($4::float8, $3::float8 * (
-        SELECT 1 + count(*) FROM {schema}outbox_batches WHERE quarantined AND attempts > 0 AND batch_id <> $1
-    )))
-WHERE batch_id = $1`
+SET quarantined = true, last_error = $1, next_attempt_at = ` + quarantineEndSQL + `
+WHERE batch_id = $2`
 
 	quarantineSQL = `
 INSERT INTO {schema}outbox_quarantine (event_type, error) VALUES ($1, $2) ON CONFLICT DO NOTHING`
@@ -516,13 +491,15 @@ due AS (
 SELECT count(*) FROM released`
 
 	// shrinkBatchSQL keeps only the events $1 in the batch, and makes it due. If $3 is
-	// true, the batch is failing from then on.
+	// true, the batch is failing from then on. $4 is the number of attempts that no longer
+	// count, because they have sent nothing.
 	shrinkBatchSQL = `
 UPDATE {schema}outbox_batches
 SET event_ids       = $1::int8multirange,
     event_count     = remaining.events,
     byte_count      = remaining.bytes,
     failures        = CASE WHEN $3::boolean THEN greatest(failures, 1) ELSE failures END,
+    attempts        = attempts - $4::int,
     next_attempt_at = '-infinity'
 FROM (
     SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes
@@ -541,20 +518,15 @@ FROM unnest($1::bigint[], $2::text[]) AS refused (id, error)
 JOIN {schema}outbox_events USING (id)
 ORDER BY id`
 
+	// retryBatchSQL releases a batch. $5 is the time of the last attempt that may have
+	// inserted, or null if this attempt may have. The number of attempts stays, so an
+	// earlier claim cannot become a lease.
 	retryBatchSQL = `
 UPDATE {schema}outbox_batches
 SET last_error      = $2,
     next_attempt_at = clock_timestamp() + make_interval(secs => $3),
-    failures        = failures + $4
-WHERE batch_id = $1`
-
-	// postponeBatchSQL keeps the number of attempts, so an earlier claim cannot become a
-	// lease.
-	postponeBatchSQL = `
-UPDATE {schema}outbox_batches
-SET last_error      = $2,
-    next_attempt_at = clock_timestamp() + make_interval(secs => $3),
-    last_attempt_at = $4
+    failures        = failures + $4,
+    last_attempt_at = coalesce($5, last_attempt_at)
 WHERE batch_id = $1`
 
 	renewTokenSQL = `

@@ -13,7 +13,7 @@ import (
 func (l *Lease) Keys(ctx context.Context) (*Events, error) {
 	events := &Events{}
 	events.grow(l.Events)
-	if err := l.read(ctx, l.store.sql(readKeysSQL), &chunk{keysOnly: true}, events); err != nil {
+	if err := l.read(ctx, l.store.sql(readKeysSQL), &chunk{keysOnly: true}, l.EventIDs, l.Events, events); err != nil {
 		return nil, err
 	}
 	return events, nil

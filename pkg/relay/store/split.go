@@ -50,7 +50,7 @@ func (o Outcome) events() int {
 // refuses every insert of the batch because of its data. cause is the error of the
 // batch, for the operator.
 func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error {
-	return l.finish(ending{"shrink the batch", failpoint.ShrinkBeforeCommit, failpoint.ShrinkCommitted}, func() error {
+	return l.finish(endingShrink, func() error {
 		if events := outcome.events(); events != l.Events {
 			return fmt.Errorf("%w: the outcome names %d of %d events", ErrLeaseLost, events, l.Events)
 		}
@@ -61,20 +61,21 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error 
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
-		if err := l.keep(ctx, outcome.Remaining, outcome.Failing); err != nil {
+		if err := l.keep(ctx, outcome.Remaining, outcome.Failing, 0); err != nil {
 			return err
 		}
 		return l.insertParts(ctx, outcome.Parts, cause)
 	})
 }
 
-// keep leaves only the remaining events in the batch.
-func (l *Lease) keep(ctx context.Context, remaining []int64, failing bool) error {
+// keep leaves only the remaining events in the batch. unsent is the number of its attempts
+// that no longer count.
+func (l *Lease) keep(ctx context.Context, remaining []int64, failing bool, unsent int) error {
 	if len(remaining) == 0 {
 		return l.deleteBatch(ctx)
 	}
 	var events int
-	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID, failing); err != nil {
+	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID, failing, unsent); err != nil {
 		return fmt.Errorf("write the batch: %w", err)
 	}
 	return l.expectEvents(events, len(remaining))
@@ -96,15 +97,21 @@ func (l *Lease) insertParts(ctx context.Context, parts [][]int64, cause error) e
 	}
 	at := batchTime(l.ID).Add(time.Microsecond)
 	for _, ids := range parts {
-		var events int
-		id := newBatchID(at)
-		if err := l.tx.GetContext(ctx, &events, l.store.sql(insertBatchSQL), multirange(ids), id, reason(cause)); err != nil {
-			return fmt.Errorf("write a batch: %w", err)
-		}
-		if err := l.expectEvents(events, len(ids)); err != nil {
+		if err := l.insertBatch(ctx, at, ids, cause, false); err != nil {
 			return err
 		}
 		at = at.Add(time.Duration(2*len(ids)) * time.Microsecond)
 	}
 	return nil
+}
+
+// insertBatch writes a failing batch with an id of the time at. If quarantined is true,
+// the batch waits and collects events.
+func (l *Lease) insertBatch(ctx context.Context, at time.Time, ids []int64, cause error, quarantined bool) error {
+	var events int
+	if err := l.tx.GetContext(ctx, &events, l.store.sql(insertBatchSQL), multirange(ids), newBatchID(at),
+		l.store.o.MaxDelay.Seconds(), l.store.longestQuarantine(), reason(cause), quarantined); err != nil {
+		return fmt.Errorf("write a batch: %w", err)
+	}
+	return l.expectEvents(events, len(ids))
 }
