@@ -91,9 +91,12 @@ func (l *Lease) finish(how ending, statements func() error) error {
 }
 
 // reason returns the error's text for last_error. The text is valid for PostgreSQL, and
-// short enough to stay in the row.
+// short enough to stay in the row. It is empty if there is no error.
 func reason(err error) string {
 	const maxBytes = 1000
+	if err == nil {
+		return ""
+	}
 	text := strings.ReplaceAll(err.Error(), "\x00", "")
 	if len(text) > maxBytes {
 		text = text[:maxBytes]

@@ -69,7 +69,7 @@ func (l *Lease) SetAside(ctx context.Context, aside, remaining []int64) error {
 		if err := l.expectEvents(len(aside)+len(remaining), l.Events); err != nil {
 			return err
 		}
-		if err := l.keep(ctx, remaining, false, 1); err != nil {
+		if err := l.keep(ctx, remaining, false, 1, nil); err != nil {
 			return err
 		}
 		return l.collect(ctx, aside)

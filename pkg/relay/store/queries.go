@@ -492,7 +492,7 @@ SELECT count(*) FROM released`
 
 	// shrinkBatchSQL keeps only the events $1 in the batch, and makes it due. If $3 is
 	// true, the batch is failing from then on. $4 is the number of attempts that no longer
-	// count, because they have sent nothing.
+	// count, because they have sent nothing. $5 is the cause, or empty.
 	shrinkBatchSQL = `
 UPDATE {schema}outbox_batches
 SET event_ids       = $1::int8multirange,
@@ -500,6 +500,7 @@ SET event_ids       = $1::int8multirange,
     byte_count      = remaining.bytes,
     failures        = CASE WHEN $3::boolean THEN greatest(failures, 1) ELSE failures END,
     attempts        = attempts - $4::int,
+    last_error      = coalesce(nullif($5, ''), last_error),
     next_attempt_at = '-infinity'
 FROM (
     SELECT count(*) AS events, sum(context_bytes + ` + eventOverheadSQL + `) AS bytes

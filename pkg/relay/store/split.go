@@ -48,7 +48,7 @@ func (o Outcome) events() int {
 // A late insert must not add the events of outcome.Parts either, although they leave the
 // token. So either the sink has recorded the token in all of their partitions, or it
 // refuses every insert of the batch because of its data. cause is the error of the
-// batch, for the operator.
+// batch, for the operator, or nil.
 func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error {
 	return l.finish(endingShrink, func() error {
 		if events := outcome.events(); events != l.Events {
@@ -61,7 +61,7 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error 
 			return err
 		}
 		failpoint.At(failpoint.ShrinkDeleted)
-		if err := l.keep(ctx, outcome.Remaining, outcome.Failing, 0); err != nil {
+		if err := l.keep(ctx, outcome.Remaining, outcome.Failing, 0, cause); err != nil {
 			return err
 		}
 		return l.insertParts(ctx, outcome.Parts, cause)
@@ -69,13 +69,13 @@ func (l *Lease) Shrink(ctx context.Context, outcome Outcome, cause error) error 
 }
 
 // keep leaves only the remaining events in the batch. unsent is the number of its attempts
-// that no longer count.
-func (l *Lease) keep(ctx context.Context, remaining []int64, failing bool, unsent int) error {
+// that no longer count. cause may be nil.
+func (l *Lease) keep(ctx context.Context, remaining []int64, failing bool, unsent int, cause error) error {
 	if len(remaining) == 0 {
 		return l.deleteBatch(ctx)
 	}
 	var events int
-	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID, failing, unsent); err != nil {
+	if err := l.tx.GetContext(ctx, &events, l.store.sql(shrinkBatchSQL), multirange(remaining), l.ID, failing, unsent, reason(cause)); err != nil {
 		return fmt.Errorf("write the batch: %w", err)
 	}
 	return l.expectEvents(events, len(remaining))

@@ -707,10 +707,12 @@ var _ = Describe("Store", func() {
 				Token    string `db:"token"`
 				Attempts int    `db:"attempts"`
 				Failures int    `db:"failures"`
+				Error    string `db:"last_error"`
 			}
-			Expect(db.Select(&rows, "SELECT token, attempts, failures FROM outbox_batches ORDER BY batch_id")).To(Succeed())
+			Expect(db.Select(&rows, "SELECT token, attempts, failures, last_error FROM outbox_batches ORDER BY batch_id")).To(Succeed())
 			Expect(rows[0].Token).To(Equal(whole.Token))
 			Expect(rows[0].Attempts).To(Equal(1))
+			Expect(rows[0].Error).To(Equal("failed"))
 			for _, part := range rows[1:] {
 				Expect(part.Token).NotTo(Equal(whole.Token))
 				Expect(part.Attempts).To(BeZero(), "the token was never attempted")

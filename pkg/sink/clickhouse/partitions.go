@@ -3,6 +3,7 @@ package clickhouse
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"strconv"
@@ -167,8 +168,8 @@ func (p *place) locateList(list string, located []string) error {
 		numbers []uint32
 		ids     []string
 	)
-	err := p.conn.QueryRow(p.context, "SELECT groupArray(number), groupArray(partitionId"+arguments+") FROM (SELECT toUInt32(key.1) AS number, "+strings.Join(casts, ", ")+
-		" FROM (SELECT arrayJoin(["+list+"]) AS key))").Scan(&numbers, &ids)
+	err := p.conn.QueryRow(p.context, "SELECT groupArray(number), groupArray(partitionId"+arguments+") FROM (SELECT toUInt32(key[1]) AS number, "+strings.Join(casts, ", ")+
+		" FROM (SELECT splitByChar(' ', arrayJoin(splitByChar(',', '"+list+"'))) AS key))").Scan(&numbers, &ids)
 	if err != nil {
 		return p.classify(p.context, "calculate the partitions of the batch", err)
 	}
@@ -178,25 +179,26 @@ func (p *place) locateList(list string, located []string) error {
 	return nil
 }
 
-// keyFields are the fields of a tuple of literals, by the column that they determine.
+// keyFields are the fields of a tuple by the column that they determine: the SQL that reads
+// a field, and the text of the field.
 var keyFields = map[string]struct {
-	sql     string
-	literal func(keys *sink.Keys, i int) string
+	sql  string
+	text func(keys *sink.Keys, i int) string
 }{
-	"event_id":        {"key.2", func(keys *sink.Keys, i int) string { return "'" + keys.EventID[i].String() + "'" }},
-	"event_type":      {"key.3", func(keys *sink.Keys, i int) string { return quoteString(keys.EventType.At(i)) }},
-	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key.4), 'UTC')", func(keys *sink.Keys, i int) string { return strconv.FormatInt(keys.EventDateTime[i], 10) }},
+	"event_id":        {"toUUID(key[2])", func(keys *sink.Keys, i int) string { return keys.EventID[i].String() }},
+	"event_type":      {"unhex(key[3])", func(keys *sink.Keys, i int) string { return hex.EncodeToString([]byte(keys.EventType.At(i))) }},
+	"event_date_time": {"fromUnixTimestamp64Micro(toInt64(key[4]), 'UTC')", func(keys *sink.Keys, i int) string { return strconv.FormatInt(keys.EventDateTime[i], 10) }},
 }
 
-// tuple returns the literals of the partition key's columns.
+// tuple returns the texts of the partition key's columns.
 func (p *place) tuple(keys *sink.Keys, i int) string {
-	literals := []string{"''", "''", "0"}
+	texts := []string{"", "", ""}
 	for at, name := range []string{"event_id", "event_type", "event_date_time"} {
 		if _, ok := p.keyColumns[name]; ok {
-			literals[at] = keyFields[name].literal(keys, i)
+			texts[at] = keyFields[name].text(keys, i)
 		}
 	}
-	return strings.Join(literals, ",")
+	return strings.Join(texts, " ")
 }
 
 // listOf returns a list of the tuples from first to before after, each with its number.
@@ -204,7 +206,7 @@ func (p *place) tuple(keys *sink.Keys, i int) string {
 func listOf(tuples []string, first int) (list string, after int) {
 	var l strings.Builder
 	for after = first; after < len(tuples); after++ {
-		tuple := "(" + strconv.Itoa(after) + "," + tuples[after] + ")"
+		tuple := strconv.Itoa(after) + " " + tuples[after]
 		if after > first {
 			if l.Len()+len(tuple) >= keysBytes {
 				break

@@ -34,9 +34,8 @@ func (s *Sink) InFlight(ctx context.Context, token string) (bool, error) {
 }
 
 const (
-	// A statement with presentChunk keys has 195 kB. The default of max_query_size is 256
-	// KiB.
-	presentChunk = 5_000
+	// A statement with presentChunk keys has 740 kB.
+	presentChunk = 20_000
 	// maxTypesBytes bounds the bytes of event types in a statement. Above the bound, the
 	// statement limits its read by time only.
 	maxTypesBytes = 32 << 10
@@ -97,7 +96,7 @@ func (s *Sink) Undecided() bool { return s.cluster != "" }
 // The indexes are sorted by event type and time. If period is empty, the times of the keys
 // limit the read, and otherwise this condition.
 //
-// A statement has up to 5,000 keys of neighbouring types and times, because the table is
+// A statement has up to 20,000 keys of neighbouring types and times, because the table is
 // sorted and partitioned by type and time. It reads without FINAL, because FINAL would
 // merge rows.
 func (s *Sink) find(ctx context.Context, keys *sink.Keys, indexes []int, period string, present []bool) (absent []int, err error) {
@@ -173,13 +172,13 @@ func (s *Sink) presentStatement(keys *sink.Keys, indexes []int, period string) s
 		}
 		q.WriteByte(')')
 	}
-	q.WriteString(" AND event_id IN (")
+	q.WriteString(" AND event_id IN (SELECT toUUID(arrayJoin(splitByChar(',', '")
 	for n, i := range indexes {
 		if n > 0 {
 			q.WriteByte(',')
 		}
-		q.WriteString("'" + keys.EventID[i].String() + "'")
+		q.WriteString(keys.EventID[i].String())
 	}
-	q.WriteByte(')')
+	q.WriteString("'))))")
 	return q.String()
 }
