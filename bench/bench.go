@@ -222,10 +222,12 @@ func (d *database) publishNow(ctx context.Context, n int) error {
 	return commit()
 }
 
-// empty truncates every table that a run fills.
+// empty truncates every table that a run fills. Ids start again, and the next relay finds a
+// new outbox. Otherwise it would suspect that another outbox has filled the tables, because
+// the first ids are missing, and resolve every event.
 func (d *database) empty(ctx context.Context) error {
 	for {
-		_, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_dead_letters")
+		_, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_cursor, outbox_history, outbox_dead_letters RESTART IDENTITY")
 		if err == nil {
 			break
 		}
