@@ -35,9 +35,9 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		return err
 	}
 	defer db.Close()
-	tuneGC()
+	tuneGC(c.HTTP.BodyBudget)
 
-	if c.API.Auth == config.AuthOff {
+	if c.API.Auth == config.Off {
 		p.Log.WarnContext(ctx, "authentication disabled", "api_auth", c.API.Auth)
 	}
 	registry := prometheus.NewRegistry()
@@ -55,7 +55,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		Idempotency:       keeper,
 		Hint:              notifier.Hint,
 		Keys:              keysOf(c),
-		AuthOff:           c.API.Auth == config.AuthOff,
+		AuthOff:           c.API.Auth == config.Off,
 		RatePerKey:        c.HTTP.RatePerKey,
 		RatePerAddress:    c.HTTP.RatePerAddress,
 		TrustedProxies:    c.HTTP.TrustedProxies,
@@ -63,6 +63,9 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		Log:               p.Log,
 		Registerer:        registry,
 		MaxBodyBytes:      c.HTTP.MaxBodyBytes,
+		BodyBudget:        c.HTTP.BodyBudget,
+		DocsOff:           c.HTTP.Docs == config.Off,
+		AddressesOff:      c.HTTP.LogAddresses == config.Off,
 		ReadHeaderTimeout: c.HTTP.ReadHeaderTimeout,
 		ReadTimeout:       c.HTTP.ReadTimeout,
 		RequestTimeout:    c.HTTP.RequestTimeout,
@@ -109,19 +112,21 @@ const (
 	// gcPercent lets the heap grow by at least 16 MB between collections. Go's
 	// default of 100 allows 4 MB, which an API under load fills 20 times a second.
 	gcPercent = 400
-	// memoryLimit makes the collector run more often when large bodies grow the
-	// heap beyond it. It is a soft limit.
-	memoryLimit = 512 << 20
+	// baseMemory is the memory that the process needs without bodies. bodyFactor is the
+	// memory for each byte of a body: the body itself, its values, its statement and
+	// garbage. docs/configuration.md has the formula, with as much again for the runtime.
+	baseMemory = 64 << 20
+	bodyFactor = 8
 )
 
-// tuneGC sets the garbage collector's target and soft memory limit. GOGC and
-// GOMEMLIMIT override them.
-func tuneGC() {
+// tuneGC sets the garbage collector's target, and a soft memory limit above which it runs
+// more often. GOGC and GOMEMLIMIT override them.
+func tuneGC(bodyBudget int64) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
-		debug.SetMemoryLimit(memoryLimit)
+		debug.SetMemoryLimit(baseMemory + bodyFactor*bodyBudget)
 	}
 }
 

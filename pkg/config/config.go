@@ -11,11 +11,13 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/diehard-outbox/diehard/pkg/httpapi/scope"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
 )
@@ -60,17 +62,21 @@ type ClickHouse struct {
 // Access is the authentication of the API's clients.
 type Access struct {
 	Keys []APIKey
-	// Auth is "on" or AuthOff.
+	// Auth is "on" or Off.
 	Auth string
 }
 
-// AuthOff is the value of Access.Auth that disables authentication.
-const AuthOff = "off"
+// Off is the value of a key that is on or off.
+const Off = "off"
 
-// APIKey is the name of a client's key and the SHA-256 digest of the key.
+// APIKey is the SHA-256 digest of a client's key.
 type APIKey struct {
+	Client string
+	// Name distinguishes the keys of the client.
 	Name   string
 	Digest [sha256.Size]byte
+	// Scopes are the rights of the key; empty means all rights.
+	Scopes []string
 }
 
 // HTTP is the configuration of the API's server.
@@ -81,6 +87,9 @@ type HTTP struct {
 	MaxConcurrent     int
 	Addr              string
 	MaxBodyBytes      int64
+	BodyBudget        int64
+	Docs              string
+	LogAddresses      string
 	ReadHeaderTimeout time.Duration
 	ReadTimeout       time.Duration
 	RequestTimeout    time.Duration
@@ -129,6 +138,9 @@ type Log struct {
 	Format string
 }
 
+// bodyEnvelope is the size of a body without its event_context.
+const bodyEnvelope = 64 * kib
+
 const (
 	kib = 1 << 10
 	mib = 1 << 20
@@ -147,8 +159,9 @@ func (c *API) keys() []key {
 		"Maximum connections to PostgreSQL; further requests wait for a free connection.")...)
 	keys = append(keys,
 		secret(maskAPIKeys, list("api.keys", &c.API.Keys, parseAPIKey, formatAPIKey,
-			"API keys of the clients, comma-separated: NAME:DIGEST or DIGEST, with the SHA-256 digest of the key in hex.")),
-		text("api.auth", &c.API.Auth, "on", "Authentication by API key: on or off.", isAuth),
+			"API keys of the clients, comma-separated: DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST, with the SHA-256 digest of the key in hex. "+
+				"A key with scopes has no other rights: CLIENT:DIGEST:users.read+users.write+events.publish.")),
+		text("api.auth", &c.API.Auth, "on", "Authentication by API key: on or off.", isOnOrOff),
 		address("http.addr", &c.HTTP.Addr, "127.0.0.1:8080",
 			"Listen address of the API; port 0 picks a free port and logs it."),
 		list("http.trusted_proxies", &c.HTTP.TrustedProxies, parseNetwork, netip.Prefix.String,
@@ -159,8 +172,13 @@ func (c *API) keys() []key {
 			"Requests per second from each address, with bursts of ten times the rate; 0 means no limit."),
 		integer("http.max_concurrent_requests", &c.HTTP.MaxConcurrent, "100", 1, 100_000,
 			"Maximum requests that use PostgreSQL or wait for a connection; the API sheds further requests."),
-		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "16MiB", 1*kib, 128*mib,
-			"Maximum size of a request body."),
+		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "0", 0, 256*mib,
+			"Maximum size of a request body; 0 means 64 KiB more than outbox.max_event_bytes."),
+		size("http.body_budget", &c.HTTP.BodyBudget, "0", 0, 4096*mib,
+			"Maximum size of all request bodies that one process holds at a time; the API sheds further requests. "+
+				"0 means twice http.max_body_bytes, but at least 1 MiB."),
+		text("http.docs", &c.HTTP.Docs, "on", "The page /docs, which shows the OpenAPI document: on or off.", isOnOrOff),
+		text("http.log_addresses", &c.HTTP.LogAddresses, "on", "The clients' addresses in the log of requests: on or off.", isOnOrOff),
 		duration("http.read_header_timeout", &c.HTTP.ReadHeaderTimeout, "5s", 100*time.Millisecond, 5*time.Minute,
 			"Time limit for reading the headers of a request."),
 		duration("http.read_timeout", &c.HTTP.ReadTimeout, "10s", 100*time.Millisecond, 10*time.Minute,
@@ -186,6 +204,19 @@ func (c *API) keys() []key {
 func (c *API) check() error {
 	if c.HTTP.WriteTimeout <= c.HTTP.RequestTimeout {
 		return problem("http.write_timeout", "must be longer than http.request_timeout (%s)", c.HTTP.RequestTimeout)
+	}
+	if c.HTTP.MaxBodyBytes > 0 && c.HTTP.MaxBodyBytes < kib {
+		return problem("http.max_body_bytes", "is %s, must be 0 or from 1KiB to 256MiB", formatSize(c.HTTP.MaxBodyBytes))
+	}
+	if c.HTTP.MaxBodyBytes == 0 {
+		c.HTTP.MaxBodyBytes = c.Outbox.MaxEventBytes + bodyEnvelope
+	}
+	if c.HTTP.BodyBudget == 0 {
+		c.HTTP.BodyBudget = max(2*c.HTTP.MaxBodyBytes, mib)
+	}
+	// The largest body may use three quarters of the budget.
+	if least := max(c.HTTP.MaxBodyBytes+(c.HTTP.MaxBodyBytes+2)/3, mib); c.HTTP.BodyBudget < least {
+		return problem("http.body_budget", "must be at least %s: 1 MiB, and four thirds of http.max_body_bytes", formatSize(least))
 	}
 	return nil
 }
@@ -275,7 +306,7 @@ func (c *Log) keys() []key {
 // CheckAccess returns an error if authentication is on and no API key is set. Only the
 // command serve calls CheckAccess.
 func (c *API) CheckAccess() error {
-	if len(c.API.Keys) == 0 && c.API.Auth != AuthOff {
+	if len(c.API.Keys) == 0 && c.API.Auth != Off {
 		return problem("api.keys", "is empty: set it to the SHA-256 digests of the API keys (printf %%s KEY | sha256sum), "+
 			"or set api.auth to off to disable authentication")
 	}
@@ -285,8 +316,8 @@ func (c *API) CheckAccess() error {
 // maxRate is the maximum of a rate limit, in requests per second.
 const maxRate = 1_000_000
 
-func isAuth(value string) error {
-	if value != "on" && value != AuthOff {
+func isOnOrOff(value string) error {
+	if value != "on" && value != Off {
 		return fmt.Errorf("is %q, must be on or off", value)
 	}
 	return nil
@@ -297,36 +328,74 @@ var apiKeyName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 // namelessDigits is the number of digits of the digest in the default name of a key.
 const namelessDigits = 8
 
-// parseAPIKey parses NAME:DIGEST or DIGEST. The default name is "key-" and the first
-// digits of the digest.
+// parseAPIKey parses DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST, each with an optional list
+// of scopes, :SCOPE+SCOPE. The default name of a key is "key-" and the first digits of the
+// digest. This name is also the default name of the client.
+//
+// The errors do not contain parts that may be a key.
 func parseAPIKey(text string, others []APIKey) (key APIKey, err error) {
-	name, digest, named := strings.Cut(text, ":")
-	if !named {
-		digest = name
+	parts := strings.Split(text, ":")
+	at := slices.IndexFunc(parts, isDigest)
+	if at < 0 || at > 1 || len(parts) > at+2 {
+		return APIKey{}, errors.New("has an invalid entry: use DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST, with the 64 hex digits of a SHA-256 digest, " +
+			"and optionally :SCOPE+SCOPE")
 	}
-	decoded, err := hex.DecodeString(digest)
-	if err != nil || len(decoded) != len(key.Digest) {
-		return APIKey{}, errors.New("has an invalid digest: a SHA-256 digest has 64 hex digits") // the value is not quoted because it can be a key
+	digest := strings.ToLower(parts[at])
+	_, _ = hex.Decode(key.Digest[:], []byte(digest)) // isDigest has checked it
+	key.Name = "key-" + digest[:namelessDigits]
+	key.Client = key.Name
+	if at == 1 {
+		var named bool
+		var name string
+		if key.Client, name, named = strings.Cut(parts[0], "/"); named {
+			key.Name = name
+		}
 	}
-	if !named {
-		name = "key-" + digest[:namelessDigits]
+	if !apiKeyName.MatchString(key.Client) || !apiKeyName.MatchString(key.Name) {
+		return APIKey{}, fmt.Errorf("has an invalid name for the digest %s…: use CLIENT or CLIENT/KEY, each with 1 to 64 letters, digits and . _ -",
+			digest[:namelessDigits])
 	}
-	if !apiKeyName.MatchString(name) {
-		return APIKey{}, fmt.Errorf("has the invalid name %q: use 1 to 64 letters, digits and . _ -", name)
+	if len(parts) > at+1 {
+		if key.Scopes, err = parseScopes(parts[at+1]); err != nil {
+			return APIKey{}, err
+		}
 	}
-	key = APIKey{Name: name, Digest: [sha256.Size]byte(decoded)}
 	for _, other := range others {
-		if other.Name == key.Name {
-			return APIKey{}, fmt.Errorf("has the duplicate name %s", name)
+		if other.Client == key.Client && other.Name == key.Name {
+			return APIKey{}, fmt.Errorf("has the key %s of the client %s twice", key.Name, key.Client)
 		}
 		if other.Digest == key.Digest {
-			return APIKey{}, fmt.Errorf("has the same key under the names %s and %s", other.Name, name)
+			return APIKey{}, fmt.Errorf("has the same digest for %s/%s and %s/%s", other.Client, other.Name, key.Client, key.Name)
 		}
 	}
 	return key, nil
 }
 
-func formatAPIKey(key APIKey) string { return key.Name + ":" + hex.EncodeToString(key.Digest[:]) }
+func isDigest(text string) bool {
+	decoded, err := hex.DecodeString(text)
+	return err == nil && len(decoded) == sha256.Size
+}
+
+func parseScopes(text string) ([]string, error) {
+	scopes := strings.Split(text, "+")
+	for i, name := range scopes {
+		if !slices.Contains(scope.All(), name) {
+			return nil, fmt.Errorf("has an unknown scope: use %s", strings.Join(scope.All(), ", "))
+		}
+		if slices.Contains(scopes[:i], name) {
+			return nil, fmt.Errorf("has the scope %s twice", name)
+		}
+	}
+	return scopes, nil
+}
+
+func formatAPIKey(key APIKey) string {
+	text := key.Client + "/" + key.Name + ":" + hex.EncodeToString(key.Digest[:])
+	if len(key.Scopes) > 0 {
+		text += ":" + strings.Join(key.Scopes, "+")
+	}
+	return text
+}
 
 func parseNetwork(text string, _ []netip.Prefix) (netip.Prefix, error) {
 	if address, err := netip.ParseAddr(text); err == nil {

@@ -29,7 +29,7 @@ func relayFlags(arguments ...string) *pflag.FlagSet {
 }
 
 // Digests of API keys.
-var digestA, digestB = strings.Repeat("aa", 32), strings.Repeat("bb", 32)
+var digestA, digestB, digestC = strings.Repeat("aa", 32), strings.Repeat("bb", 32), strings.Repeat("cc", 32)
 
 var _ = Describe("loading", func() {
 	setRequired := func() {
@@ -57,7 +57,8 @@ var _ = Describe("loading", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(api.Environment).To(Equal("Local"))
 		Expect(api.HTTP.Addr).To(Equal("127.0.0.1:8080"))
-		Expect(api.HTTP.MaxBodyBytes).To(BeEquivalentTo(16 << 20))
+		Expect(api.HTTP.MaxBodyBytes).To(BeEquivalentTo(16<<20 + 64<<10))
+		Expect(api.HTTP.BodyBudget).To(BeEquivalentTo(2 * (16<<20 + 64<<10)))
 		Expect(api.Admin.Addr).To(Equal("127.0.0.1:9090"))
 		Expect(api.Sentry).To(Equal(config.Sentry{TracesSampleRate: 1}))
 		Expect(api.Log).To(Equal(config.Log{Level: "info", Format: "json"}))
@@ -155,19 +156,24 @@ var _ = Describe("loading", func() {
 		Entry("a cluster with a quote", "DIEHARD_CLICKHOUSE_CLUSTER", "a'b", "which is not a cluster name"),
 		Entry("a missing port", "DIEHARD_HTTP_ADDR", "localhost", `is "localhost", which is not HOST:PORT`),
 		Entry("a high port", "DIEHARD_ADMIN_ADDR", ":65536", "whose port is not a number from 0 to 65535"),
-		Entry("a key instead of its digest", "DIEHARD_API_KEYS", "s3cret", "has an invalid digest: a SHA-256 digest has 64 hex digits"),
-		Entry("a short digest", "DIEHARD_API_KEYS", "a:00", "has an invalid digest"),
-		Entry("a name with a space", "DIEHARD_API_KEYS", "a b:"+digestA, `has the invalid name "a b": use 1 to 64 letters, digits and . _ -`),
-		Entry("an empty name", "DIEHARD_API_KEYS", ":"+digestA, `has the invalid name ""`),
-		Entry("a duplicate name", "DIEHARD_API_KEYS", "a:"+digestA+",a:"+digestB, "has the duplicate name a"),
-		Entry("a duplicate key", "DIEHARD_API_KEYS", "a:"+digestA+",b:"+strings.ToUpper(digestA), "has the same key under the names a and b"),
+		Entry("a key instead of its digest", "DIEHARD_API_KEYS", "s3cret", "has an invalid entry: use DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST, with the 64 hex digits of a SHA-256 digest"),
+		Entry("a short digest", "DIEHARD_API_KEYS", "a:00", "has an invalid entry"),
+		Entry("a name with a space", "DIEHARD_API_KEYS", "a b:"+digestA, `has an invalid name for the digest aaaaaaaa…: use CLIENT or CLIENT/KEY, each with 1 to 64 letters, digits and . _ -`),
+		Entry("an empty name", "DIEHARD_API_KEYS", ":"+digestA, `has an invalid name for the digest aaaaaaaa…`),
+		Entry("an empty name of a key", "DIEHARD_API_KEYS", "a/:"+digestA, "has an invalid name"),
+		Entry("a duplicate name", "DIEHARD_API_KEYS", "a/1:"+digestA+",a/1:"+digestB, "has the key 1 of the client a twice"),
+		Entry("an unknown scope", "DIEHARD_API_KEYS", "a:"+digestA+":users.read+admin", "has an unknown scope: use users.read, users.write, events.publish"),
+		Entry("an empty scope", "DIEHARD_API_KEYS", "a:"+digestA+":", "has an unknown scope"),
+		Entry("a duplicate scope", "DIEHARD_API_KEYS", "a:"+digestA+":users.read+users.read", "has the scope users.read twice"),
+		Entry("a fourth part", "DIEHARD_API_KEYS", "a:"+digestA+":users.read:x", "has an invalid entry"),
+		Entry("a duplicate key", "DIEHARD_API_KEYS", "a:"+digestA+",b:"+strings.ToUpper(digestA), "has the same digest for a/key-aaaaaaaa and b/key-aaaaaaaa"),
 		Entry("neither on nor off", "DIEHARD_API_AUTH", "no", `is "no", must be on or off`),
 		Entry("a network with bits beyond its length", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.1/8", `has the invalid network "10.0.0.1/8"`),
 		Entry("a host name", "DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,proxy", `has the invalid network "proxy"`),
 		Entry("a negative rate", "DIEHARD_HTTP_RATE_LIMIT_PER_KEY", "-1", "is -1, must be from 0 to 1e+06"),
 		Entry("zero concurrency", "DIEHARD_HTTP_MAX_CONCURRENT_REQUESTS", "0", "is 0, must be from 1 to 100000"),
 		Entry("an unknown unit", "DIEHARD_HTTP_MAX_BODY_BYTES", "1 MB", `is "1 MB", which is not a size`),
-		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, must be from 1KiB to 128MiB"),
+		Entry("a small body", "DIEHARD_HTTP_MAX_BODY_BYTES", "1023", "is 1023, must be 0 or from 1KiB to 256MiB"),
 		Entry("a negative size", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "-1", "which is not a size"),
 		Entry("a size that overflows", "DIEHARD_OUTBOX_MAX_EVENT_BYTES", "9999999999GiB", "which is not a size"),
 		Entry("a duration without a unit", "DIEHARD_HTTP_READ_TIMEOUT", "10", `is "10", which is not a duration`),
@@ -200,18 +206,19 @@ var _ = Describe("loading", func() {
 
 	It("parses lists and masks their secrets", func() {
 		setRequired()
-		GinkgoT().Setenv("DIEHARD_API_KEYS", " billing:"+digestA+", "+digestB+",")
+		GinkgoT().Setenv("DIEHARD_API_KEYS", " billing:"+digestA+", "+digestB+",shop/2026-11:"+digestC+":users.read+events.publish")
 		GinkgoT().Setenv("DIEHARD_HTTP_TRUSTED_PROXIES", "10.0.0.0/8,2001:db8::1")
 		c, _, err := config.LoadAPI(config.LoadOptions{})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(c.API.Keys).To(Equal([]config.APIKey{
-			{Name: "billing", Digest: [32]byte(bytes.Repeat([]byte{0xaa}, 32))},
-			{Name: "key-bbbbbbbb", Digest: [32]byte(bytes.Repeat([]byte{0xbb}, 32))},
+			{Client: "billing", Name: "key-aaaaaaaa", Digest: [32]byte(bytes.Repeat([]byte{0xaa}, 32))},
+			{Client: "key-bbbbbbbb", Name: "key-bbbbbbbb", Digest: [32]byte(bytes.Repeat([]byte{0xbb}, 32))},
+			{Client: "shop", Name: "2026-11", Digest: [32]byte(bytes.Repeat([]byte{0xcc}, 32)), Scopes: []string{"users.read", "events.publish"}},
 		}))
 		Expect(c.HTTP.TrustedProxies).To(Equal([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::1/128")}))
 		var yaml bytes.Buffer
 		Expect(c.WriteYAML(&yaml)).To(Succeed())
-		Expect(yaml.String()).To(ContainSubstring("keys: billing:xxxxx,key-bbbbbbbb:xxxxx\n"))
+		Expect(yaml.String()).To(ContainSubstring("keys: billing/key-aaaaaaaa:xxxxx,key-bbbbbbbb/key-bbbbbbbb:xxxxx,shop/2026-11:xxxxx:users.read+events.publish\n"))
 	})
 
 	It("requires API keys to serve the API, unless authentication is off", func() {
@@ -230,6 +237,10 @@ var _ = Describe("loading", func() {
 		GinkgoT().Setenv("DIEHARD_RELAY_BACKOFF_MIN", "31s")
 		_, _, err := config.LoadRelay(config.LoadOptions{})
 		Expect(err).To(MatchError("relay.backoff_max (DIEHARD_RELAY_BACKOFF_MAX) must not be shorter than relay.backoff_min (31s)"))
+		GinkgoT().Setenv("DIEHARD_HTTP_BODY_BUDGET", "20MiB")
+		_, _, err = config.LoadAPI(config.LoadOptions{})
+		Expect(err).To(MatchError(ContainSubstring("http.body_budget (DIEHARD_HTTP_BODY_BUDGET) must be at least ")))
+		GinkgoT().Setenv("DIEHARD_HTTP_MAX_BODY_BYTES", "15MiB")
 		GinkgoT().Setenv("DIEHARD_HTTP_REQUEST_TIMEOUT", "20s")
 		_, _, err = config.LoadAPI(config.LoadOptions{})
 		Expect(err).To(MatchError("http.write_timeout (DIEHARD_HTTP_WRITE_TIMEOUT) must be longer than http.request_timeout (20s)"))

@@ -10,8 +10,13 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// maxBatchItems limits the items of one request.
-const maxBatchItems = 1000
+const (
+	// maxBatchItems limits the items of one request.
+	maxBatchItems = 1000
+	// maxBatchValues limits the invalid values in the response to a batch. Each invalid item
+	// lists at least one value.
+	maxBatchValues = 1000
+)
 
 // batch is a request with several items, {"data": […]}. The items share one
 // transaction. Each invalid item gets its own problem, and the valid items take effect.
@@ -30,20 +35,19 @@ type batchResponse[T any] struct {
 	Data []T `json:"data"`
 }
 
-// readBatch reads the request and its items.
-func (s *Server) readBatch(c echo.Context) (*batch, error) {
+// readBatch reads the query and the items of the body.
+func readBatch(c echo.Context, body *input.Object) (*batch, error) {
 	query, err := input.ReadQuery(c.Request())
 	if err != nil {
 		return nil, err
 	}
-	b := &batch{atomic: query.Boolean("atomic")}
+	b := &batch{body: body, atomic: query.Boolean("atomic")}
 	if err := query.Check(nil); err != nil {
 		return nil, err
 	}
-	if b.body, err = s.readObject(c); err != nil {
+	if b.items, err = b.body.RequiredObjects(c.Request().Context(), "data", maxBatchItems); err != nil {
 		return nil, err
 	}
-	b.items = b.body.RequiredObjects("data", maxBatchItems)
 	if err := b.body.Check(nil); err != nil {
 		return nil, err
 	}
@@ -52,14 +56,21 @@ func (s *Server) readBatch(c echo.Context) (*batch, error) {
 }
 
 // each calls read for every item. read reads the item's members and returns the rules
-// that the members break. each returns the result of whole.
-func (b *batch) each(read func(index int, item *input.Object) []input.BrokenRule) error {
+// that the members break. each returns the result of whole, or the cause of ctx.
+func (b *batch) each(ctx context.Context, read func(index int, item *input.Object) []input.BrokenRule) error {
+	limit := max(1, maxBatchValues/len(b.items))
 	for i, item := range b.items {
+		if ctx.Err() != nil {
+			return context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		}
 		var broken []input.BrokenRule
 		if item.IsObject() {
 			broken = read(i, item)
 		}
 		b.problems[i] = item.Check(broken)
+		if p, ok := errors.AsType[*problem.Error](b.problems[i]); ok {
+			p.Limit(limit)
+		}
 	}
 	return b.whole()
 }
@@ -77,12 +88,13 @@ func (b *batch) whole() error {
 				whole = &problem.Error{Kind: p.Kind}
 			}
 			whole.Values = append(whole.Values, p.Values...)
+			whole.Omitted += p.Omitted
 		}
 	}
 	if whole == nil {
 		return nil
 	}
-	whole.Values = whole.Values[:min(len(whole.Values), problem.MaxValues)]
+	whole.Limit(problem.MaxValues)
 	return whole
 }
 

@@ -14,6 +14,8 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
@@ -23,6 +25,49 @@ const (
 	headerIdempotencyKey      = "Idempotency-Key"
 	headerIdempotencyReplayed = "Idempotency-Replayed"
 )
+
+// withBody returns a handler that reads the request's body. If the request is invalid and
+// has an idempotency key, it may be the repetition of a request that was valid earlier: the
+// limits may have changed since, for example after an upgrade. It then gets the stored
+// response.
+func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		body, err := input.ReadBody(c.Response().Writer, c.Request(), s.options.MaxBodyBytes)
+		if err != nil {
+			return err
+		}
+		object, err := input.ParseObject(c.Request().Context(), body)
+		if err == nil {
+			err = handler(c, object)
+		}
+		if p, ok := errors.AsType[*problem.Error](err); ok && (p.Kind == problem.InvalidJSON || p.Kind == problem.ValidationFailed) {
+			return s.replayOr(c, body, err)
+		}
+		return err
+	}
+}
+
+// replayOr responds with the stored response to the request, or returns the problem.
+func (s *Server) replayOr(c echo.Context, body []byte, invalid error) error {
+	key, given, err := idempotencyKey(c, body)
+	if !given || err != nil {
+		return invalid
+	}
+	var response idempotency.Response
+	var found bool
+	ctx := c.Request().Context()
+	err = s.shedder.Do(ctx, func() (err error) {
+		response, found, err = s.options.Idempotency.Find(ctx, key)
+		return err
+	})
+	switch {
+	case errors.Is(err, idempotency.ErrMismatch), err == nil && !found:
+		return invalid
+	case err != nil:
+		return err
+	}
+	return respond(c, response, true)
+}
 
 // change runs work in a transaction, and responds after the commit. If the request has
 // an idempotency key, the same transaction stores the response, and a repeated request
@@ -37,7 +82,7 @@ func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (ide
 func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idempotency.Response, error),
 	work func(tx *sqlx.Tx) (idempotency.Response, error),
 ) error {
-	key, given, err := idempotencyKey(c.Request(), body)
+	key, given, err := idempotencyKey(c, body)
 	if err != nil {
 		return err
 	}
@@ -62,11 +107,16 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idem
 	if err != nil {
 		return err
 	}
-	if replayed {
-		c.Response().Header().Set(headerIdempotencyReplayed, "true")
-	} else {
+	if !replayed {
 		failpoint.At(failpoint.PublishCommitted)
 		s.options.Hint()
+	}
+	return respond(c, response, replayed)
+}
+
+func respond(c echo.Context, response idempotency.Response, replayed bool) error {
+	if replayed {
+		c.Response().Header().Set(headerIdempotencyReplayed, "true")
 	}
 	if response.Location != "" {
 		c.Response().Header().Set(echo.HeaderLocation, response.Location)
@@ -88,7 +138,8 @@ var (
 )
 
 // idempotencyKey returns the request's idempotency key, and whether it has one.
-func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bool, err error) {
+func idempotencyKey(c echo.Context, body []byte) (key idempotency.Key, given bool, err error) {
+	r := c.Request()
 	values := r.Header.Values(headerIdempotencyKey)
 	if len(values) == 0 {
 		return idempotency.Key{}, false, nil
@@ -103,7 +154,11 @@ func idempotencyKey(r *http.Request, body []byte) (key idempotency.Key, given bo
 	if len(values) > 1 || text == "" || len(text) > idempotency.MaxKeyBytes {
 		return idempotency.Key{}, false, &problem.Error{Kind: problem.InvalidIdempotencyKey}
 	}
-	return idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}, true, nil
+	key = idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}
+	if client := admission.KeyOf(c); client != nil {
+		key.Client = client.Client
+	}
+	return key, true, nil
 }
 
 // fingerprint hashes the request's method, path, query and body, each preceded by its

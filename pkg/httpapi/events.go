@@ -27,11 +27,7 @@ type eventResult struct {
 	Problem *problem.Details `json:"problem,omitzero"`
 }
 
-func (s *Server) publishEvent(c echo.Context) error {
-	body, err := s.readObject(c)
-	if err != nil {
-		return err
-	}
+func (s *Server) publishEvent(c echo.Context, body *input.Object) error {
 	event := readEvent(c, body)
 	if err := body.Check(eventRules(s.options.Publisher.Validate(event))); err != nil {
 		return err
@@ -44,13 +40,13 @@ func (s *Server) publishEvent(c echo.Context) error {
 	})
 }
 
-func (s *Server) publishEvents(c echo.Context) error {
-	batch, err := s.readBatch(c)
+func (s *Server) publishEvents(c echo.Context, body *input.Object) error {
+	batch, err := readBatch(c, body)
 	if err != nil {
 		return err
 	}
 	events := make([]outbox.Event, len(batch.items))
-	err = batch.each(func(i int, item *input.Object) []input.BrokenRule {
+	err = batch.each(c.Request().Context(), func(i int, item *input.Object) []input.BrokenRule {
 		events[i] = readEvent(c, item)
 		return eventRules(s.options.Publisher.Validate(events[i]))
 	})
@@ -67,7 +63,7 @@ func (s *Server) publishEvents(c echo.Context) error {
 		results[i] = eventResult{Status: http.StatusAccepted, EventID: &events[i].EventID}
 		valid = append(valid, events[i])
 	}
-	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
+	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		if err := s.publish(c, tx, valid...); err != nil {
 			return idempotency.Response{}, err
 		}

@@ -2,10 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"runtime"
 	"strconv"
@@ -20,6 +23,7 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
@@ -130,6 +134,13 @@ func newRequestHistogram(registerer prometheus.Registerer) *prometheus.Histogram
 	}, []string{"route", "method", "status"})
 }
 
+func registerBodyGauge(registerer prometheus.Registerer, bodies *input.Budget) {
+	promauto.With(registerer).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "diehard_http_body_bytes",
+		Help: "Bytes that are reserved for the request bodies in memory. The limit is http.body_budget.",
+	}, func() float64 { return float64(bodies.Held()) })
+}
+
 // observe measures the request and logs it. It does not record the path or the
 // query: they can contain e-mail addresses.
 func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
@@ -147,8 +158,11 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 			slog.Duration("duration", duration),
 			slog.String("request_id", r.id),
 		}
-		if key := admission.KeyName(c); key != "" {
-			attrs = append(attrs, slog.String("key", key))
+		if key := admission.KeyOf(c); key != nil {
+			attrs = append(attrs, slog.String("client", key.Client), slog.String("key", key.Name))
+		}
+		if !s.options.AddressesOff {
+			attrs = append(attrs, slog.String("client_address", c.RealIP()))
 		}
 		if r.problem != "" {
 			attrs = append(attrs, slog.String("problem", r.problem))
@@ -220,6 +234,55 @@ func underV1(c echo.Context) bool {
 	return false
 }
 
+var escape = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+
+// decodePath decodes the unreserved characters of the path, which mean the same with and
+// without an escape sequence (RFC 3986, section 6.2.2.2). The router compares the text.
+func decodePath(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if u := c.Request().URL; u.RawPath != "" {
+			u.RawPath = escape.ReplaceAllStringFunc(u.RawPath, func(sequence string) string {
+				decoded, err := hex.DecodeString(sequence[1:])
+				if err != nil || !isUnreserved(decoded[0]) {
+					return sequence
+				}
+				return string(decoded)
+			})
+			if !strings.Contains(u.RawPath, "%") {
+				u.RawPath = ""
+			}
+		}
+		return next(c)
+	}
+}
+
+func isUnreserved(b byte) bool {
+	return 'a' <= b && b <= 'z' || 'A' <= b && b <= 'Z' || '0' <= b && b <= '9' || strings.IndexByte("-._~", b) >= 0
+}
+
+// onlyLoopback refuses requests whose Host is not a name of this machine. Otherwise, the
+// page of another site could reach an API without authentication: the site lets its name
+// resolve to 127.0.0.1 (DNS rebinding).
+func onlyLoopback(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if !isLoopback(c.Request().Host) {
+			return &problem.Error{Kind: problem.MisdirectedRequest}
+		}
+		return next(c)
+	}
+}
+
+// isLoopback reports whether the host, with or without a port, is localhost or a loopback
+// address.
+func isLoopback(host string) bool {
+	name := strings.Trim(host, "[]")
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	address, err := netip.ParseAddr(name)
+	return strings.EqualFold(name, "localhost") || err == nil && address.IsLoopback()
+}
+
 // withoutQuery refuses query parameters. It is for routes that have no parameters.
 func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
@@ -232,6 +295,17 @@ func withoutQuery(next echo.HandlerFunc) echo.HandlerFunc {
 				return err
 			}
 		}
+		return next(c)
+	}
+}
+
+// limitBodies makes the request's body count against the budget of all bodies, until the
+// request has ended.
+func (s *Server) limitBodies(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		body := s.bodies.Body(c.Request().Body, c.Request().ContentLength)
+		defer body.Release()
+		c.Request().Body = body
 		return next(c)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/scope"
 	"github.com/diehard-outbox/diehard/pkg/httpserver"
 	"github.com/diehard-outbox/diehard/pkg/idempotency"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
@@ -65,6 +66,9 @@ type Options struct {
 	// AuthOff turns authentication off.
 	AuthOff bool
 
+	// AddressesOff omits the clients' addresses from the log.
+	AddressesOff bool
+
 	// RatePerKey and RatePerAddress limit the requests per second of a key and of a
 	// client's address. A burst may be ten times the rate. 0 means no limit.
 	RatePerKey, RatePerAddress float64
@@ -77,6 +81,12 @@ type Options struct {
 
 	// MaxBodyBytes limits the size of a request's body.
 	MaxBodyBytes int64
+	// BodyBudget limits the size of all bodies that the process holds at the same time.
+	// Further requests are shed. It must be at least four thirds of MaxBodyBytes. The
+	// default is twice MaxBodyBytes, and the least value is input.MinBudget.
+	BodyBudget int64
+	// DocsOff turns off /docs.
+	DocsOff bool
 
 	// ReadHeaderTimeout limits the time to receive a request's headers, and ReadTimeout
 	// the time to receive headers and body. Until the request is complete, a slow
@@ -101,6 +111,7 @@ func (o *Options) setDefaults() {
 	}
 	setDefault(&o.Addr, DefaultAddr)
 	setDefault(&o.MaxBodyBytes, DefaultMaxBodyBytes)
+	setDefault(&o.BodyBudget, 2*o.MaxBodyBytes)
 	setDefault(&o.ReadHeaderTimeout, DefaultReadHeaderTimeout)
 	setDefault(&o.ReadTimeout, DefaultReadTimeout)
 	setDefault(&o.RequestTimeout, DefaultRequestTimeout)
@@ -124,6 +135,7 @@ type Server struct {
 	log       *slog.Logger
 	requests  *prometheus.HistogramVec
 	shedder   *admission.Shedder
+	bodies    *input.Budget
 	creations *groupcommit.Committer[users.NewUser, users.Result]
 	echo      *echo.Echo
 	http      *httpserver.Server
@@ -143,13 +155,19 @@ func New(o Options) *Server {
 			Ping:          func(ctx context.Context) error { return o.DB.PingContext(ctx) },
 			IsOutage:      isOutage,
 		}),
-		echo: echo.New(),
+		bodies: input.NewBudget(o.BodyBudget),
+		echo:   echo.New(),
 	}
+	registerBodyGauge(o.Registerer, s.bodies)
 	s.creations = groupcommit.New(s.createGroup)
 	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // the middleware logs requests and errors
 	s.echo.HTTPErrorHandler = s.sendProblem
+	s.echo.Pre(decodePath)
 	s.echo.Use(s.identify, s.observe, s.trace, s.limitTime, s.recoverPanics)
+	if o.AuthOff && isLoopback(o.Addr) {
+		s.echo.Use(onlyLoopback)
+	}
 	s.echo.Use(admission.New(admission.Options{
 		Covers:         underV1,
 		Keys:           o.Keys,
@@ -158,17 +176,21 @@ func New(o Options) *Server {
 		RatePerAddress: o.RatePerAddress,
 		Registerer:     o.Registerer,
 	})...)
+	s.echo.Use(s.limitBodies)
 
-	s.echo.POST("/v1/users", s.createUser, withoutQuery)
-	s.get("/v1/users", s.listUsers)
-	s.get("/v1/users/:id", s.getUser, withoutQuery)
-	s.echo.POST("/v1/users/batch", s.createUsers)
-	s.echo.POST("/v1/events", s.publishEvent, withoutQuery)
-	s.echo.POST("/v1/events/batch", s.publishEvents)
+	readUsers, writeUsers, publishEvents := admission.Require(scope.ReadUsers), admission.Require(scope.WriteUsers), admission.Require(scope.PublishEvents)
+	s.echo.POST("/v1/users", s.withBody(s.createUser), writeUsers, withoutQuery)
+	s.get("/v1/users", s.listUsers, readUsers)
+	s.get("/v1/users/:id", s.getUser, readUsers, withoutQuery)
+	s.echo.POST("/v1/users/batch", s.withBody(s.createUsers), writeUsers)
+	s.echo.POST("/v1/events", s.withBody(s.publishEvent), publishEvents, withoutQuery)
+	s.echo.POST("/v1/events/batch", s.withBody(s.publishEvents), publishEvents)
 	s.get("/openapi.json", s.getOpenAPI)
-	s.get("/docs", s.docsFile("index.html"))
-	for _, name := range []string{"page.js", "swagger-ui-bundle.js", "swagger-ui.css"} {
-		s.get("/docs/"+name, s.docsFile(name))
+	if !o.DocsOff {
+		s.get("/docs", s.docsFile("index.html"))
+		for _, name := range []string{"page.js", "swagger-ui-bundle.js", "swagger-ui.css"} {
+			s.get("/docs/"+name, s.docsFile(name))
+		}
 	}
 	s.http = httpserver.New(httpserver.Options{
 		Name: "HTTP API",
@@ -201,11 +223,6 @@ func (s *Server) Routes() []string {
 		routes = append(routes, route.Method+" "+route.Path)
 	}
 	return routes
-}
-
-// readObject reads the JSON object in the request's body.
-func (s *Server) readObject(c echo.Context) (*input.Object, error) {
-	return input.ReadObject(c.Response().Writer, c.Request(), s.options.MaxBodyBytes)
 }
 
 // Addr returns the host:port that the server listens on, or an empty string

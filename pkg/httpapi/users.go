@@ -55,11 +55,7 @@ type userResult struct {
 	Problem *problem.Details `json:"problem,omitzero"`
 }
 
-func (s *Server) createUser(c echo.Context) error {
-	body, err := s.readObject(c)
-	if err != nil {
-		return err
-	}
+func (s *Server) createUser(c echo.Context, body *input.Object) error {
 	newUser, broken := readUser(c, body)
 	if err := body.Check(broken); err != nil {
 		return err
@@ -89,20 +85,20 @@ func (s *Server) createGroup(ctx context.Context, newUsers []users.NewUser) (res
 	return results, err
 }
 
-func (s *Server) createUsers(c echo.Context) error {
-	batch, err := s.readBatch(c)
+func (s *Server) createUsers(c echo.Context, body *input.Object) error {
+	batch, err := readBatch(c, body)
 	if err != nil {
 		return err
 	}
 	newUsers := make([]users.NewUser, len(batch.items))
-	err = batch.each(func(i int, item *input.Object) (broken []input.BrokenRule) {
+	err = batch.each(c.Request().Context(), func(i int, item *input.Object) (broken []input.BrokenRule) {
 		newUsers[i], broken = readUser(c, item)
 		return broken
 	})
 	if err != nil {
 		return err
 	}
-	return s.change(c, batch.body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
+	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		results, err := s.createValid(c.Request().Context(), tx, batch, newUsers)
 		if err != nil {
 			return idempotency.Response{}, err
@@ -160,10 +156,10 @@ func (s *Server) getUser(c echo.Context) error {
 	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
 		return echo.ErrNotFound
 	}
-	// An invalid id belongs to no user. Only the canonical form is valid, because a
-	// resource has one URL.
+	// An invalid id belongs to no user. uuid.Parse accepts other forms than that of RFC 9562,
+	// too.
 	id, err := uuid.Parse(c.Param("id"))
-	if err != nil || id.String() != c.Param("id") {
+	if err != nil || id.String() != strings.ToLower(c.Param("id")) {
 		return users.ErrNotFound
 	}
 	var found users.User
@@ -183,8 +179,15 @@ func (s *Server) listUsers(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	params, err := users.ParseListParams(query.Text("email"), query.Integer("limit", users.DefaultLimit), query.Text("cursor"))
-	if err := query.Check(userRules(err)); err != nil {
+	email := query.Text("email")
+	params, err := users.ParseListParams(email, query.Integer("limit", users.DefaultLimit), query.Text("cursor"))
+	rules := userRules(err)
+	for i := range rules {
+		if rules[i].Name == "email" && strings.Contains(strings.TrimSpace(email), " ") {
+			rules[i].Reason += "; a + in a query means a space, so write %2B"
+		}
+	}
+	if err := query.Check(rules); err != nil {
 		return err
 	}
 	var page users.Page

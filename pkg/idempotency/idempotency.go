@@ -64,6 +64,9 @@ func NewKeeper(o Options) *Keeper {
 
 // Key is a client's key with the fingerprint of the request.
 type Key struct {
+	// Client is the name of the client. Each client has its own keys. The name must not
+	// contain spaces. It may be empty.
+	Client string
 	// Value has 1 to MaxKeyBytes bytes.
 	Value string
 	// Fingerprint is a hash of the request.
@@ -90,7 +93,7 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Resp
 	if response, err = work(); err != nil {
 		return Response{}, false, err
 	}
-	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Value, key.Fingerprint[:], response.Status, response.Location,
+	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Client, key.Value, key.Fingerprint[:], response.Status, response.Location,
 		response.Body, k.ttl.Seconds())
 	if err != nil {
 		return Response{}, false, fmt.Errorf("store the response: %w", err)
@@ -107,19 +110,19 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Resp
 }
 
 // The lock belongs to the transaction, so a crash releases it.
-const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || $1::text, 0))`
+const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || $1::text || ' ' || $2::text, 0))`
 
 // Must run as a separate statement after the lock. The snapshot of this statement then
 // includes the commit of the previous holder of the lock.
 const selectSQL = `
 SELECT fingerprint, status, location, body
 FROM {schema}idempotency_keys
-WHERE key = $1 AND expires_at > clock_timestamp()`
+WHERE client = $1 AND key = $2 AND expires_at > clock_timestamp()`
 
 const keepSQL = `
-INSERT INTO {schema}idempotency_keys (key, fingerprint, status, location, body, expires_at)
-VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second')
-ON CONFLICT (key) DO UPDATE
+INSERT INTO {schema}idempotency_keys (client, key, fingerprint, status, location, body, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 second')
+ON CONFLICT (client, key) DO UPDATE
 SET fingerprint = excluded.fingerprint, status = excluded.status, location = excluded.location,
     body = excluded.body, expires_at = excluded.expires_at
 WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
@@ -127,17 +130,27 @@ WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
 // take locks the key until tx ends and returns the stored response, if any.
 func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (response Response, found bool, err error) {
 	var locked bool
-	if err := tx.GetContext(ctx, &locked, lockSQL, key.Value); err != nil {
+	if err := tx.GetContext(ctx, &locked, lockSQL, key.Client, key.Value); err != nil {
 		return Response{}, false, fmt.Errorf("lock the idempotency key: %w", err)
 	}
 	if !locked {
 		return Response{}, false, ErrInProgress
 	}
+	return k.find(ctx, tx, key)
+}
+
+// Find returns the response that is stored for the key, if any. It returns ErrMismatch as Do
+// does.
+func (k *Keeper) Find(ctx context.Context, key Key) (response Response, found bool, err error) {
+	return k.find(ctx, k.db, key)
+}
+
+func (k *Keeper) find(ctx context.Context, q sqlx.QueryerContext, key Key) (response Response, found bool, err error) {
 	var kept struct {
 		Fingerprint []byte `db:"fingerprint"`
 		Response
 	}
-	err = tx.GetContext(ctx, &kept, k.sql(selectSQL), key.Value)
+	err = sqlx.GetContext(ctx, q, &kept, k.sql(selectSQL), key.Client, key.Value)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return Response{}, false, nil
@@ -159,8 +172,8 @@ const (
 // SKIP LOCKED lets several processes delete different rows at the same time.
 const cleanSQL = `
 DELETE FROM {schema}idempotency_keys
-WHERE key IN (
-    SELECT key FROM {schema}idempotency_keys
+WHERE (client, key) IN (
+    SELECT client, key FROM {schema}idempotency_keys
     WHERE expires_at <= clock_timestamp()
     ORDER BY expires_at
     LIMIT $1

@@ -53,6 +53,42 @@ var _ = Describe("A request with an idempotency key", func() {
 		return n
 	}
 
+	It("belongs to its client", func(ctx SpecContext) {
+		of := func(client, asked string) idempotency.Key {
+			k := key("k", asked)
+			k.Client = client
+			return k
+		}
+		for _, client := range []string{"a", "b", ""} {
+			kept, replayed, err := do(ctx, of(client, client), "of "+client)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(replayed).To(BeFalse())
+			Expect(kept).To(Equal(response("of " + client)))
+		}
+		kept, found, err := keeper.Find(ctx, of("b", "b"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(found).To(BeTrue())
+		Expect(kept).To(Equal(response("of b")))
+		_, _, err = keeper.Find(ctx, of("b", "a"))
+		Expect(err).To(MatchError(idempotency.ErrMismatch))
+		_, found, err = keeper.Find(ctx, of("c", "a"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(found).To(BeFalse())
+
+		By("holding the key of one client")
+		err = postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
+			_, _, err := keeper.Do(ctx, tx, of("x", "a"), func() (idempotency.Response, error) {
+				_, _, err := do(ctx, of("y", "a"), "of y")
+				Expect(err).NotTo(HaveOccurred())
+				_, _, err = do(ctx, of("x", "a"), "of x")
+				Expect(err).To(MatchError(idempotency.ErrInProgress))
+				return effect(ctx, tx, "of x")()
+			})
+			return err
+		})
+		Expect(err).NotTo(HaveOccurred())
+	})
+
 	It("takes effect once and replays the first response", func(ctx SpecContext) {
 		first, replayed, err := do(ctx, key("k", "a"), "one")
 		Expect(err).NotTo(HaveOccurred())
@@ -133,8 +169,8 @@ var _ = Describe("A request with an idempotency key", func() {
 	It("has no effect if a writer without the lock has stored a response", func(ctx SpecContext) {
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Response, error) {
-				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (key, fingerprint, status, location, body, expires_at)
-					VALUES ('k', sha256('a'), 201, '/effects/other', '{}', clock_timestamp() + interval '1 hour')`)
+				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (client, key, fingerprint, status, location, body, expires_at)
+					VALUES ('', 'k', sha256('a'), 201, '/effects/other', '{}', clock_timestamp() + interval '1 hour')`)
 				return effect(ctx, tx, "one")()
 			})
 			return err
@@ -191,7 +227,7 @@ var _ = Describe("A request with an idempotency key", func() {
 
 		It("has its response deleted, and other responses are kept", func(ctx SpecContext) {
 			db.MustExecContext(ctx, `INSERT INTO idempotency_keys
-				SELECT 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
+				SELECT '', 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
 			_, _, err := do(ctx, key("young", "a"), "two")
 			Expect(err).NotTo(HaveOccurred())
 			running, stop := context.WithTimeout(ctx, time.Minute)

@@ -21,20 +21,38 @@ type Name struct {
 
 // ParseName parses a name. It trims white space and converts the name to Unicode normal
 // form C, so that equal names have equal bytes. The text must be UTF-8 without control
-// characters, and the name at most MaxNameLength long. The error completes a sentence
-// that begins with the name of the value.
+// characters, and the name at most MaxNameLength long. The invisible format characters,
+// such as those that reverse the direction of the text, count as control characters. U+200C
+// and U+200D are allowed between letters, because Persian and Indic names need them. The
+// error completes a sentence that begins with the name of the value.
 func ParseName(text string) (Name, error) {
 	if !utf8.ValidString(text) {
 		return Name{}, errors.New("must be valid UTF-8")
 	}
 	name := norm.NFC.String(strings.TrimSpace(text))
 	switch {
-	case strings.ContainsFunc(name, unicode.IsControl): // includes NUL, which PostgreSQL's text cannot store
+	case hasControls(name):
 		return Name{}, errors.New("must not contain control characters")
 	case utf8.RuneCountInString(name) > MaxNameLength:
 		return Name{}, fmt.Errorf("must not be longer than %d characters", MaxNameLength)
 	}
 	return Name{text: name}, nil
+}
+
+// hasControls reports whether the name has control characters. They include NUL, which
+// PostgreSQL's text cannot store.
+func hasControls(name string) bool {
+	runes := []rune(name)
+	isLetter := func(i int) bool {
+		return i >= 0 && i < len(runes) && (unicode.IsLetter(runes[i]) || unicode.IsMark(runes[i]))
+	}
+	for i, r := range runes {
+		joins := (r == '\u200c' || r == '\u200d') && isLetter(i-1) && isLetter(i+1)
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) && !joins {
+			return true
+		}
+	}
+	return false
 }
 
 // String returns the name.

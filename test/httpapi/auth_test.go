@@ -3,7 +3,9 @@ package httpapi_test
 import (
 	"context"
 	"crypto/sha256"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -12,15 +14,17 @@ import (
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/scope"
 )
 
-// withKeys configures the keys of a server. The name of a key is the key without the
-// prefix "secret-".
+// withKeys configures the keys of a server. The names of a key and its client are the key
+// without the prefix "secret-".
 func withKeys(keys ...string) func(*httpapi.Options) {
 	return func(o *httpapi.Options) {
 		o.AuthOff = false
 		for _, key := range keys {
-			o.Keys = append(o.Keys, admission.Key{Name: strings.TrimPrefix(key, "secret-"), Digest: sha256.Sum256([]byte(key))})
+			name := strings.TrimPrefix(key, "secret-")
+			o.Keys = append(o.Keys, admission.Key{Client: name, Name: name, Digest: sha256.Sum256([]byte(key))})
 		}
 	}
 }
@@ -78,12 +82,43 @@ var _ = Describe("Authentication", func() {
 	It("shows the name of the key in logs and metrics, and never the key", func(ctx SpecContext) {
 		api := start(ctx, withKeys("secret-old", "secret-new"))
 		api.get(ctx, "/v1/users", "Authorization: Bearer secret-new")
-		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"key":"new"`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"client":"new","key":"new"`))
 		api.get(ctx, "/v1/users", "Authorization: Bearer secret-unknown")
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"problem":"unauthorized"`))
 		Expect(string(api.log.Contents())).NotTo(ContainSubstring("secret"))
 		Expect(keyRequests(ctx, api)).To(Equal(map[string]float64{"old": 0, "new": 1}))
 	})
+
+	DescribeTable("restricts a key to its scopes", func(ctx SpecContext, granted string, allowed ...string) {
+		api := start(ctx, withKeys("secret-a"), func(o *httpapi.Options) { o.Keys[0].Scopes = strings.Split(granted, "+") })
+		body := `{"data":[{"email":"ada@example.com","event_type":"a","event_context":1}]}`
+		for request, needed := range map[string]string{
+			"GET /v1/users": scope.ReadUsers, "HEAD /v1/users": scope.ReadUsers, "GET /v1/users/x": scope.ReadUsers,
+			"POST /v1/users": scope.WriteUsers, "POST /v1/users/batch": scope.WriteUsers,
+			"POST /v1/events": scope.PublishEvents, "POST /v1/events/batch": scope.PublishEvents,
+		} {
+			method, path, _ := strings.Cut(request, " ")
+			var sent io.Reader
+			if method == http.MethodPost {
+				sent = strings.NewReader(body)
+			}
+			answer := api.do(ctx, method, path, sent, "Authorization: Bearer secret-a")
+			if slices.Contains(allowed, needed) {
+				Expect(answer.status).NotTo(Equal(http.StatusForbidden), request)
+				continue
+			}
+			Expect(answer.status).To(Equal(http.StatusForbidden), request)
+			Expect(answer.header.Get("WWW-Authenticate")).To(Equal(`Bearer realm="diehard", error="insufficient_scope", scope="` + needed + `"`))
+			if method != http.MethodHead {
+				Expect(expectProblem(answer, http.StatusForbidden, "insufficient-scope")["detail"]).To(ContainSubstring(needed))
+			}
+		}
+	},
+		Entry("to read users", "users.read", scope.ReadUsers),
+		Entry("to write users", "users.write", scope.WriteUsers),
+		Entry("to publish events", "events.publish", scope.PublishEvents),
+		Entry("to two scopes", "events.publish+users.read", scope.PublishEvents, scope.ReadUsers),
+	)
 })
 
 // keyRequests returns the number of requests for each key's name.
@@ -95,7 +130,7 @@ func keyRequests(_ context.Context, a *api) map[string]float64 {
 	for _, family := range families {
 		if family.GetName() == "diehard_http_key_requests_total" {
 			for _, metric := range family.GetMetric() {
-				requests[metric.GetLabel()[0].GetValue()] = metric.GetCounter().GetValue()
+				requests[metric.GetLabel()[1].GetValue()] = metric.GetCounter().GetValue()
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 var _ = Describe("A change", func() {
@@ -103,6 +104,42 @@ var _ = Describe("A change", func() {
 			Expect(api.create(ctx, `{"email":"ada@example.com"}`, key).status).To(Equal(http.StatusConflict))
 			Expect(api.create(ctx, `{"email":"ada"}`, key).status).To(Equal(http.StatusUnprocessableEntity))
 			Expect(api.create(ctx, `{"email":"bob@example.com"}`, key).status).To(Equal(http.StatusCreated))
+		})
+
+		It("belongs to the client, and to all keys of the client", func(ctx SpecContext) {
+			api := start(ctx, withKeys("secret-a", "secret-b", "secret-a2"), func(o *httpapi.Options) { o.Keys[2].Client = "a" })
+			publish := func(key, body string) response {
+				return api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), "Authorization: Bearer "+key, "Idempotency-Key: order-1")
+			}
+			const body = `{"event_type":"a","event_context":1}`
+			first, second := publish("secret-a", body), publish("secret-b", body)
+			for _, answer := range []response{first, second} {
+				Expect(answer.status).To(Equal(http.StatusAccepted))
+				Expect(answer.header).NotTo(HaveKey("Idempotency-Replayed"))
+			}
+			Expect(second.body).NotTo(Equal(first.body))
+			Expect(count(ctx, "outbox_events")).To(Equal(2))
+			repeated := publish("secret-a2", body)
+			Expect(repeated.body).To(Equal(first.body))
+			Expect(repeated.header.Get("Idempotency-Replayed")).To(Equal("true"))
+			expectProblem(publish("secret-a2", `{"event_type":"a","event_context":2}`), http.StatusUnprocessableEntity, "idempotency-key-reused")
+			Expect(api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), "Authorization: Bearer secret-b", "Idempotency-Key: order-2").status).
+				To(Equal(http.StatusAccepted))
+		})
+
+		It("replays the response after a limit has changed", func(ctx SpecContext) {
+			const body, key = `{"event_type":"a","event_context":"0123456789"}`, "Idempotency-Key: k"
+			first := start(ctx).do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), key)
+			Expect(first.status).To(Equal(http.StatusAccepted))
+			stricter := start(ctx, func(o *httpapi.Options) { o.Publisher = outbox.NewPublisher(outbox.PublisherOptions{MaxEventBytes: 5}) })
+			repeated := stricter.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), key)
+			Expect(repeated.body).To(Equal(first.body))
+			Expect(repeated.header.Get("Idempotency-Replayed")).To(Equal("true"))
+			expectProblem(stricter.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), "Idempotency-Key: other"),
+				http.StatusUnprocessableEntity, "validation-failed")
+			expectProblem(stricter.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body+" "), key),
+				http.StatusUnprocessableEntity, "validation-failed")
+			Expect(count(ctx, "outbox_events")).To(Equal(1))
 		})
 
 		DescribeTable("is refused if its key is", func(ctx SpecContext, headers ...string) {

@@ -223,7 +223,6 @@ func (r made) isValid(ctx context.Context) bool {
 		name, value, _ := strings.Cut(line, ": ")
 		request.Header.Set(name, value)
 	}
-	theContract().dropEmptyParameters(request)
 	valid, _ := theContract().validator.ValidateHttpRequestSync(request)
 	return valid
 }

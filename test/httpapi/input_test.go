@@ -25,14 +25,46 @@ var _ = Describe("The body of a new user", func() {
 		}))
 	})
 
-	It("has at most 20 errors listed", func(ctx SpecContext) {
+	// fields returns n unknown fields.
+	fields := func(n int) string {
 		var body strings.Builder
-		for i := range 1000 {
+		for i := range n {
 			fmt.Fprintf(&body, `"f%d":0,`, i)
 		}
-		problem := expectProblem(start(ctx).create(ctx, "{"+body.String()+`"email":"ada@example.com"}`),
+		return body.String()
+	}
+
+	It("has at most 20 errors listed, and the others counted", func(ctx SpecContext) {
+		problem := expectProblem(start(ctx).create(ctx, "{"+fields(63)+`"email":"ada@example.com"}`),
 			http.StatusUnprocessableEntity, "validation-failed")
 		Expect(problem["errors"]).To(HaveLen(20))
+		Expect(problem["errors_omitted"]).To(BeEquivalentTo(43))
+	})
+
+	It("is refused with more than 64 fields", func(ctx SpecContext) {
+		problem := expectProblem(start(ctx).create(ctx, "{"+fields(64)+`"email":"ada@example.com"}`),
+			http.StatusUnprocessableEntity, "validation-failed")
+		Expect(problem["errors"]).To(Equal([]any{invalidValue("pointer", "", "must not have more than 64 fields")}))
+	})
+
+	It("has an item with more than 64 fields refused", func(ctx SpecContext) {
+		answer := start(ctx).do(ctx, http.MethodPost, "/v1/users/batch", strings.NewReader(
+			`{"data":[{"email":"ada@example.com"},{`+fields(64)+`"email":"bob@example.com"}]}`)).object()
+		Expect(answer["data"]).To(ConsistOf(HaveKeyWithValue("status", BeEquivalentTo(http.StatusCreated)),
+			HaveKeyWithValue("problem", HaveKeyWithValue("errors", Equal([]any{invalidValue("pointer", "/data/1", "must not have more than 64 fields")})))))
+	})
+
+	It("has a response of bounded size, although each item has many errors", func(ctx SpecContext) {
+		item := `{"` + strings.Repeat("n", 10_000) + `":0,` + fields(60) + `"email":1}`
+		answer := start(ctx).do(ctx, http.MethodPost, "/v1/users/batch", strings.NewReader(
+			`{"data":[`+strings.Repeat(item+",", 999)+item+`]}`))
+		Expect(answer.status).To(Equal(http.StatusOK))
+		Expect(len(answer.body)).To(BeNumerically("<", 1<<20))
+		Expect(strings.Count(answer.body, `"errors_omitted":61`)).To(Equal(1000))
+		atomic := expectProblem(start(ctx).do(ctx, http.MethodPost, "/v1/users/batch?atomic=true", strings.NewReader(
+			`{"data":[`+strings.Repeat(item+",", 999)+item+`]}`)), http.StatusUnprocessableEntity, "validation-failed")
+		Expect(atomic["errors"]).To(HaveLen(20))
+		Expect(atomic["errors_omitted"]).To(BeEquivalentTo(62*1000 - 20))
 	})
 
 	DescribeTable("is accepted with the header of",

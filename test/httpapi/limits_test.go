@@ -1,9 +1,11 @@
 package httpapi_test
 
 import (
+	"io"
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -12,6 +14,7 @@ import (
 	"github.com/diehard-outbox/diehard/internal/faults"
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/input"
 )
 
 var _ = Describe("A rate limit", func() {
@@ -59,7 +62,8 @@ var _ = Describe("A rate limit", func() {
 		// The client cannot claim another address.
 		expectLimited(api.get(ctx, "/v1/users", "X-Forwarded-For: 192.0.2.1"), "address")
 		expectLimited(api.get(ctx, "/v1/users", "X-Real-IP: 192.0.2.1"), "address")
-		Expect(api.get(ctx, "/nothing").status).To(Equal(http.StatusNotFound))
+		expectLimited(api.get(ctx, "/nothing"), "address")
+		expectLimited(api.get(ctx, "/docs"), "address")
 	})
 
 	It("trusts only the address that a trusted proxy has added", func(ctx SpecContext) {
@@ -78,8 +82,40 @@ var _ = Describe("A rate limit", func() {
 		Expect(from("2001:db8:1:2::1").status).To(Equal(http.StatusOK))
 		expectLimited(from("2001:db8:1:2:ffff::2"), "address")
 		Expect(from("2001:db8:1:3::1").status).To(Equal(http.StatusOK))
+		expectLimited(from("198.51.100.1:4711"), "address")
+		expectLimited(from("[2001:db8:1:2::5]:4711, 192.0.2.7:80"), "address")
+		Expect(from("198.51.100.3:4711").status).To(Equal(http.StatusOK))
+	})
+
+	It("limits a /48 network of IPv6 to 16 times the limit of an address", func(ctx SpecContext) {
+		api := start(ctx, func(o *httpapi.Options) {
+			o.RatePerAddress = slow
+			o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		})
+		from := func(address string) response { return api.get(ctx, "/v1/users", "X-Forwarded-For: "+address) }
+		for subnet := range 16 {
+			Expect(from("2001:db8:1:" + strconv.Itoa(subnet) + "::1").status).To(Equal(http.StatusOK))
+		}
+		refused := from("2001:db8:1:ff::1")
+		expectProblem(refused, http.StatusTooManyRequests, "rate-limited")
+		Expect(refused.header.Values("Ratelimit-Policy")).To(ContainElement(`"network";q=16;w=1000`))
+		Expect(from("2001:db8:2:1::1").status).To(Equal(http.StatusOK))
 	})
 })
+
+// bodyBytes returns the gauge of the bytes of all bodies.
+func bodyBytes(a *api) float64 {
+	GinkgoHelper()
+	families, err := a.registry.Gather()
+	Expect(err).NotTo(HaveOccurred())
+	for _, family := range families {
+		if family.GetName() == "diehard_http_body_bytes" {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	Fail("the gauge is missing")
+	return 0
+}
 
 var _ = Describe("An overloaded API", func() {
 	It("sheds requests above MaxConcurrent at once, and finishes the others", func(ctx SpecContext) {
@@ -110,6 +146,39 @@ var _ = Describe("An overloaded API", func() {
 			Expect(done.status).To(Equal(http.StatusCreated))
 		}
 		Expect(api.get(ctx, "/v1/users").status).To(Equal(http.StatusOK))
+	})
+
+	It("sheds large bodies above the budget, and still accepts small ones", func(ctx SpecContext) {
+		const large = 3 * input.MinBudget / 4
+		api := start(ctx, func(o *httpapi.Options) { o.MaxBodyBytes, o.BodyBudget = large, input.MinBudget })
+		body := `{"event_type":"a","event_context":"` + strings.Repeat("x", large-40) + `"}`
+		reader, writer := io.Pipe()
+		held := make(chan response, 1)
+		go func() {
+			defer GinkgoRecover()
+			request, err := http.NewRequestWithContext(ctx, http.MethodPost, api.url+"/v1/events", reader)
+			Expect(err).NotTo(HaveOccurred())
+			request.Header.Set("Content-Type", "application/json")
+			answer, err := http.DefaultClient.Do(request)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(answer.Body.Close()).To(Succeed())
+			held <- response{status: answer.StatusCode}
+		}()
+		_, err := io.WriteString(writer, body[:large-100])
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, bodyBytes).WithArguments(api).Should(BeNumerically(">=", large-1<<17))
+
+		refused := api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body))
+		expectProblem(refused, http.StatusServiceUnavailable, "overloaded")
+		Expect(refused.header.Get("Retry-After")).To(Equal("1"))
+		Expect(api.create(ctx, `{"email":"ada@example.com"}`).status).To(Equal(http.StatusCreated))
+
+		_, err = io.WriteString(writer, body[large-100:])
+		Expect(err).NotTo(HaveOccurred())
+		Expect(writer.Close()).To(Succeed())
+		Eventually(ctx, held).Should(Receive(HaveField("status", http.StatusAccepted)))
+		Eventually(ctx, bodyBytes).WithArguments(api).Should(BeZero())
+		Expect(api.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body)).status).To(Equal(http.StatusAccepted))
 	})
 
 	It("refuses requests at once after it has noticed that PostgreSQL does not respond", func(ctx SpecContext) {

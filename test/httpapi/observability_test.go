@@ -57,6 +57,16 @@ func eventTraceparents(ctx context.Context) []string {
 }
 
 var _ = Describe("A request", func() {
+	It("has the client's address in the log, unless it is turned off", func(ctx SpecContext) {
+		api := start(ctx)
+		api.get(ctx, "/v1/users")
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"client_address":"127.0.0.1"`))
+		api = start(ctx, func(o *httpapi.Options) { o.AddressesOff = true })
+		api.get(ctx, "/v1/users")
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"msg":"request"`))
+		Expect(string(api.log.Contents())).NotTo(ContainSubstring("client_address"))
+	})
+
 	Describe("has an id", func() {
 		DescribeTable("from the client if it is valid",
 			func(ctx SpecContext, id string, taken bool) {
@@ -134,7 +144,7 @@ var _ = Describe("A request", func() {
 		api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
 		api.get(ctx, "/v1/users?email=ada@example.com")
 		api.get(ctx, "/ada@example.com")
-		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"level":"INFO","msg":"request","method":"POST","route":"/v1/users","status":201,"duration":[0-9.e-]+,"request_id":"[^"]+"}`))
+		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"level":"INFO","msg":"request","method":"POST","route":"/v1/users","status":201,"duration":[0-9.e-]+,"request_id":"[^"]+","client_address":"127.0.0.1"}`))
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"POST","route":"/v1/users","status":409,.*"problem":"email-taken"`))
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"/v1/users","status":200`))
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"unmatched","status":404`))

@@ -93,7 +93,7 @@ var _ = Describe("Problems", func() {
 			connection, err := net.Dial("tcp", api.Addr())
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(connection.Close)
-			fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{")
+			fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{")
 			Eventually(gbytes.BufferReader(connection)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 408 Request Timeout\r\n(?s:.*)#request-timeout`))
 			Eventually(ctx, func() error { _, err := connection.Write([]byte{' '}); return err }).Should(HaveOccurred())
 		})
@@ -116,7 +116,7 @@ var _ = Describe("Problems", func() {
 			Expect(err).NotTo(HaveOccurred())
 			DeferCleanup(connection.Close)
 			// The server may close the connection before it has read all headers.
-			go fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", bytes))
+			go fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: localhost\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", bytes))
 			return gbytes.BufferReader(connection)
 		}
 		Eventually(send(60 << 10)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 200 OK`))
@@ -128,7 +128,7 @@ var _ = Describe("Problems", func() {
 		connection, err := net.Dial("tcp", api.Addr())
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(connection.Close)
-		fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n")
+		fmt.Fprintf(connection, "POST /v1/users HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n")
 		Eventually(gbytes.BufferReader(connection)).WithContext(ctx).Should(gbytes.Say(`HTTP/1.1 400 Bad Request\r\n(?s:.*)#malformed-request`))
 	})
 
@@ -137,7 +137,7 @@ var _ = Describe("Problems", func() {
 		api := start(ctx)
 		connection, err := net.Dial("tcp", api.Addr())
 		Expect(err).NotTo(HaveOccurred())
-		fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: x\r\n\r\n")
+		fmt.Fprintf(connection, "GET /v1/users HTTP/1.1\r\nHost: localhost\r\n\r\n")
 		Eventually(ctx, waitingForLock).WithArguments(ctx).Should(Equal(1))
 		Expect(connection.Close()).To(Succeed())
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"msg":"request".*"status":499`))

@@ -27,6 +27,47 @@ var _ = Describe("The server", func() {
 		Expect(second.Run(ctx)).To(MatchError(ContainSubstring("start the HTTP API: listen tcp")))
 	})
 
+	Describe("without authentication on a loopback address", func() {
+		status := func(ctx context.Context, api *api, host string) int {
+			GinkgoHelper()
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, api.url+"/v1/users", http.NoBody)
+			Expect(err).NotTo(HaveOccurred())
+			request.Host = host
+			answer, err := http.DefaultClient.Do(request)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(answer.Body.Close()).To(Succeed())
+			return answer.StatusCode
+		}
+
+		It("refuses requests for other hosts", func(ctx SpecContext) {
+			api := start(ctx)
+			for _, host := range []string{"localhost", "LocalHost:8080", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:80"} {
+				Expect(status(ctx, api, host)).To(Equal(http.StatusOK), host)
+			}
+			for _, host := range []string{"evil.example", "evil.example:8080", "localhost.evil.example", "192.0.2.1", "127.0.0.1.evil.example"} {
+				Expect(status(ctx, api, host)).To(Equal(http.StatusMisdirectedRequest), host)
+			}
+		})
+
+		It("serves every host if keys are required, or if other machines can connect", func(ctx SpecContext) {
+			keyed := start(ctx, withKeys("secret-a"))
+			Expect(status(ctx, keyed, "api.example")).To(Equal(http.StatusUnauthorized))
+			open := start(ctx, func(o *httpapi.Options) { o.Addr = ":0" })
+			_, port, err := net.SplitHostPort(open.Addr())
+			Expect(err).NotTo(HaveOccurred())
+			open.url = "http://127.0.0.1:" + port
+			Expect(status(ctx, open, "api.example")).To(Equal(http.StatusOK))
+		})
+	})
+
+	It("serves no docs if they are turned off", func(ctx SpecContext) {
+		api := start(ctx, func(o *httpapi.Options) { o.DocsOff = true })
+		for _, path := range []string{"/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js"} {
+			Expect(api.get(ctx, path).status).To(Equal(http.StatusNotFound))
+		}
+		Expect(api.get(ctx, "/openapi.json").status).To(Equal(http.StatusOK))
+	})
+
 	Describe("that stops", func() {
 		// slowCreate sends a request that waits for the lock. One channel receives the
 		// response, the other one the error.

@@ -44,7 +44,7 @@ var _ = Describe("The command line", func() {
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
 			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, must be from 1 to 64"),
 		Entry("a key instead of its digest", "api", nil, []string{somewhere, "DIEHARD_API_KEYS=abc"},
-			"api: api.keys (DIEHARD_API_KEYS) has an invalid digest: a SHA-256 digest has 64 hex digits"),
+			"api: api.keys (DIEHARD_API_KEYS) has an invalid entry: use DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST"),
 		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
 		Entry("an unknown command", "api", []string{"srve"}, nil, "api: unknown command \"srve\"; `api --help` lists the commands"),
 		Entry("an unexpected argument", "api", []string{"serve", "now"}, nil, `api: api serve accepts no arguments, got "now"`),

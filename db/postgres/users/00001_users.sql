@@ -24,14 +24,19 @@ CREATE UNIQUE INDEX users_email_key ON {schema}users (lower(email));
 -- Responses to requests with an Idempotency-Key. A row commits in the same transaction as
 -- the change of the request.
 CREATE TABLE {schema}idempotency_keys (
-    key         text COLLATE "C" PRIMARY KEY
+    -- The client of the API, or empty if authentication is off. Each client has its own
+    -- keys.
+    client      text COLLATE "C" NOT NULL
+        CONSTRAINT idempotency_client_is_short CHECK (octet_length(client) <= 64),
+    key         text COLLATE "C" NOT NULL
         CONSTRAINT idempotency_key_is_short CHECK (octet_length(key) BETWEEN 1 AND 255),
     -- SHA-256 of the request. A different request with the same key is refused.
     fingerprint bytea       NOT NULL,
     status      int         NOT NULL,
     location    text        NOT NULL,
     body        bytea       NOT NULL,
-    expires_at  timestamptz NOT NULL
+    expires_at  timestamptz NOT NULL,
+    PRIMARY KEY (client, key)
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.05
 );

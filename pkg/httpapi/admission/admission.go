@@ -9,8 +9,7 @@ import (
 
 // Options configure New.
 type Options struct {
-	// Covers reports whether a request needs a key and counts against the rate limits.
-	// It is required.
+	// Covers reports whether a request needs a key. It is required.
 	Covers func(c echo.Context) bool
 
 	// Keys are the clients' API keys. If Keys is empty and AuthOff is false, every
@@ -33,15 +32,19 @@ func New(o Options) []echo.MiddlewareFunc {
 	authentication := &authentication{o: o, requests: newKeyCounter(o.Registerer, o.Keys)}
 	chain := []echo.MiddlewareFunc{authentication.check}
 	if o.RatePerAddress > 0 { // comes first, so requests without a key count, too
-		limit := limitRate(newLimiter("address", o.RatePerAddress), func(c echo.Context) (client string, counts bool) {
-			return addressOf(c), o.Covers(c)
+		limit := limitRate(newLimiter("address", o.RatePerAddress, 1), func(c echo.Context) (client string, counts bool) {
+			return addressOf(c), true
 		})
-		chain = append([]echo.MiddlewareFunc{limit}, chain...)
+		sites := limitRate(newLimiter("network", o.RatePerAddress, siteFactor), siteOf)
+		chain = append([]echo.MiddlewareFunc{limit, sites}, chain...)
 	}
 	if o.RatePerKey > 0 {
-		limit := limitRate(newLimiter("key", o.RatePerKey), func(c echo.Context) (client string, counts bool) {
-			key := KeyName(c)
-			return key, key != ""
+		limit := limitRate(newLimiter("key", o.RatePerKey, 1), func(c echo.Context) (client string, counts bool) {
+			key := KeyOf(c)
+			if key == nil {
+				return "", false
+			}
+			return key.Client + "/" + key.Name, true
 		})
 		chain = append(chain, limit)
 	}

@@ -35,7 +35,11 @@ var _ = Describe("Admission", func() {
 	admit := func(o admission.Options) {
 		served = nil
 		handler = func(c echo.Context) error {
-			served = append(served, admission.KeyName(c))
+			name := ""
+			if key := admission.KeyOf(c); key != nil {
+				name = key.Name
+			}
+			served = append(served, name)
 			return nil
 		}
 		o.Covers = func(c echo.Context) bool { return c.Request().URL.Path == "/covered" }
@@ -51,7 +55,7 @@ var _ = Describe("Admission", func() {
 		return handler(echo.New().NewContext(request, httptest.NewRecorder()))
 	}
 	key := func(text string) admission.Key {
-		return admission.Key{Name: "the " + text, Digest: sha256.Sum256([]byte(text))}
+		return admission.Key{Client: "c", Name: "the " + text, Digest: sha256.Sum256([]byte(text))}
 	}
 	beOf := func(kind *problem.Kind) OmegaMatcher { return HaveField("Kind", kind) }
 
@@ -69,12 +73,15 @@ var _ = Describe("Admission", func() {
 		Expect(served).To(Equal([]string{""}))
 	})
 
-	It("requires no key for requests that Covers excludes, and does not count them", func(ctx SpecContext) {
-		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerKey: slow, RatePerAddress: slow})
+	It("requires no key for requests that Covers excludes, and counts them only against the address", func(ctx SpecContext) {
+		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerKey: slow})
 		for range 3 {
 			Expect(ask(ctx, "/", "a")).To(Succeed())
 		}
 		Expect(served).To(Equal([]string{"", "", ""}))
+		admit(admission.Options{Keys: []admission.Key{key("a")}, RatePerAddress: slow})
+		Expect(ask(ctx, "/", "a")).To(Succeed())
+		Expect(ask(ctx, "/", "a")).To(beOf(problem.RateLimited))
 	})
 
 	It("counts a request against the rate of its address before it checks the key", func(ctx SpecContext) {

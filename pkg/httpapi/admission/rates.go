@@ -48,15 +48,16 @@ type limiter struct {
 	buckets *lru.Cache[string, *rate.Limiter]
 }
 
-// newLimiter returns a limiter that allows perSecond requests per second.
-func newLimiter(policy string, perSecond float64) *limiter {
+// newLimiter returns a limiter that allows each client perSecond requests per second. With
+// several clients in one bucket, the bucket has the sum of their limits.
+func newLimiter(policy string, perSecond float64, clients int) *limiter {
 	buckets, err := lru.New[string, *rate.Limiter](maxBuckets)
 	if err != nil { // unreachable: the size is positive
 		panic(err)
 	}
 	return &limiter{
-		policy: policy, rate: rate.Limit(perSecond), buckets: buckets,
-		burst: max(1, int(math.Ceil(perSecond*burstSeconds))),
+		policy: policy, rate: rate.Limit(perSecond * float64(clients)), buckets: buckets,
+		burst: clients * max(1, int(math.Ceil(perSecond*burstSeconds))),
 	}
 }
 

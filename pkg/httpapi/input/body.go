@@ -12,41 +12,47 @@ import (
 	"os"
 	"strings"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-// MaxDepth limits how deeply arrays and objects may be nested in a body. Deeper
-// nesting can exhaust the stack of PostgreSQL or of a consumer.
-const MaxDepth = 500
+const (
+	// MaxDepth limits how deeply arrays and objects may be nested in a body. Deeper
+	// nesting can exhaust the stack of PostgreSQL or of a consumer.
+	MaxDepth = 500
+	// MaxNames limits the names of an object and of the objects that contain it. The check
+	// for duplicate names keeps these names in memory.
+	MaxNames = 100_000
+	// MaxFields limits the fields of a body or of an item. The API has fewer fields.
+	MaxFields = 64
+)
 
-// ReadObject reads the request's body, of at most maxBytes. The body must be one
-// JSON object in valid I-JSON (RFC 7493): UTF-8, no lone surrogates, no duplicate
-// names in an object. encoding/json would replace invalid text and keep the last
-// duplicate. The error is a *problem.Error.
-func ReadObject(w http.ResponseWriter, r *http.Request, maxBytes int64) (*Object, error) {
+// ReadBody reads the request's body, of at most maxBytes. The error is a *problem.Error.
+func ReadBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {
 	if err := checkMediaType(r.Header); err != nil {
 		return nil, err
 	}
-	body, err := readBody(w, r, maxBytes)
-	if err != nil {
+	return readBody(w, r, maxBytes)
+}
+
+// ParseObject parses a body. The body must be one JSON object in valid I-JSON (RFC 7493):
+// UTF-8, no lone surrogates, no duplicate names in an object. encoding/json would replace
+// invalid text and keep the last duplicate. The error is a *problem.Error, or the cause of
+// ctx.
+func ParseObject(ctx context.Context, body []byte) (*Object, error) {
+	if err := checkNesting(body); err != nil {
 		return nil, err
 	}
-	if isTooDeep(body) {
-		return nil, invalidJSON("", fmt.Sprintf("is nested deeper than %d levels", MaxDepth))
-	}
-	var members map[string]jsontext.Value
-	err = json.Unmarshal(body, &members)
-	if _, ok := errors.AsType[*json.SemanticError](err); ok { // not an object; Unmarshal did not read the rest
-		err = json.Unmarshal(body, new(jsontext.Value))
-	}
+	members, err := membersOf(ctx, body)
 	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return nil, invalidJSON(string(e.JSONPointer), describe(body, e))
+		return nil, invalidJSON(short(e.JSONPointer), describe(body, e))
 	}
-	if err != nil || members == nil {
-		return nil, problem.Invalid(notAnObject(""))
+	if shape, ok := errors.AsType[*shapeError](err); ok {
+		return nil, problem.Invalid(problem.InBody("", shape.detail))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return newObject("", body, members), nil
 }
@@ -72,12 +78,15 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	}
 	// MaxBytesReader closes the connection if a body without a Content-Length is larger
 	// than maxBytes.
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
+	body, err := readAll(http.MaxBytesReader(w, r.Body, maxBytes), r.ContentLength)
 	if err == nil {
 		return body, nil
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, tooLarge
+	}
+	if p, ok := errors.AsType[*problem.Error](err); ok {
+		return nil, p
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(r.Context().Err(), context.DeadlineExceeded) {
 		return nil, &problem.Error{Kind: problem.RequestTimeout}
@@ -85,9 +94,36 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The request's body ended early, or its framing is invalid"}
 }
 
-// isTooDeep reports whether the JSON is nested deeper than MaxDepth.
-func isTooDeep(body []byte) bool {
-	depth, inString, escaped := 0, false, false
+// readAll reads to the end. length is the number of bytes, or -1 if it is unknown. The
+// buffer grows only with the bytes that have arrived. io.ReadAll would let it grow in small
+// steps, and each step copies the body.
+func readAll(r io.Reader, length int64) ([]byte, error) {
+	const least = 512
+	var body []byte
+	for {
+		if len(body) == cap(body) {
+			grown := int64(max(least, 2*len(body)))
+			if length >= int64(len(body)) {
+				grown = min(grown, length+1) // one more byte, because the end is another read
+			}
+			body = append(make([]byte, 0, grown), body...)
+		}
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		if errors.Is(err, io.EOF) {
+			return body, nil
+		}
+		if err != nil {
+			return nil, err //nolint:wrapcheck // readBody maps it
+		}
+	}
+}
+
+// checkNesting returns a problem if the JSON is nested deeper than MaxDepth, or has more
+// than MaxNames names in an object and the objects that contain it.
+func checkNesting(body []byte) error {
+	names := make([]int, 1, MaxDepth+1) // of each open array or object
+	open, inString, escaped := 0, false, false
 	for _, b := range body {
 		switch {
 		case escaped:
@@ -96,16 +132,23 @@ func isTooDeep(body []byte) bool {
 			escaped, inString = b == '\\', b != '"'
 		case b == '"':
 			inString = true
-		case b == '[' || b == '{':
-			depth++
-			if depth > MaxDepth {
-				return true
+		case b == ':':
+			names[len(names)-1]++
+			open++
+			if open > MaxNames {
+				return invalidJSON("", fmt.Sprintf("has more than %d names in an object and the objects that contain it", MaxNames))
 			}
-		case b == ']' || b == '}':
-			depth--
+		case b == '[' || b == '{':
+			if len(names) > MaxDepth {
+				return invalidJSON("", fmt.Sprintf("is nested deeper than %d levels", MaxDepth))
+			}
+			names = append(names, 0)
+		case (b == ']' || b == '}') && len(names) > 1:
+			open -= names[len(names)-1]
+			names = names[:len(names)-1]
 		}
 	}
-	return false
+	return nil
 }
 
 func invalidJSON(pointer, detail string) *problem.Error {

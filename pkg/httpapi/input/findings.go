@@ -6,6 +6,9 @@ package input
 import (
 	"iter"
 	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
@@ -24,6 +27,20 @@ type findings struct {
 	refused map[string]bool // by name
 	place   func(name, detail string) problem.Value
 }
+
+// maxPlaceBytes limits the names in a response. A client can send names of megabytes.
+const maxPlaceBytes = 128
+
+// short returns the pointer, or the pointer to the whole body if it is too long.
+func short(pointer jsontext.Pointer) string {
+	if len(pointer) > maxPlaceBytes {
+		return ""
+	}
+	return string(pointer)
+}
+
+// prefix returns the beginning of a long name.
+func prefix(name string) string { return strings.ToValidUTF8(name[:32], "") + "…" }
 
 // Refuse records that the value with the name is invalid.
 func (f *findings) Refuse(name, detail string) {

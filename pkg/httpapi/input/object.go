@@ -1,10 +1,15 @@
 package input
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -23,20 +28,84 @@ type Object struct {
 
 func newObject(pointer jsontext.Pointer, raw jsontext.Value, members map[string]jsontext.Value) *Object {
 	place := func(name, detail string) problem.Value {
+		if len(name) > maxPlaceBytes {
+			return problem.InBody(string(pointer), fmt.Sprintf("the field that begins with %q %s", prefix(name), detail))
+		}
 		return problem.InBody(string(pointer.AppendToken(name)), detail)
 	}
 	return &Object{findings: findings{place: place}, raw: raw, members: members}
 }
 
-func notAnObject(pointer jsontext.Pointer) problem.Value {
-	return problem.InBody(string(pointer), "must be an object")
+// membersOf returns the members of a JSON object. The values are parts of text. The error
+// is a *jsontext.SyntacticError, a *shapeError, or the cause of ctx.
+func membersOf(ctx context.Context, text []byte) (map[string]jsontext.Value, error) {
+	decoder := jsontext.NewDecoder(bytes.NewBuffer(text))
+	if decoder.PeekKind() != '{' {
+		err := decoder.SkipValue()
+		if errors.Is(err, io.EOF) { // the text is empty
+			return nil, &jsontext.SyntacticError{Err: io.ErrUnexpectedEOF}
+		}
+		if err != nil {
+			return nil, err //nolint:wrapcheck // the caller reads it
+		}
+		if err := checkEnd(text, decoder.InputOffset()); err != nil {
+			return nil, err
+		}
+		return nil, &shapeError{"must be an object"}
+	}
+	if _, err := decoder.ReadToken(); err != nil {
+		return nil, err //nolint:wrapcheck // the caller reads it
+	}
+	members := make(map[string]jsontext.Value)
+	for decoder.PeekKind() != '}' {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx) //nolint:wrapcheck // the caller's own
+		}
+		if len(members) == MaxFields {
+			return nil, &shapeError{fmt.Sprintf("must not have more than %d fields", MaxFields)}
+		}
+		token, err := decoder.ReadToken()
+		if err != nil {
+			return nil, err //nolint:wrapcheck // the caller reads it
+		}
+		name := token.String()
+		value, err := decoder.ReadValue()
+		if err != nil {
+			return nil, err //nolint:wrapcheck // the caller reads it
+		}
+		end := decoder.InputOffset()
+		members[name] = text[end-int64(len(value)) : end : end]
+	}
+	if _, err := decoder.ReadToken(); err != nil {
+		return nil, err //nolint:wrapcheck // the caller reads it
+	}
+	return members, checkEnd(text, decoder.InputOffset())
+}
+
+// shapeError means that a value is not an object, or has too many members. The detail
+// completes a sentence that begins with the value.
+type shapeError struct{ detail string }
+
+// Error implements error.
+func (e *shapeError) Error() string { return e.detail }
+
+// checkEnd returns an error if the text continues after its value, which ends at offset.
+func checkEnd(text []byte, offset int64) error {
+	rest := bytes.TrimLeft(text[offset:], " \t\r\n")
+	if len(rest) == 0 {
+		return nil
+	}
+	first, _ := utf8.DecodeRune(rest)
+	return &jsontext.SyntacticError{
+		ByteOffset: int64(len(text) - len(rest)), Err: fmt.Errorf("invalid character %q after top-level value", first),
+	}
 }
 
 // Raw returns the object as it was sent.
 func (o *Object) Raw() []byte { return o.raw }
 
-// IsObject reports whether an element of RequiredObjects is a JSON object. If the
-// element is not an object, it has no members, and Check returns a problem.
+// IsObject reports whether an element of RequiredObjects is a JSON object of at most
+// MaxFields members. Otherwise it has no members, and Check returns a problem.
 func (o *Object) IsObject() bool { return o.members != nil }
 
 // take removes the member and returns its value. It returns nil if the member is
@@ -107,35 +176,45 @@ func (o *Object) OptionalInteger(name string, fallback int64) int64 {
 }
 
 // RequiredObjects takes an array of 1 to most objects. It returns elements that
-// are not objects, too: see IsObject.
-func (o *Object) RequiredObjects(name string, most int) []*Object {
+// are not objects, too: see IsObject. It stops at the first element above most. The error
+// is the cause of ctx.
+func (o *Object) RequiredObjects(ctx context.Context, name string, most int) ([]*Object, error) {
 	value := o.Required(name)
 	if value == nil {
-		return nil
+		return nil, nil
 	}
-	var elements []jsontext.Value
-	if value.Kind() != '[' || json.Unmarshal(value, &elements) != nil {
+	if value.Kind() != '[' {
 		o.Refuse(name, "must be an array")
-		return nil
+		return nil, nil
 	}
-	if len(elements) < 1 || len(elements) > most {
-		o.Refuse(name, fmt.Sprintf("must have from 1 to %d items", most))
-		return nil
+	decoder := jsontext.NewDecoder(bytes.NewBuffer(value))
+	if _, err := decoder.ReadToken(); err != nil {
+		return nil, fmt.Errorf("read the array: %w", err) // unreachable: ParseObject has checked it
 	}
 	array := jsontext.Pointer("").AppendToken(name)
-	objects := make([]*Object, len(elements))
-	for i, element := range elements {
-		pointer := array.AppendToken(strconv.Itoa(i))
-		var members map[string]jsontext.Value
-		if err := json.Unmarshal(element, &members); err != nil {
-			members = nil
+	var objects []*Object
+	for decoder.PeekKind() != ']' && len(objects) <= most {
+		element, err := decoder.ReadValue()
+		if err != nil {
+			return nil, fmt.Errorf("read the array: %w", err) // unreachable, too
 		}
-		objects[i] = newObject(pointer, element, members)
-		if members == nil {
-			objects[i].invalid = []problem.Value{notAnObject(pointer)}
+		end := decoder.InputOffset()
+		element = value[end-int64(len(element)) : end : end]
+		pointer := array.AppendToken(strconv.Itoa(len(objects)))
+		members, err := membersOf(ctx, element)
+		object := newObject(pointer, element, members)
+		if shape, ok := errors.AsType[*shapeError](err); ok {
+			object.invalid = []problem.Value{problem.InBody(string(pointer), shape.detail)}
+		} else if err != nil {
+			return nil, err
 		}
+		objects = append(objects, object)
 	}
-	return objects
+	if len(objects) < 1 || len(objects) > most {
+		o.Refuse(name, fmt.Sprintf("must have from 1 to %d items", most))
+		return nil, nil
+	}
+	return objects, nil
 }
 
 // Check returns the problem with the object, or nil. The problem lists refused

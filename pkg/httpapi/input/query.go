@@ -1,6 +1,7 @@
 package input
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -26,12 +27,17 @@ func ReadQuery(r *http.Request) (*Query, error) {
 	}
 	place := func(name, detail string) problem.Value {
 		// A percent-encoded name can contain bytes that JSON cannot represent.
-		return problem.InQuery(strings.ToValidUTF8(name, "\uFFFD"), detail)
+		name = strings.ToValidUTF8(name, "\uFFFD")
+		if len(name) > maxPlaceBytes {
+			return problem.InQuery("", fmt.Sprintf("the parameter that begins with %q %s", prefix(name), detail))
+		}
+		return problem.InQuery(name, detail)
 	}
 	return &Query{findings: findings{place: place}, values: values}, nil
 }
 
-// Text takes a text. It returns an empty text if the parameter is missing.
+// Text takes a text. It returns an empty text if the parameter is missing. An empty
+// parameter is invalid: a client whose variable is empty must not get everything.
 func (q *Query) Text(name string) string {
 	values := q.values[name]
 	delete(q.values, name)
@@ -39,6 +45,9 @@ func (q *Query) Text(name string) string {
 	case 0:
 		return ""
 	case 1:
+		if values[0] == "" {
+			q.Refuse(name, "must not be empty")
+		}
 		return values[0]
 	default:
 		q.Refuse(name, "must not be given more than once")
@@ -46,8 +55,7 @@ func (q *Query) Text(name string) string {
 	}
 }
 
-// Integer takes a whole number. It returns fallback if the parameter is missing or
-// empty.
+// Integer takes a whole number. It returns fallback if the parameter is missing.
 func (q *Query) Integer(name string, fallback int) int {
 	text := q.Text(name)
 	if text == "" {
@@ -61,8 +69,7 @@ func (q *Query) Integer(name string, fallback int) int {
 	return value
 }
 
-// Boolean takes true or false. It returns false if the parameter is missing or
-// empty.
+// Boolean takes true or false. It returns false if the parameter is missing.
 func (q *Query) Boolean(name string) bool {
 	text := q.Text(name)
 	if text != "" && text != "true" && text != "false" {

@@ -16,6 +16,10 @@ var (
 		Slug: "unauthorized", Status: http.StatusUnauthorized, Title: "Unauthorized",
 		Detail: "The API key is missing or unknown; send it as Authorization: Bearer KEY",
 	}
+	InsufficientScope = &Kind{
+		Slug: "insufficient-scope", Status: http.StatusForbidden, Title: "Insufficient scope",
+		Detail: "The API key has no right to this request",
+	}
 	RateLimited = &Kind{
 		Slug: "rate-limited", Status: http.StatusTooManyRequests, Title: "Rate limited",
 		Detail: "Too many requests; repeat this one after Retry-After",
@@ -39,6 +43,10 @@ var (
 	RequestTimeout = &Kind{
 		Slug: "request-timeout", Status: http.StatusRequestTimeout, Title: "Request timeout",
 		Detail: "The request's body took too long to arrive",
+	}
+	MisdirectedRequest = &Kind{
+		Slug: "misdirected-request", Status: http.StatusMisdirectedRequest, Title: "Misdirected request",
+		Detail: "Without authentication, the API serves only requests to localhost",
 	}
 	InvalidIdempotencyKey = &Kind{
 		Slug: "invalid-idempotency-key", Status: http.StatusBadRequest, Title: "Invalid idempotency key",

@@ -34,6 +34,8 @@ type Error struct {
 	Detail string
 	// Values are the invalid values, in the order of the response.
 	Values []Value
+	// Omitted is the number of further invalid values.
+	Omitted int
 }
 
 // Value is an invalid value in a request.
@@ -48,7 +50,16 @@ type Value struct {
 // Invalid returns the ValidationFailed problem with the first MaxValues of the
 // values.
 func Invalid(values ...Value) *Error {
-	return &Error{Kind: ValidationFailed, Values: values[:min(len(values), MaxValues)]}
+	e := &Error{Kind: ValidationFailed, Values: values}
+	e.Limit(MaxValues)
+	return e
+}
+
+// Limit keeps only the first n values. Omitted counts the others.
+func (e *Error) Limit(n int) {
+	if omitted := len(e.Values) - n; omitted > 0 {
+		e.Values, e.Omitted = e.Values[:n:n], e.Omitted+omitted
+	}
 }
 
 // InBody returns a Value at a JSON pointer into the body.
@@ -69,6 +80,8 @@ type Details struct {
 	// RequestID is empty in the result for an item of a batch.
 	RequestID string  `json:"request_id,omitzero"`
 	Errors    []Value `json:"errors,omitempty"`
+	// ErrorsOmitted is the number of invalid values that Errors does not list.
+	ErrorsOmitted int `json:"errors_omitted,omitzero"`
 }
 
 // Details returns the JSON of the problem.
@@ -80,5 +93,7 @@ func (e *Error) Details(requestID string) Details {
 		Detail:    cmp.Or(e.Detail, e.Kind.Detail),
 		RequestID: requestID,
 		Errors:    e.Values,
+
+		ErrorsOmitted: e.Omitted,
 	}
 }
