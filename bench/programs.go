@@ -36,7 +36,7 @@ func (d *database) startProgram(ctx context.Context, name string, env ...string)
 	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
 		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG")
 	}), append([]string{
-		"DIEHARD_POSTGRES_DSN=" + d.dsn, "DIEHARD_CLICKHOUSE_DSN=" + d.clickHouse, "DIEHARD_API_AUTH=off",
+		"DIEHARD_POSTGRES_DSN=" + d.dsn, "DIEHARD_CLICKHOUSE_DSN=" + d.clickHouse, "DIEHARD_API_AUTH=off", "DIEHARD_HTTP_DRAIN_DELAY=0s",
 		"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0",
 	}, env...)...)
 	endWithParent(p.cmd)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -30,11 +31,17 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	if err := c.CheckAccess(); err != nil {
 		return err
 	}
-	db, err := open(p, c)
+	db, err := open(p, c, c.Postgres.MaxOpenConns)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
+	// The readiness check has its own connection, because requests may hold all others.
+	probe, err := open(p, c, 1)
+	if err != nil {
+		return err
+	}
+	defer probe.Close()
 	tuneGC(c.HTTP.BodyBudget)
 
 	if c.API.Auth == config.Off {
@@ -50,6 +57,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 	server := httpapi.New(httpapi.Options{
 		Addr:              c.HTTP.Addr,
 		DB:                db,
+		Ping:              probe.PingContext,
 		Users:             users.NewService(users.Options{DB: db, Publisher: publisher, Schema: c.Postgres.Schema}),
 		Publisher:         publisher,
 		Idempotency:       keeper,
@@ -74,8 +82,9 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		ShutdownTimeout:   c.HTTP.ShutdownTimeout,
 	})
 	ready := []admin.Check{
-		{Name: "postgresql", Func: func(ctx context.Context) error { return schema(c).CheckReady(ctx, db.DB) }},
+		{Name: "postgresql", Func: func(ctx context.Context) error { return schema(c).CheckReady(ctx, probe.DB) }},
 	}
+	signaled := ctx
 	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
 		func(ctx context.Context) error {
 			asked := make(chan struct{})
@@ -92,7 +101,9 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 				// unavailable, it starts and responds with 503.
 				select {
 				case <-asked:
-					return server.Run(ctx)
+					serving, stop := drained(ctx, signaled, c.HTTP.DrainDelay)
+					defer stop()
+					return server.Run(serving)
 				case <-ctx.Done():
 					return nil
 				}
@@ -106,6 +117,23 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 			})
 			return group.Wait()
 		})
+}
+
+// drained returns a context that ends delay after a signal, so that load balancers can
+// notice that the process is not ready. Without a signal, it ends with ctx. After Ctrl-C,
+// it ends with ctx, too.
+func drained(ctx, signaled context.Context, delay time.Duration) (context.Context, context.CancelFunc) {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		if cause := context.Cause(signaled); cause != nil && !strings.HasPrefix(cause.Error(), os.Interrupt.String()) {
+			select {
+			case <-time.After(delay):
+			case <-serving.Done():
+			}
+		}
+		stop()
+	})
+	return serving, stop
 }
 
 const (
@@ -138,13 +166,13 @@ func keysOf(c *config.API) []admission.Key {
 	return keys
 }
 
-func open(p cli.Process, c *config.API) (*sqlx.DB, error) {
+func open(p cli.Process, c *config.API, maxOpenConns int) (*sqlx.DB, error) {
 	// PostgreSQL ends the statements and transactions of a dead process soon
 	// after the request's deadline.
 	limit := strconv.FormatInt((c.HTTP.RequestTimeout + 5*time.Second).Milliseconds(), 10)
 	return postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
-		MaxOpenConns:    c.Postgres.MaxOpenConns,
+		MaxOpenConns:    maxOpenConns,
 		ApplicationName: "diehard-api",
 		// These settings override ALTER DATABASE and ALTER ROLE. A response with the
 		// status 201 means that the change is durable. A statement that is its own
@@ -154,6 +182,7 @@ func open(p cli.Process, c *config.API) (*sqlx.DB, error) {
 			"default_transaction_isolation":       "read committed",
 			"idle_in_transaction_session_timeout": limit,
 			"idle_session_timeout":                "0",
+			"lock_timeout":                        strconv.FormatInt(httpapi.LockTimeout.Milliseconds(), 10),
 			"row_security":                        "off",
 			"statement_timeout":                   limit,
 			"synchronous_commit":                  "on",

@@ -95,6 +95,7 @@ type HTTP struct {
 	RequestTimeout    time.Duration
 	WriteTimeout      time.Duration
 	IdleTimeout       time.Duration
+	DrainDelay        time.Duration
 	ShutdownTimeout   time.Duration
 	IdempotencyTTL    time.Duration
 }
@@ -189,6 +190,8 @@ func (c *API) keys() []key {
 			"Time limit from the end of a request's headers to the end of the response; must be longer than http.request_timeout."),
 		duration("http.idle_timeout", &c.HTTP.IdleTimeout, "2m", time.Second, time.Hour,
 			"How long an idle connection is kept open."),
+		duration("http.drain_delay", &c.HTTP.DrainDelay, "5s", 0, 10*time.Minute,
+			"How long a stopping API reports not ready and still accepts connections, until load balancers have noticed."),
 		duration("http.shutdown_timeout", &c.HTTP.ShutdownTimeout, "20s", 10*time.Millisecond, 10*time.Minute,
 			"Time limit for requests in flight when the API stops."),
 		duration("http.idempotency_ttl", &c.HTTP.IdempotencyTTL, "24h", time.Minute, 30*24*time.Hour,

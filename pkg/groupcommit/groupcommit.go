@@ -33,7 +33,7 @@ const (
 )
 
 // ErrCommitAlone is the error of Do when PostgreSQL refused the group's
-// transaction. The change was not made. The caller may repeat it in its own
+// transaction, or when the change must not join a group. The change was not made. The caller may repeat it in its own
 // transaction.
 var ErrCommitAlone = errors.New("the change cannot share a transaction")
 
@@ -58,6 +58,7 @@ var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 //
 // See docs/adr/0010-group-commit.md.
 type Committer[T, R any] struct {
+	minTime       time.Duration
 	commit        func(ctx context.Context, items []T) ([]R, error)
 	slotTimeout   time.Duration
 	gatherTimeout time.Duration
@@ -86,10 +87,11 @@ type request[T, R any] struct {
 	err    error
 }
 
-// New returns a Committer. commit makes the changes in one transaction. It returns the
-// results in the order of the changes.
-func New[T, R any](commit func(ctx context.Context, items []T) ([]R, error)) *Committer[T, R] {
-	return &Committer[T, R]{commit: commit, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
+// New returns a Committer. A change with less than minTime until its deadline does not join
+// a group. commit makes the changes in one transaction. It returns the results in the order
+// of the changes.
+func New[T, R any](minTime time.Duration, commit func(ctx context.Context, items []T) ([]R, error)) *Committer[T, R] {
+	return &Committer[T, R]{minTime: minTime, commit: commit, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
 }
 
 // Do makes the change in the transaction of its group, and returns its result.
@@ -97,9 +99,14 @@ func New[T, R any](commit func(ctx context.Context, items []T) ([]R, error)) *Co
 // context of commit ends at the first deadline of the group's requests, or when
 // the contexts of all requests have ended.
 //
-// The error is ErrCommitAlone, ErrLeaderPanicked, or the error of commit. If ctx
+// The error is ErrCommitAlone, ErrLeaderPanicked, or the error of commit. A change whose
+// deadline is near gets ErrCommitAlone at once, because it would end the group. If ctx
 // ends before the change is in a group, the error is the cause of ctx.
 func (c *Committer[T, R]) Do(ctx context.Context, item T) (R, error) {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < c.minTime {
+		var none R
+		return none, ErrCommitAlone
+	}
 	r := &request[T, R]{ctx: ctx, item: item, lead: make(chan struct{}), done: make(chan struct{})}
 	c.mu.Lock()
 	c.queue = append(c.queue, r)

@@ -58,7 +58,7 @@ var _ = Describe("Group commit", func() {
 		// group may outlive its spec by a moment, so each spec has its own channels.
 		started, end := make(chan []int, 100), make(chan error, 100)
 		begun, commit, outcomes = started, end, make(chan outcome, 100)
-		committer = New(func(ctx context.Context, items []int) ([]int, error) {
+		committer = New(0, func(ctx context.Context, items []int) ([]int, error) {
 			started <- items
 			select {
 			case err := <-end:
@@ -254,6 +254,19 @@ var _ = Describe("Group commit", func() {
 		together(ctx, change(short, 1), change(ctx, 2))
 		close(short.passed)
 		expectEach(ctx, 2, MatchError(context.DeadlineExceeded))
+	})
+
+	It("lets a request whose deadline is near commit alone, so that it does not end the group", func(ctx SpecContext) {
+		committer.minTime = time.Hour
+		hurried, cancel := context.WithTimeout(ctx, time.Hour-time.Minute)
+		defer cancel()
+		_, err := committer.Do(hurried, 1)
+		Expect(err).To(MatchError(ErrCommitAlone))
+		Expect(begun).NotTo(Receive())
+		commit <- nil
+		patient, cancel := context.WithTimeout(ctx, 2*time.Hour)
+		defer cancel()
+		Expect(committer.Do(patient, 2)).To(Equal(20))
 	})
 
 	It("drops a request from the queue when its client leaves", func(ctx SpecContext) {

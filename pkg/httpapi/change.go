@@ -1,12 +1,15 @@
 package httpapi
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/jmoiron/sqlx"
@@ -56,7 +59,7 @@ func (s *Server) replayOr(c echo.Context, body []byte, invalid error) error {
 	var response idempotency.Response
 	var found bool
 	ctx := c.Request().Context()
-	err = s.shedder.Do(ctx, func() (err error) {
+	err = s.database(ctx, func() (err error) {
 		response, found, err = s.options.Idempotency.Find(ctx, key)
 		return err
 	})
@@ -89,13 +92,13 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idem
 	var response idempotency.Response
 	replayed := false
 	ctx := c.Request().Context()
-	err = s.shedder.Do(ctx, func() (err error) {
+	err = s.database(ctx, func() (err error) {
 		if !given {
 			if response, err = inGroup(); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err
 			}
 		}
-		return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) (err error) {
+		return s.inTx(ctx, func(tx *sqlx.Tx) (err error) {
 			if !given {
 				response, err = work(tx)
 				return err
@@ -111,7 +114,7 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idem
 		failpoint.At(failpoint.PublishCommitted)
 		s.options.Hint()
 	}
-	return respond(c, response, replayed)
+	return respond(c, response, replayed || response.Replayed)
 }
 
 func respond(c echo.Context, response idempotency.Response, replayed bool) error {
@@ -122,6 +125,44 @@ func respond(c echo.Context, response idempotency.Response, replayed bool) error
 		c.Response().Header().Set(echo.HeaderLocation, response.Location)
 	}
 	return writeBody(c, response.Status, echo.MIMEApplicationJSON, response.Body)
+}
+
+// maxTries limits the tries of a transaction that conflicts with others.
+const maxTries = 3
+
+// inTx runs work in a transaction. PostgreSQL has rolled the transaction back after a
+// deadlock or a serialization failure, so inTx repeats it. If a lock is not available
+// within the session's lock_timeout, the transaction begins again and waits longer, unless
+// enough other transactions wait: each of them holds a connection.
+func (s *Server) inTx(ctx context.Context, work func(tx *sqlx.Tx) error) (err error) {
+	for range maxTries {
+		err = postgres.InTx(ctx, s.options.DB, work)
+		if postgres.IsLockTimeout(err) {
+			return s.inTxWaiting(ctx, work)
+		}
+		if !postgres.IsConflict(err) {
+			break
+		}
+	}
+	return err //nolint:wrapcheck // work's own
+}
+
+// lockTimeout limits the wait for a lock.
+const lockTimeout = 2 * time.Second
+
+func (s *Server) inTxWaiting(ctx context.Context, work func(tx *sqlx.Tx) error) error {
+	select {
+	case s.lockWaits <- struct{}{}:
+		defer func() { <-s.lockWaits }()
+	default:
+		return &problem.Error{Kind: problem.Locked}
+	}
+	return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) error { //nolint:wrapcheck // work's own
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
+			return fmt.Errorf("set lock_timeout: %w", err)
+		}
+		return work(tx)
+	})
 }
 
 // responseOf returns a response whose body is the value in JSON.
@@ -154,11 +195,15 @@ func idempotencyKey(c echo.Context, body []byte) (key idempotency.Key, given boo
 	if len(values) > 1 || text == "" || len(text) > idempotency.MaxKeyBytes {
 		return idempotency.Key{}, false, &problem.Error{Kind: problem.InvalidIdempotencyKey}
 	}
-	key = idempotency.Key{Value: text, Fingerprint: fingerprint(r, body)}
-	if client := admission.KeyOf(c); client != nil {
-		key.Client = client.Client
+	return idempotency.Key{Client: clientOf(c), Value: text, Fingerprint: fingerprint(r, body)}, true, nil
+}
+
+// clientOf returns the name of the client. It is empty if authentication is off.
+func clientOf(c echo.Context) string {
+	if key := admission.KeyOf(c); key != nil {
+		return key.Client
 	}
-	return key, true, nil
+	return ""
 }
 
 // fingerprint hashes the request's method, path, query and body, each preceded by its

@@ -30,6 +30,9 @@ var domainProblems = []struct {
 	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before IsUnavailable, which also matches a lost connection
 	{is(errRequestTimeout), problem.Timeout},
 	{is(context.Canceled), problem.ClientGone}, // the client disconnected, or a stopping server canceled the request
+	{postgres.IsLockTimeout, problem.Locked},
+	{postgres.IsConflict, problem.Unavailable},
+	{postgres.IsAccessRefused, problem.Unavailable},
 	{postgres.IsUnavailable, problem.Unavailable},
 }
 
@@ -44,7 +47,8 @@ var routerProblems = map[int]*problem.Kind{
 }
 
 // sendProblem responds with the error's problem. It logs the cause of a server error,
-// because the client does not see the cause.
+// because the client does not see the cause. The methods of outage and shedding log the
+// other errors.
 func (s *Server) sendProblem(err error, c echo.Context) {
 	ctx := c.Request().Context()
 	if c.Response().Committed {
@@ -52,7 +56,10 @@ func (s *Server) sendProblem(err error, c echo.Context) {
 		return
 	}
 	p := problemOf(ctx, err)
-	if p.Kind.Status >= http.StatusInternalServerError {
+	switch {
+	case p.Kind == problem.Overloaded, p.Kind == problem.Locked, p.Kind == problem.Unavailable && problemKind(err) != nil:
+		s.shedding.count(ctx, p.Kind)
+	case p.Kind.Status == http.StatusInternalServerError, p.Kind == problem.OutcomeUnknown:
 		s.logFault(c, "request failed", err)
 	}
 	r := requestOf(c)
@@ -95,9 +102,18 @@ func problemOf(ctx context.Context, err error) *problem.Error {
 	return &problem.Error{Kind: problem.InternalError}
 }
 
-// isOutage reports whether the response to the error is 503 or 504.
+// isOutage reports whether the error means that the database is unavailable.
 func isOutage(ctx context.Context, err error) bool {
-	return problemOf(ctx, err).Kind.Status >= http.StatusServiceUnavailable
+	kind := problemOf(ctx, err).Kind
+	return kind == problem.Unavailable || kind == problem.OutcomeUnknown || kind == problem.Timeout
+}
+
+// problemKind returns the kind of a *problem.Error, or nil.
+func problemKind(err error) *problem.Kind {
+	if p, ok := errors.AsType[*problem.Error](err); ok {
+		return p.Kind
+	}
+	return nil
 }
 
 // logFault logs a server error. Sentry reports ERROR records that have a context.

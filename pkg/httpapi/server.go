@@ -45,8 +45,12 @@ const maxHeaderBytes = 64 << 10
 type Options struct {
 	// Addr is the host:port to listen on. Port 0 chooses a free port.
 	Addr string
-	// DB is the pool for transactions that change data.
+	// DB is the pool for transactions that change data. Its sessions should have a short
+	// lock_timeout: see LockTimeout.
 	DB *sqlx.DB
+	// Ping returns nil if the database responds. It should not need a connection of DB,
+	// because requests may hold all of them. The default pings DB.
+	Ping func(context.Context) error
 	// Users is the service for /v1/users.
 	Users *users.Service
 	// Publisher writes the events of /v1/events.
@@ -109,6 +113,9 @@ func (o *Options) setDefaults() {
 	if o.Hint == nil {
 		o.Hint = func() {}
 	}
+	if o.Ping == nil {
+		o.Ping = func(ctx context.Context) error { return o.DB.PingContext(ctx) }
+	}
 	setDefault(&o.Addr, DefaultAddr)
 	setDefault(&o.MaxBodyBytes, DefaultMaxBodyBytes)
 	setDefault(&o.BodyBudget, 2*o.MaxBodyBytes)
@@ -119,6 +126,27 @@ func (o *Options) setDefaults() {
 	setDefault(&o.IdleTimeout, DefaultIdleTimeout)
 	setDefault(&o.ShutdownTimeout, DefaultShutdownTimeout)
 	setDefault(&o.MaxConcurrent, DefaultMaxConcurrent)
+}
+
+const (
+	// LockTimeout is the lock_timeout for the sessions of Options.DB. A transaction that
+	// needs longer begins again, and only few such transactions wait at the same time.
+	LockTimeout = groupcommit.SlotTimeout
+	// lockShare is the share of the connections, one of so many, that may wait for locks.
+	lockShare = 4
+	// minTime is the least time that a request must have left to join a group: the group
+	// ends at the first deadline of its requests.
+	minTime = 2 * time.Second
+)
+
+// maxConnections returns the limit of the pool, or MaxConcurrent if it has no limit.
+func (o *Options) maxConnections() int {
+	if o.DB != nil {
+		if limit := o.DB.Stats().MaxOpenConnections; limit > 0 {
+			return limit
+		}
+	}
+	return o.MaxConcurrent
 }
 
 func setDefault[T comparable](option *T, value T) {
@@ -136,6 +164,9 @@ type Server struct {
 	requests  *prometheus.HistogramVec
 	shedder   *admission.Shedder
 	bodies    *input.Budget
+	lockWaits chan struct{} // limits the transactions that wait for a lock
+	outage    *outage
+	shedding  *shedding
 	creations *groupcommit.Committer[users.NewUser, users.Result]
 	echo      *echo.Echo
 	http      *httpserver.Server
@@ -152,14 +183,17 @@ func New(o Options) *Server {
 		requests: newRequestHistogram(o.Registerer),
 		shedder: admission.NewShedder(admission.ShedderOptions{
 			MaxConcurrent: o.MaxConcurrent,
-			Ping:          func(ctx context.Context) error { return o.DB.PingContext(ctx) },
+			Ping:          o.Ping,
 			IsOutage:      isOutage,
 		}),
-		bodies: input.NewBudget(o.BodyBudget),
+		bodies:   input.NewBudget(o.BodyBudget),
+		outage:   &outage{log: o.Log},
+		shedding: newShedding(o.Registerer, o.Log),
 		echo:   echo.New(),
 	}
 	registerBodyGauge(o.Registerer, s.bodies)
-	s.creations = groupcommit.New(s.createGroup)
+	s.lockWaits = make(chan struct{}, max(1, o.maxConnections()/lockShare))
+	s.creations = groupcommit.New(min(minTime, o.RequestTimeout/4), s.createGroup)
 	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // the middleware logs requests and errors
 	s.echo.HTTPErrorHandler = s.sendProblem

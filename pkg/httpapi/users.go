@@ -164,7 +164,7 @@ func (s *Server) getUser(c echo.Context) error {
 	}
 	var found users.User
 	ctx := c.Request().Context()
-	err = s.shedder.Do(ctx, func() (err error) {
+	err = s.database(ctx, func() (err error) {
 		found, err = s.users.Get(ctx, id)
 		return err
 	})
@@ -192,7 +192,7 @@ func (s *Server) listUsers(c echo.Context) error {
 	}
 	var page users.Page
 	ctx := c.Request().Context()
-	err = s.shedder.Do(ctx, func() (err error) {
+	err = s.database(ctx, func() (err error) {
 		page, err = s.users.List(ctx, params)
 		return err
 	})

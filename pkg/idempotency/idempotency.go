@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
@@ -27,6 +29,8 @@ const MaxKeyBytes = 255
 var (
 	// ErrInProgress means that another request with the same key is in progress.
 	ErrInProgress = errors.New("another request with this idempotency key is in progress")
+	// ErrClaimed means that the key was claimed before for the same request.
+	ErrClaimed = errors.New("idempotency key already claimed")
 	// ErrMismatch means that the key was used for a different request.
 	ErrMismatch = errors.New("idempotency key already used for a different request")
 )
@@ -78,6 +82,8 @@ type Response struct {
 	Status   int    `db:"status"`
 	Location string `db:"location"` // can be empty
 	Body     []byte `db:"body"`
+	// Replayed is true if the response repeats an earlier one. It is not stored.
+	Replayed bool `db:"-"`
 }
 
 // Do runs work once for a key and stores its response in tx. Later calls return the
@@ -138,6 +144,64 @@ func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (response Respo
 	}
 	return k.find(ctx, tx, key)
 }
+
+// Claim claims different keys of one client in tx, without responses. It returns an error
+// for each key: nil, ErrClaimed or ErrMismatch. It waits for a transaction that is claiming
+// one of the keys.
+func (k *Keeper) Claim(ctx context.Context, tx *sqlx.Tx, client string, keys []Key) ([]error, error) {
+	values, fingerprints := make(pq.StringArray, len(keys)), make(pq.ByteaArray, len(keys))
+	for i, key := range keys {
+		values[i], fingerprints[i] = key.Value, key.Fingerprint[:]
+	}
+	var claimed []string
+	if err := tx.SelectContext(ctx, &claimed, k.sql(claimSQL), client, values, fingerprints, k.ttl.Seconds()); err != nil {
+		return nil, fmt.Errorf("claim idempotency keys: %w", err)
+	}
+	outcomes := make([]error, len(keys))
+	if len(claimed) == len(keys) {
+		return outcomes, nil
+	}
+	var kept []struct {
+		Key         string `db:"key"`
+		Fingerprint []byte `db:"fingerprint"`
+	}
+	if err := tx.SelectContext(ctx, &kept, k.sql(claimedSQL), client, values); err != nil {
+		return nil, fmt.Errorf("read idempotency keys: %w", err)
+	}
+	for i, key := range keys {
+		if slices.Contains(claimed, key.Value) {
+			continue
+		}
+		outcomes[i] = ErrInProgress // the other row was deleted in the meantime
+		for _, row := range kept {
+			switch {
+			case row.Key != key.Value:
+			case bytes.Equal(row.Fingerprint, key.Fingerprint[:]):
+				outcomes[i] = ErrClaimed
+			default:
+				outcomes[i] = ErrMismatch
+			}
+		}
+		if outcomes[i] == ErrInProgress { //nolint:errorlint // assigned above
+			return nil, ErrInProgress
+		}
+	}
+	return outcomes, nil
+}
+
+// claimSQL takes the keys in order, so that two transactions cannot deadlock.
+const claimSQL = `
+INSERT INTO {schema}idempotency_keys AS kept (client, key, fingerprint, status, location, body, expires_at)
+SELECT $1, key, fingerprint, 0, '', '', clock_timestamp() + $4 * interval '1 second'
+FROM unnest($2::text[], $3::bytea[]) AS given (key, fingerprint)
+ORDER BY key
+ON CONFLICT (client, key) DO UPDATE
+SET fingerprint = excluded.fingerprint, expires_at = excluded.expires_at
+WHERE kept.expires_at <= clock_timestamp()
+RETURNING key`
+
+const claimedSQL = `
+SELECT key, fingerprint FROM {schema}idempotency_keys WHERE client = $1 AND key = ANY($2::text[])`
 
 // Find returns the response that is stored for the key, if any. It returns ErrMismatch as Do
 // does.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -50,6 +51,7 @@ func IsUnavailable(err error) bool {
 const (
 	connectionException   = "08" // poolers also use it for their own errors
 	insufficientResources = "53" // connections, memory, disk
+	invalidAuthorization  = "28" // an unknown role, or wrong credentials
 )
 
 func class(err *pq.Error) string {
@@ -57,6 +59,26 @@ func class(err *pq.Error) string {
 		return ""
 	}
 	return string(err.Code[:2])
+}
+
+// IsConflict reports whether PostgreSQL has rolled the transaction back because of another
+// transaction: a deadlock or a serialization failure. The same transaction can succeed at
+// once.
+func IsConflict(err error) bool { return hasCode(err, "40001", "40P01") }
+
+// IsLockTimeout reports whether a lock was not available within lock_timeout.
+func IsLockTimeout(err error) bool { return hasCode(err, "55P03") }
+
+// IsAccessRefused reports whether the server has refused the role or its credentials, for
+// example because the password was changed.
+func IsAccessRefused(err error) bool {
+	server, ok := errors.AsType[*pq.Error](err)
+	return ok && class(server) == invalidAuthorization
+}
+
+func hasCode(err error, codes ...string) bool {
+	server, ok := errors.AsType[*pq.Error](err)
+	return ok && slices.Contains(codes, string(server.Code))
 }
 
 // IsUniqueViolation reports whether err is a violation of the unique constraint or

@@ -4,6 +4,7 @@ package users
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,6 +33,14 @@ type UserCreated struct {
 	FirstName string `json:"first_name"`
 	LastName  string `json:"last_name"`
 }
+
+// eventTypes are the types of the events about users. The service does not publish all of
+// them yet.
+var eventTypes = []string{"user_created", "user_updated", "user_deleted"}
+
+// IsEventType reports whether an event of this type is about a user of this service, so
+// that clients must not publish it.
+func IsEventType(eventType string) bool { return slices.Contains(eventTypes, eventType) }
 
 var (
 	// ErrEmailTaken means that a user with this address exists, ignoring case.

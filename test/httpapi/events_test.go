@@ -42,6 +42,77 @@ var _ = Describe("The events routes", func() {
 		return a.do(ctx, http.MethodPost, "/v1/events", strings.NewReader(body), headers...)
 	}
 
+	Describe("with an id that the client has chosen", func() {
+		const id = "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11"
+		event := func(id string, n int) string { return fmt.Sprintf(`{"event_id":%q,"event_type":"a","event_context":%d}`, id, n) }
+
+		It("publish the event once, and replay the response", func(ctx SpecContext) {
+			api := start(ctx)
+			first := publish(ctx, api, event(id, 1))
+			Expect(first.status).To(Equal(http.StatusAccepted), first.body)
+			Expect(first.object()).To(HaveKeyWithValue("event_id", id))
+			Expect(first.header).NotTo(HaveKey("Idempotency-Replayed"))
+			repeated := publish(ctx, api, event(id, 1))
+			Expect(repeated.body).To(Equal(first.body))
+			Expect(repeated.header.Get("Idempotency-Replayed")).To(Equal("true"))
+			problem := expectProblem(publish(ctx, api, event(id, 2)), http.StatusUnprocessableEntity, "idempotency-key-reused")
+			Expect(problem["errors"]).To(Equal([]any{invalidValue("pointer", "/event_id", "was used for another event")}))
+			Expect(storedEvents(ctx)).To(ConsistOf(HaveField("EventID", id)))
+		})
+
+		It("publish each event of a batch once, also if two batches have it", func(ctx SpecContext) {
+			api := start(ctx)
+			const other = "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c12"
+			batch := func(query string, events ...string) response {
+				return api.do(ctx, http.MethodPost, "/v1/events/batch"+query, strings.NewReader(`{"data":[`+strings.Join(events, ",")+`]}`))
+			}
+			statuses := func(a response) (statuses []int) {
+				GinkgoHelper()
+				Expect(a.status).To(Equal(http.StatusOK), a.body)
+				for _, result := range a.object()["data"].([]any) {
+					statuses = append(statuses, int(result.(map[string]any)["status"].(float64)))
+				}
+				return statuses
+			}
+			Expect(statuses(batch("", event(id, 1), event(id, 1), event(id, 2)))).To(Equal([]int{202, 202, 422}))
+			Expect(statuses(batch("", event(other, 1), event(id, 1), event(id, 3), `{"event_type":"a","event_context":1}`))).To(Equal([]int{202, 202, 422, 202}))
+			expectProblem(batch("?atomic=true", event("019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c13", 1), event(id, 3)), http.StatusUnprocessableEntity, "idempotency-key-reused")
+			Expect(storedEvents(ctx)).To(ConsistOf(HaveField("EventID", id), HaveField("EventID", other), HaveField("EventType", "a")))
+		})
+
+		It("publish the event once for concurrent requests", func(ctx SpecContext) {
+			api := start(ctx)
+			answers := make(chan response, 20)
+			for range 20 {
+				go func() {
+					defer GinkgoRecover()
+					answers <- publish(ctx, api, event(strings.ToUpper(id), 1))
+				}()
+			}
+			replayed := 0
+			for range 20 {
+				var answer response
+				Eventually(ctx, answers).Should(Receive(&answer))
+				Expect(answer.status).To(Equal(http.StatusAccepted), answer.body)
+				if answer.header.Get("Idempotency-Replayed") == "true" {
+					replayed++
+				}
+			}
+			Expect(replayed).To(Equal(19))
+			Expect(storedEvents(ctx)).To(HaveLen(1))
+		})
+
+		It("let each client use the id", func(ctx SpecContext) {
+			api := start(ctx, withKeys("secret-a", "secret-b"))
+			for _, key := range []string{"secret-a", "secret-b"} {
+				answer := publish(ctx, api, event(id, 1), "Authorization: Bearer "+key)
+				Expect(answer.status).To(Equal(http.StatusAccepted))
+				Expect(answer.header).NotTo(HaveKey("Idempotency-Replayed"))
+			}
+			Expect(storedEvents(ctx)).To(HaveLen(2))
+		})
+	})
+
 	It("publish an event with its event context byte for byte", func(ctx SpecContext) {
 		const payload = "{ \"b\" : [1.0,  1e400, \"\\u0000\\/é\"],\n\t\"a\":null}"
 		const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

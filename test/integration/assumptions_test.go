@@ -56,7 +56,7 @@ var _ = Describe("The settings of PostgreSQL", func() {
 			latin := path[:strings.LastIndex(path, "/")+1] + name + "?" + query
 			p := programs.Run(suite.Prepared(), program, []string{command},
 				"DIEHARD_POSTGRES_DSN="+latin, "DIEHARD_CLICKHOUSE_DSN="+suite.EmptyClickHouseDSNs(ctx).Native,
-				"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0")
+				"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_DRAIN_DELAY=0s", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0")
 			p.EndsWith(1)
 			var errs []any
 			for _, record := range p.Log() {

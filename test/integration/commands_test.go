@@ -44,7 +44,8 @@ var _ = Describe("The command line", func() {
 		Entry("a value out of bounds", "relay", []string{"--relay-workers", "0"}, []string{somewhere, "DIEHARD_CLICKHOUSE_DSN=http://a/diehard"},
 			"relay: relay.workers (DIEHARD_RELAY_WORKERS) is 0, must be from 1 to 64"),
 		Entry("a key instead of its digest", "api", nil, []string{somewhere, "DIEHARD_API_KEYS=abc"},
-			"api: api.keys (DIEHARD_API_KEYS) has an invalid entry: use DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST"),
+			"api: api.keys (DIEHARD_API_KEYS) has an invalid entry: use DIGEST, CLIENT:DIGEST or CLIENT/KEY:DIGEST, "+
+				"with the 64 hex digits of a SHA-256 digest, and optionally :SCOPE+SCOPE"),
 		Entry("an unknown flag", "api", []string{"--sped"}, nil, "api: unknown flag: --sped"),
 		Entry("an unknown command", "api", []string{"srve"}, nil, "api: unknown command \"srve\"; `api --help` lists the commands"),
 		Entry("an unexpected argument", "api", []string{"serve", "now"}, nil, `api: api serve accepts no arguments, got "now"`),
@@ -184,12 +185,13 @@ var _ = Describe("The command line", func() {
 	})
 
 	DescribeTable("configures how often the API's garbage collector runs:", func(ctx SpecContext, variable string, percent, limit int) {
-		api := newSystem(ctx).API(variable)
+		api := newSystem(ctx).API(strings.Fields(variable)...)
 		Expect(api.Metric("go_gc_gogc_percent")).To(BeNumerically("==", percent))
 		Expect(api.Metric("go_gc_gomemlimit_bytes")).To(BeNumerically("==", limit))
 	},
-		Entry("by default rarely, and more often above 512 MiB", "GOGC=", 400, 512<<20),
-		Entry("as configured by GOGC", "GOGC=50", 50, 512<<20),
+		// 64 MiB and eight times the budget of bodies.
+		Entry("by default rarely, and more often above a limit for bodies", "GOGC=", 400, 64<<20+8*2*(16<<20+64<<10)),
+		Entry("as configured by GOGC and the budget of bodies", "GOGC=50 DIEHARD_HTTP_BODY_BUDGET=64MiB", 50, 64<<20+8*64<<20),
 		Entry("by default rarely, and more often above GOMEMLIMIT", "GOMEMLIMIT=64MiB", 400, 64<<20),
 	)
 

@@ -97,7 +97,7 @@ func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *
 // Serve runs a program that keeps running. The program listens on free ports.
 func Serve(dir, program string, env ...string) *Process {
 	GinkgoHelper()
-	return Run(dir, program, nil, append([]string{"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
+	return Run(dir, program, nil, append([]string{"DIEHARD_API_AUTH=off", "DIEHARD_HTTP_DRAIN_DELAY=0s", "DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0"}, env...)...)
 }
 
 // AwaitReady waits until the program reports that it is ready.

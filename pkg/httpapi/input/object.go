@@ -8,11 +8,13 @@ import (
 	"io"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
 
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
@@ -158,6 +160,23 @@ func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time)
 		return fallback
 	}
 	return value
+}
+
+// OptionalUUID takes a UUID in its form with hyphens, in any case. It returns fallback if
+// the member is missing.
+func (o *Object) OptionalUUID(name string, fallback uuid.UUID) (value uuid.UUID, given bool) {
+	text := o.take(name)
+	if text == nil {
+		return fallback, false
+	}
+	var form string
+	if text.Kind() == '"' && json.Unmarshal(text, &form) == nil {
+		if id, err := uuid.Parse(form); err == nil && id.String() == strings.ToLower(form) && id != uuid.Nil {
+			return id, true
+		}
+	}
+	o.Refuse(name, "must be a UUID such as 019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c12")
+	return fallback, false
 }
 
 // OptionalInteger takes a number without fraction and exponent. It returns

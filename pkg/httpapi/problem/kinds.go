@@ -87,6 +87,10 @@ var (
 		Slug: "unavailable", Status: http.StatusServiceUnavailable, Title: "Temporarily unavailable",
 		Detail: "The database is unavailable; nothing was changed", RetryAfter: 1,
 	}
+	Locked = &Kind{
+		Slug: "locked", Status: http.StatusServiceUnavailable, Title: "Locked",
+		Detail: "Another transaction holds a lock that this request needs; nothing was changed", RetryAfter: 1,
+	}
 	OutcomeUnknown = &Kind{
 		Slug: "outcome-unknown", Status: http.StatusServiceUnavailable, Title: "Outcome unknown",
 		Detail: "The connection to the database was lost during the commit; the change was made completely or not at all", RetryAfter: 1,

@@ -368,6 +368,9 @@ func (s *Stack) environment(adminAddr string) []string {
 	if os.Getenv("DIEHARD_API_KEYS") == "" && os.Getenv("DIEHARD_API_AUTH") == "" {
 		env = append(env, "DIEHARD_API_AUTH=off")
 	}
+	if os.Getenv("DIEHARD_HTTP_DRAIN_DELAY") == "" {
+		env = append(env, "DIEHARD_HTTP_DRAIN_DELAY=0s") // no load balancer
+	}
 	env = append(
 		env,
 		"DIEHARD_POSTGRES_DSN="+s.state.PostgresDSN,
