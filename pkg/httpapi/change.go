@@ -144,7 +144,7 @@ func (s *Server) inTx(ctx context.Context, work func(tx *sqlx.Tx) error) (err er
 			break
 		}
 	}
-	return err //nolint:wrapcheck // work's own
+	return err
 }
 
 // lockTimeout limits the wait for a lock.
@@ -157,7 +157,7 @@ func (s *Server) inTxWaiting(ctx context.Context, work func(tx *sqlx.Tx) error) 
 	default:
 		return &problem.Error{Kind: problem.Locked}
 	}
-	return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) error { //nolint:wrapcheck // work's own
+	return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) error {
 		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
 			return fmt.Errorf("set lock_timeout: %w", err)
 		}

@@ -122,9 +122,9 @@ func (s *Server) publish(c echo.Context, tx *sqlx.Tx, events []newEvent) ([]erro
 		return nil, err
 	}
 	unpublished := make([]outbox.Event, 0, len(events))
-	for i, outcome := range outcomes {
-		if outcome == nil {
-			unpublished = append(unpublished, events[i].Event)
+	for i, event := range events {
+		if outcomes[i] == nil {
+			unpublished = append(unpublished, event.Event)
 		}
 	}
 	if err := s.options.Publisher.Publish(ctx, tx, unpublished...); err != nil {

@@ -189,7 +189,7 @@ func New(o Options) *Server {
 		bodies:   input.NewBudget(o.BodyBudget),
 		outage:   &outage{log: o.Log},
 		shedding: newShedding(o.Registerer, o.Log),
-		echo:   echo.New(),
+		echo:     echo.New(),
 	}
 	registerBodyGauge(o.Registerer, s.bodies)
 	s.lockWaits = make(chan struct{}, max(1, o.maxConnections()/lockShare))

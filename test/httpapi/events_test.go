@@ -44,7 +44,9 @@ var _ = Describe("The events routes", func() {
 
 	Describe("with an id that the client has chosen", func() {
 		const id = "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11"
-		event := func(id string, n int) string { return fmt.Sprintf(`{"event_id":%q,"event_type":"a","event_context":%d}`, id, n) }
+		event := func(id string, n int) string {
+			return fmt.Sprintf(`{"event_id":%q,"event_type":"a","event_context":%d}`, id, n)
+		}
 
 		It("publish the event once, and replay the response", func(ctx SpecContext) {
 			api := start(ctx)

@@ -31,7 +31,7 @@ func createOnce(ctx context.Context, api *programs.Process, name string) (int, e
 
 var _ = Describe("An API that stops", func() {
 	It("is not ready at once, and accepts connections until the drain delay has passed", func(ctx SpecContext) {
-		api := newSystem(ctx).API("DIEHARD_HTTP_DRAIN_DELAY=1h")
+		api := newSystem(ctx).API("DIEHARD_HTTP_DRAIN_DELAY=10m")
 		api.Signal(syscall.SIGTERM)
 		Eventually(ctx, api.Ready).WithTimeout(patience).Should(Equal(http.StatusServiceUnavailable))
 		for n := range 10 {
@@ -43,7 +43,7 @@ var _ = Describe("An API that stops", func() {
 	It("stops after the drain delay, and after Ctrl-C without the delay", func(ctx SpecContext) {
 		s := newSystem(ctx)
 		s.API("DIEHARD_HTTP_DRAIN_DELAY=100ms").Stop()
-		interrupted := s.API("DIEHARD_HTTP_DRAIN_DELAY=1h")
+		interrupted := s.API("DIEHARD_HTTP_DRAIN_DELAY=10m")
 		interrupted.Signal(os.Interrupt)
 		interrupted.Ended()
 	})
