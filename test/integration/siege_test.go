@@ -58,7 +58,7 @@ var _ = Describe("An API with 10,000 idle connections and clients that never fin
 			if i%2 == 0 {
 				fmt.Fprint(connection, "POST /v1/users HTTP/1.1\r\nHost: ")
 			} else {
-				fmt.Fprint(connection, "POST /v1/users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+				fmt.Fprint(connection, "POST /v1/users HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
 			}
 		}
 
@@ -89,7 +89,7 @@ func ask(connection net.Conn) error {
 	if err := connection.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprint(connection, "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+	if _, err := fmt.Fprint(connection, "GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
 		return err
 	}
 	response, err := http.ReadResponse(bufio.NewReader(connection), nil)
