@@ -139,12 +139,12 @@ type Log struct {
 	Format string
 }
 
-// bodyEnvelope is the size of a body without its event_context.
-const bodyEnvelope = 64 * kib
-
 const (
 	kib = 1 << 10
 	mib = 1 << 20
+
+	// bodyEnvelope is the size of a body without its event_context.
+	bodyEnvelope = 64 * kib
 
 	// maxBlockRows is the maximum number of rows that ClickHouse does not split into
 	// two blocks. It is below the default of max_insert_block_size.
@@ -204,6 +204,7 @@ func (c *API) keys() []key {
 	return append(keys, c.Log.keys()...)
 }
 
+// check checks the keys against each other, and sets the values that depend on other keys.
 func (c *API) check() error {
 	if c.HTTP.WriteTimeout <= c.HTTP.RequestTimeout {
 		return problem("http.write_timeout", "must be longer than http.request_timeout (%s)", c.HTTP.RequestTimeout)

@@ -32,9 +32,9 @@ const (
 	maxGroup = 100
 )
 
-// ErrCommitAlone is the error of Do when PostgreSQL refused the group's
-// transaction, or when the change must not join a group. The change was not made. The caller may repeat it in its own
-// transaction.
+// ErrCommitAlone is the error of Do when PostgreSQL refused the group's transaction, or
+// when the change must not join a group. The change was not made. The caller may repeat it
+// in its own transaction.
 var ErrCommitAlone = errors.New("the change cannot share a transaction")
 
 // ErrLeaderPanicked is the error of Do when commit panicked in the goroutine of

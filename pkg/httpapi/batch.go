@@ -22,7 +22,6 @@ const (
 // transaction. Each invalid item gets its own problem, and the valid items take effect.
 // If the batch is atomic, an invalid item fails the whole request.
 type batch struct {
-	body   *input.Object
 	items  []*input.Object
 	atomic bool
 	// problems has the problem of each item, in the order of the items; nil if the item
@@ -41,14 +40,14 @@ func readBatch(c echo.Context, body *input.Object) (*batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &batch{body: body, atomic: query.Boolean("atomic")}
+	b := &batch{atomic: query.Boolean("atomic")}
 	if err := query.Check(nil); err != nil {
 		return nil, err
 	}
-	if b.items, err = b.body.RequiredObjects(c.Request().Context(), "data", maxBatchItems); err != nil {
+	if b.items, err = body.RequiredObjects(c.Request().Context(), "data", maxBatchItems); err != nil {
 		return nil, err
 	}
-	if err := b.body.Check(nil); err != nil {
+	if err := body.Check(nil); err != nil {
 		return nil, err
 	}
 	b.problems = make([]error, len(b.items))
@@ -72,17 +71,17 @@ func (b *batch) each(ctx context.Context, read func(index int, item *input.Objec
 			p.Limit(limit)
 		}
 	}
-	return b.whole()
+	return b.whole(b.problems)
 }
 
 // whole returns the problem of the whole batch: nil, or the combined problems of
 // the items if the batch is atomic.
-func (b *batch) whole() error {
+func (b *batch) whole(problems []error) error {
 	if !b.atomic {
 		return nil
 	}
 	var whole *problem.Error
-	for _, err := range b.problems {
+	for _, err := range problems {
 		if p, ok := errors.AsType[*problem.Error](err); ok {
 			if whole == nil {
 				whole = &problem.Error{Kind: p.Kind}

@@ -147,8 +147,9 @@ func (s *Server) inTx(ctx context.Context, work func(tx *sqlx.Tx) error) (err er
 	return err
 }
 
-// lockTimeout limits the wait for a lock.
-const lockTimeout = 2 * time.Second
+// longLockTimeout limits the wait for a lock of the few transactions that wait longer than
+// LockTimeout.
+const longLockTimeout = 2 * time.Second
 
 func (s *Server) inTxWaiting(ctx context.Context, work func(tx *sqlx.Tx) error) error {
 	select {
@@ -158,7 +159,7 @@ func (s *Server) inTxWaiting(ctx context.Context, work func(tx *sqlx.Tx) error) 
 		return &problem.Error{Kind: problem.Locked}
 	}
 	return postgres.InTx(ctx, s.options.DB, func(tx *sqlx.Tx) error {
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", longLockTimeout.Milliseconds())); err != nil {
 			return fmt.Errorf("set lock_timeout: %w", err)
 		}
 		return work(tx)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -83,17 +84,17 @@ func (s *Server) publishEvents(c echo.Context, body *input.Object) error {
 		if err != nil {
 			return idempotency.Response{}, err
 		}
+		problems := slices.Clone(batch.problems) // the transaction may be repeated
 		for n, i := range indexes {
-			batch.problems[i] = nil // of an earlier try
 			if errors.Is(outcomes[n], idempotency.ErrMismatch) {
-				batch.problems[i] = reused(batch.items[i])
+				problems[i] = reused(batch.items[i])
 			}
 		}
-		if err := batch.whole(); err != nil {
+		if err := batch.whole(problems); err != nil {
 			return idempotency.Response{}, err
 		}
 		results := make([]eventResult, len(events))
-		for i, err := range batch.problems {
+		for i, err := range problems {
 			results[i] = eventResult{Status: http.StatusAccepted, EventID: &events[i].EventID}
 			if err != nil {
 				results[i] = eventResult{Status: http.StatusUnprocessableEntity, Problem: itemProblem(err)}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,7 +109,7 @@ func (s *Server) createUsers(c echo.Context, body *input.Object) error {
 }
 
 // createValid creates the valid users of the batch, and returns a result for each
-// item.
+// item. It does not change the batch, because the transaction may be repeated.
 func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUsers []users.NewUser) ([]userResult, error) {
 	var valid []users.NewUser
 	var indexes []int
@@ -121,22 +122,23 @@ func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUser
 	if err != nil {
 		return nil, err
 	}
+	problems := slices.Clone(b.problems)
 	results := make([]userResult, len(newUsers))
 	for n, index := range indexes {
 		if created[n].Err != nil {
-			b.problems[index] = taken(b.items[index])
+			problems[index] = taken(b.items[index])
 			continue
 		}
 		u := wireUser(created[n].User)
 		results[index] = userResult{Status: http.StatusCreated, User: &u}
 	}
-	for i, err := range b.problems {
+	for i, err := range problems {
 		if err != nil {
 			p := itemProblem(err)
 			results[i] = userResult{Status: p.Status, Problem: p}
 		}
 	}
-	return results, b.whole()
+	return results, b.whole(problems)
 }
 
 // taken returns the problem of an item whose e-mail address belongs to another user.
@@ -156,15 +158,13 @@ func (s *Server) getUser(c echo.Context) error {
 	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
 		return echo.ErrNotFound
 	}
-	// An invalid id belongs to no user. uuid.Parse accepts other forms than that of RFC 9562,
-	// too.
-	id, err := uuid.Parse(c.Param("id"))
-	if err != nil || id.String() != strings.ToLower(c.Param("id")) {
+	id, ok := input.ParseUUID(c.Param("id"))
+	if !ok { // an invalid id belongs to no user
 		return users.ErrNotFound
 	}
 	var found users.User
 	ctx := c.Request().Context()
-	err = s.database(ctx, func() (err error) {
+	err := s.database(ctx, func() (err error) {
 		found, err = s.users.Get(ctx, id)
 		return err
 	})

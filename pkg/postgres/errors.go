@@ -64,10 +64,12 @@ func class(err *pq.Error) string {
 // IsConflict reports whether PostgreSQL has rolled the transaction back because of another
 // transaction: a deadlock or a serialization failure. The same transaction can succeed at
 // once.
-func IsConflict(err error) bool { return hasCode(err, "40001", "40P01") }
+func IsConflict(err error) bool {
+	return hasCode(err, pqerror.TRSerializationFailure, pqerror.TRDeadlockDetected)
+}
 
 // IsLockTimeout reports whether a lock was not available within lock_timeout.
-func IsLockTimeout(err error) bool { return hasCode(err, "55P03") }
+func IsLockTimeout(err error) bool { return hasCode(err, pqerror.LockNotAvailable) }
 
 // IsAccessRefused reports whether the server has refused the role or its credentials, for
 // example because the password was changed.
@@ -76,9 +78,9 @@ func IsAccessRefused(err error) bool {
 	return ok && class(server) == invalidAuthorization
 }
 
-func hasCode(err error, codes ...string) bool {
+func hasCode(err error, codes ...pqerror.Code) bool {
 	server, ok := errors.AsType[*pq.Error](err)
-	return ok && slices.Contains(codes, string(server.Code))
+	return ok && slices.Contains(codes, server.Code)
 }
 
 // IsUniqueViolation reports whether err is a violation of the unique constraint or

@@ -1131,6 +1131,17 @@ diehard_relay_blind 1
 	})
 
 	Context("on a cluster whose replica shows rows that were not committed", func() {
+		// awaitDeliveryAfter executes the statement until nothing waits, because a worker
+		// that holds a batch writes its own times.
+		awaitDeliveryAfter := func(ctx context.Context, statement string) {
+			GinkgoHelper()
+			Eventually(ctx, func(g Gomega) {
+				db.MustExec(statement)
+				left, _ := waiting(g)
+				g.Expect(left).To(BeZero())
+			}).WithTimeout(patience).Should(Succeed())
+		}
+
 		It("lets the sink decide by another insert under the same token", func(ctx SpecContext) {
 			publishMany(ctx, 10)
 			replica := &undecidedSink{observedSink: clickHouse}
@@ -1172,11 +1183,7 @@ diehard_relay_blind 1
 			start(func(o *relay.Options) { o.Sink = &undecidedSink{observedSink: clickHouse} })
 			Eventually(ctx, func() int64 { return clickHouse.inserted.Load() }).WithTimeout(patience).Should(BeNumerically(">=", 4*11))
 			Expect(sampled.Load()).To(BeFalse())
-			Eventually(ctx, func(g Gomega) { // a worker that holds the batch writes its own time
-				db.MustExec("UPDATE outbox_batches SET created_at = created_at - interval '1 hour', last_attempt_at = last_attempt_at - interval '1 hour'")
-				left, _ := waiting(g)
-				g.Expect(left).To(BeZero())
-			}).WithTimeout(patience).Should(Succeed())
+			awaitDeliveryAfter(ctx, "UPDATE outbox_batches SET created_at = created_at - interval '1 hour', last_attempt_at = last_attempt_at - interval '1 hour'")
 			expectOnce(ctx, 10)
 			Expect(deadLetters()).To(HaveLen(1))
 		})
@@ -1212,11 +1219,7 @@ diehard_relay_blind 1
 				Eventually(ctx, log).WithTimeout(patience).Should(gbytes.Say("waiting for the sink's decision"))
 				events, _ := waiting(Default)
 				Expect(events).To(Equal(10), "no row is believed")
-				Eventually(ctx, func(g Gomega) { // a worker that holds the batch writes its own time
-					db.MustExec("UPDATE outbox_batches SET last_attempt_at = clock_timestamp() - interval '1 hour'")
-					left, _ := waiting(g)
-					g.Expect(left).To(BeZero())
-				}).WithTimeout(patience).Should(Succeed())
+				awaitDeliveryAfter(ctx, "UPDATE outbox_batches SET last_attempt_at = clock_timestamp() - interval '1 hour'")
 				expectOnce(ctx, 10)
 			})
 		}

@@ -186,9 +186,9 @@ func (d *delivery) part(
 	return resultSplit, nil
 }
 
-// partsOfBatch is the number of parts of a failed batch. A failed attempt takes about ten
-// times as long as a successful insert. With fewer parts, a bad event would cause more
-// failed attempts. With more parts, the inserts would be smaller.
+// partsOfBatch is the number of parts of a failed batch. Fewer parts mean more failed
+// attempts until a bad event is alone. A failed attempt takes about ten times as long as a
+// successful insert. More parts mean smaller inserts.
 const partsOfBatch = 4
 
 // parts divides ascending indexes of events into up to four parts: by their event types if

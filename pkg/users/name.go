@@ -21,10 +21,10 @@ type Name struct {
 
 // ParseName parses a name. It trims white space and converts the name to Unicode normal
 // form C, so that equal names have equal bytes. The text must be UTF-8 without control
-// characters, and the name at most MaxNameLength long. The invisible format characters,
-// such as those that reverse the direction of the text, count as control characters. U+200C
-// and U+200D are allowed between letters, because Persian and Indic names need them. The
-// error completes a sentence that begins with the name of the value.
+// characters, and the name at most MaxNameLength long. Format characters are invisible and
+// count as control characters. Some of them reverse the direction of the text. Only U+200C
+// and U+200D are allowed, and only between letters, because Persian and Indic names need
+// them. The error completes a sentence that begins with the name of the value.
 func ParseName(text string) (Name, error) {
 	if !utf8.ValidString(text) {
 		return Name{}, errors.New("must be valid UTF-8")

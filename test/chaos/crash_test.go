@@ -321,6 +321,42 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 	}
 })
 
+var _ = Describe("An API that is killed while it publishes events whose ids the client has chosen", func() {
+	const a, b = `{"event_id":"019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11","event_type":"a","event_context":1}`,
+		`{"event_id":"019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c12","event_type":"b","event_context":2}`
+	for _, point := range []failpoint.Point{failpoint.PublishBefore, failpoint.PublishInserted, failpoint.PublishCommitted} {
+		for _, change := range []struct {
+			path, body string
+			status     int
+			events     int
+		}{
+			{"/v1/events", a, http.StatusAccepted, 1},
+			{"/v1/events/batch", `{"data":[` + a + `,` + b + `]}`, http.StatusOK, 2},
+		} {
+			It(fmt.Sprintf("publishes each event once, although the request is repeated, at %s of POST %s", point, change.path), func(ctx SpecContext) {
+				s := newSystem(ctx)
+				ask := func(api *programs.Process) (system.Response, error) {
+					return system.Post(ctx, api.URL()+change.path, json.RawMessage(change.body))
+				}
+				api := s.API(fmt.Sprintf("FAILPOINT=%s=kill", point))
+				_, err := ask(api)
+				Expect(err).To(HaveOccurred(), "the API responded")
+				api.EndsWith(killed)
+
+				api = s.API()
+				for range 2 {
+					Eventually(ctx, func() (int, error) { // until PostgreSQL has ended the session
+						response, err := ask(api)
+						return response.Status, err
+					}).WithTimeout(patience).Should(Equal(change.status))
+				}
+				s.Relay(s.ClickHouse.Native)
+				expectOnce(ctx, s, outcome{Fault: "API killed at each step", Done: "events with ids of the client", Events: change.events})
+			})
+		}
+	}
+})
+
 var _ = Describe("An API that is killed under load, 10 times", Label("long"), func() {
 	It("keeps each acknowledged user, and one event for each user", func(ctx SpecContext) {
 		s := newSystem(ctx)

@@ -78,7 +78,7 @@ var _ = Describe("A lock in PostgreSQL", func() {
 		Eventually(ctx, created).Should(Receive(WithTransform(statusOf, Equal(http.StatusCreated))))
 	})
 
-	DescribeTable("causes a conflict that the API resolves by itself, if it can", func(ctx SpecContext, code string) {
+	DescribeTable("causes a conflict that the API resolves by itself, if it can", func(ctx SpecContext, code, trigger string) {
 		own := testengines.OpenPostgres(suite.PostgresDSN(ctx), nil)
 		own.MustExecContext(ctx, "CREATE SEQUENCE tries")
 		own.MustExecContext(ctx, `CREATE FUNCTION conflict() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -88,7 +88,7 @@ var _ = Describe("A lock in PostgreSQL", func() {
 				END IF;
 				RETURN NEW;
 			END $$`)
-		own.MustExecContext(ctx, "CREATE TRIGGER conflict BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION conflict()")
+		own.MustExecContext(ctx, "CREATE "+trigger+" FOR EACH ROW EXECUTE FUNCTION conflict()")
 		api := start(ctx, onDatabase(own))
 		Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Idempotency-Key: k").status).To(Equal(http.StatusCreated))
 		refused := api.create(ctx, `{"email":"always@example.com"}`)
@@ -98,8 +98,10 @@ var _ = Describe("A lock in PostgreSQL", func() {
 		Expect(own.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM outbox_events)").Scan(&users, &events)).To(Succeed())
 		Expect([]int{users, events}).To(Equal([]int{1, 1}))
 	},
-		Entry("after a deadlock", "40P01"),
-		Entry("after a serialization failure", "40001"),
+		Entry("after a deadlock", "40P01", "TRIGGER conflict BEFORE INSERT ON users"),
+		Entry("after a serialization failure", "40001", "TRIGGER conflict BEFORE INSERT ON users"),
+		Entry("after a serialization failure at the commit", "40001",
+			"CONSTRAINT TRIGGER conflict AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED"),
 	)
 })
 

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/diehard-outbox/diehard/test/programs"
+	"github.com/diehard-outbox/diehard/test/system"
 )
 
 // createOnce creates a user over a new connection, and returns the status.
@@ -46,6 +48,22 @@ var _ = Describe("An API that stops", func() {
 		interrupted := s.API("DIEHARD_HTTP_DRAIN_DELAY=10m")
 		interrupted.Signal(os.Interrupt)
 		interrupted.Ended()
+	})
+})
+
+var _ = Describe("An event at outbox.max_event_bytes", func() {
+	It("fits into a request, and a larger one breaks the rule for events", func(ctx SpecContext) {
+		const limit = 1 << 20
+		api := newSystem(ctx).API(fmt.Sprint("DIEHARD_OUTBOX_MAX_EVENT_BYTES=", limit))
+		publish := func(size int) int {
+			GinkgoHelper()
+			body := json.RawMessage(`{"event_type":"a","event_context":"` + strings.Repeat("x", size-2) + `"}`)
+			response, err := system.Post(ctx, api.URL()+"/v1/events", body)
+			Expect(err).NotTo(HaveOccurred())
+			return response.Status
+		}
+		Expect(publish(limit)).To(Equal(http.StatusAccepted))
+		Expect(publish(limit + 1)).To(Equal(http.StatusUnprocessableEntity))
 	})
 })
 

@@ -78,7 +78,7 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 	}
 	// MaxBytesReader closes the connection if a body without a Content-Length is larger
 	// than maxBytes.
-	body, err := readAll(http.MaxBytesReader(w, r.Body, maxBytes), r.ContentLength)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBytes))
 	if err == nil {
 		return body, nil
 	}
@@ -92,31 +92,6 @@ func readBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, e
 		return nil, &problem.Error{Kind: problem.RequestTimeout}
 	}
 	return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "The request's body ended early, or its framing is invalid"}
-}
-
-// readAll reads to the end. length is the number of bytes, or -1 if it is unknown. The
-// buffer grows only with the bytes that have arrived. io.ReadAll would let it grow in small
-// steps, and each step copies the body.
-func readAll(r io.Reader, length int64) ([]byte, error) {
-	const least = 512
-	var body []byte
-	for {
-		if len(body) == cap(body) {
-			grown := int64(max(least, 2*len(body)))
-			if length >= int64(len(body)) {
-				grown = min(grown, length+1) // one more byte, because the end is another read
-			}
-			body = append(make([]byte, 0, grown), body...)
-		}
-		n, err := r.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		if errors.Is(err, io.EOF) {
-			return body, nil
-		}
-		if err != nil {
-			return nil, err //nolint:wrapcheck // readBody maps it
-		}
-	}
 }
 
 // checkNesting returns a problem if the JSON is nested deeper than MaxDepth, or has more

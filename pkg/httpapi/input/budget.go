@@ -7,14 +7,10 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/httpapi/problem"
 )
 
-const (
-	// smallBytes is the first part of a body. It counts against a quarter of the budget, and
-	// the rest of the body against three quarters. So large bodies do not displace small
-	// ones.
-	smallBytes = 64 << 10
-	// chunkBytes is the most that one read reserves.
-	chunkBytes = 64 << 10
-)
+// smallBytes is the first part of a body. It counts against a quarter of the budget, and the
+// rest of the body against three quarters. So large bodies do not displace small ones. A
+// read reserves at most as many bytes.
+const smallBytes = 64 << 10
 
 // MinBudget is the smallest limit of a Budget, so that it has space for several small
 // bodies.
@@ -68,10 +64,7 @@ type Body struct {
 
 // Read implements io.Reader.
 func (b *Body) Read(p []byte) (int, error) {
-	p = p[:min(len(p), chunkBytes)]
-	if first := smallBytes - b.read; first > 0 {
-		p = p[:min(int64(len(p)), first)]
-	}
+	p = p[:min(len(p), smallBytes)]
 	if !b.reserve(b.read + int64(len(p))) {
 		return 0, &problem.Error{Kind: problem.Overloaded}
 	}

@@ -162,8 +162,15 @@ func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time)
 	return value
 }
 
-// OptionalUUID takes a UUID in its form with hyphens, in any case. It returns fallback if
-// the member is missing.
+// ParseUUID parses a UUID in the form of RFC 9562, in any case. uuid.Parse accepts other
+// forms, too.
+func ParseUUID(text string) (id uuid.UUID, ok bool) {
+	id, err := uuid.Parse(text)
+	return id, err == nil && id.String() == strings.ToLower(text)
+}
+
+// OptionalUUID takes a UUID other than the nil UUID. It returns fallback if the member is
+// missing.
 func (o *Object) OptionalUUID(name string, fallback uuid.UUID) (value uuid.UUID, given bool) {
 	text := o.take(name)
 	if text == nil {
@@ -171,7 +178,7 @@ func (o *Object) OptionalUUID(name string, fallback uuid.UUID) (value uuid.UUID,
 	}
 	var form string
 	if text.Kind() == '"' && json.Unmarshal(text, &form) == nil {
-		if id, err := uuid.Parse(form); err == nil && id.String() == strings.ToLower(form) && id != uuid.Nil {
+		if id, ok := ParseUUID(form); ok && id != uuid.Nil {
 			return id, true
 		}
 	}

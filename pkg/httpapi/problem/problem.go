@@ -87,13 +87,12 @@ type Details struct {
 // Details returns the JSON of the problem.
 func (e *Error) Details(requestID string) Details {
 	return Details{
-		Type:      typeBase + e.Kind.Slug,
-		Title:     e.Kind.Title,
-		Status:    e.Kind.Status,
-		Detail:    cmp.Or(e.Detail, e.Kind.Detail),
-		RequestID: requestID,
-		Errors:    e.Values,
-
+		Type:          typeBase + e.Kind.Slug,
+		Title:         e.Kind.Title,
+		Status:        e.Kind.Status,
+		Detail:        cmp.Or(e.Detail, e.Kind.Detail),
+		RequestID:     requestID,
+		Errors:        e.Values,
 		ErrorsOmitted: e.Omitted,
 	}
 }
