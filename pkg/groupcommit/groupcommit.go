@@ -37,7 +37,7 @@ const (
 // in its own transaction.
 var ErrCommitAlone = errors.New("the change cannot share a transaction")
 
-// ErrLeaderPanicked is the error of Do when commit panicked in the goroutine of
+// ErrLeaderPanicked is the error of Do when Commit panicked in the goroutine of
 // another request. The change may have been made.
 var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 
@@ -58,8 +58,7 @@ var ErrLeaderPanicked = errors.New("the request that led the group panicked")
 //
 // See docs/adr/0010-group-commit.md.
 type Committer[T, R any] struct {
-	minTime       time.Duration
-	commit        func(ctx context.Context, items []T) ([]R, error)
+	o             Options[T, R]
 	slotTimeout   time.Duration
 	gatherTimeout time.Duration
 
@@ -87,23 +86,37 @@ type request[T, R any] struct {
 	err    error
 }
 
-// New returns a Committer. A change with less than minTime until its deadline does not join
-// a group. commit makes the changes in one transaction. It returns the results in the order
-// of the changes.
-func New[T, R any](minTime time.Duration, commit func(ctx context.Context, items []T) ([]R, error)) *Committer[T, R] {
-	return &Committer[T, R]{minTime: minTime, commit: commit, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
+// Options configure a Committer. Commit is required.
+type Options[T, R any] struct {
+	// Commit makes the changes in one transaction. It returns the results in the order of
+	// the changes.
+	Commit func(ctx context.Context, items []T) ([]R, error)
+	// MinTime is the least time that a change must have until its deadline to join a
+	// group.
+	MinTime time.Duration
+	// Key returns the key of a change, or an empty string. A group has at most one change
+	// with a key. Key may be nil.
+	Key func(item T) string
+}
+
+// New returns a Committer.
+func New[T, R any](o Options[T, R]) *Committer[T, R] {
+	if o.Key == nil {
+		o.Key = func(T) string { return "" }
+	}
+	return &Committer[T, R]{o: o, slots: slots, slotTimeout: SlotTimeout, gatherTimeout: gatherTimeout}
 }
 
 // Do makes the change in the transaction of its group, and returns its result.
-// commit runs in the goroutine of one of the group's requests, the leader. The
-// context of commit ends at the first deadline of the group's requests, or when
+// Commit runs in the goroutine of one of the group's requests, the leader. The
+// context of Commit ends at the first deadline of the group's requests, or when
 // the contexts of all requests have ended.
 //
-// The error is ErrCommitAlone, ErrLeaderPanicked, or the error of commit. A change whose
+// The error is ErrCommitAlone, ErrLeaderPanicked, or the error of Commit. A change whose
 // deadline is near gets ErrCommitAlone at once, because it would end the group. If ctx
 // ends before the change is in a group, the error is the cause of ctx.
 func (c *Committer[T, R]) Do(ctx context.Context, item T) (R, error) {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < c.minTime {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < c.o.MinTime {
 		var none R
 		return none, ErrCommitAlone
 	}
@@ -214,7 +227,7 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	defer time.AfterFunc(c.slotTimeout, passSlot).Stop()
 
 	results, err := []R(nil), ErrLeaderPanicked
-	defer func() { // runs even if commit panics
+	defer func() { // runs even if Commit panics
 		c.mu.Lock()
 		c.expected = min(len(group)+len(c.queue), maxGroup)
 		c.mu.Unlock()
@@ -227,7 +240,7 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 	}()
 	ctx, cancel := contextOf(group)
 	defer cancel()
-	results, err = c.commit(ctx, items)
+	results, err = c.o.Commit(ctx, items)
 	if err != nil {
 		err = errors.Join(err, context.Cause(ctx))
 	}
@@ -239,18 +252,29 @@ func (c *Committer[T, R]) lead(leader *request[T, R]) {
 
 // form removes the requests of the next group from the queue. A request whose context
 // has ended does not join the group, because it would end the group's context. Its Do
-// returns the cause of the context.
+// returns the cause of the context. A request whose key is in the group gets
+// ErrCommitAlone.
 func (c *Committer[T, R]) form(leader *request[T, R]) (group []*request[T, R], items []T) {
 	c.mu.Lock()
 	n := min(len(c.queue), maxGroup-1)
 	waiting := append([]*request[T, R]{leader}, c.queue[:n]...)
 	c.queue = c.queue[n:]
 	c.mu.Unlock()
+	keys := map[string]bool{}
 	for _, r := range waiting {
-		if r.ctx.Err() != nil {
+		key := c.o.Key(r.item)
+		switch {
+		case r.ctx.Err() != nil:
 			r.err = context.Cause(r.ctx)
+		case keys[key]:
+			r.err = ErrCommitAlone
+		}
+		if r.err != nil {
 			close(r.done)
 			continue
+		}
+		if key != "" {
+			keys[key] = true
 		}
 		group, items = append(group, r), append(items, r.item)
 	}

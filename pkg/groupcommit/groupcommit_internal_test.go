@@ -58,7 +58,7 @@ var _ = Describe("Group commit", func() {
 		// group may outlive its spec by a moment, so each spec has its own channels.
 		started, end := make(chan []int, 100), make(chan error, 100)
 		begun, commit, outcomes = started, end, make(chan outcome, 100)
-		committer = New(0, func(ctx context.Context, items []int) ([]int, error) {
+		committer = New(Options[int, int]{Commit: func(ctx context.Context, items []int) ([]int, error) {
 			started <- items
 			select {
 			case err := <-end:
@@ -73,7 +73,7 @@ var _ = Describe("Group commit", func() {
 				results[i] = 10 * item
 			}
 			return results, nil
-		})
+		}})
 		committer.slotTimeout = time.Hour
 	})
 
@@ -257,7 +257,7 @@ var _ = Describe("Group commit", func() {
 	})
 
 	It("lets a request whose deadline is near commit alone, so that it does not end the group", func(ctx SpecContext) {
-		committer.minTime = time.Hour
+		committer.o.MinTime = time.Hour
 		hurried, cancel := context.WithTimeout(ctx, time.Hour-time.Minute)
 		defer cancel()
 		_, err := committer.Do(hurried, 1)
@@ -267,6 +267,18 @@ var _ = Describe("Group commit", func() {
 		patient, cancel := context.WithTimeout(ctx, 2*time.Hour)
 		defer cancel()
 		Expect(committer.Do(patient, 2)).To(Equal(20))
+	})
+
+	It("has one change with a key in a group, and lets the others commit alone", func(ctx SpecContext) {
+		committer.o.Key = func(item int) string { return map[bool]string{true: "key"}[item > 2] }
+		occupy(ctx)
+		do(ctx, 1, 2, 3, 3, 3)
+		Eventually(ctx, waiting).Should(Equal(5))
+		free(ctx)
+		Eventually(ctx, begun).Should(Receive(ConsistOf(1, 2, 3)))
+		expectEach(ctx, 2, MatchError(ErrCommitAlone))
+		commit <- nil
+		expectEach(ctx, 3, Not(HaveOccurred()))
 	})
 
 	It("drops a request from the queue when its client leaves", func(ctx SpecContext) {
@@ -281,7 +293,7 @@ var _ = Describe("Group commit", func() {
 
 	It("returns an error to the other requests of a group if their leader panics", func(ctx SpecContext) {
 		occupy(ctx)
-		committer.commit = func(context.Context, []int) ([]int, error) { panic("a bug") }
+		committer.o.Commit = func(context.Context, []int) ([]int, error) { panic("a bug") }
 		committer, ended := committer, make(chan error, 3)
 		for range cap(ended) {
 			go func() {

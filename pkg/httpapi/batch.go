@@ -74,6 +74,16 @@ func (b *batch) each(ctx context.Context, read func(index int, item *input.Objec
 	return b.whole(b.problems)
 }
 
+// validOf returns the values of the valid items, and the indexes of these items.
+func validOf[T any](b *batch, values []T) (valid []T, indexes []int) {
+	for i, err := range b.problems {
+		if err == nil {
+			valid, indexes = append(valid, values[i]), append(indexes, i)
+		}
+	}
+	return valid, indexes
+}
+
 // whole returns the problem of the whole batch: nil, or the combined problems of
 // the items if the batch is atomic.
 func (b *batch) whole(problems []error) error {

@@ -27,15 +27,17 @@ import (
 const (
 	headerIdempotencyKey      = "Idempotency-Key"
 	headerIdempotencyReplayed = "Idempotency-Replayed"
+	headerETag                = "ETag"
+	headerIfMatch             = "If-Match"
 )
 
-// withBody returns a handler that reads the request's body. If the request is invalid and
+// withBody returns a handler that reads the request's body, of one of the media types. If the request is invalid and
 // has an idempotency key, it may be the repetition of a request that was valid earlier: the
 // limits may have changed since, for example after an upgrade. It then gets the stored
 // response.
-func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error) echo.HandlerFunc {
+func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error, mediaTypes ...string) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		body, err := input.ReadBody(c.Response().Writer, c.Request(), s.options.MaxBodyBytes)
+		body, err := input.ReadBody(c.Response().Writer, c.Request(), s.options.MaxBodyBytes, mediaTypes...)
 		if err != nil {
 			return err
 		}
@@ -76,13 +78,16 @@ func (s *Server) replayOr(c echo.Context, body []byte, invalid error) error {
 // an idempotency key, the same transaction stores the response, and a repeated request
 // gets the stored response. body is the request's body.
 func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (idempotency.Response, error)) error {
-	return s.changeInGroup(c, body, func() (idempotency.Response, error) { return idempotency.Response{}, groupcommit.ErrCommitAlone }, work)
+	alone := func(*idempotency.Key) (idempotency.Response, error) {
+		return idempotency.Response{}, groupcommit.ErrCommitAlone
+	}
+	return s.changeInGroup(c, body, alone, work)
 }
 
-// changeInGroup is change for requests that may use group commit. Without an
-// idempotency key it calls inGroup. It calls work only if the request has a key or
-// inGroup returns groupcommit.ErrCommitAlone.
-func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idempotency.Response, error),
+// changeInGroup is change for requests that may use group commit. inGroup stores the
+// response under the key, which is nil for a request without one. changeInGroup calls work
+// only if inGroup returns groupcommit.ErrCommitAlone.
+func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func(key *idempotency.Key) (idempotency.Response, error),
 	work func(tx *sqlx.Tx) (idempotency.Response, error),
 ) error {
 	key, given, err := idempotencyKey(c, body)
@@ -93,10 +98,12 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func() (idem
 	replayed := false
 	ctx := c.Request().Context()
 	err = s.database(ctx, func() (err error) {
-		if !given {
-			if response, err = inGroup(); !errors.Is(err, groupcommit.ErrCommitAlone) {
-				return err
-			}
+		var stored *idempotency.Key
+		if given {
+			stored = &key
+		}
+		if response, err = inGroup(stored); !errors.Is(err, groupcommit.ErrCommitAlone) {
+			return err
 		}
 		return s.inTx(ctx, func(tx *sqlx.Tx) (err error) {
 			if !given {
@@ -124,24 +131,35 @@ func respond(c echo.Context, response idempotency.Response, replayed bool) error
 	if response.Location != "" {
 		c.Response().Header().Set(echo.HeaderLocation, response.Location)
 	}
+	if response.ETag != "" {
+		c.Response().Header().Set(headerETag, response.ETag)
+	}
+	if response.Status == http.StatusNoContent {
+		return c.NoContent(response.Status) //nolint:wrapcheck // only a client that has disconnected causes it
+	}
 	return writeBody(c, response.Status, echo.MIMEApplicationJSON, response.Body)
 }
 
 // maxTries limits the tries of a transaction that conflicts with others.
 const maxTries = 3
 
-// inTx runs work in a transaction. PostgreSQL has rolled the transaction back after a
-// deadlock or a serialization failure, so inTx repeats it. If a lock is not available
+// inTx runs work in a transaction. After a conflict, such as a deadlock, the transaction is
+// rolled back, so inTx repeats it. If a lock is not available
 // within the session's lock_timeout, the transaction begins again and waits longer, unless
 // enough other transactions wait: each of them holds a connection.
 func (s *Server) inTx(ctx context.Context, work func(tx *sqlx.Tx) error) (err error) {
+	waits := false
 	for range maxTries {
-		err = postgres.InTx(ctx, s.options.DB, work)
-		if postgres.IsLockTimeout(err) {
-			return s.inTxWaiting(ctx, work)
+		if waits {
+			err = s.inTxWaiting(ctx, work)
+		} else {
+			err = postgres.InTx(ctx, s.options.DB, work)
 		}
-		if !postgres.IsConflict(err) {
-			break
+		switch {
+		case postgres.IsLockTimeout(err) && !waits:
+			waits = true
+		case !postgres.IsConflict(err):
+			return err
 		}
 	}
 	return err

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,13 +26,14 @@ var domainProblems = []struct {
 }{
 	{is(users.ErrEmailTaken), problem.EmailTaken},
 	{is(users.ErrNotFound), problem.UserNotFound},
+	{is(users.ErrModified), problem.PreconditionFailed},
 	{is(idempotency.ErrInProgress), problem.IdempotencyKeyInUse},
 	{is(idempotency.ErrMismatch), problem.IdempotencyKeyReused},
 	{is(postgres.ErrOutcomeUnknown), problem.OutcomeUnknown}, // before IsUnavailable, which also matches a lost connection
 	{is(errRequestTimeout), problem.Timeout},
 	{is(context.Canceled), problem.ClientGone}, // the client disconnected, or a stopping server canceled the request
 	{postgres.IsLockTimeout, problem.Locked},
-	{postgres.IsConflict, problem.Unavailable},
+	{postgres.IsConflict, problem.Locked},
 	{postgres.IsAccessRefused, problem.Unavailable},
 	{postgres.IsUnavailable, problem.Unavailable},
 }
@@ -64,8 +66,8 @@ func (s *Server) sendProblem(err error, c echo.Context) {
 	}
 	r := requestOf(c)
 	r.problem = p.Kind.Slug
-	if p.Kind.RetryAfter > 0 {
-		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(p.Kind.RetryAfter))
+	if seconds := cmp.Or(p.RetryAfter, p.Kind.RetryAfter); seconds > 0 {
+		c.Response().Header().Set(echo.HeaderRetryAfter, strconv.Itoa(seconds))
 	}
 	if p.Kind == problem.ClientGone {
 		_ = c.NoContent(p.Kind.Status)

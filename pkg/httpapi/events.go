@@ -72,13 +72,7 @@ func (s *Server) publishEvents(c echo.Context, body *input.Object) error {
 	if err != nil {
 		return err
 	}
-	var valid []newEvent
-	var indexes []int
-	for i, err := range batch.problems {
-		if err == nil {
-			valid, indexes = append(valid, events[i]), append(indexes, i)
-		}
-	}
+	valid, indexes := validOf(batch, events)
 	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
 		outcomes, err := s.publish(c, tx, valid)
 		if err != nil {

@@ -141,6 +141,13 @@ func registerBodyGauge(registerer prometheus.Registerer, bodies *input.Budget) {
 	}, func() float64 { return float64(bodies.Held()) })
 }
 
+func registerWaitingGauge(registerer prometheus.Registerer, shedder *admission.Shedder) {
+	promauto.With(registerer).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "diehard_http_waiting_requests",
+		Help: "Requests that wait because http.max_concurrent_requests requests use the database.",
+	}, func() float64 { return float64(shedder.Waiting()) })
+}
+
 // observe measures the request and logs it. It does not record the path or the
 // query: they can contain e-mail addresses.
 func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {

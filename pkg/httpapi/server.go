@@ -80,7 +80,8 @@ type Options struct {
 	// trusted.
 	TrustedProxies []netip.Prefix
 	// MaxConcurrent limits the requests that use the database, or wait for one of its
-	// connections, at the same time. Further requests are shed.
+	// connections, at the same time. Further requests wait for a second, or are shed if
+	// they would wait longer.
 	MaxConcurrent int
 
 	// MaxBodyBytes limits the size of a request's body.
@@ -134,6 +135,8 @@ const (
 	LockTimeout = groupcommit.SlotTimeout
 	// lockShare is the share of the connections, one of so many, that may wait for locks.
 	lockShare = 4
+	// maxWait limits how long a request above MaxConcurrent waits.
+	maxWait = time.Second
 	// minTime is the least time that a request must have left to join a group: the group
 	// ends at the first deadline of its requests.
 	minTime = 2 * time.Second
@@ -167,7 +170,7 @@ type Server struct {
 	lockWaits chan struct{} // limits the transactions that wait for a lock
 	outage    *outage
 	shedding  *shedding
-	creations *groupcommit.Committer[users.NewUser, users.Result]
+	creations *groupcommit.Committer[creation, users.Result]
 	echo      *echo.Echo
 	http      *httpserver.Server
 }
@@ -183,6 +186,7 @@ func New(o Options) *Server {
 		requests: newRequestHistogram(o.Registerer),
 		shedder: admission.NewShedder(admission.ShedderOptions{
 			MaxConcurrent: o.MaxConcurrent,
+			MaxWait:       min(maxWait, o.RequestTimeout/4),
 			Ping:          o.Ping,
 			IsOutage:      isOutage,
 		}),
@@ -192,8 +196,11 @@ func New(o Options) *Server {
 		echo:     echo.New(),
 	}
 	registerBodyGauge(o.Registerer, s.bodies)
+	registerWaitingGauge(o.Registerer, s.shedder)
 	s.lockWaits = make(chan struct{}, max(1, o.maxConnections()/lockShare))
-	s.creations = groupcommit.New(min(minTime, o.RequestTimeout/4), s.createGroup)
+	s.creations = groupcommit.New(groupcommit.Options[creation, users.Result]{
+		Commit: s.createGroup, MinTime: min(minTime, o.RequestTimeout/4), Key: creation.keyInGroup,
+	})
 	s.echo.IPExtractor = admission.ClientAddress(o.TrustedProxies)
 	s.echo.Logger.SetLevel(log.OFF) // the middleware logs requests and errors
 	s.echo.HTTPErrorHandler = s.sendProblem
@@ -213,12 +220,16 @@ func New(o Options) *Server {
 	s.echo.Use(s.limitBodies)
 
 	readUsers, writeUsers, publishEvents := admission.Require(scope.ReadUsers), admission.Require(scope.WriteUsers), admission.Require(scope.PublishEvents)
-	s.echo.POST("/v1/users", s.withBody(s.createUser), writeUsers, withoutQuery)
+	s.echo.POST("/v1/users", s.withBody(s.createUser, input.JSON), writeUsers, withoutQuery)
 	s.get("/v1/users", s.listUsers, readUsers)
 	s.get("/v1/users/:id", s.getUser, readUsers, withoutQuery)
-	s.echo.POST("/v1/users/batch", s.withBody(s.createUsers), writeUsers)
-	s.echo.POST("/v1/events", s.withBody(s.publishEvent), publishEvents, withoutQuery)
-	s.echo.POST("/v1/events/batch", s.withBody(s.publishEvents), publishEvents)
+	s.echo.PATCH("/v1/users/:id", s.withBody(s.updateUser, input.MergePatch, input.JSON), writeUsers, withoutQuery)
+	s.echo.DELETE("/v1/users/:id", s.deleteUser, writeUsers, withoutQuery)
+	s.echo.POST("/v1/users/batch", s.withBody(s.createUsers, input.JSON), writeUsers)
+	s.echo.PATCH("/v1/users/batch", s.withBody(s.updateUsers, input.JSON), writeUsers)
+	s.echo.POST("/v1/users/batch/delete", s.withBody(s.deleteUsers, input.JSON), writeUsers)
+	s.echo.POST("/v1/events", s.withBody(s.publishEvent, input.JSON), publishEvents, withoutQuery)
+	s.echo.POST("/v1/events/batch", s.withBody(s.publishEvents, input.JSON), publishEvents)
 	s.get("/openapi.json", s.getOpenAPI)
 	if !o.DocsOff {
 		s.get("/docs", s.docsFile("index.html"))

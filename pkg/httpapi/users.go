@@ -61,29 +61,84 @@ func (s *Server) createUser(c echo.Context, body *input.Object) error {
 	if err := body.Check(broken); err != nil {
 		return err
 	}
-	response := func(created users.User, err error) (idempotency.Response, error) {
+	ctx := c.Request().Context()
+	return s.changeInGroup(c, body.Raw(), func(key *idempotency.Key) (idempotency.Response, error) {
+		result, err := s.creations.Do(ctx, creation{newUser, key})
+		if err := cmp.Or(err, result.Err); err != nil {
+			return idempotency.Response{}, err //nolint:wrapcheck // an error of users or groupcommit
+		}
+		return responseToCreate(result.User)
+	}, func(tx *sqlx.Tx) (idempotency.Response, error) {
+		created, err := s.users.Create(ctx, tx, newUser)
 		if err != nil {
 			return idempotency.Response{}, err
 		}
-		return responseOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
-	}
-	ctx := c.Request().Context()
-	return s.changeInGroup(c, body.Raw(), func() (idempotency.Response, error) {
-		result, err := s.creations.Do(ctx, newUser)
-		return response(result.User, cmp.Or(err, result.Err))
-	}, func(tx *sqlx.Tx) (idempotency.Response, error) {
-		return response(s.users.Create(ctx, tx, newUser))
+		return responseToCreate(created)
 	})
 }
 
-// createGroup creates the users of independent requests in one transaction.
-func (s *Server) createGroup(ctx context.Context, newUsers []users.NewUser) (results []users.Result, err error) {
+func responseToCreate(created users.User) (idempotency.Response, error) {
+	response, err := responseOf(http.StatusCreated, "/v1/users/"+created.ID.String(), wireUser(created))
+	response.ETag = etagOf(created)
+	return response, err
+}
+
+// creation is the request for a new user. key is nil if the request has no idempotency key.
+type creation struct {
+	users.NewUser
+
+	key *idempotency.Key
+}
+
+func (c creation) keyInGroup() string {
+	if c.key == nil {
+		return ""
+	}
+	return c.key.Client + " " + c.key.Value
+}
+
+// createGroup creates the users of independent requests in one transaction, and stores the
+// responses to requests with idempotency keys. A request with a key gets ErrCommitAlone if
+// no user was created: it may be the repetition of an earlier request.
+func (s *Server) createGroup(ctx context.Context, creations []creation) (results []users.Result, err error) {
+	newUsers := make([]users.NewUser, len(creations))
+	// A user that waits for a lock must not delay the other users of the group.
+	options := users.ManyOptions{LockTimeout: groupcommit.SlotTimeout}
+	for i, c := range creations {
+		newUsers[i] = c.NewUser
+		if c.key != nil {
+			options.Companion = func(created []users.User, firstParameter int) (users.Companion, error) {
+				return s.keepResponses(creations, created, firstParameter)
+			}
+		}
+	}
 	err = postgres.InStatement(ctx, s.options.DB, func(q *postgres.Statement) (err error) {
-		// A user that waits for a lock must not delay the other users of the group.
-		results, err = s.users.CreateMany(ctx, q, newUsers, groupcommit.SlotTimeout)
+		results, err = s.users.CreateMany(ctx, q, newUsers, options)
 		return err
 	})
+	for i := range results {
+		if creations[i].key != nil && results[i].Err != nil {
+			results[i].Err = groupcommit.ErrCommitAlone
+		}
+	}
 	return results, err
+}
+
+// keepResponses returns the SQL that stores the responses to the requests with idempotency
+// keys.
+func (s *Server) keepResponses(creations []creation, created []users.User, firstParameter int) (users.Companion, error) {
+	var responses []idempotency.RowResponse
+	for i, c := range creations {
+		if c.key == nil {
+			continue
+		}
+		response, err := responseToCreate(created[i])
+		if err != nil {
+			return users.Companion{}, err
+		}
+		responses = append(responses, idempotency.RowResponse{RowID: created[i].ID, Key: *c.key, Response: response})
+	}
+	return users.Companion(s.options.Idempotency.ForRows(responses, firstParameter)), nil
 }
 
 func (s *Server) createUsers(c echo.Context, body *input.Object) error {
@@ -111,26 +166,31 @@ func (s *Server) createUsers(c echo.Context, body *input.Object) error {
 // createValid creates the valid users of the batch, and returns a result for each
 // item. It does not change the batch, because the transaction may be repeated.
 func (s *Server) createValid(ctx context.Context, tx *sqlx.Tx, b *batch, newUsers []users.NewUser) ([]userResult, error) {
-	var valid []users.NewUser
-	var indexes []int
-	for i, err := range b.problems {
-		if err == nil {
-			valid, indexes = append(valid, newUsers[i]), append(indexes, i)
-		}
-	}
-	created, err := s.users.CreateMany(ctx, tx, valid, 0)
+	valid, indexes := validOf(b, newUsers)
+	created, err := s.users.CreateMany(ctx, tx, valid, users.ManyOptions{})
 	if err != nil {
 		return nil, err
 	}
+	return userResults(b, http.StatusCreated, indexes, created)
+}
+
+// userResults returns a result for each item of the batch. status is the status of a
+// success. The results of the users are those of the items with the indexes.
+func userResults(b *batch, status int, indexes []int, done []users.Result) ([]userResult, error) {
 	problems := slices.Clone(b.problems)
-	results := make([]userResult, len(newUsers))
+	results := make([]userResult, len(b.items))
 	for n, index := range indexes {
-		if created[n].Err != nil {
+		switch err := done[n].Err; {
+		case errors.Is(err, users.ErrEmailTaken):
 			problems[index] = taken(b.items[index])
-			continue
+		case errors.Is(err, users.ErrNotFound):
+			problems[index] = unknownID(b.items[index])
+		case err != nil:
+			return nil, err
+		default:
+			u := wireUser(done[n].User)
+			results[index] = userResult{Status: status, User: &u}
 		}
-		u := wireUser(created[n].User)
-		results[index] = userResult{Status: http.StatusCreated, User: &u}
 	}
 	for i, err := range problems {
 		if err != nil {
@@ -146,6 +206,11 @@ func taken(item *input.Object) error {
 	return &problem.Error{Kind: problem.EmailTaken, Values: []problem.Value{item.Place("email", "is taken")}}
 }
 
+// unknownID returns the problem of an item whose id belongs to no user.
+func unknownID(item *input.Object) error {
+	return &problem.Error{Kind: problem.UserNotFound, Values: []problem.Value{item.Place("id", "belongs to no user")}}
+}
+
 // readUser reads a user from the object's members, and returns the rules that the
 // members break.
 func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRule) {
@@ -154,23 +219,33 @@ func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRul
 	return newUser, userRules(err)
 }
 
-func (s *Server) getUser(c echo.Context) error {
+// userID returns the id in the path.
+func userID(c echo.Context) (uuid.UUID, error) {
 	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
-		return echo.ErrNotFound
+		return uuid.Nil, echo.ErrNotFound
 	}
 	id, ok := input.ParseUUID(c.Param("id"))
 	if !ok { // an invalid id belongs to no user
-		return users.ErrNotFound
+		return uuid.Nil, users.ErrNotFound
+	}
+	return id, nil
+}
+
+func (s *Server) getUser(c echo.Context) error {
+	id, err := userID(c)
+	if err != nil {
+		return err
 	}
 	var found users.User
 	ctx := c.Request().Context()
-	err := s.database(ctx, func() (err error) {
+	err = s.database(ctx, func() (err error) {
 		found, err = s.users.Get(ctx, id)
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	c.Response().Header().Set(headerETag, etagOf(found))
 	return writeJSON(c, http.StatusOK, echo.MIMEApplicationJSON, wireUser(found))
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"github.com/lib/pq"
 
@@ -81,6 +82,7 @@ type Key struct {
 type Response struct {
 	Status   int    `db:"status"`
 	Location string `db:"location"` // can be empty
+	ETag     string `db:"etag"`     // can be empty
 	Body     []byte `db:"body"`
 	// Replayed is true if the response repeats an earlier one. It is not stored.
 	Replayed bool `db:"-"`
@@ -100,7 +102,7 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Resp
 		return Response{}, false, err
 	}
 	result, err := tx.ExecContext(ctx, k.sql(keepSQL), key.Client, key.Value, key.Fingerprint[:], response.Status, response.Location,
-		response.Body, k.ttl.Seconds())
+		response.ETag, response.Body, k.ttl.Seconds())
 	if err != nil {
 		return Response{}, false, fmt.Errorf("store the response: %w", err)
 	}
@@ -116,21 +118,26 @@ func (k *Keeper) Do(ctx context.Context, tx *sqlx.Tx, key Key, work func() (Resp
 }
 
 // The lock belongs to the transaction, so a crash releases it.
-const lockSQL = `SELECT pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || $1::text || ' ' || $2::text, 0))`
+const (
+	lockSQL   = `SELECT ` + lockBegin + `$1::text || ' ' || $2::text` + lockEnd
+	lockOfRow = lockBegin + `client || ' ' || key` + lockEnd
+	lockBegin = `pg_try_advisory_xact_lock(hashtextextended('diehard idempotency key ' || `
+	lockEnd   = `, 0))`
+)
 
 // Must run as a separate statement after the lock. The snapshot of this statement then
 // includes the commit of the previous holder of the lock.
 const selectSQL = `
-SELECT fingerprint, status, location, body
+SELECT fingerprint, status, location, etag, body
 FROM {schema}idempotency_keys
 WHERE client = $1 AND key = $2 AND expires_at > clock_timestamp()`
 
 const keepSQL = `
-INSERT INTO {schema}idempotency_keys (client, key, fingerprint, status, location, body, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 second')
+INSERT INTO {schema}idempotency_keys (client, key, fingerprint, status, location, etag, body, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp() + $8 * interval '1 second')
 ON CONFLICT (client, key) DO UPDATE
 SET fingerprint = excluded.fingerprint, status = excluded.status, location = excluded.location,
-    body = excluded.body, expires_at = excluded.expires_at
+    etag = excluded.etag, body = excluded.body, expires_at = excluded.expires_at
 WHERE {schema}idempotency_keys.expires_at <= clock_timestamp()`
 
 // take locks the key until tx ends and returns the stored response, if any.
@@ -144,6 +151,57 @@ func (k *Keeper) take(ctx context.Context, tx *sqlx.Tx, key Key) (response Respo
 	}
 	return k.find(ctx, tx, key)
 }
+
+// RowResponse is the response to a request that inserts a row.
+type RowResponse struct {
+	// RowID is the row's id.
+	RowID    uuid.UUID
+	Key      Key
+	Response Response
+}
+
+// RowParts are parts of a statement that inserts rows and stores the responses.
+type RowParts struct {
+	// Condition is false for the id of a row whose key is locked by another transaction.
+	// Otherwise, it locks the key.
+	Condition string
+	// Insert stores the responses for the ids in a relation named inserted. It fails if a
+	// key has a response, even if that response has expired.
+	Insert string
+	Args   []any
+}
+
+// ForRows returns the parts of a statement that inserts rows, and stores the response
+// for each inserted row as Do does. All keys must be different. The parameters of the
+// parts are numbered from first.
+func (k *Keeper) ForRows(responses []RowResponse, first int) RowParts {
+	n := len(responses)
+	ids, clients, keys, fingerprints := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.ByteaArray, n)
+	statuses, locations, etags, bodies := make(pq.Int64Array, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.ByteaArray, n)
+	for i, r := range responses {
+		ids[i], clients[i], keys[i], fingerprints[i] = r.RowID.String(), r.Key.Client, r.Key.Value, r.Key.Fingerprint[:]
+		statuses[i], locations[i], etags[i], bodies[i] = int64(r.Response.Status), r.Response.Location, r.Response.ETag, r.Response.Body
+	}
+	return RowParts{
+		Condition: fmt.Sprintf(rowConditionSQL, first, first+1, first+2),
+		Insert:    k.sql(fmt.Sprintf(keepRowsSQL, first+8, first, first+1, first+2, first+3, first+4, first+5, first+6, first+7)),
+		Args:      []any{ids, clients, keys, fingerprints, statuses, locations, etags, bodies, k.ttl.Seconds()},
+	}
+}
+
+// The statement tries each lock once, before it inserts the first row.
+const rowConditionSQL = `id <> ALL (ARRAY(
+    SELECT row_id FROM unnest($%d::uuid[], $%d::text[], $%d::text[]) AS keyed (row_id, client, key)
+    WHERE NOT ` + lockOfRow + `))`
+
+// Has no ON CONFLICT: a response that exists was committed by an earlier holder of the lock,
+// and the whole statement must fail.
+const keepRowsSQL = `
+INSERT INTO {schema}idempotency_keys (client, key, fingerprint, status, location, etag, body, expires_at)
+SELECT client, key, fingerprint, status, location, etag, body, clock_timestamp() + $%d * interval '1 second'
+FROM unnest($%d::uuid[], $%d::text[], $%d::text[], $%d::bytea[], $%d::int[], $%d::text[], $%d::text[], $%d::bytea[])
+     AS kept (row_id, client, key, fingerprint, status, location, etag, body)
+WHERE row_id IN (SELECT id FROM inserted)`
 
 // Claim claims different keys of one client in tx, without responses. It returns an error
 // for each key: nil, ErrClaimed or ErrMismatch. It waits for a transaction that is claiming
@@ -191,8 +249,8 @@ func (k *Keeper) Claim(ctx context.Context, tx *sqlx.Tx, client string, keys []K
 
 // claimSQL takes the keys in order, so that two transactions cannot deadlock.
 const claimSQL = `
-INSERT INTO {schema}idempotency_keys AS kept (client, key, fingerprint, status, location, body, expires_at)
-SELECT $1, key, fingerprint, 0, '', '', clock_timestamp() + $4 * interval '1 second'
+INSERT INTO {schema}idempotency_keys AS kept (client, key, fingerprint, status, location, etag, body, expires_at)
+SELECT $1, key, fingerprint, 0, '', '', '', clock_timestamp() + $4 * interval '1 second'
 FROM unnest($2::text[], $3::bytea[]) AS given (key, fingerprint)
 ORDER BY key
 ON CONFLICT (client, key) DO UPDATE

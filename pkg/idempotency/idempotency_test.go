@@ -169,8 +169,8 @@ var _ = Describe("A request with an idempotency key", func() {
 	It("has no effect if a writer without the lock has stored a response", func(ctx SpecContext) {
 		err := postgres.InTx(ctx, db, func(tx *sqlx.Tx) error {
 			_, _, err := keeper.Do(ctx, tx, key("k", "a"), func() (idempotency.Response, error) {
-				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (client, key, fingerprint, status, location, body, expires_at)
-					VALUES ('', 'k', sha256('a'), 201, '/effects/other', '{}', clock_timestamp() + interval '1 hour')`)
+				db.MustExecContext(ctx, `INSERT INTO idempotency_keys (client, key, fingerprint, status, location, etag, body, expires_at)
+					VALUES ('', 'k', sha256('a'), 201, '/effects/other', '', '{}', clock_timestamp() + interval '1 hour')`)
 				return effect(ctx, tx, "one")()
 			})
 			return err
@@ -227,7 +227,7 @@ var _ = Describe("A request with an idempotency key", func() {
 
 		It("has its response deleted, and other responses are kept", func(ctx SpecContext) {
 			db.MustExecContext(ctx, `INSERT INTO idempotency_keys
-				SELECT '', 'old ' || n, '', 201, '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
+				SELECT '', 'old ' || n, '', 201, '', '', '', clock_timestamp() FROM generate_series(1, 2500) n`)
 			_, _, err := do(ctx, key("young", "a"), "two")
 			Expect(err).NotTo(HaveOccurred())
 			running, stop := context.WithTimeout(ctx, time.Minute)

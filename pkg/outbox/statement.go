@@ -132,6 +132,9 @@ func (p *Publisher) buildInsertWith(insert Insert, byDefault bool) string {
 	} else {
 		query += published(columns+", environment", values+", environment", "")
 	}
+	if insert.Additional != "" {
+		query += ",\nadditional AS (" + insert.Additional + ")"
+	}
 	return query + "\nSELECT id FROM inserted"
 }
 
@@ -168,4 +171,8 @@ type Insert struct {
 	Args []any
 	// RowIDs contains the row id of each event.
 	RowIDs []uuid.UUID
+	// Additional is an optional statement that is executed together with SQL, such as an
+	// INSERT into another table. It shares the parameters of SQL. It can read the ids of
+	// the inserted rows from a relation named inserted.
+	Additional string
 }

@@ -61,11 +61,15 @@ func class(err *pq.Error) string {
 	return string(err.Code[:2])
 }
 
-// IsConflict reports whether PostgreSQL has rolled the transaction back because of another
-// transaction: a deadlock or a serialization failure. The same transaction can succeed at
+// ErrConflict means that another transaction committed what this transaction was about to
+// commit. The caller has to roll back.
+var ErrConflict = errors.New("conflict with another transaction")
+
+// IsConflict reports whether the transaction failed because of another transaction: a
+// deadlock, a serialization failure or ErrConflict. The same transaction can succeed at
 // once.
 func IsConflict(err error) bool {
-	return hasCode(err, pqerror.TRSerializationFailure, pqerror.TRDeadlockDetected)
+	return errors.Is(err, ErrConflict) || hasCode(err, pqerror.TRSerializationFailure, pqerror.TRDeadlockDetected)
 }
 
 // IsLockTimeout reports whether a lock was not available within lock_timeout.

@@ -143,7 +143,7 @@ var _ = Describe("Creating a user", func() {
 				news[i] = addressed(email)
 			}
 			err = postgres.InStatement(ctx, db, func(q *postgres.Statement) (err error) {
-				results, err = s.CreateMany(ctx, q, news, time.Millisecond)
+				results, err = s.CreateMany(ctx, q, news, users.ManyOptions{LockTimeout: time.Millisecond})
 				return err
 			})
 			return results, err

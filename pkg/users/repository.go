@@ -1,9 +1,11 @@
 package users
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/outbox"
+	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
 // The index users_email_key decides whether an address is taken. ON CONFLICT checks the
@@ -25,15 +28,22 @@ ON CONFLICT (lower(email)) DO NOTHING`
 // Inserts in the order of the arrays. $6 is the lock timeout, or NULL for the session's
 // lock timeout. The statement sets lock_timeout before it inserts the first row. It also
 // sets synchronous_commit, because it can be its own transaction: behind a pooler that
-// shares sessions, the session's value can be that of another client.
-const insertManySQL = `
+// shares sessions, the session's value can be that of another client. The condition
+// selects the users to insert.
+func insertManySQL(condition string) string {
+	return `
 INSERT INTO {schema}users (id, email, first_name, last_name, created_at, updated_at)
 SELECT id, email, first_name, last_name, $5::timestamptz, $5::timestamptz
 FROM (SELECT set_config('lock_timeout', coalesce($6::text, current_setting('lock_timeout')), true),
              set_config('synchronous_commit', 'on', true)) AS setting,
      unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS u (id, email, first_name, last_name)
+WHERE ` + condition + `
 ON CONFLICT (lower(email)) DO NOTHING
 RETURNING id`
+}
+
+// insertManyParameters is the number of parameters of insertManySQL.
+const insertManyParameters = 6
 
 const selectByIDSQL = `
 SELECT id, email, first_name, last_name, created_at, updated_at
@@ -75,7 +85,7 @@ func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 
 // insertMany returns the statement that inserts the users whose addresses are not taken.
 // All users must have the same time of creation.
-func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Insert {
+func (s *Service) insertMany(users []User, lockTimeout time.Duration, c Companion) outbox.Insert {
 	n := len(users)
 	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
 	for i, u := range users {
@@ -85,7 +95,94 @@ func (s *Service) insertMany(users []User, lockTimeout time.Duration) outbox.Ins
 	if lockTimeout > 0 {
 		timeout = strconv.FormatInt(lockTimeout.Milliseconds(), 10)
 	}
-	return outbox.Insert{SQL: s.sql(insertManySQL), Args: []any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}}
+	return outbox.Insert{
+		SQL:        s.sql(insertManySQL(cmp.Or(c.Condition, "true"))),
+		Args:       append([]any{ids, emails, firstNames, lastNames, users[0].CreatedAt, timeout}, c.Args...),
+		Additional: c.Insert,
+	}
+}
+
+// All transactions lock users in the same order to prevent deadlocks.
+const lockUsersSQL = `
+SELECT id, email, first_name, last_name, created_at, updated_at
+FROM {schema}users
+WHERE id = ANY ($1::uuid[])
+ORDER BY id
+FOR UPDATE`
+
+const selectOwnersSQL = `
+SELECT id, lower(email) AS email
+FROM {schema}users
+WHERE lower(email) = ANY ($1::text[])`
+
+const updateSQL = `
+UPDATE {schema}users AS u
+SET email = c.email, first_name = c.first_name, last_name = c.last_name, updated_at = c.updated_at
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+     AS c (id, email, first_name, last_name, updated_at)
+WHERE u.id = c.id`
+
+const deleteSQL = `DELETE FROM {schema}users WHERE id = ANY ($1::uuid[])`
+
+// lock locks the users until the end of tx, and returns those that exist.
+func (s *Service) lock(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[uuid.UUID]User, error) {
+	var rows []row
+	if err := tx.SelectContext(ctx, &rows, s.sql(lockUsersSQL), textArray(ids)); err != nil {
+		return nil, err //nolint:wrapcheck // the caller wraps it
+	}
+	users := make(map[uuid.UUID]User, len(rows))
+	for _, r := range rows {
+		users[r.ID] = r.user()
+	}
+	return users, nil
+}
+
+// selectOwners returns the ids of the users that have the addresses. The addresses are the
+// results of key.
+func (s *Service) selectOwners(ctx context.Context, tx *sqlx.Tx, addresses []string) (map[string]uuid.UUID, error) {
+	owners := map[string]uuid.UUID{}
+	if len(addresses) == 0 {
+		return owners, nil
+	}
+	var rows []row
+	if err := tx.SelectContext(ctx, &rows, s.sql(selectOwnersSQL), pq.StringArray(addresses)); err != nil {
+		return nil, err //nolint:wrapcheck // the caller wraps it
+	}
+	for _, r := range rows {
+		owners[r.Email] = r.ID
+	}
+	return owners, nil
+}
+
+// update writes the users' values. If another transaction has inserted one of the addresses
+// since selectOwners, the error is postgres.ErrConflict.
+func (s *Service) update(ctx context.Context, tx *sqlx.Tx, changed map[uuid.UUID]User) error {
+	n := len(changed)
+	ids, emails, times := make(pq.StringArray, 0, n), make(pq.StringArray, 0, n), make(pq.StringArray, 0, n)
+	firstNames, lastNames := make(pq.StringArray, 0, n), make(pq.StringArray, 0, n)
+	for _, u := range changed {
+		ids, emails = append(ids, u.ID.String()), append(emails, u.Email.String())
+		firstNames, lastNames = append(firstNames, u.FirstName.String()), append(lastNames, u.LastName.String())
+		times = append(times, u.UpdatedAt.Format(time.RFC3339Nano))
+	}
+	_, err := tx.ExecContext(ctx, s.sql(updateSQL), ids, emails, firstNames, lastNames, times)
+	if postgres.IsUniqueViolation(err, "users_email_key") {
+		return fmt.Errorf("%w: %w", postgres.ErrConflict, err)
+	}
+	return err //nolint:wrapcheck // the caller wraps it
+}
+
+func (s *Service) delete(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) error {
+	_, err := tx.ExecContext(ctx, s.sql(deleteSQL), textArray(ids))
+	return err //nolint:wrapcheck // the caller wraps it
+}
+
+func textArray(ids []uuid.UUID) pq.StringArray {
+	texts := make(pq.StringArray, len(ids))
+	for i, id := range ids {
+		texts[i] = id.String()
+	}
+	return texts
 }
 
 // row is a row of the table users.

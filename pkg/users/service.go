@@ -15,7 +15,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 )
 
-// Service creates and finds users. It is safe for concurrent use.
+// Service creates, finds, changes and deletes users. It is safe for concurrent use.
 type Service struct {
 	db        *sqlx.DB
 	publisher *outbox.Publisher
@@ -89,21 +89,40 @@ func (s *Service) Create(ctx context.Context, tx *sqlx.Tx, n NewUser) (User, err
 	return user, nil
 }
 
-// Result is the result of CreateMany for one user. Err is nil or ErrEmailTaken.
+// Result is the result of CreateMany or Update for one user. If Err is not nil, User is
+// the zero value.
 type Result struct {
 	User User
 	Err  error
 }
 
+// ManyOptions are the options of CreateMany. The zero value is usable.
+type ManyOptions struct {
+	// LockTimeout limits the wait for another transaction that inserts one of the
+	// addresses. 0 means the session's limit.
+	LockTimeout time.Duration
+	// Companion returns SQL that CreateMany executes with its statement. The parameters
+	// of that SQL are numbered from firstParameter. It may be nil.
+	Companion func(users []User, firstParameter int) (Companion, error)
+}
+
+// Companion is SQL that inserts rows of another table for new users.
+type Companion struct {
+	// Condition is true for the ids of the users to create. The other users get
+	// ErrEmailTaken.
+	Condition string
+	// Insert is a statement that can read the ids of the created users from a relation
+	// named inserted.
+	Insert string
+	Args   []any
+}
+
 // CreateMany creates several users as Create does, and returns the results in the order
-// of news. If two users have the same address, the second gets ErrEmailTaken.
+// of news. The error of a result is nil or ErrEmailTaken. If two users have the same
+// address, the second gets ErrEmailTaken.
 // CreateMany runs one statement, so q can be a transaction or a connection in
-// autocommit mode.
-//
-// lockTimeout limits the wait for another transaction that inserts one of the
-// addresses; 0 means the session's limit. If q is a transaction, the caller must roll
-// it back after an error.
-func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, lockTimeout time.Duration) ([]Result, error) {
+// autocommit mode. If q is a transaction, the caller must roll it back after an error.
+func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUser, o ManyOptions) ([]Result, error) {
 	if len(news) == 0 {
 		return nil, nil
 	}
@@ -117,9 +136,16 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 		}
 		events[i], ids[i] = event, users[i].ID
 	}
+	var companion Companion
+	if o.Companion != nil {
+		var err error
+		if companion, err = o.Companion(users, insertManyParameters+1); err != nil {
+			return nil, fmt.Errorf("create users: %w", err)
+		}
+	}
 	// All calls lock addresses in the same order to prevent deadlocks.
 	inOrder := slices.SortedStableFunc(slices.Values(users), func(a, b User) int { return cmp.Compare(a.Email.key(), b.Email.key()) })
-	insert := s.insertMany(inOrder, lockTimeout)
+	insert := s.insertMany(inOrder, o.LockTimeout, companion)
 	insert.RowIDs = ids
 	failpoint.At(failpoint.PublishBefore)
 	inserted, err := s.publisher.PublishInserted(ctx, q, insert, events...)

@@ -1,5 +1,5 @@
-// Package users creates and finds users. It inserts a user and the event user_created in
-// one PostgreSQL transaction.
+// Package users creates, finds, changes and deletes users. The change of a user and its
+// event commit in one PostgreSQL transaction.
 package users
 
 import (
@@ -34,8 +34,23 @@ type UserCreated struct {
 	LastName  string `json:"last_name"`
 }
 
-// eventTypes are the types of the events about users. The service does not publish all of
-// them yet.
+// UserUpdated is the event context of user_updated.
+type UserUpdated struct {
+	UserID string `json:"user_id"`
+	// Changed contains the new values of the fields that have changed.
+	Changed struct {
+		Email     *string `json:"email,omitempty"`
+		FirstName *string `json:"first_name,omitempty"`
+		LastName  *string `json:"last_name,omitempty"`
+	} `json:"changed"`
+}
+
+// UserDeleted is the event context of user_deleted. It has no personal data but the id.
+type UserDeleted struct {
+	UserID string `json:"user_id"`
+}
+
+// eventTypes are the types of the events about users.
 var eventTypes = []string{"user_created", "user_updated", "user_deleted"}
 
 // IsEventType reports whether an event of this type is about a user of this service, so
@@ -47,4 +62,6 @@ var (
 	ErrEmailTaken = errors.New("user with this email already exists")
 	// ErrNotFound means that no user has the id.
 	ErrNotFound = errors.New("user not found")
+	// ErrModified means that the user does not meet the condition of a change.
+	ErrModified = errors.New("user was modified")
 )

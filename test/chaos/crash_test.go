@@ -270,29 +270,73 @@ var _ = Describe("An API that is killed", func() {
 	}
 })
 
+// replays says for each failpoint of a request with a key whether the repetition gets a
+// stored response.
+type replays map[failpoint.Point]bool
+
+var (
+	// inTransaction is for requests that write in several statements.
+	inTransaction = replays{
+		failpoint.KeyTaken: false, failpoint.PublishBefore: false, failpoint.PublishInserted: false, failpoint.KeyKept: false,
+		failpoint.PublishCommitted: true,
+	}
+	// inOneStatement is for requests in a group: one statement inserts and commits.
+	inOneStatement = replays{failpoint.PublishBefore: false, failpoint.PublishInserted: true, failpoint.PublishCommitted: true}
+)
+
 var _ = Describe("An API that is killed in a request with an idempotency key", func() {
-	for point, replayed := range map[failpoint.Point]string{
-		failpoint.KeyTaken: "", failpoint.PublishBefore: "", failpoint.PublishInserted: "", failpoint.KeyKept: "",
-		failpoint.PublishCommitted: "true",
+	// Users that exist before the request.
+	const ada, bob = "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11", "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c12"
+	for _, change := range []struct {
+		method, path, body string
+		replays            replays
+		status             int
+		emails             []string // of the users after the request
+		events             int
+	}{
+		{"POST", "/v1/users", `{"email":"eve@example.com"}`, inOneStatement, http.StatusCreated, []string{"ada", "bob", "eve"}, 1},
+		{
+			"POST", "/v1/users/batch", `{"data":[{"email":"eve@example.com"},{"email":"zoe@example.com"},{"email":"?"}]}`, inTransaction,
+			http.StatusOK,
+			[]string{"ada", "bob", "eve", "zoe"},
+			2,
+		},
+		{
+			"POST", "/v1/users/batch?atomic=true", `{"data":[{"email":"eve@example.com"},{"email":"zoe@example.com"}]}`, inTransaction,
+			http.StatusOK,
+			[]string{"ada", "bob", "eve", "zoe"},
+			2,
+		},
+		{"PATCH", "/v1/users/" + ada, `{"email":"eve@example.com"}`, inTransaction, http.StatusOK, []string{"bob", "eve"}, 1},
+		{"DELETE", "/v1/users/" + ada, ``, inTransaction, http.StatusNoContent, []string{"bob"}, 1},
+		{
+			"PATCH", "/v1/users/batch", `{"data":[{"id":"` + ada + `","email":"eve@example.com"},{"id":"` + bob + `","email":"zoe@example.com"},{}]}`,
+			inTransaction, http.StatusOK,
+			[]string{"eve", "zoe"},
+			2,
+		},
+		{"POST", "/v1/users/batch/delete", `{"data":[{"id":"` + ada + `"},{"id":"` + bob + `"},{}]}`, inTransaction, http.StatusOK, []string{}, 2},
+		{"POST", "/v1/events", `{"event_type":"a","event_context":1}`, inTransaction, http.StatusAccepted, []string{"ada", "bob"}, 1},
+		{
+			"POST", "/v1/events/batch", `{"data":[{"event_type":"a","event_context":1},{"event_type":"b","event_context":2},{}]}`, inTransaction,
+			http.StatusOK,
+			[]string{"ada", "bob"},
+			2,
+		},
 	} {
-		for _, change := range []struct {
-			path, body string
-			status     int
-			users      int
-			events     int
-		}{
-			{"/v1/users", `{"email":"ada@example.com"}`, http.StatusCreated, 1, 1},
-			{"/v1/users/batch", `{"data":[{"email":"ada@example.com"},{"email":"bob@example.com"},{"email":"?"}]}`, http.StatusOK, 2, 2},
-			{"/v1/users/batch?atomic=true", `{"data":[{"email":"ada@example.com"},{"email":"bob@example.com"}]}`, http.StatusOK, 2, 2},
-			{"/v1/events", `{"event_type":"a","event_context":1}`, http.StatusAccepted, 0, 1},
-			{"/v1/events/batch", `{"data":[{"event_type":"a","event_context":1},{"event_type":"b","event_context":2},{}]}`, http.StatusOK, 0, 2},
-		} {
-			It(fmt.Sprintf("commits the change with its key, or neither, at %s of POST %s", point, change.path), func(ctx SpecContext) {
+		for point, replayed := range change.replays {
+			It(fmt.Sprintf("commits the change with its key, or neither, at %s of %s %s", point, change.method, change.path), func(ctx SpecContext) {
 				s := newSystem(ctx)
 				ask := func(api *programs.Process) (system.Response, error) {
-					return system.Post(ctx, api.URL()+change.path, json.RawMessage(change.body), "Idempotency-Key: k")
+					var body any
+					if change.body != "" {
+						body = json.RawMessage(change.body)
+					}
+					return system.Send(ctx, change.method, api.URL()+change.path, body, "Idempotency-Key: k")
 				}
 				api := s.API(fmt.Sprintf("FAILPOINT=%s=kill", point))
+				s.Postgres.MustExecContext(ctx, `INSERT INTO users (id, email, created_at, updated_at) VALUES
+					($1, 'ada@example.com', now(), now()), ($2, 'bob@example.com', now(), now())`, ada, bob)
 				_, err := ask(api)
 				Expect(err).To(HaveOccurred(), "the API responded")
 				api.EndsWith(killed)
@@ -303,18 +347,21 @@ var _ = Describe("An API that is killed in a request with an idempotency key", f
 					response, err = ask(api)
 					return response.Status, err
 				}).WithTimeout(patience).Should(Equal(change.status))
-				Expect(response.Headers.Get("Idempotency-Replayed")).To(Equal(replayed))
+				Expect(response.Headers.Get("Idempotency-Replayed")).To(Equal(map[bool]string{true: "true"}[replayed]))
 				repeated, err := ask(api)
 				Expect(err).NotTo(HaveOccurred())
+				Expect(repeated.Status).To(Equal(change.status))
 				Expect(repeated.Headers.Get("Idempotency-Replayed")).To(Equal("true"))
+				Expect(repeated.Headers["Etag"]).To(Equal(response.Headers["Etag"]))
 				Expect(repeated.Body).To(Equal(response.Body))
 
-				var users, keys int
-				Expect(s.Postgres.QueryRow("SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM idempotency_keys)").
-					Scan(&users, &keys)).To(Succeed())
-				Expect(users).To(Equal(change.users))
+				emails := []string{}
+				Expect(s.Postgres.SelectContext(ctx, &emails, "SELECT split_part(email, '@', 1) FROM users ORDER BY email")).To(Succeed())
+				Expect(emails).To(Equal(change.emails))
+				var keys int
+				Expect(s.Postgres.GetContext(ctx, &keys, "SELECT count(*) FROM idempotency_keys")).To(Succeed())
 				Expect(keys).To(Equal(1))
-				s.Relay(s.ClickHouse.Native)
+				s.Relay(s.ClickHouse.Native, "DIEHARD_RELAY_FLUSH_TIMEOUT=1s") // limits the wait for earlier inserts
 				expectOnce(ctx, s, outcome{Fault: "API killed at each step", Done: "changes with a key", Events: change.events})
 			})
 		}

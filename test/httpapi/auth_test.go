@@ -64,7 +64,8 @@ var _ = Describe("Authentication", func() {
 		api := start(ctx, withKeys("secret-a"))
 		for _, request := range []string{
 			"GET /v1/users", "HEAD /v1/users", "POST /v1/users", "GET /v1/users/x", "POST /v1/users/batch", "POST /v1/events",
-			"POST /v1/events/batch", "PUT /v1/users", "GET /v1/nothing", "GET /v1", "GET /v1/",
+			"POST /v1/events/batch", "PATCH /v1/users/x", "DELETE /v1/users/x", "PATCH /v1/users/batch", "POST /v1/users/batch/delete",
+			"PUT /v1/users", "GET /v1/nothing", "GET /v1", "GET /v1/",
 		} {
 			method, path, _ := strings.Cut(request, " ")
 			Expect(api.do(ctx, method, path, nil).status).To(Equal(http.StatusUnauthorized), request)
@@ -95,11 +96,13 @@ var _ = Describe("Authentication", func() {
 		for request, needed := range map[string]string{
 			"GET /v1/users": scope.ReadUsers, "HEAD /v1/users": scope.ReadUsers, "GET /v1/users/x": scope.ReadUsers,
 			"POST /v1/users": scope.WriteUsers, "POST /v1/users/batch": scope.WriteUsers,
+			"PATCH /v1/users/x": scope.WriteUsers, "DELETE /v1/users/x": scope.WriteUsers,
+			"PATCH /v1/users/batch": scope.WriteUsers, "POST /v1/users/batch/delete": scope.WriteUsers,
 			"POST /v1/events": scope.PublishEvents, "POST /v1/events/batch": scope.PublishEvents,
 		} {
 			method, path, _ := strings.Cut(request, " ")
 			var sent io.Reader
-			if method == http.MethodPost {
+			if method == http.MethodPost || method == http.MethodPatch {
 				sent = strings.NewReader(body)
 			}
 			answer := api.do(ctx, method, path, sent, "Authorization: Bearer secret-a")

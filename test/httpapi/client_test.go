@@ -7,10 +7,13 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/pkg/httpapi"
+	"github.com/diehard-outbox/diehard/pkg/httpapi/scope"
 )
 
 var _ = Describe("A generated client", func() {
-	It("creates a user and publishes events with the types of the document", func(ctx SpecContext) {
+	It("creates, changes and deletes users and publishes events with the types of the document", func(ctx SpecContext) {
 		contract, err := filepath.Abs("../../pkg/httpapi/openapi.json")
 		Expect(err).NotTo(HaveOccurred())
 		dir := GinkgoT().TempDir()
@@ -25,8 +28,11 @@ var _ = Describe("A generated client", func() {
 			return string(output)
 		}
 		run("generate", ".")
-		Expect(run("run", ".", start(ctx).url)).To(MatchRegexp(`^[0-9a-f-]{36}\n$`))
-		Expect(count(ctx, "users")).To(Equal(1))
-		Expect(count(ctx, "outbox_events")).To(Equal(2))
+		api := start(ctx, withKeys("secret-all", "secret-reader"), func(o *httpapi.Options) { o.Keys[1].Scopes = []string{scope.ReadUsers} })
+		Expect(run("run", ".", api.url, "secret-all", "secret-reader")).To(MatchRegexp(`^[0-9a-f-]{36}\n$`))
+		Expect(count(ctx, "users")).To(BeZero())
+		for eventType, n := range map[string]int{"user_created": 3, "user_updated": 2, "user_deleted": 3, "order_placed": 1} {
+			Expect(count(ctx, "outbox_events WHERE event_type = '"+eventType+"'")).To(Equal(n), eventType)
+		}
 	})
 })

@@ -26,25 +26,34 @@ import (
 
 // maker makes valid and invalid requests from the document's schemas. The validator
 // decides whether a request is valid.
-type maker struct{ *rand.Rand }
+type maker struct {
+	*rand.Rand
+
+	ids []string // of existing users
+}
 
 // one returns a random value of the list.
 func one[T any](m maker, values ...T) T { return values[m.IntN(len(values))] }
 
-// odd has large values, unusual text, and values of types that most fields refuse.
-var odd = []any{
-	nil, true, -1, 1.5, json.Number("1e30"), "", " ", "\x00", "é\u202e💥", strings.Repeat("a", 1000),
-	[]any{},
-	[]any{nil},
-	map[string]any{},
-	"2500-13-01T00:00:00Z", "ada@", "Ada <ada@example.com>",
+// odd returns large values, unusual text, and values of types that most fields refuse. The
+// caller may change them.
+func odd() []any {
+	return []any{
+		nil, true, -1, 1.5, json.Number("1e30"), "", " ", "\x00", "é\u202e💥", strings.Repeat("a", 1000),
+		[]any{},
+		[]any{nil},
+		map[string]any{},
+		"2500-13-01T00:00:00Z", "ada@", "Ada <ada@example.com>",
+	}
 }
 
 // value returns a value that the schema allows.
 func (m maker) value(schema *base.Schema) any {
 	switch {
 	case len(schema.Type) == 0:
-		return one(m, odd...)
+		return one(m, odd()...)
+	case slices.Contains(schema.Type, "null") && m.IntN(4) == 0:
+		return nil
 	case schema.Type[0] == "object":
 		object := make(map[string]any)
 		for name, property := range schema.Properties.FromOldest() {
@@ -66,6 +75,9 @@ func (m maker) value(schema *base.Schema) any {
 	case schema.Type[0] == "boolean":
 		return m.IntN(2) == 0
 	case schema.Format == "uuid":
+		if len(m.ids) > 0 && m.IntN(2) == 0 {
+			return one(m, m.ids...)
+		}
 		return fmt.Sprintf("00000000-0000-7000-8000-%012x", m.Uint32())
 	case schema.Format == "date-time":
 		zone := time.FixedZone("", 60*(m.IntN(24*60)-12*60))
@@ -141,11 +153,11 @@ func (m maker) spoil(value any) any {
 		names := append(slices.Sorted(maps.Keys(value)), "unknown")
 		switch name := names[m.IntN(len(names))]; m.IntN(5) {
 		case 0:
-			return one(m, odd...)
+			return one(m, odd()...)
 		case 1:
 			delete(value, name)
 		case 2:
-			value[name] = one(m, odd...)
+			value[name] = one(m, odd()...)
 		default:
 			value[name] = m.spoil(value[name])
 		}
@@ -158,14 +170,14 @@ func (m maker) spoil(value any) any {
 		value[i] = m.spoil(value[i])
 		return value
 	}
-	return one(m, odd...)
+	return one(m, odd()...)
 }
 
 // made is a generated request.
 type made struct {
 	method, target string
-	body           []byte // nil if there is no body
-	headers        []string
+	body           []byte   // nil if there is no body
+	headers        []string // with the media type of the body
 }
 
 func (m maker) request(method, path string, operation *v3.Operation) made {
@@ -173,7 +185,7 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 	query := make(url.Values)
 	for _, parameter := range operation.Parameters {
 		value := func() string {
-			if schema := parameter.Schema.Schema(); schema.Type[0] != "string" || schema.Pattern != "" {
+			if schema := parameter.Schema.Schema(); schema.Type[0] != "string" || schema.Pattern != "" || schema.Format == "uuid" {
 				return fmt.Sprint(m.value(schema))
 			}
 			return parameter.Example.Value // only the server knows other valid values
@@ -187,7 +199,7 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 		default:
 			query.Set(parameter.Name, value())
 			if parameter.Name != "cursor" && m.IntN(3) == 0 {
-				query.Set(parameter.Name, fmt.Sprint(one(m, odd...)))
+				query.Set(parameter.Name, fmt.Sprint(one(m, odd()...)))
 			}
 		}
 	}
@@ -198,7 +210,9 @@ func (m maker) request(method, path string, operation *v3.Operation) made {
 	if operation.RequestBody == nil {
 		return request
 	}
-	content := m.value(operation.RequestBody.Content.GetOrZero("application/json").Schema.Schema())
+	mediaType := one(m, slices.Collect(operation.RequestBody.Content.KeysFromOldest())...)
+	request.headers = append(request.headers, "Content-Type: "+mediaType)
+	content := m.value(operation.RequestBody.Content.GetOrZero(mediaType).Schema.Schema())
 	if m.IntN(2) == 0 {
 		content = m.spoil(content)
 	}
@@ -216,9 +230,6 @@ func (r made) isValid(ctx context.Context) bool {
 	GinkgoHelper()
 	request, err := http.NewRequestWithContext(ctx, r.method, r.target, bytes.NewReader(r.body))
 	Expect(err).NotTo(HaveOccurred())
-	if r.body != nil {
-		request.Header.Set("Content-Type", "application/json")
-	}
 	for _, line := range r.headers {
 		name, value, _ := strings.Cut(line, ": ")
 		request.Header.Set(name, value)
@@ -230,8 +241,8 @@ func (r made) isValid(ctx context.Context) bool {
 var _ = Describe("Requests made from the OpenAPI document", func() {
 	// api.do checks the response against the document.
 	DescribeTable("are accepted if the document allows them, and refused otherwise", func(ctx SpecContext, seed uint64) {
-		api, m := start(ctx), maker{rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a seed repeats a failed run
-		times := map[bool]int{}
+		api, m := start(ctx), maker{Rand: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a seed repeats a failed run
+		times, statuses := map[bool]int{}, map[int]int{}
 		for path, item := range theContract().Paths.PathItems.FromOldest() {
 			for method, operation := range item.GetOperations().FromOldest() {
 				for range 100 {
@@ -246,6 +257,10 @@ var _ = Describe("Requests made from the OpenAPI document", func() {
 					}
 					valid := request.isValid(ctx)
 					times[valid]++
+					statuses[answered.status]++
+					if answered.status == http.StatusCreated {
+						m.ids = append(m.ids, answered.object()["id"].(string))
+					}
 					refused := strings.Contains(answered.body, "#validation-failed") || answered.status == http.StatusBadRequest
 					Expect(answered.status).To(BeNumerically("<", 500), answered.body)
 					Expect(refused).To(Equal(!valid), "%s %s %q %.2000q: %d %.1000s",
@@ -255,6 +270,9 @@ var _ = Describe("Requests made from the OpenAPI document", func() {
 		}
 		Expect(times[true]).To(BeNumerically(">", 100))
 		Expect(times[false]).To(BeNumerically(">", 100))
+		for _, status := range []int{http.StatusOK, http.StatusNoContent, http.StatusNotFound, http.StatusPreconditionFailed} {
+			Expect(statuses[status]).To(BeNumerically(">", 0), "%d", status)
+		}
 	},
 		Entry("seed 1", uint64(1)), Entry("seed 2", uint64(2)), Entry("seed 3", uint64(3)),
 	)

@@ -86,17 +86,22 @@ func (b invalidInput) expect(a response) {
 	}
 }
 
+// someID is the id in a path whose body or headers are invalid.
+const someID = "019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11"
+
 // send sends the row's input to the operation in the heading.
 func (b invalidInput) send(ctx context.Context, a *api, heading string) response {
 	GinkgoHelper()
 	method, path, _ := strings.Cut(heading, " ")
 	switch {
-	case method == "POST":
-		return a.do(ctx, method, path, strings.NewReader(b.sent))
+	case method == "POST", method == "PATCH":
+		return a.do(ctx, method, strings.Replace(path, "{id}", someID, 1), strings.NewReader(b.sent))
 	case strings.Contains(path, "{id}"):
-		return a.get(ctx, strings.Replace(path, "{id}", b.sent, 1))
+		return a.do(ctx, method, strings.Replace(path, "{id}", b.sent, 1), nil)
 	case method == "GET":
 		return a.get(ctx, path+"?"+b.sent)
+	case heading == "Headers of a PATCH":
+		return a.do(ctx, "PATCH", "/v1/users/"+someID, strings.NewReader(`{"first_name":"Ada"}`), b.sent)
 	default:
 		return a.create(ctx, `{"email":"ada@example.com"}`, b.sent)
 	}

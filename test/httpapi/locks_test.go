@@ -92,7 +92,7 @@ var _ = Describe("A lock in PostgreSQL", func() {
 		api := start(ctx, onDatabase(own))
 		Expect(api.create(ctx, `{"email":"ada@example.com"}`, "Idempotency-Key: k").status).To(Equal(http.StatusCreated))
 		refused := api.create(ctx, `{"email":"always@example.com"}`)
-		expectProblem(refused, http.StatusServiceUnavailable, "unavailable")
+		expectProblem(refused, http.StatusServiceUnavailable, "locked")
 		Expect(refused.header.Get("Retry-After")).To(Equal("1"))
 		var users, events int
 		Expect(own.QueryRowContext(ctx, "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM outbox_events)").Scan(&users, &events)).To(Succeed())

@@ -37,15 +37,24 @@ var _ = Describe("Problems", func() {
 			Expect(strings.Split(refused.header.Get("Allow"), ", ")).To(ConsistOf(allow...))
 		},
 		Entry("DELETE", http.MethodDelete, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
-		Entry("POST to a user", http.MethodPost, "/v1/users/1", "OPTIONS", "GET", "HEAD"),
+		Entry("POST to a user", http.MethodPost, "/v1/users/1", "OPTIONS", "GET", "HEAD", "PATCH", "DELETE"),
+		Entry("PUT of a user", http.MethodPut, "/v1/users/1", "OPTIONS", "GET", "HEAD", "PATCH", "DELETE"),
+		Entry("PUT of many users", http.MethodPut, "/v1/users/batch", "OPTIONS", "PATCH", "POST"),
+		Entry("PUT to a deletion", http.MethodPut, "/v1/users/batch/delete", "OPTIONS", "POST"),
 		Entry("a method that HTTP does not define", "FROB", "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 		Entry("TRACE", http.MethodTrace, "/v1/users", "OPTIONS", "GET", "HEAD", "POST"),
 	)
 
 	It("are not the response to OPTIONS, which lists the methods", func(ctx SpecContext) {
-		options := start(ctx).do(ctx, http.MethodOptions, "/v1/users", nil)
-		Expect(options.status).To(Equal(http.StatusNoContent))
-		Expect(strings.Split(options.header.Get("Allow"), ", ")).To(ConsistOf("OPTIONS", "GET", "HEAD", "POST"))
+		api := start(ctx)
+		for path, methods := range map[string][]string{
+			"/v1/users": {"GET", "HEAD", "POST"}, "/v1/users/" + unknownID: {"GET", "HEAD", "PATCH", "DELETE"},
+			"/v1/users/batch": {"POST", "PATCH"}, "/v1/users/batch/delete": {"POST"},
+		} {
+			options := api.do(ctx, http.MethodOptions, path, nil)
+			Expect(options.status).To(Equal(http.StatusNoContent))
+			Expect(strings.Split(options.header.Get("Allow"), ", ")).To(ConsistOf(append(methods, "OPTIONS")), path)
+		}
 	})
 
 	It("hide the text of a panic, and do not stop the server", func(ctx SpecContext) {

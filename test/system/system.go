@@ -187,15 +187,27 @@ var client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}}
 // Post sends a JSON body with headers like "Traceparent: 00-…", and parses the
 // JSON response.
 func Post(ctx context.Context, url string, body any, headers ...string) (Response, error) {
-	encoded, err := json.Marshal(body)
+	return Send(ctx, http.MethodPost, url, body, headers...)
+}
+
+// Send is Post with another method. The request has no body if body is nil. Body is nil in
+// a response without content.
+func Send(ctx context.Context, method, url string, body any, headers ...string) (Response, error) {
+	var sent io.Reader = http.NoBody
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return Response{}, err
+		}
+		sent = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, url, sent)
 	if err != nil {
 		return Response{}, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(encoded))
-	if err != nil {
-		return Response{}, err
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
 	}
-	request.Header.Set("Content-Type", "application/json")
 	for _, header := range headers {
 		name, value, _ := strings.Cut(header, ": ")
 		request.Header.Set(name, value)
@@ -210,6 +222,9 @@ func Post(ctx context.Context, url string, body any, headers ...string) (Respons
 		return Response{}, err
 	}
 	a := Response{Status: response.StatusCode, Headers: response.Header}
+	if a.Status == http.StatusNoContent {
+		return a, nil
+	}
 	if err := json.Unmarshal(content, &a.Body); err != nil {
 		return Response{}, fmt.Errorf("%w: %s", err, content)
 	}

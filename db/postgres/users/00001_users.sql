@@ -34,6 +34,7 @@ CREATE TABLE {schema}idempotency_keys (
     fingerprint bytea       NOT NULL,
     status      int         NOT NULL,
     location    text        NOT NULL,
+    etag        text        NOT NULL,
     body        bytea       NOT NULL,
     expires_at  timestamptz NOT NULL,
     PRIMARY KEY (client, key)

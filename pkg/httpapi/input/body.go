@@ -10,6 +10,7 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -28,9 +29,16 @@ const (
 	MaxFields = 64
 )
 
-// ReadBody reads the request's body, of at most maxBytes. The error is a *problem.Error.
-func ReadBody(w http.ResponseWriter, r *http.Request, maxBytes int64) ([]byte, error) {
-	if err := checkMediaType(r.Header); err != nil {
+// Media types of JSON bodies.
+const (
+	JSON       = "application/json"
+	MergePatch = "application/merge-patch+json" // RFC 7396
+)
+
+// ReadBody reads the request's body, of at most maxBytes and of one of the media types. The
+// error is a *problem.Error.
+func ReadBody(w http.ResponseWriter, r *http.Request, maxBytes int64, mediaTypes ...string) ([]byte, error) {
+	if err := checkMediaType(r.Header, mediaTypes); err != nil {
 		return nil, err
 	}
 	return readBody(w, r, maxBytes)
@@ -57,13 +65,16 @@ func ParseObject(ctx context.Context, body []byte) (*Object, error) {
 	return newObject("", body, members), nil
 }
 
-func checkMediaType(header http.Header) error {
+func checkMediaType(header http.Header, mediaTypes []string) error {
 	mediaType, params, err := mime.ParseMediaType(header.Get("Content-Type"))
 	charset := cmp.Or(params["charset"], "utf-8")
 	encoding := cmp.Or(header.Get("Content-Encoding"), "identity")
-	if err != nil || mediaType != "application/json" ||
+	if err != nil || !slices.Contains(mediaTypes, mediaType) ||
 		!strings.EqualFold(charset, "utf-8") || !strings.EqualFold(encoding, "identity") {
-		return &problem.Error{Kind: problem.UnsupportedMediaType}
+		return &problem.Error{
+			Kind:   problem.UnsupportedMediaType,
+			Detail: "The body must be sent as Content-Type: " + strings.Join(mediaTypes, " or ") + ", in UTF-8 and without a Content-Encoding",
+		}
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func read(ctx context.Context, body string) *input.Object {
 	GinkgoHelper()
 	request := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", strings.NewReader(body))
 	request.Header.Set("Content-Type", "application/json")
-	content, err := input.ReadBody(httptest.NewRecorder(), request, 1<<24)
+	content, err := input.ReadBody(httptest.NewRecorder(), request, 1<<24, input.JSON)
 	Expect(err).NotTo(HaveOccurred())
 	Expect(string(content)).To(Equal(body))
 	object, err := input.ParseObject(ctx, content)
@@ -105,7 +105,7 @@ var _ = Describe("A body", func() {
 		defer cancel()
 		request := httptest.NewRequestWithContext(late, http.MethodPost, "/", iotest.ErrReader(reason))
 		request.Header.Set("Content-Type", "application/json")
-		_, err := input.ReadBody(httptest.NewRecorder(), request, 1000)
+		_, err := input.ReadBody(httptest.NewRecorder(), request, 1000, input.JSON)
 		Expect(err).To(HaveField("Kind", kind))
 	},
 		Entry("if its framing is invalid", errors.New("malformed chunked encoding"), time.Now().Add(time.Hour), problem.MalformedRequest),

@@ -148,6 +148,21 @@ func (o *Object) text(name string, value jsontext.Value) (text string) {
 	return text
 }
 
+// MergedString takes a string of a merge patch (RFC 7396). It returns nil if the member is
+// missing, and an empty string if it is null, which removes the value. If the value is
+// required, null is refused.
+func (o *Object) MergedString(name string, required bool) *string {
+	value := o.take(name)
+	if value == nil {
+		return nil
+	}
+	if value.Kind() == 'n' && !required {
+		return new(string)
+	}
+	text := o.text(name, value)
+	return &text
+}
+
 // OptionalTime takes an RFC 3339 time. It returns fallback if the member is
 // missing.
 func (o *Object) OptionalTime(name string, fallback time.Time) (value time.Time) {
@@ -176,6 +191,20 @@ func (o *Object) OptionalUUID(name string, fallback uuid.UUID) (value uuid.UUID,
 	if text == nil {
 		return fallback, false
 	}
+	return o.uuid(name, text, fallback)
+}
+
+// RequiredUUID takes a UUID other than the nil UUID.
+func (o *Object) RequiredUUID(name string) uuid.UUID {
+	text := o.Required(name)
+	if text == nil {
+		return uuid.Nil
+	}
+	value, _ := o.uuid(name, text, uuid.Nil)
+	return value
+}
+
+func (o *Object) uuid(name string, text jsontext.Value, fallback uuid.UUID) (value uuid.UUID, valid bool) {
 	var form string
 	if text.Kind() == '"' && json.Unmarshal(text, &form) == nil {
 		if id, ok := ParseUUID(form); ok && id != uuid.Nil {

@@ -64,13 +64,17 @@ var (
 		Slug: "email-taken", Status: http.StatusConflict, Title: "E-mail address taken",
 		Detail: "User with this email already exists",
 	}
+	PreconditionFailed = &Kind{
+		Slug: "precondition-failed", Status: http.StatusPreconditionFailed, Title: "Precondition failed",
+		Detail: "The user has changed since the version in If-Match; nothing was changed",
+	}
 	BodyTooLarge = &Kind{
 		Slug: "body-too-large", Status: http.StatusRequestEntityTooLarge, Title: "Body too large",
 		Detail: "The request's body is too large",
 	}
 	UnsupportedMediaType = &Kind{
 		Slug: "unsupported-media-type", Status: http.StatusUnsupportedMediaType, Title: "Unsupported media type",
-		Detail: "The body must be sent as Content-Type: application/json, in UTF-8 and without a Content-Encoding",
+		Detail: "The body has a media type that this path does not support",
 	}
 	ValidationFailed = &Kind{
 		Slug: "validation-failed", Status: http.StatusUnprocessableEntity, Title: "Validation failed",
@@ -89,7 +93,7 @@ var (
 	}
 	Locked = &Kind{
 		Slug: "locked", Status: http.StatusServiceUnavailable, Title: "Locked",
-		Detail: "Another transaction holds a lock that this request needs; nothing was changed", RetryAfter: 1,
+		Detail: "Another transaction locks or changes what this request needs; nothing was changed", RetryAfter: 1,
 	}
 	OutcomeUnknown = &Kind{
 		Slug: "outcome-unknown", Status: http.StatusServiceUnavailable, Title: "Outcome unknown",

@@ -36,6 +36,8 @@ type Error struct {
 	Values []Value
 	// Omitted is the number of further invalid values.
 	Omitted int
+	// RetryAfter replaces the kind's RetryAfter, unless it is 0.
+	RetryAfter int
 }
 
 // Value is an invalid value in a request.
