@@ -22,21 +22,38 @@ import (
 )
 
 // createScript creates a user and its event in one statement. This is the cheapest
-// way in which PostgreSQL can do the work of the API.
+// way in which PostgreSQL can do the work of the API. %[2]s is storeScript or empty.
 const createScript = `\set n random(1, 1000000000000)
 WITH created AS (
     INSERT INTO users (id, email, first_name, last_name, created_at, updated_at)
     VALUES (%[1]s, 'user-' || :n || '@example.com', 'Ada', 'Lovelace', now(), now())
     ON CONFLICT (lower(email)) DO NOTHING
     RETURNING id, email
-)
+)%[2]s
 INSERT INTO outbox_events (event_id, event_type, event_date_time, environment, event_context, metadata_version)
 SELECT %[1]s, 'user_created', now(), 'Local',
        ('{"user_id":"' || id || '","email":"' || email || '","first_name":"Ada","last_name":"Lovelace"}')::json, 1
 FROM created;
 `
 
-const createTime = 2 * time.Second
+// storeScript stores a response under an idempotency key.
+const storeScript = `, stored AS (
+    INSERT INTO idempotency_keys (client, key, fingerprint, status, location, etag, body, expires_at)
+    SELECT '', 'key-' || :n , sha256('request'), 201, '/v1/users/' || id, '"1764403200000000"',
+           convert_to('{"id":"' || id || '","email":"' || email || '","first_name":"Ada","last_name":"Lovelace",' ||
+                      '"created_at":"2025-11-29T08:00:00Z","updated_at":"2025-11-29T08:00:00Z"}', 'UTF8'),
+           now() + interval '1 day'
+    FROM created
+)`
+
+const (
+	createTime = 2 * time.Second
+	// overloadTime is longer than a client waits after a request that was shed.
+	overloadTime = 10 * time.Second
+	// overloadClients is four times http.max_concurrent_requests.
+	overloadClients = 400
+	bestClients     = 100
+)
 
 // benchAPI compares the users that the API creates per second with pgbench
 // transactions that write the same rows. Both rates exclude the CPU time of the
@@ -52,7 +69,27 @@ func benchAPI(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, api.stop()) }()
-	script, err := d.writeScript(ctx)
+	for _, c := range []createCase{
+		{name: "api_vs_pgbench_cte_c8", clients: 8},
+		{name: "api_vs_pgbench_cte_c32", clients: 32},
+		{name: "api_keyed_vs_pgbench_c32", clients: 32, keyed: true},
+	} {
+		if err := b.creates(ctx, d, api, c); err != nil {
+			return err
+		}
+	}
+	return b.overload(ctx, d, api)
+}
+
+// createCase compares requests of concurrent clients with pgbench.
+type createCase struct {
+	name    string // of the ratio
+	clients int
+	keyed   bool // the requests have idempotency keys
+}
+
+func (b *bench) creates(ctx context.Context, d *database, api *program, c createCase) error {
+	script, err := d.writeScript(ctx, c.keyed)
 	if err != nil {
 		return err
 	}
@@ -61,39 +98,62 @@ func benchAPI(ctx context.Context, b *bench) (err error) {
 	if _, err := exec.LookPath("pgbench"); err != nil {
 		reference, measure = "database/sql (pgbench is not installed)", d.prepared
 	}
-	for _, clients := range []int{8, 32} {
-		requests := b.newSeries(fmt.Sprintf("POST /v1/users, %d clients", clients), "1/s")
-		transactions := b.newSeries(fmt.Sprintf("%s, one statement, %d clients", reference, clients), "1/s")
-		cpu := b.newSeries(fmt.Sprintf("the API's CPU for a request, %d clients", clients), "us")
-		err := b.inRounds(ctx, d.emptied(func(ctx context.Context) error {
-			before, err := cpuTime(api.cmd.Process.Pid)
-			if err != nil {
-				return err
-			}
-			rate, n, err := load(ctx, api.http, clients, b.during(createTime))
-			if err != nil {
-				return err
-			}
-			after, err := cpuTime(api.cmd.Process.Pid)
-			if err != nil {
-				return err
-			}
-			requests.add(rate)
-			cpu.add(float64((after - before).Microseconds()) / float64(n))
-			return nil
-		}), d.emptied(func(ctx context.Context) error {
-			rate, err := measure(ctx, script, clients, b.during(createTime))
-			transactions.add(rate)
-			return err
-		}))
+	of := fmt.Sprintf("%d clients", c.clients)
+	if c.keyed {
+		of += ", with keys"
+	}
+	requests := b.newSeries("POST /v1/users, "+of, "1/s")
+	transactions := b.newSeries(reference+", one statement, "+of, "1/s")
+	cpu := b.newSeries("the API's CPU for a request, "+of, "us")
+	err = b.inRounds(ctx, d.emptied(func(ctx context.Context) error {
+		before, err := cpuTime(api.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		for _, s := range []*series{requests, transactions, cpu} {
-			s.show(b.out)
+		rate, n, err := load(ctx, api.http, c.clients, b.during(createTime), c.keyed)
+		if err != nil {
+			return err
 		}
-		b.compare(fmt.Sprintf("api_vs_pgbench_cte_c%d", clients), requests, transactions)
+		after, err := cpuTime(api.cmd.Process.Pid)
+		if err != nil {
+			return err
+		}
+		requests.add(rate)
+		cpu.add(float64((after - before).Microseconds()) / float64(n))
+		return nil
+	}), d.emptied(func(ctx context.Context) error {
+		rate, err := measure(ctx, script, c.clients, b.during(createTime))
+		transactions.add(rate)
+		return err
+	}))
+	if err != nil {
+		return err
 	}
+	for _, s := range []*series{requests, transactions, cpu} {
+		s.show(b.out)
+	}
+	b.compare(c.name, requests, transactions)
+	return nil
+}
+
+// overload compares more clients than the API serves at a time with as many as it serves.
+// The clients wait for Retry-After after a request that was shed.
+func (b *bench) overload(ctx context.Context, d *database, api *program) error {
+	best := b.newSeries(fmt.Sprintf("POST /v1/users, %d clients", bestClients), "1/s")
+	overloaded := b.newSeries(fmt.Sprintf("POST /v1/users, %d clients", overloadClients), "1/s")
+	measure := func(s *series, clients int) func(context.Context) error {
+		return d.emptied(func(ctx context.Context) error {
+			rate, _, err := load(ctx, api.http, clients, b.during(overloadTime), false)
+			s.add(rate)
+			return err
+		})
+	}
+	if err := b.inRounds(ctx, measure(best, bestClients), measure(overloaded, overloadClients)); err != nil {
+		return err
+	}
+	best.show(b.out)
+	overloaded.show(b.out)
+	b.compare("api_overload_c400", overloaded, best)
 	return nil
 }
 
@@ -116,8 +176,8 @@ func ownTime() time.Duration {
 var users atomic.Int64
 
 // load runs concurrent clients for a duration. Each client creates one user after the
-// other.
-func load(ctx context.Context, address string, clients int, d time.Duration) (rate float64, created int64, err error) {
+// other, with an idempotency key if keyed is true.
+func load(ctx context.Context, address string, clients int, d time.Duration, keyed bool) (rate float64, created int64, err error) {
 	var n atomic.Int64
 	start, cpu := time.Now(), ownTime()
 	group, ctx := errgroup.WithContext(ctx)
@@ -129,10 +189,18 @@ func load(ctx context.Context, address string, clients int, d time.Duration) (ra
 			}
 			defer c.Close()
 			for time.Since(start) < d && ctx.Err() == nil {
-				if err := c.createUser(); err != nil {
+				wait, err := c.createUser(keyed)
+				if err != nil {
 					return err
 				}
-				n.Add(1)
+				if wait == 0 {
+					n.Add(1)
+					continue
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(min(wait, d-time.Since(start))):
+				}
 			}
 			return nil
 		})
@@ -162,25 +230,33 @@ func newClient(ctx context.Context, address string) (*client, error) {
 	return &client{Conn: conn, address: address, responses: bufio.NewReader(conn)}, nil
 }
 
-func (c *client) createUser() error {
+// createUser creates a user. If the request was shed, it returns the time after which the
+// client may repeat it.
+func (c *client) createUser(keyed bool) (retryAfter time.Duration, err error) {
+	n := users.Add(1)
 	c.body = append(c.body[:0], `{"email":"user-`...)
-	c.body = strconv.AppendInt(c.body, users.Add(1), 10)
+	c.body = strconv.AppendInt(c.body, n, 10)
 	c.body = append(c.body, `@example.com","first_name":"Ada","last_name":"Lovelace"}`...)
-	return c.post("/v1/users", c.body, "201")
+	header := ""
+	if keyed {
+		header = "Idempotency-Key: key-" + strconv.FormatInt(n, 10) + "\r\n"
+	}
+	return c.post("/v1/users", header, c.body, "201")
 }
 
-// post sends a body and expects a status.
-func (c *client) post(path string, body []byte, expected string) error {
+// post sends a body and expects a status. header is empty, or consists of lines. If the
+// request was shed, post returns the time after which the client may repeat it.
+func (c *client) post(path, header string, body []byte, expected string) (retryAfter time.Duration, err error) {
 	c.request.Reset()
-	fmt.Fprintf(&c.request, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
-		path, c.address, len(body))
+	fmt.Fprintf(&c.request, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n",
+		path, c.address, len(body), header)
 	c.request.Write(body)
 	if _, err := c.Write(c.request.Bytes()); err != nil {
-		return fmt.Errorf("send a request: %w", err)
+		return 0, fmt.Errorf("send a request: %w", err)
 	}
 	status, err := c.responses.ReadSlice('\n')
 	if err != nil {
-		return fmt.Errorf("read a response: %w", err)
+		return 0, fmt.Errorf("read a response: %w", err)
 	}
 	const code, codeEnd = len("HTTP/1.1 "), len("HTTP/1.1 201")
 	asExpected := len(status) > codeEnd && string(status[code:codeEnd]) == expected
@@ -192,27 +268,37 @@ func (c *client) post(path string, body []byte, expected string) error {
 	for {
 		line, err := c.responses.ReadSlice('\n')
 		if err != nil {
-			return fmt.Errorf("read a response: %w", err)
+			return 0, fmt.Errorf("read a response: %w", err)
 		}
 		if len(line) == len("\r\n") {
 			break
 		}
 		if value, ok := bytes.CutPrefix(line, []byte("Content-Length: ")); ok {
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return fmt.Errorf("read a response: %w", err)
+				return 0, fmt.Errorf("read a response: %w", err)
 			}
+		}
+		if value, ok := bytes.CutPrefix(line, []byte("Retry-After: ")); ok {
+			seconds, err := strconv.Atoi(string(bytes.TrimSpace(value)))
+			if err != nil {
+				return 0, fmt.Errorf("read a response: %w", err)
+			}
+			retryAfter = time.Duration(seconds) * time.Second
 		}
 	}
 	if asExpected {
 		_, err = c.responses.Discard(length)
-		return err //nolint:wrapcheck // the error names the operation
+		return 0, err //nolint:wrapcheck // the error names the operation
 	}
-	rest, _ := io.ReadAll(io.LimitReader(c.responses, int64(length)))
-	return fmt.Errorf("the API responded with %s: %s", response, rest)
+	rest, err := io.ReadAll(io.LimitReader(c.responses, int64(length)))
+	if err == nil && retryAfter > 0 && bytes.Contains(rest, []byte("#overloaded")) {
+		return retryAfter, nil
+	}
+	return 0, fmt.Errorf("the API responded with %s: %s", response, rest)
 }
 
 // writeScript writes pgbench's script to a file and returns its path.
-func (d *database) writeScript(ctx context.Context) (string, error) {
+func (d *database) writeScript(ctx context.Context, keyed bool) (string, error) {
 	id := "gen_random_uuid()"
 	var hasV7 bool
 	if err := d.GetContext(ctx, &hasV7, "SELECT current_setting('server_version_num')::int >= 180000"); err != nil {
@@ -225,7 +311,11 @@ func (d *database) writeScript(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("write the script: %w", err)
 	}
-	_, err = fmt.Fprintf(file, createScript, id)
+	store := ""
+	if keyed {
+		store = storeScript
+	}
+	_, err = fmt.Fprintf(file, createScript, id, store)
 	return file.Name(), errors.Join(err, file.Close())
 }
 

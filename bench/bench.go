@@ -227,7 +227,7 @@ func (d *database) publishNow(ctx context.Context, n int) error {
 // the first ids are missing, and resolve every event.
 func (d *database) empty(ctx context.Context) error {
 	for {
-		_, err := d.ExecContext(ctx, "TRUNCATE users, outbox_events, outbox_batches, outbox_cursor, outbox_history, outbox_dead_letters RESTART IDENTITY")
+		_, err := d.ExecContext(ctx, "TRUNCATE users, idempotency_keys, outbox_events, outbox_batches, outbox_cursor, outbox_history, outbox_dead_letters RESTART IDENTITY")
 		if err == nil {
 			break
 		}

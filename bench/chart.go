@@ -16,7 +16,7 @@ type group struct {
 
 var groups = []group{
 	{"Draining the outbox", []string{"relay_vs_pipe", "relay_vs_watermill", "relay_vs_river", "replicas_8_vs_1"}},
-	{"Creating users", []string{"api_vs_pgbench_cte_c8", "api_vs_pgbench_cte_c32", "batch_vs_copy"}},
+	{"Creating users", []string{"api_vs_pgbench_cte_c8", "api_vs_pgbench_cte_c32", "api_keyed_vs_pgbench_c32", "batch_vs_copy"}},
 	{"Creating a user while ClickHouse is down", []string{"api_p99_outage_ratio"}},
 	{"Publishing in a transaction", []string{"publish_overhead"}},
 	{"The end of a backlog compared with its beginning", []string{"cut_growth_5m", "cut_growth_pinned", "poll_growth_pinned", "claim_growth_pinned"}},

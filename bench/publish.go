@@ -119,7 +119,7 @@ func benchBatch(ctx context.Context, b *bench) (err error) {
 	err = b.inRounds(ctx, d.emptied(func(context.Context) error {
 		start := time.Now()
 		for range n {
-			if err := c.post("/v1/users/batch", usersBody(batchUsers), "200"); err != nil {
+			if _, err := c.post("/v1/users/batch", "", usersBody(batchUsers), "200"); err != nil {
 				return err
 			}
 		}
