@@ -1,5 +1,5 @@
-// Command api serves the HTTP API. It creates each user and the user's event in
-// one PostgreSQL transaction.
+// Command api serves the HTTP API. The change of a user and its event commit in one
+// PostgreSQL transaction.
 package main
 
 import (
@@ -14,7 +14,7 @@ var version = "dev" // set by the linker
 func main() {
 	os.Exit(cli.Program[*config.API]{
 		Name:     "api",
-		Short:    "Create users over HTTP and publish an event for each",
+		Short:    "Serve users and events over HTTP, and publish an event for each change",
 		Version:  version,
 		AddFlags: config.AddAPIFlags,
 		Load:     load,

@@ -172,7 +172,7 @@ func (c *API) keys() []key {
 		number("http.rate_limit_per_address", &c.HTTP.RatePerAddress, "0", 0, maxRate,
 			"Requests per second from each address, with bursts of ten times the rate; 0 means no limit."),
 		integer("http.max_concurrent_requests", &c.HTTP.MaxConcurrent, "100", 1, 100_000,
-			"Maximum requests that use PostgreSQL or wait for a connection; the API sheds further requests."),
+			"Maximum requests that use PostgreSQL or wait for a connection; further requests wait for up to a second, or are shed."),
 		size("http.max_body_bytes", &c.HTTP.MaxBodyBytes, "0", 0, 256*mib,
 			"Maximum size of a request body; 0 means 64 KiB more than outbox.max_event_bytes."),
 		size("http.body_budget", &c.HTTP.BodyBudget, "0", 0, 4096*mib,

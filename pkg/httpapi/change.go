@@ -31,10 +31,10 @@ const (
 	headerIfMatch             = "If-Match"
 )
 
-// withBody returns a handler that reads the request's body, of one of the media types. If the request is invalid and
-// has an idempotency key, it may be the repetition of a request that was valid earlier: the
-// limits may have changed since, for example after an upgrade. It then gets the stored
-// response.
+// withBody returns a handler that reads the request's body, of one of the media types. If
+// the request is invalid and has an idempotency key, it may be the repetition of a request
+// that was valid earlier: the limits may have changed since, for example after an upgrade.
+// It then gets the stored response.
 func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error, mediaTypes ...string) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		body, err := input.ReadBody(c.Response().Writer, c.Request(), s.options.MaxBodyBytes, mediaTypes...)

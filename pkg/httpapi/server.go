@@ -223,10 +223,11 @@ func New(o Options) *Server {
 	s.echo.POST("/v1/users", s.withBody(s.createUser, input.JSON), writeUsers, withoutQuery)
 	s.get("/v1/users", s.listUsers, readUsers)
 	s.get("/v1/users/:id", s.getUser, readUsers, withoutQuery)
-	s.echo.PATCH("/v1/users/:id", s.withBody(s.updateUser, input.MergePatch, input.JSON), writeUsers, withoutQuery)
+	// The response to a PATCH has all values of the user, also those that the client did not send.
+	s.echo.PATCH("/v1/users/:id", s.withBody(s.updateUser, input.MergePatch, input.JSON), writeUsers, readUsers, withoutQuery)
 	s.echo.DELETE("/v1/users/:id", s.deleteUser, writeUsers, withoutQuery)
 	s.echo.POST("/v1/users/batch", s.withBody(s.createUsers, input.JSON), writeUsers)
-	s.echo.PATCH("/v1/users/batch", s.withBody(s.updateUsers, input.JSON), writeUsers)
+	s.echo.PATCH("/v1/users/batch", s.withBody(s.updateUsers, input.JSON), writeUsers, readUsers)
 	s.echo.POST("/v1/users/batch/delete", s.withBody(s.deleteUsers, input.JSON), writeUsers)
 	s.echo.POST("/v1/events", s.withBody(s.publishEvent, input.JSON), publishEvents, withoutQuery)
 	s.echo.POST("/v1/events/batch", s.withBody(s.publishEvents, input.JSON), publishEvents)
