@@ -175,7 +175,7 @@ func open(p cli.Process, c *config.API, maxOpenConns int) (*sqlx.DB, error) {
 		MaxOpenConns:    maxOpenConns,
 		ApplicationName: "diehard-api",
 		// These settings override ALTER DATABASE and ALTER ROLE. A response with the
-		// status 201 means that the change is durable. A statement that is its own
+		// status 2xx means that the change is durable. A statement that is its own
 		// transaction uses the default isolation level. If row level security hides
 		// rows, a statement fails.
 		Session: map[string]string{

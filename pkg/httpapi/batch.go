@@ -36,6 +36,9 @@ type batchResponse[T any] struct {
 
 // readBatch reads the query and the items of the body.
 func readBatch(c echo.Context, body *input.Object) (*batch, error) {
+	if len(c.Request().Header.Values(headerIfMatch)) > 0 {
+		return nil, &problem.Error{Kind: problem.MalformedRequest, Detail: "A batch cannot have an If-Match"}
+	}
 	query, err := input.ReadQuery(c.Request())
 	if err != nil {
 		return nil, err

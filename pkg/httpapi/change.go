@@ -29,6 +29,7 @@ const (
 	headerIdempotencyReplayed = "Idempotency-Replayed"
 	headerETag                = "ETag"
 	headerIfMatch             = "If-Match"
+	headerAcceptPatch         = "Accept-Patch"
 )
 
 // withBody returns a handler that reads the request's body, of one of the media types. If
@@ -38,6 +39,9 @@ const (
 func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error, mediaTypes ...string) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		body, err := input.ReadBody(c.Response().Writer, c.Request(), s.options.MaxBodyBytes, mediaTypes...)
+		if problemKind(err) == problem.UnsupportedMediaType && c.Request().Method == http.MethodPatch {
+			c.Response().Header().Set(headerAcceptPatch, strings.Join(mediaTypes, ", ")) // RFC 5789
+		}
 		if err != nil {
 			return err
 		}

@@ -110,6 +110,7 @@ func (s *Server) deleteUsers(c echo.Context, body *input.Object) error {
 		deletions[i] = users.Deletion{ID: id, Traceparent: requestOf(c).traceparent}
 	}
 	return s.change(c, body.Raw(), func(tx *sqlx.Tx) (idempotency.Response, error) {
+		// The deletions have no conditions, so none of them fails alone.
 		if _, err := s.users.Delete(c.Request().Context(), tx, deletions); err != nil {
 			return idempotency.Response{}, err
 		}

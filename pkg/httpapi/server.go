@@ -170,6 +170,7 @@ type Server struct {
 	lockWaits chan struct{} // limits the transactions that wait for a lock
 	outage    *outage
 	shedding  *shedding
+	reusers   *reusers
 	creations *groupcommit.Committer[creation, users.Result]
 	echo      *echo.Echo
 	http      *httpserver.Server
@@ -193,6 +194,7 @@ func New(o Options) *Server {
 		bodies:   input.NewBudget(o.BodyBudget),
 		outage:   &outage{log: o.Log},
 		shedding: newShedding(o.Registerer, o.Log),
+		reusers:  &reusers{until: map[string]time.Time{}},
 		echo:     echo.New(),
 	}
 	registerBodyGauge(o.Registerer, s.bodies)
@@ -223,7 +225,7 @@ func New(o Options) *Server {
 	s.echo.POST("/v1/users", s.withBody(s.createUser, input.JSON), writeUsers, withoutQuery)
 	s.get("/v1/users", s.listUsers, readUsers)
 	s.get("/v1/users/:id", s.getUser, readUsers, withoutQuery)
-	// The response to a PATCH has all values of the user, also those that the client did not send.
+	// The response to a PATCH has all values of the user.
 	s.echo.PATCH("/v1/users/:id", s.withBody(s.updateUser, input.MergePatch, input.JSON), writeUsers, readUsers, withoutQuery)
 	s.echo.DELETE("/v1/users/:id", s.deleteUser, writeUsers, withoutQuery)
 	s.echo.POST("/v1/users/batch", s.withBody(s.createUsers, input.JSON), writeUsers)

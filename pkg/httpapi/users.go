@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,8 +63,13 @@ func (s *Server) createUser(c echo.Context, body *input.Object) error {
 		return err
 	}
 	ctx := c.Request().Context()
-	return s.changeInGroup(c, body.Raw(), func(key *idempotency.Key) (idempotency.Response, error) {
+	refused := false // whether PostgreSQL has refused the group
+	err := s.changeInGroup(c, body.Raw(), func(key *idempotency.Key) (idempotency.Response, error) {
+		if key != nil && s.reusers.has(key.Client) {
+			return idempotency.Response{}, groupcommit.ErrCommitAlone
+		}
 		result, err := s.creations.Do(ctx, creation{newUser, key})
+		refused = key != nil && errors.Is(err, groupcommit.ErrCommitAlone)
 		if err := cmp.Or(err, result.Err); err != nil {
 			return idempotency.Response{}, err //nolint:wrapcheck // an error of users or groupcommit
 		}
@@ -75,6 +81,32 @@ func (s *Server) createUser(c echo.Context, body *input.Object) error {
 		}
 		return responseToCreate(created)
 	})
+	if refused && (errors.Is(err, idempotency.ErrMismatch) || c.Response().Header().Get(headerIdempotencyReplayed) != "") {
+		s.reusers.add(clientOf(c))
+	}
+	return err
+}
+
+// reuseTime is how long the requests of a client that has reused a key commit alone.
+const reuseTime = 10 * time.Second
+
+// reusers are the clients that have sent a key again with another address. Such a request
+// makes its whole group fail, so a client must not be able to repeat that quickly.
+type reusers struct {
+	mu    sync.Mutex
+	until map[string]time.Time // by client; there are only as many as in Options.Keys
+}
+
+func (r *reusers) add(client string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.until[client] = time.Now().Add(reuseTime)
+}
+
+func (r *reusers) has(client string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Before(r.until[client])
 }
 
 func responseToCreate(created users.User) (idempotency.Response, error) {
@@ -219,9 +251,17 @@ func readUser(c echo.Context, o *input.Object) (users.NewUser, []input.BrokenRul
 	return newUser, userRules(err)
 }
 
+var batchMethods = map[string]string{"batch": "OPTIONS, PATCH, POST", "batch/delete": "OPTIONS, POST"}
+
 // userID returns the id in the path.
 func userID(c echo.Context) (uuid.UUID, error) {
-	if strings.Contains(c.Param("id"), "/") { // Echo's last parameter matches slashes, too
+	// Echo's last parameter also matches the other paths below /v1/users, for the methods
+	// that these paths do not have.
+	if allowed, ok := batchMethods[c.Param("id")]; ok {
+		c.Response().Header().Set(echo.HeaderAllow, allowed)
+		return uuid.Nil, echo.ErrMethodNotAllowed
+	}
+	if strings.Contains(c.Param("id"), "/") {
 		return uuid.Nil, echo.ErrNotFound
 	}
 	id, ok := input.ParseUUID(c.Param("id"))

@@ -6,6 +6,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -160,7 +162,8 @@ func (s *Service) update(ctx context.Context, tx *sqlx.Tx, changed map[uuid.UUID
 	n := len(changed)
 	ids, emails, times := make(pq.StringArray, 0, n), make(pq.StringArray, 0, n), make(pq.StringArray, 0, n)
 	firstNames, lastNames := make(pq.StringArray, 0, n), make(pq.StringArray, 0, n)
-	for _, u := range changed {
+	byAddress := func(a, b User) int { return cmp.Compare(a.Email.key(), b.Email.key()) }
+	for _, u := range slices.SortedFunc(maps.Values(changed), byAddress) { // a usual order, to prevent deadlocks
 		ids, emails = append(ids, u.ID.String()), append(emails, u.Email.String())
 		firstNames, lastNames = append(firstNames, u.FirstName.String()), append(lastNames, u.LastName.String())
 		times = append(times, u.UpdatedAt.Format(time.RFC3339Nano))

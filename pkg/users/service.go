@@ -109,7 +109,7 @@ type ManyOptions struct {
 // Companion is SQL that inserts rows of another table for new users.
 type Companion struct {
 	// Condition is true for the ids of the users to create. The other users get
-	// ErrEmailTaken.
+	// ErrEmailTaken, too, although their addresses may be free.
 	Condition string
 	// Insert is a statement that can read the ids of the created users from a relation
 	// named inserted.

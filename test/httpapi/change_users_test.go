@@ -1182,10 +1182,16 @@ var _ = Describe("The routes that change users", func() {
 	It("do not serve other paths", func(ctx SpecContext) {
 		api := start(ctx)
 		path := api.have(ctx, "ada@example.com")
-		for _, other := range []string{path + "/", path + "/x", "/v1/users/", "/v1/users/batch/delete", "/v1/users%2F" + idOf(path)} {
+		for _, other := range []string{path + "/", path + "/x", "/v1/users/", "/v1/users%2F" + idOf(path)} {
 			expectProblem(api.patch(ctx, other, `{"first_name":"B"}`), http.StatusNotFound, "not-found")
 			expectProblem(api.delete(ctx, other), http.StatusNotFound, "not-found")
 		}
+		for other, allow := range map[string]string{"/v1/users/batch": "OPTIONS, PATCH, POST", "/v1/users/batch/delete": "OPTIONS, POST"} {
+			refused := api.delete(ctx, other)
+			expectProblem(refused, http.StatusMethodNotAllowed, "method-not-allowed")
+			Expect(refused.header.Get("Allow")).To(Equal(allow))
+		}
+		expectProblem(api.patch(ctx, "/v1/users/batch", aBatch(`{"id":"`+idOf(path)+`"}`), `If-Match: "1"`), http.StatusBadRequest, "malformed-request")
 		Expect(changesOf(ctx)).To(BeEmpty())
 	})
 

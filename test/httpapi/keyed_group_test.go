@@ -9,6 +9,8 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/testengines"
 )
 
 var _ = Describe("Requests for new users with idempotency keys", func() {
@@ -107,6 +109,24 @@ var _ = Describe("Requests for new users with idempotency keys", func() {
 		Expect(count(ctx, "users")).To(Equal(1 + n - n/20))
 		Expect(count(ctx, "outbox_events")).To(Equal(1 + n - n/20))
 		Expect(count(ctx, "idempotency_keys")).To(Equal(1 + n - n/20))
+	})
+
+	It("make a group fail only once if a client reuses a key again and again", func(ctx SpecContext) {
+		own := testengines.OpenPostgres(suite.PostgresDSN(ctx), nil)
+		own.MustExecContext(ctx, "CREATE SEQUENCE inserts")
+		own.MustExecContext(ctx, "CREATE FUNCTION count_insert() RETURNS trigger LANGUAGE plpgsql AS "+
+			"$$ BEGIN PERFORM nextval('inserts'); RETURN NEW; END $$")
+		own.MustExecContext(ctx, "CREATE TRIGGER count_insert BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION count_insert()")
+		api := start(ctx, onDatabase(own))
+		Expect(api.create(ctx, body("ada@example.com"), "Idempotency-Key: used").status).To(Equal(http.StatusCreated))
+		for i := range 10 {
+			reused := api.create(ctx, body(fmt.Sprintf("user-%d@example.com", i)), "Idempotency-Key: used")
+			expectProblem(reused, http.StatusUnprocessableEntity, "idempotency-key-reused")
+		}
+		Expect(api.create(ctx, body("bob@example.com")).status).To(Equal(http.StatusCreated))
+		var inserts int // of two users, and of the group that failed
+		Expect(own.GetContext(ctx, &inserts, "SELECT last_value FROM inserts")).To(Succeed())
+		Expect(inserts).To(Equal(3))
 	})
 
 	It("do not store a response if the address is taken", func(ctx SpecContext) {
