@@ -256,7 +256,7 @@ var _ = Describe("ClickHouse", func() {
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP PARTITION 200001")
 		gateway, through := faults.StartGatewayTo(s.ClickHouse.HTTP)
 		gateway.Impose("additional_table_filters=" + url.QueryEscape("{'event_log': 'metadata_version = 2'}"))
-		relay := s.Relay(through, slices.Concat(small, brisk)...)
+		relay := s.LaunchRelay(through, slices.Concat(small, brisk)...) // it may never be ready
 		Eventually(ctx, errorsOf).WithArguments(relay).WithTimeout(patience).Should(ContainElement(ContainSubstring("CREATE ROW POLICY")))
 		awaitNotReady(ctx, relay)
 		relay.AwaitMetric("diehard_relay_blind", 1)

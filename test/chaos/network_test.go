@@ -156,7 +156,7 @@ var _ = Describe("Between an API and PostgreSQL", func() {
 
 		It("a repeated request with the same key returns the only user that it created although "+commit.fault, func(ctx SpecContext) {
 			s, proxy, api, users := underLoad(ctx, createUsersOnce)
-			proxy.HoldFrom(commit.held, "COMMIT\x00") // the NUL excludes READ COMMITTED in BEGIN
+			proxy.HoldFrom(commit.held, "user_created")
 			users.awaitResponse(ctx, "503 outcome-unknown")
 			proxy.Release()
 			awaitReady(ctx, api)
