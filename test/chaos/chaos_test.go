@@ -64,6 +64,7 @@ var _ = Describe("Chaos", Serial, Label("long"), func() {
 			c.happened[kind.name]++
 			kind.happen(ctx)
 			c.last(ctx, 20)
+			c.restartEnded()
 		}
 
 		By("removing all faults")
@@ -145,6 +146,19 @@ func (c *chaos) startRelay(i int) {
 		env = append(env, "DIEHARD_POSTGRES_DSN="+c.throughPostgres)
 	}
 	c.relays[i] = c.LaunchRelay([]string{c.throughNative, c.throughHTTP}[i%2], env...)
+}
+
+// restartEnded starts the relays again that have ended because the table was missing at
+// their start.
+func (c *chaos) restartEnded() {
+	GinkgoHelper()
+	const running = -1
+	for i, relay := range c.relays {
+		if relay.ExitCode() != running {
+			relay.EndsWith(1)
+			c.startRelay(i)
+		}
+	}
 }
 
 // publish publishes events until it is stopped, and ignores errors. The table ledger
