@@ -58,15 +58,15 @@ func (s *Server) withBody(handler func(c echo.Context, body *input.Object) error
 
 // replayOr responds with the stored response to the request, or returns the problem.
 func (s *Server) replayOr(c echo.Context, body []byte, invalid error) error {
-	key, given, err := idempotencyKey(c, body)
-	if !given || err != nil {
+	key, err := idempotencyKey(c, body)
+	if key == nil || err != nil {
 		return invalid
 	}
 	var response idempotency.Response
 	var found bool
 	ctx := c.Request().Context()
 	err = s.database(ctx, func() (err error) {
-		response, found, err = s.options.Idempotency.Find(ctx, key)
+		response, found, err = s.options.Idempotency.Find(ctx, *key)
 		return err
 	})
 	switch {
@@ -94,7 +94,7 @@ func (s *Server) change(c echo.Context, body []byte, work func(tx *sqlx.Tx) (ide
 func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func(key *idempotency.Key) (idempotency.Response, error),
 	work func(tx *sqlx.Tx) (idempotency.Response, error),
 ) error {
-	key, given, err := idempotencyKey(c, body)
+	key, err := idempotencyKey(c, body)
 	if err != nil {
 		return err
 	}
@@ -102,19 +102,15 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func(key *id
 	replayed := false
 	ctx := c.Request().Context()
 	err = s.database(ctx, func() (err error) {
-		var stored *idempotency.Key
-		if given {
-			stored = &key
-		}
-		if response, err = inGroup(stored); !errors.Is(err, groupcommit.ErrCommitAlone) {
+		if response, err = inGroup(key); !errors.Is(err, groupcommit.ErrCommitAlone) {
 			return err
 		}
 		return s.inTx(ctx, func(tx *sqlx.Tx) (err error) {
-			if !given {
+			if key == nil {
 				response, err = work(tx)
 				return err
 			}
-			response, replayed, err = s.options.Idempotency.Do(ctx, tx, key, func() (idempotency.Response, error) { return work(tx) })
+			response, replayed, err = s.options.Idempotency.Do(ctx, tx, *key, func() (idempotency.Response, error) { return work(tx) })
 			return err
 		})
 	})
@@ -148,9 +144,9 @@ func respond(c echo.Context, response idempotency.Response, replayed bool) error
 const maxTries = 3
 
 // inTx runs work in a transaction. After a conflict, such as a deadlock, the transaction is
-// rolled back, so inTx repeats it. If a lock is not available
-// within the session's lock_timeout, the transaction begins again and waits longer, unless
-// enough other transactions wait: each of them holds a connection.
+// rolled back, so inTx repeats it. If a lock is not available within the session's
+// lock_timeout, the transaction begins again and waits longer, unless enough other
+// transactions wait: each of them holds a connection.
 func (s *Server) inTx(ctx context.Context, work func(tx *sqlx.Tx) error) (err error) {
 	waits := false
 	for range maxTries {
@@ -201,12 +197,12 @@ var (
 	bareKey   = regexp.MustCompile(`^[\x21\x23-\x5b\x5d-\x7e]+$`)
 )
 
-// idempotencyKey returns the request's idempotency key, and whether it has one.
-func idempotencyKey(c echo.Context, body []byte) (key idempotency.Key, given bool, err error) {
+// idempotencyKey returns the request's idempotency key, or nil if it has none.
+func idempotencyKey(c echo.Context, body []byte) (*idempotency.Key, error) {
 	r := c.Request()
 	values := r.Header.Values(headerIdempotencyKey)
 	if len(values) == 0 {
-		return idempotency.Key{}, false, nil
+		return nil, nil //nolint:nilnil // there is no key
 	}
 	text := values[0]
 	switch quoted := quotedKey.FindStringSubmatch(text); {
@@ -216,9 +212,9 @@ func idempotencyKey(c echo.Context, body []byte) (key idempotency.Key, given boo
 		text = ""
 	}
 	if len(values) > 1 || text == "" || len(text) > idempotency.MaxKeyBytes {
-		return idempotency.Key{}, false, &problem.Error{Kind: problem.InvalidIdempotencyKey}
+		return nil, &problem.Error{Kind: problem.InvalidIdempotencyKey}
 	}
-	return idempotency.Key{Client: clientOf(c), Value: text, Fingerprint: fingerprint(r, body)}, true, nil
+	return &idempotency.Key{Client: clientOf(c), Value: text, Fingerprint: fingerprint(r, body)}, nil
 }
 
 // clientOf returns the name of the client. It is empty if authentication is off.

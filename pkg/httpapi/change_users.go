@@ -114,14 +114,8 @@ func (s *Server) deleteUsers(c echo.Context, body *input.Object) error {
 		if _, err := s.users.Delete(c.Request().Context(), tx, deletions); err != nil {
 			return idempotency.Response{}, err
 		}
-		results := make([]userResult, len(batch.items))
-		for i, err := range batch.problems {
-			results[i] = userResult{Status: http.StatusNoContent}
-			if err != nil {
-				p := itemProblem(err)
-				results[i] = userResult{Status: p.Status, Problem: p}
-			}
-		}
+		results := slices.Repeat([]userResult{{Status: http.StatusNoContent}}, len(batch.items))
+		addProblems(results, batch.problems)
 		return responseOf(http.StatusOK, "", batchResponse[userResult]{Data: results})
 	})
 }
@@ -129,7 +123,7 @@ func (s *Server) deleteUsers(c echo.Context, body *input.Object) error {
 // readChange reads the change of a user from the object's members, and returns the rules
 // that the members break.
 func readChange(c echo.Context, o *input.Object) (users.Change, []input.BrokenRule) {
-	change, err := users.ParseChange(o.MergedString("email", true), o.MergedString("first_name", false), o.MergedString("last_name", false))
+	change, err := users.ParseChange(o.MergedString("email", false), o.MergedString("first_name", true), o.MergedString("last_name", true))
 	change.Traceparent = requestOf(c).traceparent
 	return change, userRules(err)
 }

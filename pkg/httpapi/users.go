@@ -139,7 +139,7 @@ func (s *Server) createGroup(ctx context.Context, creations []creation) (results
 	for i, c := range creations {
 		newUsers[i] = c.NewUser
 		if c.key != nil {
-			options.Companion = func(created []users.User, firstParameter int) (users.Companion, error) {
+			options.Companion = func(created []users.User, firstParameter int) (postgres.Companion, error) {
 				return s.keepResponses(creations, created, firstParameter)
 			}
 		}
@@ -158,7 +158,7 @@ func (s *Server) createGroup(ctx context.Context, creations []creation) (results
 
 // keepResponses returns the SQL that stores the responses to the requests with idempotency
 // keys.
-func (s *Server) keepResponses(creations []creation, created []users.User, firstParameter int) (users.Companion, error) {
+func (s *Server) keepResponses(creations []creation, created []users.User, firstParameter int) (postgres.Companion, error) {
 	var responses []idempotency.RowResponse
 	for i, c := range creations {
 		if c.key == nil {
@@ -166,11 +166,11 @@ func (s *Server) keepResponses(creations []creation, created []users.User, first
 		}
 		response, err := responseToCreate(created[i])
 		if err != nil {
-			return users.Companion{}, err
+			return postgres.Companion{}, err
 		}
 		responses = append(responses, idempotency.RowResponse{RowID: created[i].ID, Key: *c.key, Response: response})
 	}
-	return users.Companion(s.options.Idempotency.ForRows(responses, firstParameter)), nil
+	return s.options.Idempotency.ForRows(responses, firstParameter), nil
 }
 
 func (s *Server) createUsers(c echo.Context, body *input.Object) error {
@@ -224,13 +224,18 @@ func userResults(b *batch, status int, indexes []int, done []users.Result) ([]us
 			results[index] = userResult{Status: status, User: &u}
 		}
 	}
+	addProblems(results, problems)
+	return results, b.whole(problems)
+}
+
+// addProblems replaces the results of the items that have problems.
+func addProblems(results []userResult, problems []error) {
 	for i, err := range problems {
 		if err != nil {
 			p := itemProblem(err)
 			results[i] = userResult{Status: p.Status, Problem: p}
 		}
 	}
-	return results, b.whole(problems)
 }
 
 // taken returns the problem of an item whose e-mail address belongs to another user.

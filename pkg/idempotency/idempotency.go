@@ -160,21 +160,14 @@ type RowResponse struct {
 	Response Response
 }
 
-// RowParts are parts of a statement that inserts rows and stores the responses.
-type RowParts struct {
-	// Condition is false for the id of a row whose key is locked by another transaction.
-	// Otherwise, it locks the key.
-	Condition string
-	// Insert stores the responses for the ids in a relation named inserted. It fails if a
-	// key has a response, even if that response has expired.
-	Insert string
-	Args   []any
-}
-
-// ForRows returns the parts of a statement that inserts rows, and stores the response
-// for each inserted row as Do does. All keys must be different. The parameters of the
-// parts are numbered from first.
-func (k *Keeper) ForRows(responses []RowResponse, first int) RowParts {
+// ForRows returns SQL for a statement that inserts rows. It stores the response for each
+// inserted row as Do does. The parameters of the SQL are numbered from first. All keys
+// must be different.
+//
+// The condition is false for a row whose key is locked by another transaction. Otherwise,
+// it locks the key. The statement fails if a key has a response, even if that response has
+// expired.
+func (k *Keeper) ForRows(responses []RowResponse, first int) postgres.Companion {
 	n := len(responses)
 	ids, clients, keys, fingerprints := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.ByteaArray, n)
 	statuses, locations, etags, bodies := make(pq.Int64Array, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.ByteaArray, n)
@@ -182,7 +175,7 @@ func (k *Keeper) ForRows(responses []RowResponse, first int) RowParts {
 		ids[i], clients[i], keys[i], fingerprints[i] = r.RowID.String(), r.Key.Client, r.Key.Value, r.Key.Fingerprint[:]
 		statuses[i], locations[i], etags[i], bodies[i] = int64(r.Response.Status), r.Response.Location, r.Response.ETag, r.Response.Body
 	}
-	return RowParts{
+	return postgres.Companion{
 		Condition: fmt.Sprintf(rowConditionSQL, first, first+1, first+2),
 		Insert:    k.sql(fmt.Sprintf(keepRowsSQL, first+8, first, first+1, first+2, first+3, first+4, first+5, first+6, first+7)),
 		Args:      []any{ids, clients, keys, fingerprints, statuses, locations, etags, bodies, k.ttl.Seconds()},

@@ -329,6 +329,29 @@ var _ = Describe("Publisher", func() {
 			Expect(rows[1].Traceparent.String).To(Equal(traceparent))
 		})
 
+		It("inserts additional rows for the inserted rows, or nothing", func(ctx SpecContext) {
+			db.MustExec("CREATE TABLE notes (id uuid PRIMARY KEY)")
+			noted := func(ids ...uuid.UUID) outbox.Insert {
+				i := insert("a", ids...)
+				i.SQL = strings.Replace(i.SQL, "ON CONFLICT (name)", "ON CONFLICT", 1)
+				i.Additional = "INSERT INTO notes SELECT unnest($1::uuid[]) INTERSECT SELECT id FROM inserted"
+				return i
+			}
+			ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
+			events := []outbox.Event{complete(outbox.Event{}), complete(outbox.Event{}), complete(outbox.Event{})}
+			Expect(publisher.PublishInserted(ctx, db, noted(ids...), events...)).To(ConsistOf(ids[0], ids[1]))
+			var notes []uuid.UUID
+			Expect(db.Select(&notes, "SELECT id FROM notes")).To(Succeed())
+			Expect(notes).To(ConsistOf(ids[0], ids[1]))
+
+			db.MustExec("DELETE FROM things") // the notes exist, so the additional rows conflict
+			_, err := publisher.PublishInserted(ctx, db, noted(ids[0]), events[:1]...)
+			Expect(err).To(HaveOccurred())
+			var things, published int
+			Expect(db.QueryRow("SELECT (SELECT count(*) FROM things), (SELECT count(*) FROM outbox_events)").Scan(&things, &published)).To(Succeed())
+			Expect([]int{things, published}).To(Equal([]int{0, 2}))
+		})
+
 		It("gives an event without an environment the column's default", func(ctx SpecContext) {
 			db.MustExec("ALTER TABLE outbox_events ALTER COLUMN environment SET DEFAULT 'Deployed'")
 			publisher = outbox.NewPublisher(outbox.PublisherOptions{})

@@ -186,9 +186,9 @@ func (d *delivery) part(
 	return resultSplit, nil
 }
 
-// partsOfBatch is the number of parts of a failed batch. Fewer parts mean more failed
-// attempts until a bad event is alone. A failed attempt takes about ten times as long as a
-// successful insert. More parts mean smaller inserts.
+// partsOfBatch is the number of parts of a failed batch. With fewer parts, more attempts
+// fail until a bad event is alone. With more parts, the inserts are smaller. A failed
+// attempt takes about ten times as long as an insert that succeeds.
 const partsOfBatch = 4
 
 // parts divides ascending indexes of events into up to four parts: by their event types if

@@ -102,15 +102,23 @@ func (s *Service) Update(ctx context.Context, tx *sqlx.Tx, changes []Change) ([]
 	if len(changed) == 0 {
 		return results, nil
 	}
-	failpoint.At(failpoint.PublishBefore)
-	if err := s.update(ctx, tx, changed); err != nil {
+	if err := s.publish(ctx, tx, events, func() error { return s.update(ctx, tx, changed) }); err != nil {
 		return nil, fmt.Errorf("update users: %w", err)
+	}
+	return results, nil
+}
+
+// publish calls write and publishes the events.
+func (s *Service) publish(ctx context.Context, tx *sqlx.Tx, events []outbox.Event, write func() error) error {
+	failpoint.At(failpoint.PublishBefore)
+	if err := write(); err != nil {
+		return err
 	}
 	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
-		return nil, fmt.Errorf("update users: %w", err)
+		return err
 	}
 	failpoint.At(failpoint.PublishInserted)
-	return results, nil
+	return nil
 }
 
 func isOther(owners map[string]uuid.UUID, u User) bool {
@@ -202,13 +210,8 @@ func (s *Service) Delete(ctx context.Context, tx *sqlx.Tx, deletions []Deletion)
 	if len(deleted) == 0 {
 		return errs, nil
 	}
-	failpoint.At(failpoint.PublishBefore)
-	if err := s.delete(ctx, tx, deleted); err != nil {
+	if err := s.publish(ctx, tx, events, func() error { return s.delete(ctx, tx, deleted) }); err != nil {
 		return nil, fmt.Errorf("delete users: %w", err)
 	}
-	if err := s.publisher.Publish(ctx, tx, events...); err != nil {
-		return nil, fmt.Errorf("delete users: %w", err)
-	}
-	failpoint.At(failpoint.PublishInserted)
 	return errs, nil
 }

@@ -87,7 +87,7 @@ func (s *Service) insert(ctx context.Context, tx *sqlx.Tx, u User) error {
 
 // insertMany returns the statement that inserts the users whose addresses are not taken.
 // All users must have the same time of creation.
-func (s *Service) insertMany(users []User, lockTimeout time.Duration, c Companion) outbox.Insert {
+func (s *Service) insertMany(users []User, lockTimeout time.Duration, c postgres.Companion) outbox.Insert {
 	n := len(users)
 	ids, emails, firstNames, lastNames := make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n), make(pq.StringArray, n)
 	for i, u := range users {
@@ -126,7 +126,7 @@ WHERE u.id = c.id`
 
 const deleteSQL = `DELETE FROM {schema}users WHERE id = ANY ($1::uuid[])`
 
-// lock locks the users until the end of tx, and returns those that exist.
+// lock returns the users that exist. No other transaction can change them until tx ends.
 func (s *Service) lock(ctx context.Context, tx *sqlx.Tx, ids []uuid.UUID) (map[uuid.UUID]User, error) {
 	var rows []row
 	if err := tx.SelectContext(ctx, &rows, s.sql(lockUsersSQL), textArray(ids)); err != nil {

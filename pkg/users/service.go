@@ -102,19 +102,9 @@ type ManyOptions struct {
 	// addresses. 0 means the session's limit.
 	LockTimeout time.Duration
 	// Companion returns SQL that CreateMany executes with its statement. The parameters
-	// of that SQL are numbered from firstParameter. It may be nil.
-	Companion func(users []User, firstParameter int) (Companion, error)
-}
-
-// Companion is SQL that inserts rows of another table for new users.
-type Companion struct {
-	// Condition is true for the ids of the users to create. The other users get
-	// ErrEmailTaken, too, although their addresses may be free.
-	Condition string
-	// Insert is a statement that can read the ids of the created users from a relation
-	// named inserted.
-	Insert string
-	Args   []any
+	// of that SQL are numbered from firstParameter. The users that its condition excludes
+	// get ErrEmailTaken, too, although their addresses may be free. It may be nil.
+	Companion func(users []User, firstParameter int) (postgres.Companion, error)
 }
 
 // CreateMany creates several users as Create does, and returns the results in the order
@@ -136,7 +126,7 @@ func (s *Service) CreateMany(ctx context.Context, q outbox.Queryer, news []NewUs
 		}
 		events[i], ids[i] = event, users[i].ID
 	}
-	var companion Companion
+	var companion postgres.Companion
 	if o.Companion != nil {
 		var err error
 		if companion, err = o.Companion(users, insertManyParameters+1); err != nil {

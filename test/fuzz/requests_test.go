@@ -180,7 +180,7 @@ func expectProblem(t *testing.T, a answer, header http.Header) {
 var (
 	jsonBody = http.Header{"Content-Type": {"application/json"}}
 	posts    = []string{
-		"/v1/users", "/v1/events", "/v1/users/batch", "/v1/events/batch", "/v1/users/batch?atomic=true", "/v1/events/batch?atomic=true",
+		"/v1/users", "/v1/events", "/v1/users/batch", "/v1/events/batch", "/v1/users/batch?atomic=true", "/v1/events/batch?atomic=true", "/v1/users/batch/delete",
 	}
 	changed = []int{http.StatusOK, http.StatusCreated, http.StatusAccepted}
 	refused = []int{http.StatusBadRequest, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity}

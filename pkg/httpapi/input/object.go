@@ -149,14 +149,14 @@ func (o *Object) text(name string, value jsontext.Value) (text string) {
 }
 
 // MergedString takes a string of a merge patch (RFC 7396). It returns nil if the member is
-// missing, and an empty string if it is null, which removes the value. If the value is
-// required, null is refused.
-func (o *Object) MergedString(name string, required bool) *string {
+// missing, and an empty string if it is null, which removes the value. null is refused
+// unless nullable is true.
+func (o *Object) MergedString(name string, nullable bool) *string {
 	value := o.take(name)
 	if value == nil {
 		return nil
 	}
-	if value.Kind() == 'n' && !required {
+	if value.Kind() == 'n' && nullable {
 		return new(string)
 	}
 	text := o.text(name, value)
