@@ -137,7 +137,12 @@ var _ = Describe("The history of the outbox", func() {
 			return filled, newStore(filled)
 		}
 
-		DescribeTable("has changed", func(ctx SpecContext, empty string) {
+		const (
+			raiseSequence = "SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), (SELECT max(id) FROM outbox_events))"
+			deleteBatches = "DELETE FROM outbox_batches"
+		)
+
+		DescribeTable("has changed", func(ctx SpecContext, inOld, inNew string) {
 			publishEvents(ctx, db, 1)
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
 			lease, err := s.Claim(ctx, anyBytes, true)
@@ -146,20 +151,35 @@ var _ = Describe("The history of the outbox", func() {
 			publishEvents(ctx, db, 2)
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
 			publishEvents(ctx, db, 1)
-			if empty != "" {
-				db.MustExecContext(ctx, empty)
-			}
+			db.MustExecContext(ctx, inOld)
+			var last int
+			Expect(db.GetContext(ctx, &last, "SELECT max(id) FROM outbox_events")).To(Succeed())
 			filled, s := other(ctx)
-			filled.MustExecContext(ctx, "SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), 4)")
+			filled.MustExecContext(ctx, inNew)
 			_, err = s.Cut(ctx, 0)
 			Expect(err).To(MatchError(store.ErrHistoryChanged))
 			var unverified int
 			Expect(filled.GetContext(ctx, &unverified, "SELECT unverified_to FROM outbox_history")).To(Succeed())
-			Expect(unverified).To(Equal(4))
+			Expect(unverified).To(Equal(last))
 		},
-			Entry("with batches", ""),
-			Entry("with events only", "DELETE FROM outbox_batches"),
+			Entry("with batches", "SELECT", raiseSequence),
+			Entry("with events whose ids the sequence has not returned", deleteBatches, "SELECT"),
+			Entry("with some events whose ids the sequence has not returned", deleteBatches,
+				"SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), (SELECT min(id) FROM outbox_events))"),
+			Entry("with events that were published before the migration",
+				deleteBatches+"; UPDATE outbox_events SET published_at = '2001-01-01'", raiseSequence),
+			Entry("with the events of an outbox that has published a thousand", deleteBatches+"; DELETE FROM outbox_events;"+
+				"SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), 1000);"+
+				"INSERT INTO outbox_events (event_type, event_context) VALUES ('a', '{}')", raiseSequence),
 		)
+
+		It("has not changed if the first transactions were rolled back", func(ctx SpecContext) {
+			tx := db.MustBegin()
+			tx.MustExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) SELECT 'a', '{}' FROM generate_series(1, 999)")
+			Expect(tx.Rollback()).To(Succeed())
+			publishEvents(ctx, db, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+		})
 
 		It("has not changed while the first transactions are open", func(ctx SpecContext) {
 			late := db.MustBegin()

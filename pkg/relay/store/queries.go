@@ -37,13 +37,20 @@ FROM {schema}outbox_batches
 WHERE batch_id >= $2`
 
 // isForeignSQL is for the first cut of an outbox. It is true if another outbox has filled
-// the tables: they have batches, or the first ids are missing. The first ids can also be
-// missing because their transactions have not committed. Such a transaction holds a lock
-// on the table. The number bounds the ids of these transactions.
+// the tables: they have batches, or the first ids are missing.
+//
+// The first ids can also be missing because their transactions were rolled back, or have
+// not committed. An open transaction holds a lock on the table. The numbers bound the ids
+// of these transactions. Events with such ids are foreign if they were published before
+// the outbox existed, or if the sequence has not returned their ids, or if the role may not
+// read the sequence.
 const isForeignSQL = `
 SELECT EXISTS (SELECT FROM {schema}outbox_batches)
-    OR coalesce((SELECT min(id) FROM {schema}outbox_events), 1) >
-       CASE WHEN EXISTS (` + publishersSQL + `) THEN 10000 ELSE 1 END`
+    OR EXISTS (
+        SELECT FROM (SELECT id, published_at FROM {schema}outbox_events ORDER BY id LIMIT 1) AS first
+        WHERE id > CASE WHEN EXISTS (` + publishersSQL + `) THEN 10000 ELSE 1000 END
+           OR id > 1 AND (published_at < (SELECT recorded_at FROM {schema}outbox_history)
+                          OR coalesce((SELECT max(id) FROM {schema}outbox_events) > ` + sequenceValueSQL + `, true)))`
 
 // publishersSQL returns the open transactions that have inserted into outbox_events. An
 // INSERT takes the lock before it draws an id from the sequence. PostgreSQL releases the
