@@ -32,6 +32,9 @@ type ListenOptions struct {
 	Channels []string
 	// Log receives one record when notifications stop and one when they resume.
 	Log *slog.Logger
+	// Changed is called after each connect with true, and after each lost connection with
+	// false. It can be nil.
+	Changed func(listening bool)
 }
 
 // Listen listens to the channels and returns a Go channel for each. A Go channel
@@ -80,6 +83,9 @@ type listening struct {
 func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEventType, err error) {
 	if ctx.Err() != nil {
 		return
+	}
+	if l.o.Changed != nil {
+		l.o.Changed(event == pq.ListenerEventConnected || event == pq.ListenerEventReconnected)
 	}
 	switch event {
 	case pq.ListenerEventConnected, pq.ListenerEventReconnected:

@@ -25,6 +25,7 @@ type circuit struct {
 	unknown  int       // consecutive errors that the batch or the sink may cause
 	until    time.Time // if open: the earliest probe
 	cause    error
+	since    time.Time     // the beginning of the outage
 	checked  bool          // a probe has succeeded
 	changed  chan struct{} // closed when the state changes
 }
@@ -42,8 +43,13 @@ const (
 func newCircuit(probe func(context.Context) error, backoff backoff, log *slog.Logger) *circuit {
 	return &circuit{
 		probe: probe, backoff: backoff, log: log,
-		state: circuitOpen, cause: errNotChecked, changed: make(chan struct{}),
+		state: circuitOpen, cause: errNotChecked, since: time.Now(), changed: make(chan struct{}),
 	}
+}
+
+// String returns the name of the state, as operators see it.
+func (s circuitState) String() string {
+	return [...]string{circuitClosed: "closed", circuitOpen: "open", circuitProbing: "probing", circuitTrial: "trial"}[s]
 }
 
 var errNotChecked = errors.New("the sink has not been checked yet")
@@ -150,6 +156,9 @@ func (c *circuit) open(ctx context.Context, err error) {
 	if c.cause == nil || errors.Is(c.cause, errNotChecked) || misconfigured && !wasMisconfigured {
 		c.log.ErrorContext(ctx, "circuit breaker open", "err", err)
 	}
+	if c.cause == nil {
+		c.since = time.Now()
+	}
 	c.failures++
 	c.until = time.Now().Add(c.backoff.delay(c.failures))
 	c.cause = err
@@ -163,8 +172,19 @@ func (c *circuit) close(ctx context.Context) {
 	if !errors.Is(c.cause, errNotChecked) {
 		c.log.InfoContext(ctx, "circuit breaker closed")
 	}
-	c.cause = nil
+	c.cause, c.since = nil, time.Time{}
 	c.set(circuitClosed)
+}
+
+// look returns the name of the state, the beginning of the outage, and, if the circuit
+// breaker is open, the time of the next probe.
+func (c *circuit) look() (state string, since, probe time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == circuitOpen {
+		probe = c.until
+	}
+	return c.state.String(), c.since, probe
 }
 
 // set changes the state and wakes all waiters.

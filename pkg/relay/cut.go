@@ -22,6 +22,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		if err := r.circuit.awaitClosed(ctx); err != nil {
 			return err
 		}
+		r.turned(loopCut)
 		// The poll also finds events that the store's hints hide, so wake-ups do not
 		// postpone the poll.
 		work := true
@@ -30,6 +31,7 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 			if work, err = r.o.Store.Poll(ctx); err == nil {
 				lastPoll = time.Now()
 				r.checkFuse(ctx)
+				r.checkPause(ctx)
 				if work {
 					r.work.send(r.o.Workers)
 				}

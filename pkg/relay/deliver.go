@@ -42,6 +42,7 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) 
 	if err != nil { // PostgreSQL failed: the lease is lost, and the next claim resolves the batch
 		result = resultReleased
 		if ctx.Err() == nil {
+			r.metrics.errors.WithLabelValues(classPostgreSQL).Inc()
 			failures = r.postgres.failed(ctx, r.log, err)
 		}
 	}
@@ -144,6 +145,7 @@ func (d *delivery) retry(ctx context.Context, err error) (string, error) {
 		}
 		return resultRetried, nil
 	}
+	d.metrics.errors.WithLabelValues(errorClass(cause)).Inc()
 	class := sink.ClassOf(cause)
 	if _, misconfigured := errors.AsType[*sink.MisconfiguredError](cause); misconfigured {
 		class = sink.Unavailable

@@ -1,12 +1,14 @@
 package relay
 
 import (
-	"context"
+	"errors"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/diehard-outbox/diehard/pkg/relay/store"
+	"github.com/diehard-outbox/diehard/pkg/sink"
 )
 
 // The values of the label result of diehard_relay_batches_total.
@@ -30,6 +32,7 @@ type metrics struct {
 	batches   *prometheus.CounterVec
 	attempted prometheus.Counter
 	failed    prometheus.Counter
+	errors    *prometheus.CounterVec
 	rows      prometheus.Histogram
 	flush     prometheus.Histogram
 	delivery  prometheus.Histogram
@@ -54,21 +57,16 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFail
 			Name: "diehard_relay_events_stored_by_failed_inserts_total",
 			Help: "Events that are present although their insert failed. Materialized views of the table may lack them.",
 		}),
-		rows: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "diehard_relay_batch_rows",
-			Help:    "Events in each acknowledged insert.",
-			Buckets: prometheus.ExponentialBuckets(1, 4, 11),
-		}),
-		flush: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "diehard_relay_flush_seconds",
-			Help:    "Duration of each insert into the sink, including failed inserts.",
-			Buckets: prometheus.ExponentialBuckets(0.005, 2, 14),
-		}),
-		delivery: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "diehard_relay_delivery_seconds",
-			Help:    "Time from the publishing of each event to its acknowledgement by the sink.",
-			Buckets: prometheus.ExponentialBuckets(0.005, 2, 20),
-		}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "diehard_relay_errors_total",
+			Help: "Failed attempts to deliver a batch, by the class of the error: " + strings.Join(errorClasses, ", ") + ".",
+		}, []string{"class"}),
+		rows: newHistogram("diehard_relay_batch_rows", "Events in each acknowledged insert.",
+			prometheus.ExponentialBuckets(1, 4, 11)), // 1 to 1 million
+		flush: newHistogram("diehard_relay_flush_seconds", "Duration of each insert into the sink, including failed inserts.",
+			prometheus.ExponentialBuckets(0.005, 2, 18)), // 5 ms to 11 minutes
+		delivery: newHistogram("diehard_relay_delivery_seconds", "Time from the publishing of each event to its acknowledgement by the sink.",
+			prometheus.ExponentialBuckets(0.005, 2, 22)), // 5 ms to 3 hours
 	}
 	m.unsafe = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "diehard_relay_postgresql_unsafe",
@@ -82,7 +80,10 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFail
 	} {
 		m.batches.WithLabelValues(result)
 	}
-	registry.MustRegister(m.events, m.batches, m.attempted, m.failed, m.rows, m.flush, m.delivery, m.unsafe,
+	for _, class := range errorClasses {
+		m.errors.WithLabelValues(class)
+	}
+	registry.MustRegister(m.events, m.batches, m.attempted, m.failed, m.errors, m.rows, m.flush, m.delivery, m.unsafe,
 		newFlag("diehard_relay_circuit_open",
 			"1 if the circuit breaker is not closed: this relay inserts nothing because the sink fails.", circuitOpen),
 		newFlag("diehard_relay_blind",
@@ -96,14 +97,18 @@ func newMetrics(registry prometheus.Registerer, circuitOpen, blind, postgresFail
 	return m
 }
 
+// newHistogram returns a histogram with buckets, and with a native histogram for a server
+// that scrapes it.
+func newHistogram(name, help string, buckets []float64) prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: buckets,
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+	})
+}
+
 // newFlag returns a gauge that is 1 if isSet returns true, and otherwise 0.
 func newFlag(name, help string, isSet func() bool) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-		if isSet() {
-			return 1
-		}
-		return 0
-	})
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return flag(isSet()) })
 }
 
 // setUnsafe sets the settings of the gauge unsafe.
@@ -124,53 +129,86 @@ func (m *metrics) observe(published []int64, acknowledged time.Time) {
 	m.events.WithLabelValues(resultDelivered).Add(float64(len(published)))
 }
 
-// outboxCollector reads the outbox's figures at each scrape, within statsTimeout. The
-// cost does not grow with the outbox.
-type outboxCollector struct {
-	store                                      *store.Store
-	backlog, age, batches, failing, deadLetter *prometheus.Desc
+// The classes of errors, in addition to those of sinks.
+const (
+	classMisconfigured = "misconfigured"
+	classNotChecked    = "not_checked"
+	classPostgreSQL    = "postgresql"
+)
+
+// errorClasses are the values of the label class.
+var errorClasses = []string{
+	sink.Unavailable.String(), sink.Overloaded.String(), sink.TooLarge.String(), sink.Permanent.String(), sink.Unknown.String(),
+	classMisconfigured, classPostgreSQL,
 }
 
-const statsTimeout = 2 * time.Second
+// errorClass returns the class of an error of the sink.
+func errorClass(err error) string {
+	_, misconfigured := errors.AsType[*sink.MisconfiguredError](err)
+	_, blind := errors.AsType[*sink.BlindError](err)
+	switch {
+	case misconfigured, blind, errors.Is(err, errOtherDestination):
+		return classMisconfigured
+	case errors.Is(err, errNotChecked):
+		return classNotChecked
+	}
+	return sink.ClassOf(err).String()
+}
 
-func newOutboxCollector(s *store.Store) *outboxCollector {
-	return &outboxCollector{
-		store: s,
-		backlog: prometheus.NewDesc("diehard_outbox_backlog_events",
-			"Events in the outbox. An estimate if more than 10,000 are not in a batch yet.", nil, nil),
-		age: prometheus.NewDesc("diehard_outbox_oldest_event_age_seconds",
-			"Age of the oldest event in the outbox, 0 if it is empty.", nil, nil),
-		batches: prometheus.NewDesc("diehard_outbox_batches",
-			"Batches of the whole fleet that wait or are being delivered.", nil, nil),
-		failing: prometheus.NewDesc("diehard_relay_failing_batches",
-			"Batches of the whole fleet whose data may have caused a failed attempt. They are retried.", nil, nil),
-		deadLetter: prometheus.NewDesc("diehard_relay_dead_letters",
-			"Events that the sink refused, kept for the operator. 10,000 means 10,000 or more.", nil, nil),
+// relayCollector has the figures of this relay that change without an event to count.
+type relayCollector struct {
+	relay                            *Relay
+	reason, turn, paused, late, busy *prometheus.Desc
+}
+
+func newRelayCollector(r *Relay) *relayCollector {
+	return &relayCollector{
+		relay: r,
+		reason: prometheus.NewDesc("diehard_relay_circuit_reason",
+			"1 for the class of the error that keeps the circuit breaker open.", []string{"class"}, nil),
+		turn: prometheus.NewDesc("diehard_relay_loop_last_turn_timestamp_seconds",
+			"Time of the last turn of each loop. The loop cut waits while the circuit breaker is open.", []string{"loop"}, nil),
+		paused: prometheus.NewDesc("diehard_relay_paused",
+			"1 if an operator has paused the fleet: see relay status.", nil, nil),
+		late: prometheus.NewDesc("diehard_relay_late_commits_total",
+			"Polls that have found an event that was committed after events with higher ids were cut.", nil, nil),
+		busy: prometheus.NewDesc("diehard_relay_busy_workers",
+			"Workers of this relay that deliver a batch.", nil, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
-func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{c.backlog, c.age, c.batches, c.failing, c.deadLetter} {
+func (c *relayCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{c.reason, c.turn, c.paused, c.late, c.busy} {
 		descs <- desc
 	}
 }
 
-// Collect implements prometheus.Collector. If PostgreSQL is unavailable, it returns no
-// figures, because outdated figures would mislead.
-func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), statsTimeout)
-	defer cancel()
-	stats, err := c.store.Stats(ctx)
-	if err != nil {
-		return
+// Collect implements prometheus.Collector.
+func (c *relayCollector) Collect(samples chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		samples <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	gauge := func(desc *prometheus.Desc, value float64) {
-		samples <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value)
+	reason := ""
+	if err := c.relay.circuit.err(); err != nil {
+		reason = errorClass(err)
 	}
-	gauge(c.backlog, float64(stats.BacklogEvents))
-	gauge(c.age, stats.OldestSeconds)
-	gauge(c.batches, float64(stats.Batches))
-	gauge(c.failing, float64(stats.FailingBatches))
-	gauge(c.deadLetter, float64(stats.DeadLetters))
+	for _, class := range append(slices.Clone(errorClasses), classNotChecked) {
+		gauge(c.reason, flag(class == reason), class)
+	}
+	for loop, turn := range c.relay.turns {
+		if at := turn.Load(); at > 0 {
+			gauge(c.turn, float64(at)/1e9, string(loop))
+		}
+	}
+	gauge(c.paused, flag(c.relay.o.Store.Paused() != nil))
+	gauge(c.busy, float64(c.relay.busy.Load()))
+	samples <- prometheus.MustNewConstMetric(c.late, prometheus.CounterValue, float64(c.relay.o.Store.LateCommits()))
+}
+
+func flag(set bool) float64 {
+	if set {
+		return 1
+	}
+	return 0
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
@@ -45,6 +46,9 @@ type Options struct {
 	Log                   *slog.Logger
 	// Registry receives the metrics of the relay and of the outbox.
 	Registry prometheus.Registerer
+	// Member is this relay as it reports itself to the fleet, without its state. New sets
+	// an ID if it has none.
+	Member store.Member
 
 	// Workers is the number of batches that are delivered at the same time, if MaxBytes
 	// allows.
@@ -121,13 +125,19 @@ type Relay struct {
 	elsewhere    elsewhere
 	evidence     evidence
 	fuse         fuse
+	pause        pauseLog
+	figures      sinkFigures
 	watchdog     *watchdog
-	events       sync.Pool // of *store.Events, whose memory the attempts reuse
+	turns        map[loop]*atomic.Int64 // the last turn of each loop, in ns since 1970
+	events       sync.Pool              // of *store.Events, whose memory the attempts reuse
 }
 
 // New returns a Relay and registers its metrics.
 func New(o Options) *Relay {
 	o.setDefaults()
+	if o.Member.ID == uuid.Nil {
+		o.Member.ID = uuid.New()
+	}
 	r := &Relay{
 		o:        o,
 		log:      o.Log,
@@ -137,6 +147,10 @@ func New(o Options) *Relay {
 		capacity: make(signal, 1),
 		postgres: newPostgresState(),
 		watchdog: newWatchdog(o.PollInterval),
+		turns:    map[loop]*atomic.Int64{},
+	}
+	for _, loop := range loops {
+		r.turns[loop] = &atomic.Int64{}
 	}
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.blind.lifetime = 2*o.BackoffMax + o.FlushTimeout // the next attempt of the batch has ended by then
@@ -146,7 +160,7 @@ func New(o Options) *Relay {
 		func() bool { return r.postgres.err() != nil },
 		func() bool { return o.Store.Fuse() != nil },
 		func() bool { return r.watchdog.err() != nil })
-	o.Registry.MustRegister(newOutboxCollector(o.Store))
+	o.Registry.MustRegister(newOutboxCollector(o.Store), newRelayCollector(r), &r.figures)
 	return r
 }
 
@@ -192,6 +206,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.cutUntil(ctx) })
 	group.Go(func() error { return r.watchUntil(ctx) })
+	group.Go(func() error { return r.reportUntil(ctx) })
+	group.Go(func() error { return r.countUntil(ctx) })
+	group.Go(func() error { return r.observeUntil(ctx) })
 	for range r.o.Workers {
 		group.Go(func() error { return r.deliverUntil(ctx, delivering) })
 	}
@@ -201,6 +218,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer stop()
 
 	err := group.Wait()
+	r.leave(ctx)
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

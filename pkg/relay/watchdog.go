@@ -84,6 +84,7 @@ func (r *Relay) watchUntil(ctx context.Context) error {
 	looks := time.NewTicker(r.watchdog.interval)
 	defer looks.Stop()
 	for {
+		r.turned(loopWatch)
 		r.watch(ctx)
 		select {
 		case <-ctx.Done():
@@ -101,6 +102,11 @@ const (
 // watch looks at the outbox once.
 func (r *Relay) watch(ctx context.Context) {
 	w := r.watchdog
+	if r.o.Store.Paused() != nil { // nothing is expected to happen
+		w.seen = map[string]sighting{}
+		r.stalled(ctx, nil)
+		return
+	}
 	waiting, err := within(ctx, w.timeout, func(ctx context.Context) (store.Waiting, error) {
 		return r.o.Store.Waiting(ctx, w.patience+r.o.FlushTimeout)
 	})

@@ -74,6 +74,18 @@ type Batch struct {
 	Events *Events
 }
 
+// Observer is implemented by a Sink that has figures for operators.
+type Observer interface {
+	// Observe returns the figures. A relay calls it about four times a minute.
+	Observe(ctx context.Context) ([]Figure, error)
+}
+
+// Figure is a gauge of a sink. Name and Help are those of a Prometheus metric.
+type Figure struct {
+	Name, Help string
+	Value      float64
+}
+
 // Class is the meaning of an error for the batch.
 type Class int
 

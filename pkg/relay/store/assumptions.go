@@ -175,6 +175,7 @@ var tables = []outboxTable{
 		"A relay records a change of history. It repairs the history after a restore or a truncation.",
 	},
 	{"outbox_fuse", []string{"SELECT", "INSERT", "UPDATE"}, "A relay counts dead letters against the fuse."},
+	{"outbox_pause", []string{"SELECT"}, "A relay delivers nothing while an operator has paused the fleet."},
 	{
 		"outbox_quarantine",
 		[]string{"SELECT", "INSERT", "DELETE"},

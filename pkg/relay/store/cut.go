@@ -93,12 +93,16 @@ func (s *Store) cutIn(ctx context.Context, tx *sqlx.Tx, cursor *cursorRow, linge
 		Failing     int           `db:"failing"`
 		Incarnation uuid.NullUUID `db:"incarnation"`
 		SameHistory bool          `db:"same_history"`
+		Running     bool          `db:"running"`
 	}
 	if err := tx.GetContext(ctx, &waiting, s.sql(waitingSQL), s.known().incarnation, batchHint); err != nil {
 		return Cut{}, fmt.Errorf("count the batches: %w", err)
 	}
 	if !waiting.SameHistory {
 		return Cut{}, &mismatchError{}
+	}
+	if !waiting.Running {
+		return Cut{}, nil // the fleet is paused
 	}
 	if cursor.Cuts == 0 {
 		var foreign bool

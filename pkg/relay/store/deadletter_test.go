@@ -23,6 +23,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
+func batchCount(stats store.Stats) int64 { return stats.BatchCount() }
+
 var _ = Describe("Dead letters", func() {
 	var (
 		dsn string
@@ -357,9 +359,9 @@ var _ = Describe("Dead letters", func() {
 		deadLetter(ctx, "why", make([]outbox.Event, 3)...)
 		Expect(all(s.RequeueDeadLetters(ctx, []int64{1, 2, 3}))).To(HaveLen(3))
 		publish(ctx, db, outbox.NewPublisher(outbox.PublisherOptions{}), outbox.Event{}, outbox.Event{})
-		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), HaveField("Batches", int64(1))))
+		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), WithTransform(batchCount, Equal(int64(1)))))
 		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
-		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), HaveField("Batches", int64(2))))
+		Expect(s.Stats(ctx)).To(And(HaveField("BacklogEvents", int64(5)), WithTransform(batchCount, Equal(int64(2)))))
 		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 0))
 		Expect(s.Poll(ctx)).To(BeTrue())
 		var low, high int64

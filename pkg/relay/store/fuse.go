@@ -55,15 +55,8 @@ func (s *Store) setFuse(blownAt sql.NullTime) {
 }
 
 // MendFuse lets events become dead letters again, up to the bound of a new hour. It makes
-// all failing batches due. It returns false if the fuse has not blown.
-func (s *Store) MendFuse(ctx context.Context) (bool, error) {
-	result, err := s.db.ExecContext(ctx, s.sql(mendFuseSQL))
-	if err != nil {
-		return false, fmt.Errorf("mend the fuse: %w", err)
-	}
-	mended, err := result.RowsAffected()
-	if err != nil {
-		return false, fmt.Errorf("mend the fuse: %w", err)
-	}
-	return mended > 0, nil
+// all failing batches due. It returns false if the fuse has not blown. actor is the
+// operator, for the audit table.
+func (s *Store) MendFuse(ctx context.Context, actor string) (bool, error) {
+	return s.act(ctx, "mend the fuse", mendFuseSQL, actor, actionMendFuse, struct{}{})
 }

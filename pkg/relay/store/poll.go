@@ -14,8 +14,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
-// Poll returns whether events may wait for a cut, or batches for a claim. It takes no
-// lock. If it finds a late commit below the low watermark, it lowers the low watermark, so
+// Poll returns whether events may wait for a cut, or batches for a claim, unless the fleet
+// is paused. It takes no lock. If it finds a late commit below the low watermark, it lowers the low watermark, so
 // that the next Cut takes the event. It also ends waits that are longer than any wait can
 // be, because the clock was set back.
 //
@@ -32,6 +32,8 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		SameHistory   bool           `db:"same_history"`
 		Ascending     bool           `db:"ascending"`
 		FuseBlownAt   sql.NullTime   `db:"fuse_blown_at"`
+		PausedAt      sql.NullTime   `db:"paused_at"`
+		PausedBy      sql.NullString `db:"paused_by"`
 		Quarantine    pq.StringArray `db:"quarantine"`
 		Publishers    pq.StringArray `db:"publishers"`
 	}
@@ -39,6 +41,7 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		return false, fmt.Errorf("poll for work: %w", err)
 	}
 	s.setFuse(look.FuseBlownAt)
+	s.setPause(look.PausedAt, look.PausedBy.String)
 	s.setQuarantine(look.Quarantine)
 	if !look.Cuts.Valid || !look.SameHistory {
 		return true, nil // the next cut finds out why
@@ -77,13 +80,19 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		s.late = search.done(seen.LateCommit, seen.Pages)
 	}
 	s.mu.Unlock()
+	if seen.LateCommit.Valid && s.lastLate.Swap(seen.LateCommit.Int64) != seen.LateCommit.Int64 {
+		s.lateCommits.Add(1)
+	}
 	if seen.LateCommit.Valid && seen.LateCommit.Int64 <= look.LowWatermark.Int64 {
 		if err := s.lowerWatermark(ctx, seen.LateCommit.Int64-1); err != nil {
 			return false, err
 		}
 	}
-	return seen.Above || seen.OldestBatch.Valid || seen.LateCommit.Valid, nil
+	return !look.PausedAt.Valid && (seen.Above || seen.OldestBatch.Valid || seen.LateCommit.Valid), nil
 }
+
+// LateCommits returns the number of polls that have found a late commit.
+func (s *Store) LateCommits() int64 { return s.lateCommits.Load() }
 
 func tid(page int64) string { return fmt.Sprintf("(%d,0)", page) }
 

@@ -32,7 +32,8 @@ SELECT count(*) FILTER (WHERE failures = 0)                  AS batches,
        count(*) FILTER (WHERE failures = 0 AND attempts = 0) AS unattempted,
        count(*) FILTER (WHERE failures > 0)                  AS failing,
        (SELECT incarnation FROM {schema}outbox_history)      AS incarnation,
-       ` + sameHistorySQL + ` AS same_history
+       ` + sameHistorySQL + ` AS same_history,
+       ` + notPausedSQL + ` AS running
 FROM {schema}outbox_batches
 WHERE batch_id >= $2`
 
@@ -277,6 +278,8 @@ const (
 SELECT cursor.cuts, cursor.low_watermark, cursor.high_watermark, cursor.last_batch_at,
        ` + sameHistorySQL + ` AS same_history,
        (SELECT blown_at FROM {schema}outbox_fuse) AS fuse_blown_at,
+       (SELECT paused_at FROM {schema}outbox_pause) AS paused_at,
+       (SELECT paused_by FROM {schema}outbox_pause) AS paused_by,
        ARRAY(SELECT event_type FROM {schema}outbox_quarantine) AS quarantine,
        coalesce(greatest(cursor.low_watermark, cursor.high_watermark) <= ` + sequenceValueSQL + `, true)
            AND (SELECT seqcache = 1 FROM pg_sequence WHERE seqrelid = ` + sequenceSQL + `::regclass) AS ascending,
@@ -329,7 +332,7 @@ WHERE batch_id IN (
 
 // claimSQL counts one more attempt of the oldest batch that is due and not locked, before
 // the worker inserts it. If $5 is true, failing batches come first, otherwise last. If $6
-// is false, failing batches are not claimed. The first of the failing batches is the batch
+// is false, failing batches are not claimed. While the fleet is paused, no batch is claimed. The first of the failing batches is the batch
 // without an attempt, or with the oldest last attempt. If the batch has more than $4 bytes,
 // no other batch is claimed instead. The claimed batch is not due for one second. In this
 // time the worker locks it in the lease's transaction. The statement is its own
@@ -343,7 +346,7 @@ const claimSQL = `
 WITH due AS MATERIALIZED (
     SELECT batch_id, last_attempt_at FROM {schema}outbox_batches
     WHERE batch_id >= $3 AND next_attempt_at <= clock_timestamp() AND (failures = 0 OR $6)
-      AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + `
+      AND ` + sameHistorySQL + ` AND ` + sameCutsSQL + ` AND ` + notPausedSQL + `
       AND (destination IS NULL OR $7 IN ('', destination))
     ORDER BY (failures > 0) = $5 DESC, CASE WHEN failures > 0 THEN coalesce(last_attempt_at, '-infinity') END, batch_id
     LIMIT 1
@@ -591,11 +594,15 @@ WITH due AS (
     UPDATE {schema}outbox_batches SET next_attempt_at = '-infinity'
     WHERE batch_id IN (SELECT batch_id FROM {schema}outbox_batches
                        WHERE failures > 0 AND NOT ` + awaitsInsertsSQL + ` FOR UPDATE SKIP LOCKED)
+),
+mended AS (
+    UPDATE {schema}outbox_fuse
+    SET since = clock_timestamp(), dead_letters = 0, blown_at = NULL,
+        high_watermark = coalesce((SELECT max(high_watermark) FROM {schema}outbox_cursor), 0)
+    WHERE blown_at IS NOT NULL
+    RETURNING singleton
 )
-UPDATE {schema}outbox_fuse
-SET since = clock_timestamp(), dead_letters = 0, blown_at = NULL,
-    high_watermark = coalesce((SELECT max(high_watermark) FROM {schema}outbox_cursor), 0)
-WHERE blown_at IS NOT NULL`
+` + auditSQL + ` FROM mended`
 )
 
 const deadLetterColumns = `id, outbox_event_id, event_id, event_type, event_date_time, environment,
@@ -681,11 +688,10 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 )
 
 // The cost of statsSQL does not depend on the size of the table. It counts the events
-// above the high watermark that are not in a batch, up to a bound. Requeued events are
-// above it and in a batch. If the cursor is missing, the high watermark is
-// 0. Beyond the bound it estimates the number from the sequence, if the role may read it.
-// The estimate includes the ids of rolled-back transactions. It counts dead letters up to
-// a bound as well.
+// above the high watermark that are not in a batch, up to exactBacklog. Requeued events are
+// above it and in a batch. If the cursor is missing, the high watermark is 0. It counts
+// dead letters up to a bound as well, and their types in the newest of them. A batch of an
+// event that was deleted by hand has the time at which it was written.
 const statsSQL = `
 WITH cursor AS (
     SELECT coalesce((SELECT high_watermark FROM {schema}outbox_cursor WHERE cuts >= $1 ORDER BY cuts DESC LIMIT 1), 0) AS high_watermark
@@ -697,25 +703,57 @@ uncut AS (
         WHERE id > (SELECT high_watermark FROM cursor)
           AND NOT coalesce((SELECT range_agg(event_ids) FROM {schema}outbox_batches
                             WHERE upper(event_ids) - 1 > (SELECT high_watermark FROM cursor)) @> id, false)
-        ORDER BY id LIMIT 10000
+        ORDER BY id LIMIT $2
     ) AS counted
 ),
-batches AS (
-    SELECT count(*) AS batches, count(*) FILTER (WHERE failures > 0) AS failing,
-           coalesce(sum(event_count), 0) AS events, min(first.published_at) AS oldest
-    FROM {schema}outbox_batches
+batch AS (
+    SELECT ` + batchStateSQL + ` AS state, failures, event_count, coalesce(first.published_at, created_at) AS oldest
+    FROM {schema}outbox_batches AS batch
     LEFT JOIN LATERAL (
-        SELECT published_at FROM {schema}outbox_events WHERE id = lower({schema}outbox_batches.event_ids)
+        SELECT published_at FROM {schema}outbox_events WHERE id = lower(batch.event_ids)
     ) AS first ON true
+),
+by_state AS (
+    SELECT state, count(*) AS batches, sum(event_count) AS events,
+           greatest(extract(epoch FROM clock_timestamp() - min(oldest)), 0)::float8 AS oldest_seconds
+    FROM batch GROUP BY state
+),
+dead_letter AS MATERIALIZED (SELECT event_type FROM {schema}outbox_dead_letters ORDER BY id DESC LIMIT 10000)
+SELECT coalesce((SELECT jsonb_object_agg(state, to_jsonb(by_state)) FROM by_state), '{}') AS batches,
+       (SELECT count(*) FROM batch WHERE failures > 0)             AS failing_batches,
+       coalesce((SELECT sum(event_count) FROM batch), 0)           AS batch_events,
+       uncut.events                                                AS uncut_events,
+       (SELECT high_watermark FROM cursor)                         AS high_watermark,
+       coalesce((SELECT id FROM {schema}outbox_events ORDER BY id DESC LIMIT 1), 0) AS highest_id,
+       greatest(extract(epoch FROM clock_timestamp() - least(uncut.oldest, (SELECT min(oldest) FROM batch))), 0) AS oldest_seconds,
+       (SELECT count(*) FROM dead_letter)                          AS dead_letters,
+       coalesce((SELECT jsonb_object_agg(event_type, events) FROM (
+           SELECT event_type, count(*) AS events FROM dead_letter GROUP BY event_type ORDER BY 2 DESC LIMIT 20
+       ) AS by_type), '{}')                                        AS dead_letter_types,
+       pg_table_size('{schema_literal}outbox_events') + pg_indexes_size('{schema_literal}outbox_events') AS size_bytes
+FROM uncut`
+
+// countUncutSQL counts the events above the id $1 that are not in a batch, in chunks of $2
+// events, up to $3 events. A chunk has the highest of its ids.
+const countUncutSQL = `
+WITH batch AS MATERIALIZED (
+    SELECT coalesce(range_agg(event_ids), '{}') AS ids FROM {schema}outbox_batches WHERE upper(event_ids) - 1 > $1
 )
-SELECT batches.batches, batches.failing AS failing_batches,
-       batches.events + CASE
-           WHEN uncut.events < 10000 THEN uncut.events
-           ELSE greatest(10000, ` + sequenceValueSQL + ` - (SELECT high_watermark FROM cursor))
-       END AS backlog_events,
-       greatest(extract(epoch FROM clock_timestamp() - least(uncut.oldest, batches.oldest)), 0) AS oldest_seconds,
-       (SELECT count(*) FROM (SELECT FROM {schema}outbox_dead_letters LIMIT 10000) AS counted) AS dead_letters
-FROM uncut, batches`
+SELECT max(id) AS upper, count(*) AS events
+FROM (
+    SELECT id, (row_number() OVER (ORDER BY id) - 1) / $2 AS chunk
+    FROM {schema}outbox_events
+    WHERE id > $1 AND NOT (SELECT ids FROM batch) @> id
+    ORDER BY id LIMIT $3
+) AS event
+GROUP BY chunk
+ORDER BY chunk`
+
+// countBetweenSQL counts the events above the id $1 and up to $2 that are not in a batch.
+const countBetweenSQL = `
+SELECT count(*) FROM {schema}outbox_events
+WHERE id > $1 AND id <= $2
+  AND NOT coalesce((SELECT range_agg(event_ids) FROM {schema}outbox_batches WHERE upper(event_ids) - 1 > $1) @> id, false)`
 
 // nul is the separator of texts. It does not depend on standard_conforming_strings.
 const nul = `decode('00', 'hex')`

@@ -265,7 +265,8 @@ WITH outbox AS (
     SELECT oid, relname::text AS name FROM pg_class
     WHERE oid IN (to_regclass('{schema_literal}outbox_events'), to_regclass('{schema_literal}outbox_batches'),
                   to_regclass('{schema_literal}outbox_cursor'), to_regclass('{schema_literal}outbox_history'),
-                  to_regclass('{schema_literal}outbox_fuse'), to_regclass('{schema_literal}outbox_quarantine'))
+                  to_regclass('{schema_literal}outbox_fuse'), to_regclass('{schema_literal}outbox_pause'),
+                  to_regclass('{schema_literal}outbox_quarantine'))
 ),
 lock AS MATERIALIZED (SELECT * FROM pg_locks WHERE pid IS DISTINCT FROM pg_backend_pid()),
 on_table AS (

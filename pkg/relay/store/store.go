@@ -104,7 +104,9 @@ type Store struct {
 	o   Options
 	sql func(string) string // adds the schema to a statement
 
-	claims atomic.Int64 // counts claims, which alternate between failed batches and other batches
+	lateCommits atomic.Int64 // polls that have found a late commit
+	lastLate    atomic.Int64 // the id of the last late commit
+	claims      atomic.Int64 // counts claims, which alternate between failed batches and other batches
 
 	watermarkTrail time.Duration // the constant; specs change it
 	destination    atomic.Pointer[string]
@@ -113,38 +115,18 @@ type Store struct {
 	history     knownHistory
 	late        lateSearch
 	fuseBlownAt sql.NullTime
+	pause       *Pause
 	limit       sizeLimit
 	quarantine  map[string]struct{} // event types
 	oldestBatch uuid.UUID           // the lower bound of all batch ids at the last Poll; the database checks this hint
+
+	backlog backlog
 }
 
 // New returns a Store on db. The connections of db must have the settings of Session.
 func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
 	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema), watermarkTrail: watermarkTrail}
-}
-
-// Stats are the outbox's figures.
-type Stats struct {
-	// BacklogEvents is exact if at most 10,000 events are not in a batch. Otherwise the
-	// number may be too high.
-	BacklogEvents int64 `db:"backlog_events"`
-	// OldestSeconds is the age of the oldest event, 0 if the outbox is empty.
-	OldestSeconds float64 `db:"oldest_seconds"`
-	Batches       int64   `db:"batches"`
-	// FailingBatches is the number of Batches with a failure.
-	FailingBatches int64 `db:"failing_batches"`
-	// DeadLetters is exact below 10,000. 10,000 means 10,000 or more.
-	DeadLetters int64 `db:"dead_letters"`
-}
-
-// Stats returns the outbox's figures. The cost does not grow with the outbox.
-func (s *Store) Stats(ctx context.Context) (Stats, error) {
-	var stats Stats
-	if err := s.db.GetContext(ctx, &stats, s.sql(statsSQL), s.known().cuts); err != nil {
-		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
-	}
-	return stats, nil
 }
 
 func (s *Store) batchHint() uuid.UUID {

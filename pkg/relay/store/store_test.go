@@ -884,12 +884,12 @@ var _ = Describe("Store", func() {
 			db.MustExecContext(ctx, "UPDATE outbox_fuse SET since = since - interval '2 hours'")
 			Expect(count(ctx, 1)).To(BeFalse(), "a later hour does not mend it")
 
-			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(s.MendFuse(ctx, "an operator")).To(BeTrue())
 			Expect(blown(ctx)).To(Succeed())
 			Expect(count(ctx, 10)).To(BeTrue())
 			Expect(count(ctx, 1)).To(BeFalse())
-			Expect(s.MendFuse(ctx)).To(BeTrue())
-			Expect(s.MendFuse(ctx)).To(BeFalse())
+			Expect(s.MendFuse(ctx, "an operator")).To(BeTrue())
+			Expect(s.MendFuse(ctx, "an operator")).To(BeFalse())
 		})
 
 		It("makes failing batches due when it is mended, but not unverified batches", func(ctx SpecContext) {
@@ -900,13 +900,13 @@ var _ = Describe("Store", func() {
 			db.MustExecContext(ctx, "UPDATE outbox_history SET timeline = '00000000'")
 			_, err := s.Cut(ctx, 0)
 			Expect(err).To(MatchError(store.ErrHistoryChanged))
-			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(s.MendFuse(ctx, "an operator")).To(BeTrue())
 			Expect(claim(ctx)).To(BeNil(), "an insert of the lost history may still be in flight")
 
 			due()
 			Expect(claim(ctx).Fail(ctx, errors.New("failed"), time.Hour)).To(Succeed())
 			db.MustExecContext(ctx, "UPDATE outbox_fuse SET blown_at = now()")
-			Expect(s.MendFuse(ctx)).To(BeTrue())
+			Expect(s.MendFuse(ctx, "an operator")).To(BeTrue())
 			Expect(claim(ctx)).NotTo(BeNil())
 		})
 
@@ -942,7 +942,11 @@ var _ = Describe("Store", func() {
 	})
 
 	It("counts the backlog, its age, batches and dead letters", func(ctx SpecContext) {
-		Expect(s.Stats(ctx)).To(Equal(store.Stats{}))
+		empty, err := s.Stats(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(empty.SizeBytes).To(BeNumerically(">", 0))
+		empty.SizeBytes = 0
+		Expect(empty).To(Equal(store.Stats{Batches: map[store.BatchState]store.BatchStats{}, DeadLetterTypes: map[string]int64{}}))
 		publishMany(ctx, 12)
 		cut(ctx)
 		publishMany(ctx, 3)
@@ -953,13 +957,99 @@ var _ = Describe("Store", func() {
 		stats, err := s.Stats(ctx)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(stats.BacklogEvents).To(Equal(int64(15)))
-		Expect(stats.Batches).To(Equal(int64(2)))
+		Expect(stats.BatchCount()).To(Equal(int64(2)))
+		Expect(stats.Batches[store.Unclaimed]).To(And(HaveField("Batches", int64(2)), HaveField("Events", int64(12)),
+			HaveField("OldestSeconds", BeNumerically(">", 0))))
 		Expect(stats.DeadLetters).To(Equal(int64(1)))
+		Expect(stats.DeadLetterTypes).To(Equal(map[string]int64{"thing_happened": 1}))
 		Expect(stats.OldestSeconds).To(BeNumerically(">", 0))
 	})
 
-	It("estimates a large backlog", func(ctx SpecContext) {
-		publishMany(ctx, 11_000)
-		Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
+	Describe("A large backlog", func() {
+		BeforeEach(func() { s = store.New(db, store.Options{MaxRows: 5_000}) })
+
+		// backlog returns the estimate, and the number of events.
+		backlog := func(ctx context.Context) (estimate, events int64) {
+			GinkgoHelper()
+			stats, err := s.Stats(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(db.GetContext(ctx, &events, "SELECT count(*) FROM outbox_events")).To(Succeed())
+			return stats.BacklogEvents, events
+		}
+		expectClose := func(ctx context.Context) {
+			GinkgoHelper()
+			estimate, events := backlog(ctx)
+			Expect(estimate).To(BeNumerically("~", events, events/20))
+		}
+		count := func(ctx context.Context) {
+			GinkgoHelper()
+			_, _ = backlog(ctx) // asks for a count
+			for more := true; more; {
+				var err error
+				more, err = s.CountBacklog(ctx)
+				Expect(err).NotTo(HaveOccurred())
+			}
+		}
+		// skip leaves a gap of n ids.
+		skip := func(ctx context.Context, n int) {
+			GinkgoHelper()
+			db.MustExecContext(ctx, "SELECT setval(pg_get_serial_sequence('outbox_events', 'id'), nextval(pg_get_serial_sequence('outbox_events', 'id')) + $1)", n)
+		}
+
+		It("is estimated without a count", func(ctx SpecContext) {
+			publishMany(ctx, 11_000)
+			Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", int64(11_000)))
+		})
+
+		It("is counted although ids have gaps", func(ctx SpecContext) {
+			publishMany(ctx, 25_000)
+			skip(ctx, 1_000_000)
+			publishMany(ctx, 25_000)
+			db.MustExecContext(ctx, "DELETE FROM outbox_events WHERE id % 10 = 0")
+			count(ctx)
+			expectClose(ctx)
+
+			By("publishing more behind another gap")
+			skip(ctx, 1_000_000)
+			publishMany(ctx, 12_000)
+			count(ctx)
+			expectClose(ctx)
+
+			By("cutting and settling batches")
+			Expect(cut(ctx).Batches).To(Equal(4))
+			Expect(claim(ctx).Settle(ctx)).To(Succeed())
+			expectClose(ctx)
+			count(ctx)
+			expectClose(ctx)
+		})
+
+		It("is counted again for transactions that commit late", func(ctx SpecContext) {
+			late := db.MustBegin()
+			defer func() { _ = late.Rollback() }()
+			late.MustExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) SELECT 'a', '{}' FROM generate_series(1, 20000)")
+			publishMany(ctx, 25_000)
+			count(ctx)
+			Expect(late.Commit()).To(Succeed())
+			count(ctx)
+			count(ctx)
+			expectClose(ctx)
+		})
+
+		It("is counted anew after the cursor was set back", func(ctx SpecContext) {
+			publishMany(ctx, 25_000)
+			cut(ctx)
+			count(ctx)
+			db.MustExecContext(ctx, "UPDATE outbox_cursor SET high_watermark = 0; DELETE FROM outbox_batches")
+			count(ctx)
+			expectClose(ctx)
+		})
+
+		It("is not counted if nobody asks for it", func(ctx SpecContext) {
+			publishMany(ctx, 25_000)
+			skip(ctx, 1_000_000)
+			publishMany(ctx, 25_000)
+			Expect(s.CountBacklog(ctx)).To(BeFalse())
+			Expect(s.Stats(ctx)).To(HaveField("BacklogEvents", BeNumerically(">", 1_000_000)))
+		})
 	})
 })
