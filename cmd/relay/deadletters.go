@@ -36,7 +36,7 @@ func deadLetters() cli.Command[*config.Relay] {
 			listDeadLetters(),
 			showDeadLetter(),
 			changeDeadLetters(change{
-				name: "retry", done: "retried",
+				name: "retry", done: "retried", action: store.ActionRequeueDeadLetters,
 				short: "Move events back into the outbox for delivery",
 				long: "Fix the cause first, such as a constraint of the table. If ClickHouse refuses an event again,\n" +
 					"the event becomes a dead letter with a new id. Requeued events keep their event_id and all\n" +
@@ -45,7 +45,7 @@ func deadLetters() cli.Command[*config.Relay] {
 				change: (*store.Store).RequeueDeadLetters,
 			}),
 			changeDeadLetters(change{
-				name: "discard", done: "discarded",
+				name: "discard", done: "discarded", action: store.ActionDiscardDeadLetters,
 				short:  "Delete dead letters without delivering them",
 				long:   "Discarded events are lost. To keep a copy, run `relay dead-letters show ID --json` first.",
 				change: (*store.Store).DiscardDeadLetters,
@@ -64,7 +64,7 @@ func resumeDeadLetters() cli.Command[*config.Relay] {
 			"try the refused events again at once. If the fuse has not blown, the command does nothing.",
 		Answer: func(ctx context.Context, p cli.Process, c *config.Relay) error {
 			return withStore(ctx, p, c, func(s *store.Store) error {
-				mended, err := s.MendFuse(ctx)
+				mended, err := s.MendFuse(ctx, actor())
 				if err != nil {
 					return err
 				}
@@ -206,6 +206,7 @@ func writeLetter(w io.Writer, letter store.DeadLetter) error {
 // change describes a command that requeues or discards dead letters.
 type change struct {
 	name, done  string
+	action      string // of the audit table
 	short, long string
 	change      func(*store.Store, context.Context, []int64) iter.Seq2[[]store.DeadLetterKey, error]
 }
@@ -252,6 +253,11 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 				}
 				if len(found) > 0 && !yes {
 					if err := cli.Confirm(ctx, strings.ToUpper(how.name[:1])+how.name[1:]+" "+number(len(found))+"?"); err != nil {
+						return err
+					}
+				}
+				if len(found) > 0 {
+					if err := s.Audit(ctx, actor(), how.action, map[string]any{"dead_letters": len(found), "first_id": found[0], "last_id": found[len(found)-1]}); err != nil {
 						return err
 					}
 				}
@@ -391,7 +397,7 @@ func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*sto
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
 		MaxOpenConns:    1,
-		ApplicationName: "diehard-dead-letters",
+		ApplicationName: "diehard-operator",
 		Session:         store.Session(c.Relay.FlushTimeout),
 		Log:             p.Log,
 	})

@@ -24,6 +24,10 @@ func main() {
 		Commands: []cli.Command[*config.Relay]{
 			{Name: "run", Short: "Deliver events until stopped by a signal", Run: run},
 			{Name: "migrate", Short: "Migrate the schemas of PostgreSQL and ClickHouse", Run: migrate, Printed: printed},
+			status(),
+			pause(),
+			resume(),
+			batches(),
 			deadLetters(),
 		},
 	}.Main())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"runtime/debug"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -28,7 +29,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	connections := c.Postgres.MaxOpenConns
 	if connections == 0 {
 		// A worker uses two connections: one holds the lease, one reads events. Five more
-		// connections serve the cutter, the poll, the watchdog, readiness and metrics.
+		// connections serve the cutter, the poll, the loops, readiness and metrics.
 		connections = 2*c.Relay.Workers + 5
 	}
 	db, err := postgres.Open(postgres.Options{
@@ -51,11 +52,14 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewDBStatsCollector(db.DB, "postgres"))
+	var listening atomic.Bool
+	registerConnections(registry, sink, &listening)
 	wake, err := postgres.Listen(ctx, postgres.ListenOptions{
 		DSN:             c.Postgres.DSN,
 		ApplicationName: applicationName,
 		Channels:        []string{outbox.Channel, store.BatchesChannel},
 		Log:             p.Log,
+		Changed:         listening.Store,
 	})
 	if err != nil {
 		return err
@@ -67,6 +71,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		BatchesCut:      wake[store.BatchesChannel],
 		Log:             p.Log,
 		Registry:        registry,
+		Member:          member(p.Version, c),
 		Workers:         c.Relay.Workers,
 		MaxBytes:        c.Relay.BatchMaxBytes,
 		Linger:          c.Relay.Linger,

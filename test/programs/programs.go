@@ -208,18 +208,27 @@ func (p *Process) Ready() (int, error) {
 // Metric returns the value of a sample of /metrics. The argument is the sample's name
 // with its labels, as /metrics shows them.
 func (p *Process) Metric(sample string) (float64, error) {
-	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // a local program
+	metrics, err := p.Metrics()
 	if err != nil {
 		return 0, err
 	}
-	defer response.Body.Close()
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), sample+" "); ok {
-			return strconv.ParseFloat(value, 64)
+	for line := range strings.Lines(metrics) {
+		if value, ok := strings.CutPrefix(line, sample+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
 		}
 	}
 	return 0, fmt.Errorf("/metrics has no %s", sample)
+}
+
+// Metrics returns the text of /metrics.
+func (p *Process) Metrics() (string, error) {
+	response, err := http.Get(p.AdminURL() + "/metrics") //nolint:noctx // a local program
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	return string(text), err
 }
 
 // AwaitMetric waits until the sample of /metrics has the value. A relay counts

@@ -144,6 +144,10 @@ func UsageError(format string, args ...any) error {
 // loggedError is an error that has been logged.
 type loggedError struct{ error }
 
+// ShownError returns an error that the output of the command shows already. The program
+// exits with code 1.
+func ShownError(err error) error { return &loggedError{err} }
+
 func (p Program[S]) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           p.Name,

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"os"
+	"strconv"
+
+	"github.com/diehard-outbox/diehard/pkg/config"
+	"github.com/diehard-outbox/diehard/pkg/relay/store"
+)
+
+// member describes this process to the fleet. The settings are those that should be equal
+// in the fleet: each relay cuts batches for all relays, and judges failing events for all.
+func member(version string, c *config.Relay) store.Member {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return store.Member{
+		Host: host, PID: os.Getpid(), Version: version,
+		Settings: store.MemberSettings{
+			"clickhouse.cluster":          c.ClickHouse.Cluster,
+			"clickhouse.table":            c.ClickHouse.Table,
+			"relay.batch_max_bytes":       strconv.FormatInt(c.Relay.BatchMaxBytes, 10),
+			"relay.batch_max_rows":        strconv.Itoa(c.Relay.BatchMaxRows),
+			"relay.dead_letter_after":     c.Relay.DeadLetterAfter.String(),
+			"relay.dead_letter_attempts":  strconv.Itoa(c.Relay.DeadLetterAttempts),
+			"relay.dead_letters_per_hour": strconv.Itoa(c.Relay.DeadLettersPerHour),
+			"relay.flush_timeout":         c.Relay.FlushTimeout.String(),
+			"relay.linger":                c.Relay.Linger.String(),
+		},
+	}
+}
