@@ -42,7 +42,7 @@ func status() cli.Command[*config.Relay] {
 					now, err := fleet.Read(ctx, s)
 					switch {
 					case ctx.Err() != nil && watch:
-						return nil //nolint:nilerr // a signal has ended the command
+						return nil // a signal has ended the command
 					case err != nil && !watch:
 						return err
 					}

@@ -3,6 +3,7 @@ package chserver_test
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net"
@@ -112,22 +113,37 @@ var _ = eachProtocol("clients", func(protocol clickhouse.Protocol) {
 
 var _ = Describe("The native protocol", func() {
 	It("gives each client its own session", func(ctx SpecContext) {
-		one, other := openSession(clickhouse.Native), openSession(clickhouse.Native)
-		Expect(one.Exec(ctx, "CREATE TEMPORARY TABLE mine (n UInt8)")).To(Succeed())
-		Expect(one.Exec(ctx, "SET max_threads = 3")).To(Succeed())
-		Expect(one.Exec(ctx, "USE system")).To(Succeed())
+		// The driver's own pool may open a second connection before the query for a row has
+		// returned the first. A connection of database/sql stays the same.
+		pinned := func() *sql.Conn {
+			GinkgoHelper()
+			db := clickhouse.OpenDB(options(clickhouse.Native))
+			DeferCleanup(db.Close)
+			conn, err := db.Conn(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(conn.Close)
+			return conn
+		}
+		run := func(conn *sql.Conn, statement string) error {
+			_, err := conn.ExecContext(ctx, statement)
+			return err
+		}
+		one, other := pinned(), pinned()
+		Expect(run(one, "CREATE TEMPORARY TABLE mine (n UInt8)")).To(Succeed())
+		Expect(run(one, "SET max_threads = 3")).To(Succeed())
+		Expect(run(one, "USE system")).To(Succeed())
 
 		var database, threads string
-		ask := func(conn driver.Conn) error {
-			return conn.QueryRow(ctx, "SELECT currentDatabase(), toString(getSetting('max_threads'))").Scan(&database, &threads)
+		ask := func(conn *sql.Conn) error {
+			return conn.QueryRowContext(ctx, "SELECT currentDatabase(), toString(getSetting('max_threads'))").Scan(&database, &threads)
 		}
 		Expect(ask(one)).To(Succeed())
 		Expect(database + " " + threads).To(Equal("system 3"))
-		Expect(one.Exec(ctx, "INSERT INTO mine VALUES (1)")).To(Succeed())
+		Expect(run(one, "INSERT INTO mine VALUES (1)")).To(Succeed())
 		Expect(ask(other)).To(Succeed())
 		Expect(database).To(Equal("default"))
 		Expect(threads).NotTo(Equal("3"))
-		Expect(other.Exec(ctx, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
+		Expect(run(other, "SELECT * FROM mine")).To(MatchError(ContainSubstring("code: 60")))
 	})
 
 	It("applies settings to one INSERT, but the settings in the INSERT take precedence", func(ctx SpecContext) {

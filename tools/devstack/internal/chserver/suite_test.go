@@ -116,7 +116,8 @@ func open(o *clickhouse.Options) driver.Conn {
 	return conn
 }
 
-// openSession returns a client that uses only one connection.
+// openSession returns a client that uses only one connection at a time. The connection
+// stays the same, except after a query for one row: the driver returns it to its pool late.
 func openSession(protocol clickhouse.Protocol) driver.Conn {
 	o := options(protocol)
 	o.MaxOpenConns = 1
