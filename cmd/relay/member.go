@@ -18,15 +18,18 @@ func member(version string, c *config.Relay) store.Member {
 	return store.Member{
 		Host: host, PID: os.Getpid(), Version: version,
 		Settings: store.MemberSettings{
-			"clickhouse.cluster":          c.ClickHouse.Cluster,
-			"clickhouse.table":            c.ClickHouse.Table,
-			"relay.batch_max_bytes":       strconv.FormatInt(c.Relay.BatchMaxBytes, 10),
-			"relay.batch_max_rows":        strconv.Itoa(c.Relay.BatchMaxRows),
-			"relay.dead_letter_after":     c.Relay.DeadLetterAfter.String(),
-			"relay.dead_letter_attempts":  strconv.Itoa(c.Relay.DeadLetterAttempts),
-			"relay.dead_letters_per_hour": strconv.Itoa(c.Relay.DeadLettersPerHour),
-			"relay.flush_timeout":         c.Relay.FlushTimeout.String(),
-			"relay.linger":                c.Relay.Linger.String(),
+			"housekeeping.audit_retention":       c.Housekeeping.AuditRetention.String(),
+			"housekeeping.dead_letter_retention": c.Housekeeping.DeadLetterRetention.String(),
+			"housekeeping.vacuum":                c.Housekeeping.Vacuum,
+			"clickhouse.cluster":                 c.ClickHouse.Cluster,
+			"clickhouse.table":                   c.ClickHouse.Table,
+			"relay.batch_max_bytes":              strconv.FormatInt(c.Relay.BatchMaxBytes, 10),
+			"relay.batch_max_rows":               strconv.Itoa(c.Relay.BatchMaxRows),
+			"relay.dead_letter_after":            c.Relay.DeadLetterAfter.String(),
+			"relay.dead_letter_attempts":         strconv.Itoa(c.Relay.DeadLetterAttempts),
+			"relay.dead_letters_per_hour":        strconv.Itoa(c.Relay.DeadLettersPerHour),
+			"relay.flush_timeout":                c.Relay.FlushTimeout.String(),
+			"relay.linger":                       c.Relay.Linger.String(),
 		},
 	}
 }

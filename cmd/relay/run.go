@@ -83,6 +83,10 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 
 		DeadLetterAttempts: c.Relay.DeadLetterAttempts,
 		DeadLetterAfter:    c.Relay.DeadLetterAfter,
+
+		Vacuum:              c.Housekeeping.Vacuum != config.Off,
+		DeadLetterRetention: c.Housekeeping.DeadLetterRetention,
+		AuditRetention:      c.Housekeeping.AuditRetention,
 	})
 	started := make(chan struct{})
 	ready := []admin.Check{

@@ -40,9 +40,12 @@ type Relay struct {
 	Postgres    Postgres
 	ClickHouse  ClickHouse
 	Relay       Delivery
-	Admin       Admin
-	Sentry      Sentry
-	Log         Log
+
+	Housekeeping Housekeeping
+
+	Admin  Admin
+	Sentry Sentry
+	Log    Log
 }
 
 // Postgres is the configuration of the connections to PostgreSQL.
@@ -120,6 +123,15 @@ type Delivery struct {
 	DeadLetterAttempts int
 	DeadLetterAfter    time.Duration
 	DeadLettersPerHour int
+}
+
+// Housekeeping is the configuration of the fleet's housekeeping. A retention of 0 keeps
+// the rows.
+type Housekeeping struct {
+	// Vacuum is "on" or Off.
+	Vacuum              string
+	DeadLetterRetention time.Duration
+	AuditRetention      time.Duration
 }
 
 // Admin is the configuration of the operators' port.
@@ -261,11 +273,19 @@ func (c *Relay) keys() []key {
 			"Minimum time for which the event has failed alone."),
 		integer("relay.dead_letters_per_hour", &c.Relay.DeadLettersPerHour, "1000", 1, 1_000_000,
 			"Dead letters of all relays together in an hour, before the fuse blows."),
+		text("housekeeping.vacuum", &c.Housekeeping.Vacuum, "on",
+			"Vacuum outbox_events when many of its rows are dead, if the role may: on or off.", isOnOrOff),
+		duration("housekeeping.dead_letter_retention", &c.Housekeeping.DeadLetterRetention, "0s", 0, tenYears,
+			"Age at which dead letters are deleted; 0s keeps them until an operator decides."),
+		duration("housekeeping.audit_retention", &c.Housekeeping.AuditRetention, "2160h", 0, tenYears,
+			"Age at which records of operators' actions are deleted; 0s keeps them."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9091", adminUsage),
 	)
 	keys = append(keys, c.Sentry.keys()...)
 	return append(keys, c.Log.keys()...)
 }
+
+const tenYears = 87_600 * time.Hour
 
 func (c *Relay) check() error {
 	if c.Relay.BackoffMax < c.Relay.BackoffMin {

@@ -73,6 +73,7 @@ var _ = Describe("loading", func() {
 			BackoffMin: 500 * time.Millisecond, BackoffMax: 30 * time.Second,
 			DeadLetterAttempts: 5, DeadLetterAfter: time.Minute, DeadLettersPerHour: 1000,
 		}))
+		Expect(relay.Housekeeping).To(Equal(config.Housekeeping{Vacuum: "on", AuditRetention: 90 * 24 * time.Hour}))
 	})
 
 	It("requires clickhouse.dsn only for the relay", func() {

@@ -175,7 +175,7 @@ var _ = Describe("the schema", func() {
 				Expect(tables).To(Equal([]string{
 					"diehard_outbox_version", "diehard_users_version", "idempotency_keys",
 					"outbox_audit", "outbox_batches", "outbox_cursor", "outbox_dead_letters", "outbox_events", "outbox_fuse",
-					"outbox_history", "outbox_pause", "outbox_quarantine", "outbox_relays", "users",
+					"outbox_history", "outbox_housekeeping", "outbox_pause", "outbox_quarantine", "outbox_relays", "users",
 				}))
 				Expect(db.SelectContext(ctx, &tables, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).To(Succeed())
 				Expect(tables).To(Equal([]string{"users"}))

@@ -16,7 +16,7 @@ type outboxCollector struct {
 
 	backlog, age, size, batches, batchAge, failing *prometheus.Desc
 	deadLetters, deadLetterTypes                   *prometheus.Desc
-	members, configurations                        *prometheus.Desc
+	members, configurations, success               *prometheus.Desc
 }
 
 const statsTimeout = 2 * time.Second
@@ -50,13 +50,15 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 			"Relays of the fleet that have reported themselves in the last minute."),
 		configurations: desc("diehard_relay_fleet_configurations",
 			"Different configurations in the fleet. More than 1: see relay status."),
+		success: desc("diehard_relay_housekeeping_last_success_timestamp_seconds",
+			"Time of the fleet's last success of each task of the housekeeping.", "task"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		c.backlog, c.age, c.size, c.batches, c.batchAge, c.failing, c.deadLetters, c.deadLetterTypes, c.members, c.configurations,
+		c.backlog, c.age, c.size, c.batches, c.batchAge, c.failing, c.deadLetters, c.deadLetterTypes, c.members, c.configurations, c.success,
 	} {
 		descs <- desc
 	}
@@ -74,6 +76,11 @@ func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 		running := store.Running(members)
 		gauge(c.members, float64(len(running)))
 		gauge(c.configurations, float64(len(store.Configurations(running))))
+	}
+	if successes, err := c.store.TaskSuccesses(ctx); err == nil {
+		for task, at := range successes {
+			gauge(c.success, float64(at.UnixMilli())/1000, string(task))
+		}
 	}
 	stats, err := c.store.Stats(ctx)
 	if err != nil {

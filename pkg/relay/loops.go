@@ -13,9 +13,10 @@ const (
 	loopWatch  loop = "watch"  // every 10 seconds
 	loopReport loop = "report" // every second
 	loopCount  loop = "count"  // every 2 seconds
+	loopTidy   loop = "tidy"   // every second; a vacuum takes longer
 )
 
-var loops = []loop{loopCut, loopWatch, loopReport, loopCount}
+var loops = []loop{loopCut, loopWatch, loopReport, loopCount, loopTidy}
 
 // turned records a turn of a loop, so that a loop that hangs is seen from outside.
 func (r *Relay) turned(l loop) { r.turns[l].Store(time.Now().UnixNano()) }

@@ -74,6 +74,11 @@ type Options struct {
 	// that it can never store, becomes a dead letter at once.
 	DeadLetterAttempts int
 	DeadLetterAfter    time.Duration
+	// Vacuum lets the fleet vacuum outbox_events if many rows are dead and the role may.
+	Vacuum bool
+	// DeadLetterRetention and AuditRetention are the ages at which the fleet deletes dead
+	// letters and the records of operators' actions. 0 keeps them.
+	DeadLetterRetention, AuditRetention time.Duration
 }
 
 func (o *Options) setDefaults() {
@@ -127,6 +132,7 @@ type Relay struct {
 	fuse         fuse
 	pause        pauseLog
 	figures      sinkFigures
+	tidy         *housekeeping
 	watchdog     *watchdog
 	turns        map[loop]*atomic.Int64 // the last turn of each loop, in ns since 1970
 	events       sync.Pool              // of *store.Events, whose memory the attempts reuse
@@ -152,6 +158,7 @@ func New(o Options) *Relay {
 	for _, loop := range loops {
 		r.turns[loop] = &atomic.Int64{}
 	}
+	r.tidy = newHousekeeping(o.Registry)
 	r.circuit = newCircuit(r.probe, r.backoff, o.Log)
 	r.blind.lifetime = 2*o.BackoffMax + o.FlushTimeout // the next attempt of the batch has ended by then
 	r.metrics = newMetrics(o.Registry,
@@ -209,6 +216,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	group.Go(func() error { return r.reportUntil(ctx) })
 	group.Go(func() error { return r.countUntil(ctx) })
 	group.Go(func() error { return r.observeUntil(ctx) })
+	group.Go(func() error { return r.tidyUntil(ctx) })
 	for range r.o.Workers {
 		group.Go(func() error { return r.deliverUntil(ctx, delivering) })
 	}

@@ -22,6 +22,7 @@ func (d *delivery) settle(ctx context.Context, events *store.Events) error {
 func (d *delivery) record(ctx context.Context, events *store.Events) {
 	now := time.Now()
 	d.metrics.observe(events.PublishedAt, now.Add(d.skew))
+	d.tidy.delivered.Add(int64(len(events.PublishedAt)))
 	d.report(events, now)
 	d.evidence.delivered(events)
 	d.endQuarantine(ctx, events)

@@ -37,7 +37,25 @@ CREATE TABLE {schema}outbox_audit (
     details jsonb       NOT NULL DEFAULT '{}'
 );
 
+-- The housekeeping of the fleet: a row for each task. A relay leases a task before it does
+-- it. A lease ends by itself, so that a dead relay holds no task.
+CREATE TABLE {schema}outbox_housekeeping (
+    task            text        PRIMARY KEY,
+    holder          uuid,
+    leased_until    timestamptz NOT NULL DEFAULT '-infinity',
+    due_at          timestamptz NOT NULL DEFAULT '-infinity',
+    last_success_at timestamptz,
+    -- The task vacuum has left dead rows, because a snapshot keeps them. Transactions
+    -- before this one have deleted the rows.
+    blocked_to      bigint      NOT NULL DEFAULT 0
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 500
+);
+
 -- +goose Down
+DROP TABLE {schema}outbox_housekeeping;
 DROP TABLE {schema}outbox_audit;
 DROP TABLE {schema}outbox_relays;
 DROP TABLE {schema}outbox_pause;

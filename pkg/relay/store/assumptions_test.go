@@ -140,6 +140,8 @@ var _ = Describe("Check", func() {
 		GRANT SELECT, INSERT, DELETE ON outbox_quarantine TO %[1]s;
 		GRANT SELECT ON outbox_pause TO %[1]s;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relays TO %[1]s;
+		GRANT SELECT, INSERT, UPDATE ON outbox_housekeeping TO %[1]s;
+		GRANT SELECT, DELETE ON outbox_audit TO %[1]s;
 		GRANT SELECT, INSERT ON outbox_dead_letters TO %[1]s;
 		GRANT SELECT ON SEQUENCE outbox_events_id_seq TO %[1]s;
 		GRANT SELECT ON diehard_outbox_version TO %[1]s;
