@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"os"
 	"runtime/debug"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/diehard-outbox/diehard/cmd/internal/cli"
 	"github.com/diehard-outbox/diehard/pkg/admin"
+	"github.com/diehard-outbox/diehard/pkg/backlog"
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
@@ -54,16 +56,21 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		Environment: c.Environment, MaxEventBytes: int(c.Outbox.MaxEventBytes), Schema: c.Postgres.Schema,
 	})
 	keeper := idempotency.NewKeeper(idempotency.Options{DB: db, Log: p.Log, TTL: c.HTTP.IdempotencyTTL, Schema: c.Postgres.Schema})
+	full, watch := watchBacklog(c, p.Log, db, registry)
 	server := httpapi.New(httpapi.Options{
-		Addr:              c.HTTP.Addr,
-		DB:                db,
-		Ping:              probe.PingContext,
-		Users:             users.NewService(users.Options{DB: db, Publisher: publisher, Schema: c.Postgres.Schema}),
-		Publisher:         publisher,
-		Idempotency:       keeper,
-		Hint:              notifier.Hint,
-		Keys:              keysOf(c),
-		AuthOff:           c.API.Auth == config.Off,
+		Addr:        c.HTTP.Addr,
+		DB:          db,
+		Ping:        probe.PingContext,
+		Users:       users.NewService(users.Options{DB: db, Publisher: publisher, Schema: c.Postgres.Schema}),
+		Publisher:   publisher,
+		Idempotency: keeper,
+		Hint:        notifier.Hint,
+		Keys:        keysOf(c),
+		AuthOff:     c.API.Auth == config.Off,
+		Full:        full,
+
+		FullRefusesChanges: c.Outbox.FullRefuses == config.RefuseChanges,
+
 		RatePerKey:        c.HTTP.RatePerKey,
 		RatePerAddress:    c.HTTP.RatePerAddress,
 		TrustedProxies:    c.HTTP.TrustedProxies,
@@ -115,8 +122,27 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 				}
 				return keeper.Run(ctx)
 			})
+			group.Go(func() error {
+				select {
+				case <-asked:
+				case <-ctx.Done():
+				}
+				return watch(ctx)
+			})
 			return group.Wait()
 		})
+}
+
+// watchBacklog returns whether the outbox is full, and a function that watches it until its
+// context ends. Without a limit, the outbox is never full.
+func watchBacklog(c *config.API, log *slog.Logger, db *sqlx.DB, registry prometheus.Registerer) (full func() bool, watch func(context.Context) error) {
+	if c.Outbox.MaxBacklogBytes == 0 {
+		return nil, func(context.Context) error { return nil }
+	}
+	w := backlog.New(backlog.Options{
+		DB: db, Schema: c.Postgres.Schema, Limit: c.Outbox.MaxBacklogBytes, Log: log, Registerer: registry,
+	})
+	return w.Full, w.Run
 }
 
 // drained returns a context that ends delay after a signal, so that load balancers can

@@ -102,7 +102,7 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 		letters += " or more"
 	}
 	if err := writeRows(w, []string{
-		"events\t" + fleet.Count(s.BacklogEvents) + " waiting, " + fleet.Bytes(s.SizeBytes) + " on disk",
+		"events\t" + fleet.Count(s.BacklogEvents) + " waiting, about " + fleet.Bytes(s.BacklogBytes) + "; the table has " + fleet.Bytes(s.SizeBytes),
 		"batches\t" + strings.Join(states, ", "),
 		"dead letters\t" + letters,
 	}); err != nil {

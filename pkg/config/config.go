@@ -106,7 +106,17 @@ type HTTP struct {
 // Outbox limits the events that clients publish.
 type Outbox struct {
 	MaxEventBytes int64
+	// MaxBacklogBytes is the size of the waiting events at which the API refuses requests;
+	// 0 means no limit. FullRefuses is RefuseEvents or RefuseChanges.
+	MaxBacklogBytes int64
+	FullRefuses     string
 }
+
+// The requests that the API refuses while the outbox is full.
+const (
+	RefuseEvents  = "events"  // POST /v1/events and /v1/events/batch
+	RefuseChanges = "changes" // these, and all changes of users
+)
 
 // Delivery is the configuration of the relay's workers and batches.
 type Delivery struct {
@@ -210,6 +220,10 @@ func (c *API) keys() []key {
 			"How long the response to a request with an Idempotency-Key is kept for retries."),
 		size("outbox.max_event_bytes", &c.Outbox.MaxEventBytes, "16MiB", 1*kib, 128*mib,
 			"Maximum size of an event_context."),
+		size("outbox.max_backlog_bytes", &c.Outbox.MaxBacklogBytes, "0", 0, 1<<50,
+			"Size of the waiting events at which the API publishes no more; 0 means no limit."),
+		text("outbox.full_refuses", &c.Outbox.FullRefuses, RefuseEvents,
+			"What the API refuses then: events, or changes, which includes changes of users.", isRefusal),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9090", adminUsage),
 	)
 	keys = append(keys, c.Sentry.keys()...)
@@ -339,6 +353,13 @@ func (c *API) CheckAccess() error {
 
 // maxRate is the maximum of a rate limit, in requests per second.
 const maxRate = 1_000_000
+
+func isRefusal(value string) error {
+	if value != RefuseEvents && value != RefuseChanges {
+		return errors.New("must be events or changes")
+	}
+	return nil
+}
 
 func isOnOrOff(value string) error {
 	if value != "on" && value != Off {

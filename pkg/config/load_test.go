@@ -59,6 +59,7 @@ var _ = Describe("loading", func() {
 		Expect(api.HTTP.Addr).To(Equal("127.0.0.1:8080"))
 		Expect(api.HTTP.MaxBodyBytes).To(BeEquivalentTo(16<<20 + 64<<10))
 		Expect(api.HTTP.BodyBudget).To(BeEquivalentTo(2 * (16<<20 + 64<<10)))
+		Expect(api.Outbox).To(Equal(config.Outbox{MaxEventBytes: 16 << 20, FullRefuses: config.RefuseEvents}))
 		Expect(api.Admin.Addr).To(Equal("127.0.0.1:9090"))
 		Expect(api.Sentry).To(Equal(config.Sentry{TracesSampleRate: 1}))
 		Expect(api.Log).To(Equal(config.Log{Level: "info", Format: "json"}))

@@ -59,7 +59,7 @@ func (s *Server) sendProblem(err error, c echo.Context) {
 	}
 	p := problemOf(ctx, err)
 	switch {
-	case p.Kind == problem.Overloaded, p.Kind == problem.Locked, p.Kind == problem.Unavailable && problemKind(err) != nil:
+	case p.Kind == problem.Overloaded, p.Kind == problem.Locked, p.Kind == problem.OutboxFull, p.Kind == problem.Unavailable && problemKind(err) != nil:
 		s.shedding.count(ctx, p.Kind)
 	case p.Kind.Status == http.StatusInternalServerError, p.Kind == problem.OutcomeUnknown:
 		s.logFault(c, "request failed", err)

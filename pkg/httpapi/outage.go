@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
@@ -57,6 +60,20 @@ func (o *outage) ended(ctx context.Context) {
 	}
 }
 
+// refuseIfFull is a middleware that refuses events while the outbox is full. It refuses
+// changes of users only if the operator wants that.
+func (s *Server) refuseIfFull(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		method, path := c.Request().Method, c.Path()
+		isRead := method == http.MethodGet || method == http.MethodHead
+		isEvent := strings.HasPrefix(path, "/v1/events")
+		if isRead || !isEvent && !s.options.FullRefusesChanges || !strings.HasPrefix(path, "/v1/") || !s.options.Full() {
+			return next(c)
+		}
+		return &problem.Error{Kind: problem.OutboxFull}
+	}
+}
+
 // shedInterval is the least time between two log records about requests that were shed.
 const shedInterval = 10 * time.Second
 
@@ -75,7 +92,7 @@ func newShedding(registerer prometheus.Registerer, log *slog.Logger) *shedding {
 		Name: "diehard_http_shed_requests_total",
 		Help: "Requests that were refused to protect other requests, by the problem in the response.",
 	}, []string{"problem"})
-	for _, kind := range []*problem.Kind{problem.Overloaded, problem.Unavailable, problem.Locked} {
+	for _, kind := range []*problem.Kind{problem.Overloaded, problem.Unavailable, problem.Locked, problem.OutboxFull} {
 		metric.WithLabelValues(kind.Slug)
 	}
 	return &shedding{log: log, metric: metric}

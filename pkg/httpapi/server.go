@@ -84,6 +84,11 @@ type Options struct {
 	// they would wait longer.
 	MaxConcurrent int
 
+	// Full returns whether the outbox is full. The server then refuses events and, with
+	// FullRefusesChanges, all changes. Full may be nil.
+	Full               func() bool
+	FullRefusesChanges bool
+
 	// MaxBodyBytes limits the size of a request's body.
 	MaxBodyBytes int64
 	// BodyBudget limits the size of all bodies that the process holds at the same time.
@@ -113,6 +118,9 @@ type Options struct {
 func (o *Options) setDefaults() {
 	if o.Hint == nil {
 		o.Hint = func() {}
+	}
+	if o.Full == nil {
+		o.Full = func() bool { return false }
 	}
 	if o.Ping == nil {
 		o.Ping = func(ctx context.Context) error { return o.DB.PingContext(ctx) }
@@ -219,7 +227,7 @@ func New(o Options) *Server {
 		RatePerAddress: o.RatePerAddress,
 		Registerer:     o.Registerer,
 	})...)
-	s.echo.Use(s.limitBodies)
+	s.echo.Use(s.refuseIfFull, s.limitBodies)
 
 	readUsers, writeUsers, publishEvents := admission.Require(scope.ReadUsers), admission.Require(scope.WriteUsers), admission.Require(scope.PublishEvents)
 	s.echo.POST("/v1/users", s.withBody(s.createUser, input.JSON), writeUsers, withoutQuery)

@@ -14,9 +14,9 @@ import (
 type outboxCollector struct {
 	store *store.Store
 
-	backlog, age, size, batches, batchAge, failing *prometheus.Desc
-	deadLetters, deadLetterTypes                   *prometheus.Desc
-	members, configurations, success               *prometheus.Desc
+	backlog, bytes, unverified, age, size, batches, batchAge, failing *prometheus.Desc
+	deadLetters, deadLetterTypes                                      *prometheus.Desc
+	members, configurations, success                                  *prometheus.Desc
 }
 
 const statsTimeout = 2 * time.Second
@@ -32,6 +32,10 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 		store: s,
 		backlog: desc("diehard_outbox_backlog_events",
 			"Events in the outbox. If 10,000 or more are not in a batch yet, an estimate, which is within 5 % after 30 seconds."),
+		bytes: desc("diehard_outbox_backlog_bytes",
+			"Estimated bytes of the events in the outbox, at most the size of the table."),
+		unverified: desc("diehard_relay_history_unverified",
+			"1 if waiting events are from before the last change of PostgreSQL's history."),
 		age: desc("diehard_outbox_oldest_event_age_seconds",
 			"Age of the oldest event in the outbox, 0 if it is empty."),
 		size: desc("diehard_outbox_size_bytes",
@@ -58,7 +62,7 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 // Describe implements prometheus.Collector.
 func (c *outboxCollector) Describe(descs chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		c.backlog, c.age, c.size, c.batches, c.batchAge, c.failing, c.deadLetters, c.deadLetterTypes, c.members, c.configurations, c.success,
+		c.backlog, c.bytes, c.unverified, c.age, c.size, c.batches, c.batchAge, c.failing, c.deadLetters, c.deadLetterTypes, c.members, c.configurations, c.success,
 	} {
 		descs <- desc
 	}
@@ -87,6 +91,8 @@ func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 		return
 	}
 	gauge(c.backlog, float64(stats.BacklogEvents))
+	gauge(c.bytes, float64(stats.BacklogBytes))
+	gauge(c.unverified, flag(stats.Unverified))
 	gauge(c.age, stats.OldestSeconds)
 	gauge(c.size, float64(stats.SizeBytes))
 	for _, state := range store.BatchStates() {

@@ -91,6 +91,20 @@ var _ = Describe("An operator", func() {
 		relay.Stop()
 	})
 
+	It("bounds the bytes that wait, without an effect on users", func(ctx SpecContext) {
+		api := s.API("DIEHARD_OUTBOX_MAX_BACKLOG_BYTES=1KiB")
+		Expect(s.Publish(ctx, system.Events(50)...)).To(Succeed())
+		post := func(path string, body map[string]any) int {
+			response, err := system.Post(ctx, api.URL()+path, body)
+			Expect(err).NotTo(HaveOccurred())
+			return response.Status
+		}
+		event := map[string]any{"event_type": "thing_happened", "event_context": map[string]any{}}
+		Eventually(func() int { return post("/v1/events", event) }).WithTimeout(system.Patience).Should(Equal(503))
+		Expect(api.Metric("diehard_outbox_full")).To(Equal(1.0))
+		Expect(post("/v1/users", map[string]any{"email": "ada@example.com"})).To(Equal(201))
+	})
+
 	DescribeTable("gets a usage error", func(text string, args ...string) {
 		Expect(command(2, args...)).To(Equal("relay: " + text + "\n"))
 	},
@@ -127,7 +141,9 @@ var _ = Describe("An operator", func() {
 		}
 		exceptions := []string{ // exported only with a cluster, a sample or a fault
 			"diehard_clickhouse_replica_inserts_in_queue", "diehard_relay_dead_letters_by_type",
-			"diehard_http_key_requests_total", "diehard_http_request_seconds", "diehard_http_shed_requests_total",
+			"diehard_outbox_backlog_limit_bytes", "diehard_outbox_full",
+			"diehard_relay_housekeeping_runs_total", "diehard_relay_housekeeping_deleted_rows_total",
+			"diehard_relay_housekeeping_last_success_timestamp_seconds", "diehard_http_key_requests_total", "diehard_http_request_seconds", "diehard_http_shed_requests_total",
 		}
 		for _, name := range documented {
 			if !slices.Contains(exceptions, name) {

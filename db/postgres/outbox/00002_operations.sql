@@ -54,7 +54,31 @@ CREATE TABLE {schema}outbox_housekeeping (
     autovacuum_vacuum_threshold = 500
 );
 
+-- Estimates the bytes of the waiting events. PostgreSQL does not return the space of
+-- deleted rows to the file system, so the size of the table alone would stay high after an
+-- outage. The estimate is the number of live rows multiplied by the size of a row, and at
+-- most the size of the table. The size of a row is the average of the newest 100 rows, and
+-- 200 bytes for the small columns and the index. A crash resets the statistics, so the
+-- number of live rows is at least that of the last vacuum.
+--
+-- The function has the rights of its owner, so that a publisher can call it who may not
+-- read events. BEGIN ATOMIC binds all names when the function is created.
+-- +goose StatementBegin
+CREATE FUNCTION {schema}diehard_backlog_bytes() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER
+BEGIN ATOMIC
+    SELECT least(
+        pg_table_size('{schema_literal}outbox_events'::regclass) + pg_indexes_size('{schema_literal}outbox_events'::regclass),
+        greatest(pg_stat_get_live_tuples('{schema_literal}outbox_events'::regclass)::float8,
+                 (SELECT reltuples FROM pg_class WHERE oid = '{schema_literal}outbox_events'::regclass), 0) *
+        (SELECT coalesce(avg(pg_column_size(newest.event_context)), 0)::float8 + 200
+         FROM (SELECT event_context FROM {schema}outbox_events ORDER BY id DESC LIMIT 100) AS newest)
+    )::bigint;
+END;
+-- +goose StatementEnd
+
 -- +goose Down
+DROP FUNCTION {schema}diehard_backlog_bytes;
 DROP TABLE {schema}outbox_housekeeping;
 DROP TABLE {schema}outbox_audit;
 DROP TABLE {schema}outbox_relays;

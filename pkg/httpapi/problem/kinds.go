@@ -95,6 +95,10 @@ var (
 		Slug: "locked", Status: http.StatusServiceUnavailable, Title: "Locked",
 		Detail: "Another transaction locks or changes what this request needs; nothing was changed", RetryAfter: 1,
 	}
+	OutboxFull = &Kind{
+		Slug: "outbox-full", Status: http.StatusServiceUnavailable, Title: "Outbox full",
+		Detail: "Too many events wait for their delivery; nothing was changed", RetryAfter: 60,
+	}
 	OutcomeUnknown = &Kind{
 		Slug: "outcome-unknown", Status: http.StatusServiceUnavailable, Title: "Outcome unknown",
 		Detail: "The connection to the database was lost during the commit; the change was made completely or not at all", RetryAfter: 1,

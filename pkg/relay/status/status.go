@@ -22,6 +22,7 @@ type Status struct {
 
 	BacklogEvents    int64   `json:"backlog_events"`
 	OldestAgeSeconds float64 `json:"oldest_event_age_seconds"`
+	BacklogBytes     int64   `json:"backlog_bytes"`
 	SizeBytes        int64   `json:"size_bytes"`
 	// Batches has the figures of the batches by their state.
 	Batches        map[store.BatchState]store.BatchStats `json:"batches"`
@@ -64,7 +65,7 @@ func Read(ctx context.Context, s *store.Store) (Status, error) {
 // New returns the status of these figures.
 func New(stats store.Stats, pause *store.Pause, fleet []store.Member) Status {
 	status := Status{
-		BacklogEvents: stats.BacklogEvents, OldestAgeSeconds: stats.OldestSeconds, SizeBytes: stats.SizeBytes,
+		BacklogEvents: stats.BacklogEvents, OldestAgeSeconds: stats.OldestSeconds, BacklogBytes: stats.BacklogBytes, SizeBytes: stats.SizeBytes,
 		Batches: map[store.BatchState]store.BatchStats{}, FailingBatches: stats.FailingBatches,
 		DeadLetters: stats.DeadLetters, Paused: pause, Relays: fleet, Advice: []string{},
 	}

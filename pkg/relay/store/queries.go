@@ -730,6 +730,10 @@ SELECT coalesce((SELECT jsonb_object_agg(state, to_jsonb(by_state)) FROM by_stat
        coalesce((SELECT jsonb_object_agg(event_type, events) FROM (
            SELECT event_type, count(*) AS events FROM dead_letter GROUP BY event_type ORDER BY 2 DESC LIMIT 20
        ) AS by_type), '{}')                                        AS dead_letter_types,
+       {schema}diehard_backlog_bytes()                             AS backlog_bytes,
+       coalesce(least((SELECT min(lower(event_ids)) FROM {schema}outbox_batches),
+                      CASE WHEN uncut.events > 0 THEN (SELECT high_watermark FROM cursor) + 1 END) <=
+                (SELECT max(unverified_to) FROM {schema}outbox_history), false) AS unverified,
        pg_table_size('{schema_literal}outbox_events') + pg_indexes_size('{schema_literal}outbox_events') AS size_bytes
 FROM uncut`
 

@@ -26,6 +26,10 @@ type Stats struct {
 	// the 20 most frequent event types of the newest 10,000.
 	DeadLetters     int64
 	DeadLetterTypes map[string]int64
+	// BacklogBytes is an estimate, at most SizeBytes.
+	BacklogBytes int64
+	// Unverified says that waiting events are from before the last change of history.
+	Unverified bool
 	// SizeBytes is the size of outbox_events with its indexes, including dead rows.
 	SizeBytes int64
 }
@@ -70,6 +74,8 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		OldestSeconds   float64                               `db:"oldest_seconds"`
 		DeadLetters     int64                                 `db:"dead_letters"`
 		DeadLetterTypes jsonColumn[map[string]int64]          `db:"dead_letter_types"`
+		BacklogBytes    int64                                 `db:"backlog_bytes"`
+		Unverified      bool                                  `db:"unverified"`
 		SizeBytes       int64                                 `db:"size_bytes"`
 	}
 	if err := s.db.GetContext(ctx, &row, s.sql(statsSQL), s.known().cuts, exactBacklog); err != nil {
@@ -82,7 +88,8 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	return Stats{
 		BacklogEvents: row.BatchEvents + uncut, OldestSeconds: row.OldestSeconds,
 		Batches: row.Batches.value, FailingBatches: row.FailingBatches,
-		DeadLetters: row.DeadLetters, DeadLetterTypes: row.DeadLetterTypes.value, SizeBytes: row.SizeBytes,
+		DeadLetters: row.DeadLetters, DeadLetterTypes: row.DeadLetterTypes.value,
+		BacklogBytes: row.BacklogBytes, Unverified: row.Unverified, SizeBytes: row.SizeBytes,
 	}, nil
 }
 
