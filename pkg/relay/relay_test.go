@@ -323,6 +323,37 @@ var _ = Describe("Relay", func() {
 			expectOnce(ctx, 3)
 		})
 
+		It("reports itself to the fleet, and leaves it", func(ctx SpecContext) {
+			member := store.Member{ID: uuid.New(), Host: "here", PID: 7, Version: "v1", Settings: store.MemberSettings{"relay.linger": "1ms"}}
+			running := start(func(o *relay.Options) { o.Member = member })
+			fleet := func() ([]store.Member, error) { return s.Fleet(ctx) }
+			Eventually(fleet).WithTimeout(patience).Should(HaveExactElements(And(HaveField("ID", member.ID), HaveField("Host", "here"),
+				HaveField("Settings", member.Settings), HaveField("State", And(HaveField("Circuit", "closed"), HaveField("Ready", ""), HaveField("Workers", 2))))))
+			running.stop()
+			Eventually(ctx, running.ended).WithTimeout(patience).Should(Receive(BeNil()))
+			Expect(fleet()).To(BeEmpty())
+		})
+
+		It("does the housekeeping of the fleet", func(ctx SpecContext) {
+			db.MustExecContext(ctx, "INSERT INTO outbox_audit (actor, action, at) VALUES ('alice', 'pause', now() - interval '2 hours'), ('alice', 'resume', now())")
+			db.MustExecContext(ctx, `INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
+				environment, event_context, metadata_version, published_at, batch_id, token, error, dead_lettered_at)
+				VALUES (1, gen_random_uuid(), 'a', now(), 'Local', '{}', 1, now(), gen_random_uuid(), 't', 'why', now() - interval '2 hours')`)
+			start(func(o *relay.Options) { o.AuditRetention, o.DeadLetterRetention = time.Hour, time.Hour })
+			Eventually(func() (map[store.Task]time.Time, error) { return s.TaskSuccesses(ctx) }).WithTimeout(patience).
+				Should(And(HaveKey(store.TaskAudit), HaveKey(store.TaskDeadLetters)))
+			var left []string
+			Expect(db.SelectContext(ctx, &left, "SELECT action FROM outbox_audit UNION ALL SELECT event_type FROM outbox_dead_letters")).To(Succeed())
+			Expect(left).To(Equal([]string{"resume"}))
+			Expect(log).To(gbytes.Say(`level=WARN msg="old dead letters deleted" dead_letters=1 older_than=1h0m0s`))
+			Expect(testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP diehard_relay_housekeeping_deleted_rows_total Rows that this relay has deleted because they were older than their retention.
+# TYPE diehard_relay_housekeeping_deleted_rows_total counter
+diehard_relay_housekeeping_deleted_rows_total{task="audit"} 1
+diehard_relay_housekeeping_deleted_rows_total{task="dead_letters"} 1
+`), "diehard_relay_housekeeping_deleted_rows_total")).To(Succeed())
+		})
+
 		It("exports its metrics", func(ctx SpecContext) {
 			start()
 			publishMany(ctx, 7)

@@ -163,6 +163,26 @@ diehard_relay_failing_batches %d
 		Entry("an index of outbox_batches is built after a cut", "LOCK TABLE outbox_batches IN SHARE MODE", 1, "holds the lock ShareLock of outbox_batches"),
 	)
 
+	It("reports nothing while the fleet is paused", func(ctx SpecContext) {
+		s := newStore()
+		Expect(s.Pause(ctx, "alice@laptop")).To(BeTrue())
+		running := start(s)
+		Eventually(ctx, s.Paused).WithTimeout(patience).ShouldNot(BeNil())
+		publish(1)
+		published := time.Now()
+		turned := func() float64 { // the watchdog's last turn, in seconds after the publishing
+			return lastTurn(registry, "watch") - float64(published.UnixMilli())/1000
+		}
+		Eventually(ctx, turned).WithTimeout(patience).Should(BeNumerically(">", 2), "twice the patience")
+		Expect(running.Ready(ctx)).To(Succeed())
+		Expect(log).To(gbytes.Say(`level=WARN msg="fleet paused" since=\S+ by=alice@laptop`))
+		Expect(string(log.Contents())).NotTo(ContainSubstring("stalled"))
+
+		Expect(s.Resume(ctx, "alice@laptop")).To(BeTrue())
+		expectAll(ctx, running, 1)
+		Expect(log).To(gbytes.Say(`level=INFO msg="fleet resumed"`))
+	})
+
 	It("finds a late commit that no relay can cut", func(ctx SpecContext) {
 		late, s := foreign(ctx), newStore()
 		_, err := late.ExecContext(ctx, "INSERT INTO outbox_events (event_type, event_context) VALUES ('late', '{}')")
@@ -405,4 +425,22 @@ func stalledMetric(registry *prometheus.Registry, value int) error {
 # TYPE diehard_relay_stalled gauge
 diehard_relay_stalled %d
 `, value)), "diehard_relay_stalled")
+}
+
+// lastTurn returns the time of a loop's last turn, in seconds since 1970.
+func lastTurn(registry *prometheus.Registry, loop string) float64 {
+	GinkgoHelper()
+	families, err := registry.Gather()
+	Expect(err).NotTo(HaveOccurred())
+	for _, family := range families {
+		if family.GetName() != "diehard_relay_loop_last_turn_timestamp_seconds" {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			if metric.GetLabel()[0].GetValue() == loop {
+				return metric.GetGauge().GetValue()
+			}
+		}
+	}
+	return 0
 }
