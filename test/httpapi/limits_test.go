@@ -150,7 +150,11 @@ var _ = Describe("An overloaded API", func() {
 
 	It("sheds large bodies above the budget, and still accepts small ones", func(ctx SpecContext) {
 		const large = 3 * input.MinBudget / 4
-		api := start(ctx, func(o *httpapi.Options) { o.MaxBodyBytes, o.BodyBudget = large, input.MinBudget })
+		api := start(ctx, func(o *httpapi.Options) {
+			o.MaxBodyBytes, o.BodyBudget = large, input.MinBudget
+			// The body is incomplete until the other requests have their responses.
+			o.ReadTimeout, o.RequestTimeout, o.WriteTimeout = 5*time.Minute, 5*time.Minute, 6*time.Minute
+		})
 		body := `{"event_type":"a","event_context":"` + strings.Repeat("x", large-40) + `"}`
 		reader, writer := io.Pipe()
 		held := make(chan response, 1)
