@@ -142,6 +142,7 @@ var situations = []situation{
 	},
 	{
 		name: "with an event that ClickHouse refuses",
+		env:  []string{"DIEHARD_RELAY_DEAD_LETTER_ATTEMPTS=2", "DIEHARD_RELAY_DEAD_LETTER_AFTER=10ms"},
 		arrange: func(ctx context.Context, s *system.System) (int, int) {
 			testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP,
 				"ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
