@@ -21,6 +21,9 @@ type outboxCollector struct {
 
 const statsTimeout = 2 * time.Second
 
+// typedDeadLetters is the number of dead letters that are counted by type.
+const typedDeadLetters = 1_000
+
 // otherTypes is the label of all event types beyond the 20 most frequent.
 const otherTypes = "(other)"
 
@@ -49,7 +52,7 @@ func newOutboxCollector(s *store.Store) *outboxCollector {
 		deadLetters: desc("diehard_relay_dead_letters",
 			"Events that the sink refused, kept for the operator. 10,000 means 10,000 or more."),
 		deadLetterTypes: desc("diehard_relay_dead_letters_by_type",
-			"The newest 10,000 dead letters, by the 20 most frequent event types and \"(other)\".", "event_type"),
+			"The newest 1,000 dead letters, by the 20 most frequent event types and \"(other)\".", "event_type"),
 		members: desc("diehard_relay_fleet_members",
 			"Relays of the fleet that have reported themselves in the last minute."),
 		configurations: desc("diehard_relay_fleet_configurations",
@@ -101,7 +104,7 @@ func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 	}
 	gauge(c.failing, float64(stats.FailingBatches))
 	gauge(c.deadLetters, float64(stats.DeadLetters))
-	others := stats.DeadLetters
+	others := min(stats.DeadLetters, typedDeadLetters)
 	for eventType, n := range stats.DeadLetterTypes {
 		gauge(c.deadLetterTypes, float64(n), eventType)
 		others -= n

@@ -18,10 +18,11 @@ const (
 	// the next turn, so that dead rows are vacuumed while they are few.
 	tidyEvents = 50_000
 	// vacuumPause is the least time between two vacuums of the fleet, and retentionPause the
-	// time between two deletions of old rows. failedPause is the time after a failure.
+	// time between two deletions of old rows. failedPause is the time after a failure, such as
+	// a vacuum that has exceeded statement_timeout. Autovacuum has no such limit.
 	vacuumPause    = 2 * time.Second
 	retentionPause = time.Hour
-	failedPause    = 10 * time.Minute
+	failedPause    = time.Hour
 )
 
 // housekeeping is the state of this relay's part in the fleet's housekeeping.

@@ -690,7 +690,7 @@ SELECT id, event_type, event_id FROM discarded ORDER BY id`
 // The cost of statsSQL does not depend on the size of the table. It counts the events
 // above the high watermark that are not in a batch, up to exactBacklog. Requeued events are
 // above it and in a batch. If the cursor is missing, the high watermark is 0. It counts
-// dead letters up to a bound as well, and their types in the newest of them. A batch of an
+// dead letters up to a bound as well, and the types of the newest of them. A batch of an
 // event that was deleted by hand has the time at which it was written.
 const statsSQL = `
 WITH cursor AS (
@@ -718,7 +718,7 @@ by_state AS (
            greatest(extract(epoch FROM clock_timestamp() - min(oldest)), 0)::float8 AS oldest_seconds
     FROM batch GROUP BY state
 ),
-dead_letter AS MATERIALIZED (SELECT event_type FROM {schema}outbox_dead_letters ORDER BY id DESC LIMIT 10000)
+dead_letter AS (SELECT event_type FROM {schema}outbox_dead_letters ORDER BY id DESC LIMIT 1000)
 SELECT coalesce((SELECT jsonb_object_agg(state, to_jsonb(by_state)) FROM by_state), '{}') AS batches,
        (SELECT count(*) FROM batch WHERE failures > 0)             AS failing_batches,
        coalesce((SELECT sum(event_count) FROM batch), 0)           AS batch_events,
@@ -726,7 +726,7 @@ SELECT coalesce((SELECT jsonb_object_agg(state, to_jsonb(by_state)) FROM by_stat
        (SELECT high_watermark FROM cursor)                         AS high_watermark,
        coalesce((SELECT id FROM {schema}outbox_events ORDER BY id DESC LIMIT 1), 0) AS highest_id,
        greatest(extract(epoch FROM clock_timestamp() - least(uncut.oldest, (SELECT min(oldest) FROM batch))), 0) AS oldest_seconds,
-       (SELECT count(*) FROM dead_letter)                          AS dead_letters,
+       (SELECT count(*) FROM (SELECT FROM {schema}outbox_dead_letters LIMIT 10000) AS counted) AS dead_letters,
        coalesce((SELECT jsonb_object_agg(event_type, events) FROM (
            SELECT event_type, count(*) AS events FROM dead_letter GROUP BY event_type ORDER BY 2 DESC LIMIT 20
        ) AS by_type), '{}')                                        AS dead_letter_types,

@@ -23,7 +23,7 @@ type Stats struct {
 	// them.
 	FailingBatches int64
 	// DeadLetters is exact below 10,000. 10,000 means 10,000 or more. DeadLetterTypes has
-	// the 20 most frequent event types of the newest 10,000.
+	// the 20 most frequent event types of the newest 1,000.
 	DeadLetters     int64
 	DeadLetterTypes map[string]int64
 	// BacklogBytes is an estimate, at most SizeBytes.
