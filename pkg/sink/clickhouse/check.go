@@ -267,7 +267,7 @@ func (s *Sink) checkEngine(t *table) (placed string, err error) {
 // disk within 30 seconds.
 const leastPartsLifetime = 60
 
-// leastWindow is the least number of blocks whose tokens a table must remember. An insert
+// LeastWindow is the least number of blocks whose tokens a table must remember. An insert
 // may begin late, after a proxy or a network buffer has held it for its whole deadline.
 // In the default deadline of 30 seconds, a fleet sends 120 partial batches, at the default
 // linger of 250 ms. Each is one block, or two at the beginning of a month. Full batches
@@ -275,7 +275,7 @@ const leastPartsLifetime = 60
 //
 // leastWindowSeconds is the time for which a cluster must remember them.
 const (
-	leastWindow        = 1_000
+	LeastWindow        = 1_000
 	leastWindowSeconds = 600
 )
 
@@ -286,7 +286,7 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		name, value string
 		least       float64
 	}
-	settings := []wanted{{windowSetting(placed), "10000", leastWindow}}
+	settings := []wanted{{windowSetting(placed), "10000", LeastWindow}}
 	if placed != "" {
 		settings = append(settings, wanted{"replicated_deduplication_window_seconds", "604800", leastWindowSeconds})
 	}

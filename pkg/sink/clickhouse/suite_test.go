@@ -20,6 +20,7 @@ import (
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/sink"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
+	"github.com/diehard-outbox/diehard/pkg/sink/conformance"
 	"github.com/diehard-outbox/diehard/pkg/sink/sinktest"
 )
 
@@ -103,28 +104,30 @@ func parameter(name, value string) func(*url.URL) {
 
 var _ = func() bool {
 	for _, protocol := range protocols {
+		window := 20
+		if protocol == "native" { // the protocol does not matter, and a thousand parts take seconds
+			window = clickhouse.LeastWindow
+		}
 		sinktest.Describe("ClickHouse over "+protocol, func(ctx context.Context) sinktest.Destination {
 			db := newTable(ctx, protocol)
 			return sinktest.Destination{
 				Addr: mustParse(db.dsn).Host,
 				Open: func(addr string) (sink.Sink, error) {
-					return clickhouse.Open(clickhouse.Options{DSN: with(db.dsn,
-						func(u *url.URL) { u.Host = addr },
-						// Slow sleeps longer than ClickHouse allows for a block by
-						// default.
-						parameter("function_sleep_max_microseconds_per_block", "60000000"))})
+					return clickhouse.Open(clickhouse.Options{DSN: with(db.dsn, func(u *url.URL) { u.Host = addr })})
 				},
 				Stored: db.stored,
-				Slow: func(ctx context.Context, d time.Duration) error {
+				Slow: func(ctx context.Context, d time.Duration) (conformance.Restore, error) {
 					if err := db.conn.Exec(ctx, "CREATE TABLE slow (n UInt8) ENGINE = Null"); err != nil {
-						return err
+						return nil, err
 					}
-					return db.conn.Exec(ctx, fmt.Sprintf(
+					return db.undoing("DROP TABLE slowly, slow"), db.conn.Exec(ctx, fmt.Sprintf(
 						"CREATE MATERIALIZED VIEW slowly TO slow AS SELECT sleep(%f) AS n FROM event_log", d.Seconds()))
 				},
-				Refuse: func(ctx context.Context, eventType string) error {
-					return db.conn.Exec(ctx, "ALTER TABLE event_log ADD CONSTRAINT refused CHECK event_type != '"+eventType+"'")
+				Refuse: func(ctx context.Context, eventType string) (conformance.Restore, error) {
+					return db.undoing("ALTER TABLE event_log DROP CONSTRAINT refused"),
+						db.conn.Exec(ctx, "ALTER TABLE event_log ADD CONSTRAINT refused CHECK event_type != '"+eventType+"'")
 				},
+				Window: window,
 				Hide: func(eventType string) (sink.Sink, error) {
 					_, dsn := db.hide("event_type != '" + eventType + "'")
 					return clickhouse.Open(clickhouse.Options{DSN: dsn})
@@ -137,6 +140,11 @@ var _ = func() bool {
 	}
 	return true
 }()
+
+// undoing returns a function that executes the statement.
+func (db *database) undoing(statement string) conformance.Restore {
+	return func(ctx context.Context) error { return db.conn.Exec(ctx, statement) }
+}
 
 // hide starts a gateway that hides the rows for which the condition is false. It returns
 // the DSN of the gateway. The engine of the tests has no row policies. A filter that the

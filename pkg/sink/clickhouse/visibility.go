@@ -102,7 +102,7 @@ func (p part) replaces(other part) bool {
 // checkWindow returns a *sink.MisconfiguredError if the table does not remember the tokens
 // of all partitions of the keys and of other blocks. An insert has one block in each
 // partition, so an insert of more partitions than the window pushes out its own tokens.
-// leastWindow includes two partitions.
+// LeastWindow includes two partitions.
 func (v *visibility) checkWindow() error {
 	match := family.FindStringSubmatch(v.engine)
 	if match == nil {
@@ -113,7 +113,7 @@ func (v *visibility) checkWindow() error {
 		return err
 	}
 	window, err := strconv.ParseInt(value, 10, 64)
-	if least := int64(leastWindow + max(0, len(v.partitions)-2)); err == nil && window < least {
+	if least := int64(LeastWindow + max(0, len(v.partitions)-2)); err == nil && window < least {
 		return &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("the batch has events of %d partitions, and the table %s remembers %d tokens: an insert that begins late may double them",
 				len(v.partitions), v.table, window),
