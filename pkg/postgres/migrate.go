@@ -270,6 +270,14 @@ func (e *SchemaTooOldError) Error() string {
 		e.Tables, e.Have, e.Need, e.Command)
 }
 
+// Explain returns the problem and the remedy.
+func (e *SchemaTooOldError) Explain() (problem, remedy string) {
+	if e.Have == 0 {
+		return fmt.Sprintf("the tables for %s do not exist, need version %d", e.Tables, e.Need), e.Command
+	}
+	return fmt.Sprintf("the tables for %s are too old: found version %d, need version %d", e.Tables, e.Have, e.Need), e.Command
+}
+
 // UnsuitableError means that the database lacks a property that the program relies on.
 type UnsuitableError struct {
 	Problem string
@@ -279,6 +287,9 @@ type UnsuitableError struct {
 
 // Error implements error.
 func (e *UnsuitableError) Error() string { return e.Problem + "; to fix it: " + e.Remedy }
+
+// Explain returns the problem and the remedy.
+func (e *UnsuitableError) Explain() (problem, remedy string) { return e.Problem, e.Remedy }
 
 // checkEncoding returns an *UnsuitableError if the encoding of the database is not UTF8.
 // In another encoding, the database refuses some events, or accepts events that are not
@@ -304,28 +315,46 @@ func checkEncoding(ctx context.Context, db *sql.DB) error {
 // version. It accepts and logs a newer schema, because migrations expand before they
 // contract.
 func (s Schema) Check(ctx context.Context, db *sql.DB, log *slog.Logger) error {
+	versions, err := s.Versions(ctx, db)
+	for _, version := range versions {
+		if version.Have > version.Need {
+			log.WarnContext(ctx, "postgresql schema newer than this program",
+				"tables", version.Tables, "have", version.Have, "need", version.Need)
+		}
+	}
+	return err
+}
+
+// Version is the version of a set of tables.
+type Version struct {
+	// Tables is the name of the set: outbox or users.
+	Tables string
+	// Have is the version in the database. Need is the version that this program requires.
+	Have, Need int64
+}
+
+// Versions returns the version of each set in the database. Its errors are those of Check.
+func (s Schema) Versions(ctx context.Context, db *sql.DB) (all []Version, err error) {
 	if err := checkEncoding(ctx, db); err != nil {
-		return err
+		return nil, err
 	}
 	for _, set := range s.Sets {
 		need, err := set.newest()
 		if err != nil {
-			return err
+			return all, err
 		}
 		have, err := s.version(ctx, db, set)
 		switch {
 		case isInsufficientPrivilege(err):
-			return s.versionUnreadable(ctx, db, set, err)
+			return all, s.versionUnreadable(ctx, db, set, err)
 		case err != nil:
-			return fmt.Errorf("read the schema's version: %w", err)
+			return all, fmt.Errorf("read the schema's version: %w", err)
 		case have < need:
-			return &SchemaTooOldError{Tables: set.name, Have: have, Need: need, Command: s.Command}
-		case have > need:
-			log.WarnContext(ctx, "postgresql schema newer than this program",
-				"tables", set.name, "have", have, "need", need)
+			return all, &SchemaTooOldError{Tables: set.name, Have: have, Need: need, Command: s.Command}
 		}
+		all = append(all, Version{Tables: set.name, Have: have, Need: need})
 	}
-	return nil
+	return all, nil
 }
 
 // versionUnreadable returns an *UnsuitableError that names the missing privilege.
@@ -362,6 +391,11 @@ func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 	if err := s.Check(ctx, db, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
+	return CheckWritable(ctx, db)
+}
+
+// CheckWritable returns an error if the server accepts no writes.
+func CheckWritable(ctx context.Context, db *sql.DB) error {
 	var readOnly string
 	if err := db.QueryRowContext(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
 		return fmt.Errorf("check whether postgresql accepts writes: %w", err)
@@ -372,7 +406,10 @@ func (s Schema) CheckReady(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-var errReadOnly = errors.New("postgresql accepts no writes: it is a standby or read-only")
+var errReadOnly = &UnsuitableError{
+	Problem: "postgresql accepts no writes: it is a standby or read-only",
+	Remedy:  "connect to the primary",
+}
 
 func isInsufficientPrivilege(err error) bool {
 	server, ok := errors.AsType[*pq.Error](err)

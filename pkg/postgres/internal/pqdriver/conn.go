@@ -17,6 +17,9 @@ type conn struct {
 	statements  statements
 }
 
+// RemoteAddr returns the address of the server, or of the proxy in front of it.
+func (c *conn) RemoteAddr() net.Addr { return c.socket.RemoteAddr() }
+
 // pqConn lists the interfaces of a lib/pq connection that database/sql uses.
 type pqConn interface {
 	driver.Conn

@@ -3,6 +3,7 @@ package pqdriver
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -98,6 +99,30 @@ func withDefaults(dsn, applicationName string) (string, error) {
 		complete("fallback_application_name", applicationName)
 	}
 	return withoutIgnored(dsn), nil
+}
+
+// Hosts returns the hosts and ports of the DSN, for messages. The DSN must be valid.
+func Hosts(dsn string) (hosts []string) {
+	dsn, err := withDefaults(dsn, "")
+	if err != nil {
+		return nil
+	}
+	config, err := pq.NewConfig(dsn)
+	if err != nil {
+		return nil
+	}
+	add := func(host string, port uint16) {
+		if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
+			hosts = append(hosts, fmt.Sprintf("%s/.s.PGSQL.%d", host, port))
+			return
+		}
+		hosts = append(hosts, net.JoinHostPort(host, strconv.Itoa(int(port))))
+	}
+	add(config.Host, config.Port)
+	for _, other := range config.Multi {
+		add(other.Host, other.Port)
+	}
+	return hosts
 }
 
 // connectTimeout returns the time limit for each of several hosts.
