@@ -218,23 +218,85 @@ func (s *Store) Check(ctx context.Context) (unsafe []string, err error) {
 		return nil, fmt.Errorf("check postgresql: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after a commit
-	unsafe, err = s.check(ctx, tx)
+	found, err := s.inspect(ctx, tx)
+	if len(found.Problems) > 0 {
+		return nil, found.Problems[0].Err
+	}
 	if err == nil {
 		err = s.raiseFlushTimeout(ctx, tx)
 	}
 	if err != nil {
-		if refused, ok := errors.AsType[*pq.Error](err); ok && refused.Code == pqerror.InsufficientPrivilege {
-			return nil, s.unreadable(err)
-		}
-		if _, ok := errors.AsType[*postgres.UnsuitableError](err); ok {
-			return nil, err
-		}
-		return nil, fmt.Errorf("check postgresql: %w", err)
+		return nil, s.checkError(err)
 	}
 	if err := tx.Commit(); err != nil {
 		return nil, fmt.Errorf("check postgresql: commit: %w", err)
 	}
-	return unsafe, nil
+	return found.Unsafe, nil
+}
+
+// Inspection is the result of Inspect.
+type Inspection struct {
+	Problems []Problem
+	// Unsafe contains the names of settings with which PostgreSQL can lose committed data
+	// in a crash.
+	Unsafe []string
+	// Complete says that all assumptions were verified.
+	Complete bool
+}
+
+// Problem is an assumption that is not met.
+type Problem struct {
+	Part Part
+	Err  *postgres.UnsuitableError
+}
+
+// Part is a kind of assumption.
+type Part string
+
+// The values of Part.
+const (
+	Rights   Part = "rights"
+	Tables   Part = "tables"
+	Settings Part = "settings"
+)
+
+// Inspect verifies the same assumptions as Check. It returns all problems that it can find,
+// and changes nothing. A warning about unsafe settings is not a problem.
+func (s *Store) Inspect(ctx context.Context) (Inspection, error) {
+	tx, err := s.begin(ctx)
+	if err != nil {
+		return Inspection{}, fmt.Errorf("check postgresql: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // the transaction only reads
+	found, err := s.inspect(ctx, tx)
+	if err != nil && len(found.Problems) == 0 {
+		return found, s.checkError(err)
+	}
+	return found, nil
+}
+
+// checkError returns the error of a check with its operation.
+func (s *Store) checkError(err error) error {
+	if refused, ok := errors.AsType[*pq.Error](err); ok && refused.Code == pqerror.InsufficientPrivilege {
+		return s.unreadable(err)
+	}
+	return fmt.Errorf("check postgresql: %w", err)
+}
+
+// UnsafeWarning returns the danger and the remedy of a setting of Inspection.Unsafe.
+func UnsafeWarning(name string) (problem, remedy string) {
+	for _, setting := range durabilitySettings {
+		if setting.name == name {
+			return fmt.Sprintf("%s is not %s: %s", name, setting.value, strings.TrimPrefix(setting.reason, "Otherwise ")),
+				fmt.Sprintf("set %s = %s in postgresql.conf", name, setting.value)
+		}
+	}
+	return name, ""
+}
+
+// RightsText returns the rights of a relay that Inspect verifies, for messages.
+func RightsText() string {
+	return fmt.Sprintf("all rights on %d tables, the sequence of outbox_events and pg_control_system()", len(tables))
 }
 
 // unreadable is the error if the role may not even see the tables.
@@ -246,13 +308,13 @@ func (s *Store) unreadable(cause error) error {
 	return &postgres.UnsuitableError{Problem: fmt.Sprintf("the role may not read the outbox (%v)", cause), Remedy: remedy}
 }
 
-func unsuitable(remedy, problem string, args ...any) error {
-	return &postgres.UnsuitableError{Problem: fmt.Sprintf(problem, args...), Remedy: remedy}
+func (i *Inspection) add(part Part, remedy, problem string, args ...any) {
+	i.Problems = append(i.Problems, Problem{part, &postgres.UnsuitableError{Problem: fmt.Sprintf(problem, args...), Remedy: remedy}})
 }
 
-func (s *Store) check(ctx context.Context, tx *sqlx.Tx) (unsafe []string, err error) {
-	if err := s.checkTables(ctx, tx); err != nil {
-		return nil, err
+func (s *Store) inspect(ctx context.Context, tx *sqlx.Tx) (found Inspection, err error) {
+	if complete, err := s.checkTables(ctx, tx, &found); err != nil || !complete {
+		return found, err
 	}
 	var server struct {
 		Role              string  `db:"role"`
@@ -267,42 +329,51 @@ func (s *Store) check(ctx context.Context, tx *sqlx.Tx) (unsafe []string, err er
 		Ascends           bool    `db:"ascends"`
 	}
 	if err := tx.GetContext(ctx, &server, s.sql(checkServerSQL)); err != nil {
-		return nil, err //nolint:wrapcheck // Check wraps it
+		return found, err //nolint:wrapcheck // checkError wraps it
 	}
 	role := pq.QuoteIdentifier(server.Role)
 	events, batches := s.sql("{schema}outbox_events"), s.sql("{schema}outbox_batches")
 	const direct = "connect to PostgreSQL directly, or through a pooler in session mode"
-	switch {
-	case server.Encoding != "UTF8":
-		return nil, unsuitable("create a database with ENCODING 'UTF8' and move the tables there",
+	if server.Encoding != "UTF8" {
+		found.add(Settings, "create a database with ENCODING 'UTF8' and move the tables there",
 			"the database has the encoding %s instead of UTF8", server.Encoding)
-	case !slices.Contains([]string{"on", "remote_apply"}, server.SynchronousCommit):
-		return nil, unsuitable(direct, "synchronous_commit is %s in a transaction of the relay", server.SynchronousCommit)
-	case server.RowSecurity != "off":
-		return nil, unsuitable(direct, "row_security is %s in a transaction of the relay", server.RowSecurity)
-	case server.Isolation != "read committed":
-		return nil, unsuitable(direct, "the isolation level is %s in a transaction of the relay", server.Isolation)
-	case !server.ReadsIdentity:
-		return nil, unsuitable("GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role,
+	}
+	if !slices.Contains([]string{"on", "remote_apply"}, server.SynchronousCommit) {
+		found.add(Settings, direct, "synchronous_commit is %s in a transaction of the relay", server.SynchronousCommit)
+	}
+	if server.RowSecurity != "off" {
+		found.add(Settings, direct, "row_security is %s in a transaction of the relay", server.RowSecurity)
+	}
+	if server.Isolation != "read committed" {
+		found.add(Settings, direct, "the isolation level is %s in a transaction of the relay", server.Isolation)
+	}
+	if !server.ReadsIdentity {
+		found.add(Rights, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role,
 			"the role %s may not read the identity of the server", server.Role)
-	case !server.Disjoint:
-		return nil, unsuitable("ALTER TABLE "+batches+" ADD CONSTRAINT outbox_batches_are_disjoint EXCLUDE USING gist (event_ids WITH &&)",
+	}
+	if !server.Disjoint {
+		found.add(Tables, "ALTER TABLE "+batches+" ADD CONSTRAINT outbox_batches_are_disjoint EXCLUDE USING gist (event_ids WITH &&)",
 			"the constraint outbox_batches_are_disjoint is missing or invalid")
+	}
+	switch {
 	case server.Sequence == nil:
-		return nil, unsuitable("ALTER TABLE "+events+" ALTER id ADD GENERATED ALWAYS AS IDENTITY, and set the sequence above the highest id",
+		found.add(Tables, "ALTER TABLE "+events+" ALTER id ADD GENERATED ALWAYS AS IDENTITY, and set the sequence above the highest id",
 			"the column id of outbox_events has no sequence")
 	case !server.ReadsSequence:
-		return nil, unsuitable("GRANT SELECT ON SEQUENCE "+*server.Sequence+" TO "+role,
+		found.add(Rights, "GRANT SELECT ON SEQUENCE "+*server.Sequence+" TO "+role,
 			"the role %s may not read the sequence of outbox_events", server.Role)
 	case !server.Ascends:
-		return nil, unsuitable("ALTER SEQUENCE "+*server.Sequence+" INCREMENT BY 1 MINVALUE 1 NO CYCLE",
+		found.add(Tables, "ALTER SEQUENCE "+*server.Sequence+" INCREMENT BY 1 MINVALUE 1 NO CYCLE",
 			"the sequence of outbox_events does not ascend, or cycles")
 	}
-	return s.checkDurability(ctx, tx)
+	found.Unsafe, err = s.checkDurability(ctx, tx)
+	found.Complete = err == nil
+	return found, err
 }
 
-// checkTables checks the rights and the properties of each table.
-func (s *Store) checkTables(ctx context.Context, tx *sqlx.Tx) error {
+// checkTables checks the rights and the properties of each table. It returns whether all
+// tables exist.
+func (s *Store) checkTables(ctx context.Context, tx *sqlx.Tx, inspection *Inspection) (complete bool, err error) {
 	names, rights := make([]string, len(tables)), make([]string, len(tables))
 	for i, t := range tables {
 		names[i], rights[i] = t.name, strings.Join(t.rights, ",")
@@ -317,27 +388,33 @@ func (s *Store) checkTables(ctx context.Context, tx *sqlx.Tx) error {
 		HasKey  bool    `db:"has_key"`
 	}
 	if err := tx.SelectContext(ctx, &found, s.sql(checkTablesSQL), pq.Array(names), pq.Array(rights)); err != nil {
-		return err //nolint:wrapcheck // Check wraps it
+		return false, err //nolint:wrapcheck // checkError wraps it
 	}
+	complete = true
 	for _, t := range found {
 		role := pq.QuoteIdentifier(t.Role)
-		switch {
-		case t.Name == nil:
-			return unsuitable("run `relay migrate`, or set postgres.schema to the schema of the outbox", "the table %s is missing", t.Wanted)
-		case t.Missing != nil:
-			return unsuitable("GRANT "+*t.Missing+" ON "+*t.Name+" TO "+role,
+		if t.Name == nil {
+			complete = false
+			inspection.add(Tables, "run `relay migrate`, or set postgres.schema to the schema of the outbox", "the table %s is missing", t.Wanted)
+			continue
+		}
+		if t.Missing != nil {
+			inspection.add(Rights, "GRANT "+*t.Missing+" ON "+*t.Name+" TO "+role,
 				"the role %s lacks rights on %s: %s", t.Role, t.Wanted, *t.Missing)
-		case t.Hidden:
-			return unsuitable("ALTER ROLE "+role+" BYPASSRLS, or ALTER TABLE "+*t.Name+" DISABLE ROW LEVEL SECURITY",
+		}
+		if t.Hidden {
+			inspection.add(Rights, "ALTER ROLE "+role+" BYPASSRLS, or ALTER TABLE "+*t.Name+" DISABLE ROW LEVEL SECURITY",
 				"row level security hides rows of %s from the role %s", t.Wanted, t.Role)
-		case !t.Logged:
-			return unsuitable("ALTER TABLE "+*t.Name+" SET LOGGED",
+		}
+		if !t.Logged {
+			inspection.add(Tables, "ALTER TABLE "+*t.Name+" SET LOGGED",
 				"the table %s is unlogged: a crash of PostgreSQL empties it", t.Wanted)
-		case !t.HasKey:
-			return unsuitable("add the primary key of `relay migrate --print=postgres` to "+*t.Name, "the table %s has no valid primary key", t.Wanted)
+		}
+		if !t.HasKey {
+			inspection.add(Tables, "add the primary key of `relay migrate --print=postgres` to "+*t.Name, "the table %s has no valid primary key", t.Wanted)
 		}
 	}
-	return nil
+	return complete, nil
 }
 
 func (s *Store) checkDurability(ctx context.Context, tx *sqlx.Tx) (unsafe []string, err error) {
@@ -350,7 +427,7 @@ func (s *Store) checkDurability(ctx context.Context, tx *sqlx.Tx) (unsafe []stri
 		Value string `db:"value"`
 	}
 	if err := tx.SelectContext(ctx, &settings, durabilitySQL, pq.Array(slices.Sorted(maps.Keys(safe)))); err != nil {
-		return nil, err //nolint:wrapcheck // Check wraps it
+		return nil, err //nolint:wrapcheck // checkError wraps it
 	}
 	for _, setting := range settings {
 		if setting.Value != safe[setting.Name] {

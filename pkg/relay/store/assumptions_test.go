@@ -241,6 +241,41 @@ var _ = Describe("Check", func() {
 			"ALTER SEQUENCE public.outbox_events_id_seq INCREMENT BY 1 MINVALUE 1 NO CYCLE"),
 	)
 
+	It("finds all problems in an inspection, which changes nothing", func(ctx SpecContext) {
+		history := func() (row string) {
+			GinkgoHelper()
+			Expect(owner.GetContext(ctx, &row, "SELECT outbox_history::text FROM outbox_history")).To(Succeed())
+			return row
+		}
+		before := history()
+		s := store.New(testengines.OpenStore(dsn, map[string]string{"role": role, "row_security": "on"}), store.Options{FlushTimeout: time.Hour})
+		owner.MustExecContext(ctx, strings.ReplaceAll(`REVOKE DELETE ON outbox_events, outbox_batches FROM SOMEBODY;
+			REVOKE ALL ON SEQUENCE outbox_events_id_seq FROM SOMEBODY; ALTER TABLE outbox_events SET UNLOGGED`, "SOMEBODY", role))
+		found, err := s.Inspect(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(found.Complete).To(BeTrue())
+		Expect(found.Unsafe).To(Equal([]string{"fsync", "full_page_writes"}), "the server of the suite is fast, not durable")
+		problem := func(part store.Part, text string) any {
+			return And(HaveField("Part", part), HaveField("Err.Problem", ContainSubstring(text)))
+		}
+		Expect(found.Problems).To(HaveExactElements(
+			problem(store.Rights, "lacks rights on outbox_events: DELETE"),
+			problem(store.Tables, "the table outbox_events is unlogged"),
+			problem(store.Rights, "lacks rights on outbox_batches: DELETE"),
+			problem(store.Settings, "row_security is on"),
+			problem(store.Rights, "may not read the sequence of outbox_events"),
+		))
+		Expect(second(s.Check(ctx))).To(MatchError(found.Problems[0].Err.Error()))
+		Expect(history()).To(Equal(before))
+
+		By("looking for a table that does not exist")
+		owner.MustExecContext(ctx, "ALTER TABLE outbox_fuse RENAME TO fuse")
+		found, err = s.Inspect(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(found.Complete).To(BeFalse())
+		Expect(found.Problems).To(ContainElement(problem(store.Tables, "the table outbox_fuse is missing")))
+	})
+
 	It("refuses a table without its primary key, and a lost identity", func(ctx SpecContext) {
 		owner.MustExecContext(ctx, "ALTER TABLE outbox_events ALTER id DROP IDENTITY")
 		Expect(second(asRole().Check(ctx))).To(MatchError(ContainSubstring("the column id of outbox_events has no sequence")))

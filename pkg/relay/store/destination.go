@@ -39,6 +39,12 @@ func (e *ElsewhereError) Error() string {
 		"Or, if that destination is lost or its rows were moved to the current one: %s", e.Batches, e.Events, e.Destination, e.Remedy)
 }
 
+// Explain returns the problem and the remedy.
+func (e *ElsewhereError) Explain() (problem, remedy string) {
+	return fmt.Sprintf("%d batches with %d events were attempted at another destination, %s, and may be present there", e.Batches, e.Events, e.Destination),
+		"set the relay's destination back until these batches are delivered. Or, if that destination is lost or its rows were moved to the current one: " + e.Remedy
+}
+
 // CheckElsewhere returns an *ElsewhereError for the first other destination at which
 // batches were attempted, or nil.
 func (s *Store) CheckElsewhere(ctx context.Context) error {
