@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/onsi/ginkgo/v2"
@@ -23,6 +24,7 @@ type Gateway struct {
 	settings   url.Values
 	refusal    int
 	limit      int64
+	denied     string
 	before     func(statement string)
 }
 
@@ -41,6 +43,11 @@ func StartGatewayTo(dsn string) (g *Gateway, through string) {
 	server := httptest.NewServer(http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
 		if status := g.refuses(request); status != 0 {
 			http.Error(response, "the gateway refuses the request", status)
+			return
+		}
+		if g.denies(request) {
+			response.Header().Set("X-Clickhouse-Exception-Code", "497")
+			http.Error(response, "Code: 497. DB::Exception: relay: Not enough privileges. (ACCESS_DENIED)", http.StatusForbidden)
 			return
 		}
 		proxy.ServeHTTP(response, request)
@@ -87,6 +94,22 @@ func (g *Gateway) refuses(request *http.Request) int {
 	return 0
 }
 
+// Deny makes the gateway respond to every later statement that contains the text as
+// ClickHouse does if its user lacks a right. The engine of the tests has no rights. An empty
+// text ends this.
+func (g *Gateway) Deny(text string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.denied = text
+}
+
+func (g *Gateway) denies(request *http.Request) bool {
+	g.mu.Lock()
+	denied := g.denied
+	g.mu.Unlock()
+	return denied != "" && strings.Contains(statementOf(request), denied)
+}
+
 // Before makes every later statement wait until do has returned.
 func (g *Gateway) Before(do func(statement string)) {
 	g.mu.Lock()
@@ -102,16 +125,7 @@ func (g *Gateway) Statements() []string {
 }
 
 func (g *Gateway) pass(request *http.Request) {
-	query := request.URL.Query()
-	statement := query.Get("query") // the body of an insert holds the rows
-	if statement == "" {
-		text, err := io.ReadAll(request.Body)
-		if err != nil {
-			return // the client has disconnected
-		}
-		statement = string(text)
-		request.Body = io.NopCloser(bytes.NewReader(text))
-	}
+	statement := statementOf(request)
 	g.mu.Lock()
 	before := g.before
 	g.mu.Unlock()
@@ -121,6 +135,21 @@ func (g *Gateway) pass(request *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.statements = append(g.statements, statement)
+	query := request.URL.Query()
 	maps.Copy(query, g.settings)
 	request.URL.RawQuery = query.Encode()
+}
+
+// statementOf returns the statement of the request. The body of an insert holds the rows, and
+// its statement is in the URL.
+func statementOf(request *http.Request) string {
+	if statement := request.URL.Query().Get("query"); statement != "" {
+		return statement
+	}
+	text, err := io.ReadAll(request.Body)
+	if err != nil {
+		return "" // the client has disconnected
+	}
+	request.Body = io.NopCloser(bytes.NewReader(text))
+	return string(text)
 }

@@ -171,6 +171,9 @@ func (e *MisconfiguredError) Error() string {
 	return fmt.Sprintf("%s; to fix it: %s", e.Problem, e.Remedy)
 }
 
+// Explain returns the problem and the remedy.
+func (e *MisconfiguredError) Explain() (problem, remedy string) { return e.Problem, e.Remedy }
+
 // BlindError says that a presence check cannot see every row in which it looks for the
 // events. It returns no result then, because an event that it does not find may be
 // present.
@@ -183,3 +186,6 @@ type BlindError struct {
 func (e *BlindError) Error() string {
 	return fmt.Sprintf("%s; to fix it: %s", e.Problem, e.Remedy)
 }
+
+// Explain returns the problem and the remedy.
+func (e *BlindError) Explain() (problem, remedy string) { return e.Problem, e.Remedy }

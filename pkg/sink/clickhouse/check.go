@@ -19,11 +19,15 @@ import (
 // Error codes of ClickHouse for which Check returns a remedy.
 const (
 	unknownDatabase            = 81
+	unknownUser                = 192
+	wrongPassword              = 193
+	requiredPassword           = 194
 	readonlyMode               = 164
 	badGet                     = 170 // reported for an unknown cluster by versions up to 23
 	settingConstraintViolation = 452
 	readonlySetting            = 472
 	accessDenied               = 497
+	authenticationFailed       = 516
 	clusterDoesntExist         = 701
 )
 
@@ -187,7 +191,7 @@ func (s *Sink) checkTable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.checkTableSettings(ctx, t.definition, placed); err != nil {
+	if _, err := s.checkTableSettings(ctx, t.definition, placed); err != nil {
 		return err
 	}
 	return s.checkColumns(t)
@@ -279,9 +283,12 @@ const (
 	leastWindowSeconds = 600
 )
 
+// checkedSetting is a setting of the table with its value.
+type checkedSetting struct{ name, value string }
+
 // checkTableSettings reads the table's settings at the end of its definition, and the
-// server's defaults for all other settings.
-func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) error {
+// server's defaults for all other settings. It returns the settings that it has checked.
+func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string) ([]checkedSetting, error) {
 	type wanted struct {
 		name, value string
 		least       float64
@@ -296,11 +303,13 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 	}
 
 	var problems, remedy []string
+	checked := make([]checkedSetting, 0, len(settings))
 	for _, setting := range settings {
 		value, err := s.readTableSetting(ctx, definition, placed, setting.name)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		checked = append(checked, checkedSetting{setting.name, value})
 		number, err := strconv.ParseFloat(value, 64) // an interval may be a decimal number, as in "480."
 		switch isNumber := err == nil; {
 		case value == "false", isNumber && number == 0:
@@ -313,12 +322,12 @@ func (s *Sink) checkTableSettings(ctx context.Context, definition, placed string
 		remedy = append(remedy, setting.name+" = "+setting.value)
 	}
 	if problems != nil {
-		return &sink.MisconfiguredError{
+		return nil, &sink.MisconfiguredError{
 			Problem: fmt.Sprintf("the table %s has %s", s.table, strings.Join(problems, ", ")),
 			Remedy:  "ALTER TABLE " + s.table + onCluster(s.cluster) + " MODIFY SETTING " + strings.Join(remedy, ", "),
 		}
 	}
-	return nil
+	return checked, nil
 }
 
 // windowSetting returns the name of the setting for the deduplication window.

@@ -61,6 +61,12 @@ type Options struct {
 	// and each call of InFlight, Present, Check and Ping needs one connection. 0 means
 	// DefaultMaxOpenConns.
 	MaxOpenConns int
+	// MaxDialTimeout bounds the dial with its handshake, even if the DSN has a longer
+	// dial_timeout. 0 means no further bound.
+	MaxDialTimeout time.Duration
+
+	// host replaces the hosts of DSN, unless it is empty.
+	host string
 }
 
 // Sink delivers events to a ClickHouse table. It is safe for concurrent use.
@@ -167,6 +173,9 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 		return o, nil, fmt.Errorf("clickhouse dsn: %w", err) // the driver masks credentials
 	}
 	o.Table = cmp.Or(o.Table, DefaultTable)
+	if o.host != "" {
+		d.Addr = []string{o.host}
+	}
 	switch {
 	case !supportedScheme(o.DSN):
 		return o, nil, errors.New("clickhouse dsn: the scheme must be clickhouse, tcp, http or https")
@@ -183,6 +192,9 @@ func parse(o Options) (complete Options, d *chgo.Options, err error) {
 	}
 
 	d.DialTimeout = cmp.Or(d.DialTimeout, defaultDialTimeout)
+	if o.MaxDialTimeout > 0 {
+		d.DialTimeout = min(d.DialTimeout, o.MaxDialTimeout)
+	}
 	d.ReadTimeout = cmp.Or(d.ReadTimeout, defaultReadTimeout)
 	d.MaxOpenConns = cmp.Or(d.MaxOpenConns, o.MaxOpenConns, DefaultMaxOpenConns)
 	d.MaxIdleConns = cmp.Or(d.MaxIdleConns, d.MaxOpenConns)
