@@ -28,6 +28,7 @@ func main() {
 			pause(),
 			resume(),
 			batches(),
+			check(),
 			deadLetters(),
 		},
 	}.Main())
