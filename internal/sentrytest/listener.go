@@ -10,12 +10,15 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/diehard-outbox/diehard/internal/otlptest"
 )
 
 // Listener replaces Sentry.
@@ -24,6 +27,7 @@ type Listener struct {
 
 	mu       sync.Mutex
 	events   []Event
+	spans    []otlptest.Span
 	problems []error
 }
 
@@ -113,8 +117,22 @@ func (l *Listener) of(kind string) (events []Event) {
 	return events
 }
 
+// Spans returns the spans received so far.
+func (l *Listener) Spans() []otlptest.Span {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.spans)
+}
+
 func (l *Listener) receive(w http.ResponseWriter, r *http.Request) {
-	events, err := read(r)
+	var events []Event
+	var spans []otlptest.Span
+	err := checkAuth(r)
+	if err == nil && strings.Contains(r.URL.Path, "/otlp/") {
+		spans, err = otlptest.Read(r, "/api/42/integration/otlp/v1/traces/")
+	} else if err == nil {
+		events, err = read(r)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
@@ -123,7 +141,18 @@ func (l *Listener) receive(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l.events = append(l.events, events...)
+	if l.spans = append(l.spans, spans...); len(spans) > 0 {
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+		return
+	}
 	_, _ = io.WriteString(w, "{}")
+}
+
+func checkAuth(r *http.Request) error {
+	if auth := r.Header.Get("X-Sentry-Auth"); !strings.Contains(auth, "sentry_key=public") || r.Header.Get("Authorization") != "" {
+		return fmt.Errorf("unexpected X-Sentry-Auth or Authorization: %q", auth)
+	}
+	return nil
 }
 
 // read parses an envelope: https://develop.sentry.dev/sdk/data-model/envelopes/
@@ -133,9 +162,6 @@ func read(r *http.Request) (events []Event, err error) {
 	}
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" { // sentry-go uses no encoding
 		return nil, fmt.Errorf("the envelope has an unsupported encoding: %s", encoding)
-	}
-	if auth := r.Header.Get("X-Sentry-Auth"); !strings.Contains(auth, "sentry_key=public") {
-		return nil, fmt.Errorf("unexpected X-Sentry-Auth: %q", auth)
 	}
 	body := bufio.NewReader(r.Body)
 	if _, err := body.ReadBytes('\n'); err != nil {

@@ -1,5 +1,5 @@
-// Package telemetry provides logs with slog, and reports errors and transactions to
-// Sentry.
+// Package telemetry provides logs with slog, reports errors and transactions to Sentry, and
+// exports spans of OpenTelemetry.
 //
 // To report an error, log a record of the level ERROR with the attribute "err" and the
 // context of the failed operation. The record goes to the log and, if Sentry is on, to

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/getsentry/sentry-go"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // flushTimeout limits how long a program waits for Sentry before it exits.
@@ -25,6 +26,9 @@ type SentryOptions struct {
 	// TracesSampleRate is the fraction of transactions to send, from 0 to 1. All
 	// errors are sent.
 	TracesSampleRate float64
+	// Spans says that the program has spans of OpenTelemetry. Errors then belong to these
+	// spans, and Sentry gets no transactions: see TracesOptions.
+	Spans bool
 }
 
 // StartSentry turns Sentry on for the process. Loggers of this package then report
@@ -40,6 +44,9 @@ func StartSentry(o SentryOptions) (flush func(), err error) {
 	if err := CheckSentryDSN(o.DSN); err != nil {
 		return nil, err
 	}
+	if o.Spans {
+		o.TracesSampleRate = 0
+	}
 	err = sentry.Init(sentry.ClientOptions{
 		Dsn:              o.DSN,
 		Environment:      o.Environment,
@@ -54,7 +61,16 @@ func StartSentry(o SentryOptions) (flush func(), err error) {
 	if err != nil {
 		return nil, errors.New("start sentry: invalid options") // the error of Init can quote the DSN
 	}
+	if o.Spans {
+		sentry.CurrentHub().Client().SetExternalContextTraceResolver(spanIDs)
+	}
 	return func() { sentry.Flush(flushTimeout) }, nil
+}
+
+// spanIDs returns the ids of the context's span of OpenTelemetry.
+func spanIDs(ctx context.Context) (sentry.TraceID, sentry.SpanID, bool) {
+	span := trace.SpanContextFromContext(ctx)
+	return sentry.TraceID(span.TraceID()), sentry.SpanID(span.SpanID()), span.IsValid()
 }
 
 // withoutModules removes the list of Go modules from events. The release identifies

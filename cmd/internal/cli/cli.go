@@ -13,10 +13,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
@@ -100,6 +102,8 @@ type Printed[S Settings] struct {
 type Process struct {
 	Version string
 	Log     *slog.Logger
+	// Tracer makes spans. It is nil if the export of traces is off.
+	Tracer trace.Tracer
 	// Args and Out are set for commands with Answer.
 	Args []string
 	Out  io.Writer
@@ -264,7 +268,7 @@ func (p Program[S]) noArguments(cmd *cobra.Command, args []string) error {
 	}
 }
 
-// run runs a command with a logger and, if the command has Run, with Sentry.
+// run runs a command with a logger and, if the command has Run, with Sentry and traces.
 func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], settings S, unknown []string) error {
 	ctx := cmd.Context()
 	reporting := p.Reporting(settings)
@@ -283,16 +287,34 @@ func (p Program[S]) run(cmd *cobra.Command, args []string, command Command[S], s
 		return command.Answer(ctx, process, settings)
 	}
 
-	flush, err := telemetry.StartSentry(telemetry.SentryOptions{
+	sentry := telemetry.SentryOptions{
 		DSN:              reporting.Sentry.DSN,
 		Environment:      reporting.Environment,
 		Release:          "diehard@" + p.Version,
 		TracesSampleRate: reporting.Sentry.TracesSampleRate,
+	}
+	tracer, stopTraces, err := telemetry.StartTraces(ctx, telemetry.TracesOptions{
+		Service:     "diehard-" + p.Name,
+		Environment: reporting.Environment,
+		Version:     p.Version,
+		Log:         log,
+		Sentry:      sentry,
 	})
+	if err != nil {
+		return &config.Error{Problem: err.Error()}
+	}
+	process.Tracer = tracer
+	sentry.Spans = tracer != nil
+	flush, err := telemetry.StartSentry(sentry)
 	if err != nil {
 		return err
 	}
-	defer flush()
+	defer func() { // at the same time, because each of the two can take 3 seconds
+		var group sync.WaitGroup
+		group.Go(stopTraces)
+		group.Go(flush)
+		group.Wait()
+	}()
 
 	name := p.Name + " " + command.Name
 	log.InfoContext(ctx, "program started", "program", name, "version", p.Version)
