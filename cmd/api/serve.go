@@ -77,6 +77,7 @@ func serve(ctx context.Context, p cli.Process, c *config.API) error {
 		MaxConcurrent:     c.HTTP.MaxConcurrent,
 		Log:               p.Log,
 		Registerer:        registry,
+		Tracer:            p.Tracer,
 		MaxBodyBytes:      c.HTTP.MaxBodyBytes,
 		BodyBudget:        c.HTTP.BodyBudget,
 		DocsOff:           c.HTTP.Docs == config.Off,

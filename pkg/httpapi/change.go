@@ -101,17 +101,19 @@ func (s *Server) changeInGroup(c echo.Context, body []byte, inGroup func(key *id
 	var response idempotency.Response
 	replayed := false
 	ctx := c.Request().Context()
-	err = s.database(ctx, func() (err error) {
-		if response, err = inGroup(key); !errors.Is(err, groupcommit.ErrCommitAlone) {
-			return err
-		}
-		return s.inTx(ctx, func(tx *sqlx.Tx) (err error) {
-			if key == nil {
-				response, err = work(tx)
+	err = s.database(ctx, func() error {
+		return s.inPublishSpan(ctx, func() (err error) {
+			if response, err = inGroup(key); !errors.Is(err, groupcommit.ErrCommitAlone) {
 				return err
 			}
-			response, replayed, err = s.options.Idempotency.Do(ctx, tx, *key, func() (idempotency.Response, error) { return work(tx) })
-			return err
+			return s.inTx(ctx, func(tx *sqlx.Tx) (err error) {
+				if key == nil {
+					response, err = work(tx)
+					return err
+				}
+				response, replayed, err = s.options.Idempotency.Do(ctx, tx, *key, func() (idempotency.Response, error) { return work(tx) })
+				return err
+			})
 		})
 	})
 	if err != nil {

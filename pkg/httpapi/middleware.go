@@ -182,24 +182,25 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	}
 }
 
-// trace runs the request in a Sentry transaction if Sentry is enabled. The request's
-// events then join that transaction. If Sentry is disabled, the events get the client's
-// trace context unchanged. The transaction continues the client's trace. It ignores the
-// client's sampling decision, because samples cost the operator money.
+// trace runs the request in a span if Options.Tracer is set: see traceInSpan. Otherwise it
+// runs the request in a Sentry transaction if Sentry is enabled. The request's events then
+// join that transaction. If Sentry is disabled, the events get the client's trace context
+// unchanged. The transaction continues the client's trace. It ignores the client's
+// sampling decision, because samples cost the operator money.
 //
 // The transaction has only the attributes that trace sets. The request's path,
 // query, headers and body contain personal data and keys.
 func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
+	if s.options.Tracer != nil {
+		return s.traceInSpan(next)
+	}
 	return func(c echo.Context) error {
 		if !sentry.CurrentHub().Client().IsEnabled() {
 			return next(c)
 		}
-		hub := sentry.CurrentHub().Clone()
-		r, name := requestOf(c), methodOf(c)+" "+routeOf(c)
-		hub.Scope().SetTag("request_id", r.id)
-		hub.Scope().SetTag("route", name)
+		hub, r := hubOf(c), requestOf(c)
 		ctx := sentry.SetHubOnContext(c.Request().Context(), hub)
-		transaction := sentry.StartTransaction(ctx, name,
+		transaction := sentry.StartTransaction(ctx, methodOf(c)+" "+routeOf(c),
 			sentry.ContinueTrace(hub, sentryTrace(r.traceparent), ""),
 			sentry.WithOpName("http.server"),
 			sentry.WithTransactionSource(sentry.SourceRoute),
@@ -219,6 +220,14 @@ func (s *Server) trace(next echo.HandlerFunc) echo.HandlerFunc {
 		transaction.Finish()
 		return err
 	}
+}
+
+// hubOf returns a Sentry hub whose reports have the tags of the request.
+func hubOf(c echo.Context) *sentry.Hub {
+	hub := sentry.CurrentHub().Clone()
+	hub.Scope().SetTag("request_id", requestOf(c).id)
+	hub.Scope().SetTag("route", methodOf(c)+" "+routeOf(c))
+	return hub
 }
 
 // sentryTrace returns the traceparent in the format of Sentry's own header,

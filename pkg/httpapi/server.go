@@ -13,6 +13,8 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/labstack/gommon/log"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/diehard-outbox/diehard/pkg/groupcommit"
 	"github.com/diehard-outbox/diehard/pkg/httpapi/admission"
@@ -63,6 +65,9 @@ type Options struct {
 	Log  *slog.Logger
 	// Registerer registers the metrics. It may be nil.
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of requests. If it is nil, requests have no spans, but Sentry
+	// transactions if Sentry is enabled.
+	Tracer trace.Tracer
 
 	// Keys are the API keys of the clients of /v1. If Keys is empty and AuthOff is
 	// false, every request below /v1 is refused.
@@ -172,6 +177,7 @@ type Server struct {
 	options   Options
 	users     *users.Service
 	log       *slog.Logger
+	tracer    trace.Tracer
 	requests  *prometheus.HistogramVec
 	shedder   *admission.Shedder
 	bodies    *input.Budget
@@ -192,6 +198,7 @@ func New(o Options) *Server {
 		options:  o,
 		users:    o.Users,
 		log:      o.Log,
+		tracer:   o.Tracer,
 		requests: newRequestHistogram(o.Registerer),
 		shedder: admission.NewShedder(admission.ShedderOptions{
 			MaxConcurrent: o.MaxConcurrent,
@@ -204,6 +211,9 @@ func New(o Options) *Server {
 		shedding: newShedding(o.Registerer, o.Log),
 		reusers:  &reusers{until: map[string]time.Time{}},
 		echo:     echo.New(),
+	}
+	if s.tracer == nil {
+		s.tracer = noop.Tracer{}
 	}
 	registerBodyGauge(o.Registerer, s.bodies)
 	registerWaitingGauge(o.Registerer, s.shedder)

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 
@@ -12,7 +13,10 @@ import (
 	"github.com/onsi/gomega/gbytes"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"go.opentelemetry.io/otel/trace"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/diehard-outbox/diehard/internal/otlptest"
 	"github.com/diehard-outbox/diehard/internal/sentrytest"
 	"github.com/diehard-outbox/diehard/pkg/httpapi"
 	"github.com/diehard-outbox/diehard/pkg/telemetry"
@@ -149,6 +153,103 @@ var _ = Describe("A request", func() {
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"/v1/users","status":200`))
 		Eventually(api.log).WithContext(ctx).Should(gbytes.Say(`"method":"GET","route":"unmatched","status":404`))
 		Expect(string(api.log.Contents())).NotTo(Or(ContainSubstring("example.com"), ContainSubstring("Augusta")))
+	})
+
+	Describe("with spans", func() {
+		var (
+			collector *otlptest.Collector
+			tracer    trace.Tracer
+			flush     func()
+		)
+
+		BeforeEach(func(ctx SpecContext) {
+			collector = otlptest.Start()
+			GinkgoT().Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL())
+			var err error
+			tracer, flush, err = telemetry.StartTraces(ctx, telemetry.TracesOptions{Service: "diehard-api", Log: slog.New(slog.DiscardHandler)})
+			Expect(err).NotTo(HaveOccurred())
+		})
+
+		traced := func(o *httpapi.Options) { o.Tracer = tracer }
+
+		// spans stops the API and returns the spans with the name.
+		spans := func(api *api, name string) []otlptest.Span {
+			GinkgoHelper()
+			api.stop()
+			Eventually(api.stopped).Should(Receive(BeNil()))
+			close(api.stopped) // the end of the spec waits for it, too
+			flush()
+			return collector.Named(name)
+		}
+
+		It("is a span that continues the client's trace, and the event joins it", func(ctx SpecContext) {
+			api := start(ctx, traced)
+			created := api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: "+traceparent)
+			Expect(created.status).To(Equal(http.StatusCreated))
+			events := eventTraceparents(ctx)
+			request := spans(api, "POST /v1/users")
+			Expect(request).To(HaveLen(1))
+			Expect(request[0].Trace).To(Equal(traceID))
+			Expect(request[0].Parent).To(Equal(parentID))
+			Expect(request[0].GetKind()).To(Equal(otlp.Span_SPAN_KIND_SERVER))
+			Expect(request[0].Attributes).To(Equal(map[string]any{
+				"http.request.method": "POST", "http.route": "/v1/users", "http.response.status_code": int64(201), "url.scheme": "http",
+			}))
+			joined := fmt.Sprintf("00-%s-%s-01", traceID, request[0].ID)
+			Expect(events).To(Equal([]string{joined}))
+			Expect(created.header.Get("Traceparent")).To(Equal(joined))
+
+			publish := collector.Named("publish outbox_events")
+			Expect(publish).To(HaveLen(1))
+			Expect(publish[0].Parent).To(Equal(request[0].ID))
+			Expect(publish[0].GetKind()).To(Equal(otlp.Span_SPAN_KIND_PRODUCER))
+			Expect(publish[0].Attributes).To(Equal(map[string]any{
+				"messaging.system": "diehard", "messaging.destination.name": "outbox_events",
+				"messaging.operation.name": "publish", "messaging.operation.type": "send",
+			}))
+		})
+
+		It("begins a trace if the client sends none, or an invalid one", func(ctx SpecContext) {
+			api := start(ctx, traced)
+			api.create(ctx, `{"email":"ada@example.com"}`)
+			api.create(ctx, `{"email":"eve@example.com"}`, "Traceparent: 00-"+traceID+"-"+parentID+"-01", "Traceparent: 00-"+traceID+"-"+parentID+"-01")
+			requests := spans(api, "POST /v1/users")
+			Expect(requests).To(HaveLen(2))
+			Expect(requests).To(HaveEach(And(HaveField("Parent", ""), HaveField("Trace", Not(Equal(traceID))))))
+		})
+
+		It("is not recorded if the client does not record it, and neither is its event", func(ctx SpecContext) {
+			api := start(ctx, traced)
+			api.create(ctx, `{"email":"ada@example.com"}`, "Traceparent: 00-"+traceID+"-"+parentID+"-00")
+			Expect(eventTraceparents(ctx)).To(ConsistOf(And(HavePrefix("00-"+traceID), HaveSuffix("-00"))))
+			Expect(spans(api, "POST /v1/users")).To(BeEmpty())
+		})
+
+		It("has the name of its route, and no personal data", func(ctx SpecContext) {
+			api := start(ctx, traced)
+			api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
+			api.create(ctx, `{"email":"ada@example.com","first_name":"Augusta"}`)
+			api.get(ctx, "/v1/users?email=ada@example.com")
+			api.get(ctx, "/ada@example.com")
+			unmatched := spans(api, "GET")
+			Expect(unmatched).To(HaveLen(1))
+			Expect(unmatched[0].Attributes).NotTo(HaveKey("http.route"))
+			for _, span := range collector.Spans() {
+				Expect(span.String()).NotTo(Or(ContainSubstring("example.com"), ContainSubstring("Augusta")))
+			}
+			Expect(collector.Named("publish outbox_events")).To(ContainElement(And(
+				HaveField("Attributes", HaveKeyWithValue("error.type", "email-taken")),
+				WithTransform(func(s otlptest.Span) otlp.Status_StatusCode { return s.GetStatus().GetCode() }, Equal(otlp.Status_STATUS_CODE_UNSET)))))
+		})
+
+		It("has the problem of a server error", func(ctx SpecContext) {
+			api := start(ctx, traced, func(o *httpapi.Options) { o.Users = nil })
+			api.get(ctx, "/v1/users")
+			failed := spans(api, "GET /v1/users")
+			Expect(failed).To(HaveLen(1))
+			Expect(failed[0].GetStatus().GetCode()).To(Equal(otlp.Status_STATUS_CODE_ERROR))
+			Expect(failed[0].Attributes).To(And(HaveKeyWithValue("error.type", "internal-error"), HaveKeyWithValue("http.response.status_code", int64(500))))
+		})
 	})
 
 	Describe("with Sentry enabled", func() {
