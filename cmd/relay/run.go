@@ -72,6 +72,8 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		Log:             p.Log,
 		Registry:        registry,
 		Member:          member(p.Version, c),
+		Tracer:          p.Tracer,
+		SinkAttributes:  sink.Attributes(),
 		Workers:         c.Relay.Workers,
 		MaxBytes:        c.Relay.BatchMaxBytes,
 		Linger:          c.Relay.Linger,

@@ -47,7 +47,9 @@ func (r *Relay) cutUntil(ctx context.Context) error {
 		linger := r.linger()
 		var cut store.Cut
 		if work && err == nil {
+			start := time.Now()
 			cut, err = r.o.Store.Cut(ctx, linger)
+			r.recordCut(ctx, start, cut, err)
 		}
 		switch {
 		case ctx.Err() != nil:

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/getsentry/sentry-go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink"
@@ -21,7 +23,8 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) 
 	ctx = sentry.SetHubOnContext(ctx, sentry.CurrentHub().Clone())
 	transaction := sentry.StartTransaction(ctx, "relay batch", sentry.WithOpName("queue.process"))
 	defer transaction.Finish()
-	ctx = transaction.Context()
+	ctx, span := r.tracer.Start(transaction.Context(), "deliver outbox_events", trace.WithSpanKind(trace.SpanKindConsumer), attemptAttributes(lease))
+	defer span.End()
 	events, _ := r.events.Get().(*store.Events)
 	if events == nil {
 		events = &store.Events{}
@@ -34,6 +37,7 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) 
 		skew:  time.Until(lease.DatabaseTime),
 	}
 	result, err := d.run(ctx)
+	failure := err
 	transaction.Status = sentry.SpanStatusOK
 	if err != nil {
 		transaction.Status = sentry.SpanStatusInternalError
@@ -47,6 +51,8 @@ func (r *Relay) deliver(ctx context.Context, lease *store.Lease) (failures int) 
 		}
 	}
 	r.metrics.batches.WithLabelValues(result).Inc()
+	span.SetAttributes(attribute.String("diehard.batch.result", result))
+	recordError(span, failure)
 	d.log.DebugContext(ctx, "batch attempt ended", "result", result, "duration", time.Since(d.start))
 	return failures
 }
@@ -56,6 +62,7 @@ type delivery struct {
 	*Relay
 	lease  *store.Lease
 	events *store.Events // the memory of the attempt
+	links  []trace.Link  // to the requests of the events
 	log    *slog.Logger
 	start  time.Time
 	skew   time.Duration // the database's clock minus the relay's clock
@@ -84,6 +91,7 @@ func (d *delivery) run(ctx context.Context) (result string, err error) {
 	if err := d.lease.Read(ctx, d.events); err != nil {
 		return "", err
 	}
+	d.link(ctx, d.events)
 	if aside, err := d.setAside(ctx); aside || err != nil {
 		return resultSplit, err
 	}

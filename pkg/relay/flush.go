@@ -23,7 +23,9 @@ func (d *delivery) insert(ctx context.Context, events *store.Events) error {
 	insertCtx, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
 	defer cancel()
 	failpoint.At(failpoint.FlushRead)
-	err := d.o.Sink.Insert(insertCtx, sink.Batch{Token: d.lease.Token, Events: &events.Events})
+	err := d.inFlushSpan(insertCtx, events, func(ctx context.Context) error {
+		return d.o.Sink.Insert(ctx, sink.Batch{Token: d.lease.Token, Events: &events.Events})
+	})
 	if _, unsent := errors.AsType[*sink.BadEventsError](err); !unsent {
 		d.metrics.flush.Observe(time.Since(start).Seconds())
 		d.metrics.attempted.Add(float64(len(events.ID)))

@@ -14,6 +14,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
@@ -49,6 +52,10 @@ type Options struct {
 	// Member is this relay as it reports itself to the fleet, without its state. New sets
 	// an ID if it has none.
 	Member store.Member
+	// Tracer makes the spans of cuts and deliveries. If it is nil, they have no spans.
+	// SinkAttributes describe the sink in spans, such as db.system.name.
+	Tracer         trace.Tracer
+	SinkAttributes []attribute.KeyValue
 
 	// Workers is the number of batches that are delivered at the same time, if MaxBytes
 	// allows.
@@ -88,6 +95,9 @@ func (o *Options) setDefaults() {
 	if o.MaxBytes <= 0 {
 		o.MaxBytes = store.DefaultMaxBytes
 	}
+	if o.Tracer == nil {
+		o.Tracer = noop.Tracer{}
+	}
 	if o.DeadLetterAttempts <= 0 {
 		o.DeadLetterAttempts = DefaultDeadLetterAttempts
 	}
@@ -113,6 +123,7 @@ func (o *Options) setDefaults() {
 type Relay struct {
 	o       Options
 	log     *slog.Logger
+	tracer  trace.Tracer
 	metrics *metrics
 	circuit *circuit
 	budget  *budget
@@ -147,6 +158,7 @@ func New(o Options) *Relay {
 	r := &Relay{
 		o:        o,
 		log:      o.Log,
+		tracer:   o.Tracer,
 		budget:   &budget{limit: o.MaxBytes},
 		backoff:  backoff{base: o.BackoffMin, limit: o.BackoffMax},
 		work:     make(signal, o.Workers),

@@ -1,7 +1,9 @@
 package relay_test
 
 import (
+	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,8 +24,10 @@ import (
 	. "github.com/onsi/gomega/gstruct"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"github.com/diehard-outbox/diehard/internal/faults"
+	"github.com/diehard-outbox/diehard/internal/otlptest"
 	"github.com/diehard-outbox/diehard/internal/sentrytest"
 	"github.com/diehard-outbox/diehard/internal/testengines"
 	"github.com/diehard-outbox/diehard/pkg/outbox"
@@ -717,6 +721,123 @@ diehard_relay_events_total{result="delivered"} 7
 			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
 			flush()
 			Expect(reported.Transactions()).To(BeEmpty())
+		})
+	})
+
+	Describe("with spans", func() {
+		var (
+			collector *otlptest.Collector
+			running   *runningRelay
+			flush     func()
+		)
+
+		// startTraced starts a relay that exports its spans to the collector.
+		startTraced := func(ctx context.Context) {
+			GinkgoHelper()
+			collector = otlptest.Start()
+			GinkgoT().Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL())
+			tracer, stop, err := telemetry.StartTraces(ctx, telemetry.TracesOptions{Service: "diehard-relay", Log: slog.New(slog.DiscardHandler)})
+			Expect(err).NotTo(HaveOccurred())
+			flush = stop
+			running = start(func(o *relay.Options) {
+				o.Tracer, o.SinkAttributes = tracer, clickHouse.Attributes()
+			})
+		}
+
+		// spans stops the relay and returns its spans in the order of their start.
+		spans := func(ctx context.Context) []otlptest.Span {
+			GinkgoHelper()
+			running.stop()
+			Eventually(ctx, running.ended).WithTimeout(patience).Should(BeClosed())
+			flush()
+			all := collector.Spans()
+			slices.SortFunc(all, func(a, b otlptest.Span) int { return cmp.Compare(a.GetStartTimeUnixNano(), b.GetStartTimeUnixNano()) })
+			return all
+		}
+
+		named := func(all []otlptest.Span, name string) otlptest.Span {
+			GinkgoHelper()
+			i := slices.IndexFunc(all, func(s otlptest.Span) bool { return s.GetName() == name })
+			Expect(i).NotTo(BeNumerically("<", 0), "%s", name)
+			return all[i]
+		}
+
+		names := func(all []otlptest.Span) (names []string) {
+			for _, span := range all {
+				names = append(names, span.GetName())
+			}
+			return names
+		}
+
+		It("records a delivery, with links to the sampled requests of its events", func(ctx SpecContext) {
+			startTraced(ctx)
+			publish(ctx, outbox.Event{}, outbox.Event{Traceparent: traceparent(1, "00")}, outbox.Event{Traceparent: traceparent(2, "01")},
+				outbox.Event{Traceparent: traceparent(3, "01")}, outbox.Event{Traceparent: traceparent(2, "01")})
+			expectOnce(ctx, 5)
+			all := spans(ctx)
+			Expect(names(all)).To(Equal([]string{"cut outbox_events", "deliver outbox_events", "flush event_log", "settle outbox_events"}))
+			cut, deliver, insert, settle := all[0], all[1], all[2], all[3]
+			Expect(cut.Attributes).To(And(HaveKeyWithValue("db.system.name", "postgresql"), HaveKeyWithValue("diehard.events", int64(5))))
+			Expect(deliver.GetKind()).To(Equal(otlp.Span_SPAN_KIND_CONSUMER))
+			Expect(deliver.Attributes).To(MatchAllKeys(Keys{
+				"messaging.system": Equal("diehard"), "messaging.destination.name": Equal("outbox_events"),
+				"messaging.operation.type": Equal("process"), "messaging.operation.name": Equal("deliver"),
+				"messaging.batch.message_count": Equal(int64(5)), "diehard.batch.id": MatchRegexp("^[0-9a-f-]{36}$"),
+				"diehard.batch.attempt": Equal(int64(1)), "diehard.batch.result": Equal("settled"),
+			}))
+			Expect(insert.GetKind()).To(Equal(otlp.Span_SPAN_KIND_CLIENT))
+			Expect(insert.Attributes).To(MatchAllKeys(Keys{
+				"db.system.name": Equal("clickhouse"), "db.namespace": Not(BeEmpty()), "db.collection.name": Equal("event_log"),
+				"db.operation.name": Equal("INSERT"), "db.operation.batch.size": Equal(int64(5)),
+				"server.address": Equal("127.0.0.1"), "server.port": BeNumerically(">", 0),
+			}))
+			Expect(settle.Attributes).To(And(HaveKeyWithValue("db.system.name", "postgresql"), HaveKeyWithValue("db.operation.batch.size", int64(5))))
+			for _, step := range []otlptest.Span{insert, settle} {
+				Expect(step.Trace).To(Equal(deliver.Trace))
+				Expect(step.Parent).To(Equal(deliver.ID))
+			}
+			Expect(deliver.Trace).NotTo(Equal(cut.Trace))
+			requests := []string{traceparent(2, "01").TraceID(), traceparent(3, "01").TraceID()}
+			Expect(deliver.Links).To(Equal(requests))
+			Expect(insert.Links).To(Equal(requests))
+			Expect(hex.EncodeToString(insert.GetLinks()[0].GetSpanId())).To(Equal(traceparent(2, "01").ParentID()))
+		})
+
+		It("links an insert to at most 100 requests", func(ctx SpecContext) {
+			startTraced(ctx)
+			var events []outbox.Event
+			for trace := range 103 {
+				events = append(events, outbox.Event{Traceparent: traceparent(trace+1, "01")})
+			}
+			publish(ctx, events...)
+			expectOnce(ctx, 103)
+			links := named(spans(ctx), "flush event_log").Links
+			Expect(links).To(HaveLen(100))
+			Expect(links[99]).To(Equal(traceparent(100, "01").TraceID()))
+		})
+
+		It("records that it resolves an earlier attempt", func(ctx SpecContext) {
+			publish(ctx, outbox.Event{Traceparent: traceparent(1, "01")}, outbox.Event{})
+			claimAndDie(ctx, func(lease *store.Lease, events *sink.Events) { insert(ctx, lease.Token, events) })
+			startTraced(ctx)
+			expectOnce(ctx, 2)
+			all := spans(ctx)
+			Expect(names(all)).To(Equal([]string{"deliver outbox_events", "resolve event_log", "settle outbox_events"}))
+			Expect(all[0].Links).To(Equal([]string{traceparent(1, "01").TraceID()}))
+			Expect(all[1].Attributes).To(And(HaveKeyWithValue("db.system.name", "clickhouse"),
+				HaveKeyWithValue("diehard.events.present", int64(2)), HaveKeyWithValue("diehard.events.absent", int64(0))))
+		})
+
+		It("records the class of an error, without its text", func(ctx SpecContext) {
+			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT no_poison CHECK event_type != 'poison'")
+			startTraced(ctx)
+			publish(ctx, outbox.Event{EventType: "poison"})
+			Eventually(ctx, deadLetters).WithTimeout(patience).Should(HaveLen(1))
+			failed := named(spans(ctx), "flush event_log")
+			Expect(failed.GetStatus().GetCode()).To(Equal(otlp.Status_STATUS_CODE_ERROR))
+			Expect(failed.GetStatus().GetMessage()).To(BeEmpty())
+			Expect(failed.GetEvents()).To(BeEmpty())
+			Expect(failed.Attributes).To(HaveKeyWithValue("error.type", "permanent"))
 		})
 	})
 

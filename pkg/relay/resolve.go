@@ -5,6 +5,10 @@ import (
 	"errors"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
@@ -22,12 +26,8 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 	if err := d.checkDestination(ctx); err != nil {
 		return "", err
 	}
-	if err := d.awaitInserts(ctx); err != nil {
-		return "", err
-	}
-	failpoint.At(failpoint.ResolveWaited)
-	present, absent, err := d.checkPresence(ctx, keys)
-	failpoint.At(failpoint.ResolveChecked)
+	d.link(ctx, keys)
+	present, absent, err := d.outcome(ctx, keys, failpoint.ResolveWaited, failpoint.ResolveChecked)
 	switch {
 	case err != nil:
 		return "", err
@@ -54,6 +54,22 @@ func (d *delivery) resolve(ctx context.Context, cause error) (string, error) {
 		return d.sample(ctx, keys, errors.New(d.lease.LastError))
 	}
 	return d.reinsert(ctx, keys)
+}
+
+// outcome waits for inserts in flight, and then returns the result of checkPresence. It
+// runs in a span.
+func (d *delivery) outcome(ctx context.Context, keys *store.Events, waited, checked failpoint.Point) (present, absent []int, err error) {
+	err = d.inSinkSpan(ctx, "resolve", func(ctx context.Context, span trace.Span) (err error) {
+		if err := d.awaitInserts(ctx); err != nil {
+			return err
+		}
+		failpoint.At(waited)
+		present, absent, err = d.checkPresence(ctx, keys)
+		failpoint.At(checked)
+		span.SetAttributes(attribute.Int("diehard.events.present", len(present)), attribute.Int("diehard.events.absent", len(absent)))
+		return err
+	}, trace.WithAttributes(semconv.DBOperationName("SELECT")))
+	return present, absent, err
 }
 
 // isUndecided returns whether the sink may remove rows that a presence check finds, and
@@ -158,12 +174,7 @@ func (d *delivery) reinsert(ctx context.Context, keys *store.Events) (string, er
 	}
 	failpoint.At(failpoint.ReinsertAcknowledged)
 	// An earlier insert may have begun late.
-	if err := d.awaitInserts(ctx); err != nil {
-		return "", err
-	}
-	failpoint.At(failpoint.ReinsertWaited)
-	present, absent, err := d.checkPresence(ctx, keys)
-	failpoint.At(failpoint.ReinsertChecked)
+	present, absent, err := d.outcome(ctx, keys, failpoint.ReinsertWaited, failpoint.ReinsertChecked)
 	switch {
 	case err != nil:
 		return "", err

@@ -46,12 +46,7 @@ func (d *delivery) sample(ctx context.Context, keys *store.Events, failure error
 	if cause != nil && !mayBeData(cause) {
 		return "", cause
 	}
-	if err := d.awaitInserts(ctx); err != nil {
-		return "", err
-	}
-	failpoint.At(failpoint.SampleWaited)
-	present, absent, err := d.checkPresence(ctx, keys)
-	failpoint.At(failpoint.SampleChecked)
+	present, absent, err := d.outcome(ctx, keys, failpoint.SampleWaited, failpoint.SampleChecked)
 	if err != nil {
 		return "", err
 	}
@@ -177,7 +172,7 @@ func (d *delivery) part(
 	for _, part := range d.parts(keys, covered) {
 		outcome.Parts = append(outcome.Parts, keys.IDs(part))
 	}
-	if err := d.lease.Shrink(ctx, outcome, failure); err != nil {
+	if err := d.inSettleSpan(ctx, len(present), func(ctx context.Context) error { return d.lease.Shrink(ctx, outcome, failure) }); err != nil {
 		return "", err
 	}
 	d.record(ctx, keys.Select(present))

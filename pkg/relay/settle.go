@@ -9,7 +9,7 @@ import (
 
 // settle deletes a delivered batch from the outbox and records its delivery.
 func (d *delivery) settle(ctx context.Context, events *store.Events) error {
-	if err := d.lease.Settle(ctx); err != nil {
+	if err := d.inSettleSpan(ctx, len(events.PublishedAt), d.lease.Settle); err != nil {
 		return err
 	}
 	d.postgres.succeeded(ctx, d.Relay.log)
@@ -40,7 +40,8 @@ func (d *delivery) settleResolved(ctx context.Context, keys *store.Events) (stri
 // in the batch.
 func (d *delivery) settlePresent(ctx context.Context, keys *store.Events, present, absent []int) (string, error) {
 	d.log.InfoContext(ctx, "settling events that are present", "present", len(present), "absent", len(absent))
-	if err := d.lease.Shrink(ctx, store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}, nil); err != nil {
+	outcome := store.Outcome{Delivered: keys.IDs(present), Remaining: keys.IDs(absent)}
+	if err := d.inSettleSpan(ctx, len(present), func(ctx context.Context) error { return d.lease.Shrink(ctx, outcome, nil) }); err != nil {
 		return "", err
 	}
 	d.record(ctx, keys.Select(present))

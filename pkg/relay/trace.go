@@ -22,8 +22,8 @@ const (
 	maxLoggedTraces = 10
 )
 
-// trace is one trace, with the batch's events that belong to it.
-type trace struct {
+// sampledTrace is one trace, with the batch's events that belong to it.
+type sampledTrace struct {
 	id, parent string
 	events     int
 	types      []string
@@ -33,13 +33,13 @@ type trace struct {
 // sampledTraces returns the events' sampled traces, at most maxTraces. The publisher has
 // decided which traces are sampled. If Sentry's tracing is off, sampledTraces returns
 // none.
-func sampledTraces(events *store.Events) []*trace {
+func sampledTraces(events *store.Events) []*sampledTrace {
 	client := sentry.CurrentHub().Client()
 	if !client.IsEnabled() || !client.Options().EnableTracing {
 		return nil
 	}
-	var traces []*trace
-	byID := make(map[string]*trace)
+	var traces []*sampledTrace
+	byID := make(map[string]*sampledTrace)
 	for i, published := range events.PublishedAt {
 		traceparent, err := outbox.ParseTraceparent(string(events.Traceparent.At(i)))
 		if err != nil || !traceparent.Sampled() {
@@ -51,7 +51,7 @@ func sampledTraces(events *store.Events) []*trace {
 			if len(traces) == maxTraces {
 				continue
 			}
-			found = &trace{id: id, parent: traceparent.ParentID(), published: published}
+			found = &sampledTrace{id: id, parent: traceparent.ParentID(), published: published}
 			byID[id] = found
 			traces = append(traces, found)
 		}

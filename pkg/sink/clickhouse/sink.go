@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,8 @@ import (
 
 	chgo "github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 
 	"github.com/diehard-outbox/diehard/pkg/sink"
 )
@@ -137,6 +140,21 @@ func Open(o Options) (*Sink, error) {
 		return nil, fmt.Errorf("open clickhouse: %w", errors.Join(err, s.conn.Close()))
 	}
 	return s, nil
+}
+
+// Attributes describes the sink in spans.
+// https://opentelemetry.io/docs/specs/semconv/db/database-spans/
+func (s *Sink) Attributes() []attribute.KeyValue {
+	attributes := []attribute.KeyValue{
+		semconv.DBSystemNameClickHouse, semconv.DBNamespace(s.database), semconv.DBCollectionName(s.name),
+	}
+	if len(s.addresses) == 1 { // the sink does not know the replica that the driver chooses
+		if host, port, err := net.SplitHostPort(s.addresses[0]); err == nil {
+			number, _ := strconv.Atoi(port)
+			attributes = append(attributes, semconv.ServerAddress(host), semconv.ServerPort(number))
+		}
+	}
+	return attributes
 }
 
 // Ping implements sink.Sink.
