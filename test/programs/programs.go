@@ -78,7 +78,8 @@ func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *
 	GinkgoHelper()
 	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // the suite built it; ends with the spec
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "SENTRY_")
+		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") ||
+			strings.HasPrefix(variable, "SENTRY_") || strings.HasPrefix(variable, "OTEL_")
 	}), env...)
 	cmd.Stdin = stdin
 	endWithParent(cmd)
