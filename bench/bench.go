@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -190,6 +191,8 @@ type events struct {
 	n       int
 	context string // SQL expression for event number n
 	args    []any
+	// traceparent is an SQL expression for event number n. It may be empty.
+	traceparent string
 }
 
 // typical returns n events of typical size.
@@ -202,8 +205,8 @@ func (d *database) publish(ctx context.Context, e events) (commit func() error, 
 	if err != nil {
 		return nil, fmt.Errorf("publish %d events: %w", e.n, err)
 	}
-	_, err = tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO outbox_events (event_type, event_context)
-		SELECT 'user_created', %s FROM generate_series(1, %d) AS n`, e.context, e.n), e.args...)
+	_, err = tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO outbox_events (event_type, event_context, traceparent)
+		SELECT 'user_created', %s, %s FROM generate_series(1, %d) AS n`, e.context, cmp.Or(e.traceparent, "NULL"), e.n), e.args...)
 	if err == nil {
 		_, err = d.ExecContext(ctx, "CHECKPOINT") // otherwise a checkpoint runs at a random moment later
 	}

@@ -18,6 +18,8 @@ var groups = []group{
 	{"Draining the outbox", []string{"relay_vs_pipe", "relay_vs_watermill", "relay_vs_river", "replicas_8_vs_1"}},
 	{"Creating users", []string{"api_vs_pgbench_cte_c8", "api_vs_pgbench_cte_c32", "api_keyed_vs_pgbench_c32", "batch_vs_copy"}},
 	{"Creating a user while ClickHouse is down", []string{"api_p99_outage_ratio"}},
+	{"With traces whose collector hangs", []string{"api_traces_hanging", "relay_traces_hanging"}},
+	{"CPU time with traces whose collector hangs", []string{"api_traces_hanging_cpu", "relay_traces_hanging_cpu"}},
 	{"Publishing in a transaction", []string{"publish_overhead"}},
 	{"The end of a backlog compared with its beginning", []string{"cut_growth_5m", "cut_growth_pinned", "poll_growth_pinned", "claim_growth_pinned"}},
 	{"The size of the outbox on the disk", []string{"outbox_size_10m_vs_1m"}},

@@ -35,6 +35,7 @@ var parts = []part{
 	{"relay", "draining an outbox, compared with the bare pipe; CPU and memory", benchRelay},
 	{"peers", "draining, compared with river and watermill-sql", benchPeers},
 	{"outage", "creating users with a dead ClickHouse, compared with a running one", benchOutage},
+	{"traces", "creating users and draining with a collector that hangs, compared with no traces", benchTraces},
 	{"growth", "the last cuts, polls and claims of a backlog, compared with the first", benchGrowth},
 	{"replicas", "draining with eight relays, compared with one", benchReplicas},
 	{"size", "the outbox on the disk after 10 million events, compared with 1 million", benchSize},

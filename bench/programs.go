@@ -34,7 +34,7 @@ func (d *database) startProgram(ctx context.Context, name string, env ...string)
 	p := &program{ended: make(chan error, 1)}
 	p.cmd = exec.Command(filepath.Join(d.bench.programs, name)) //nolint:gosec,noctx // our own program; stop ends it
 	p.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG")
+		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") || strings.HasPrefix(variable, "OTEL_")
 	}), append([]string{
 		"DIEHARD_POSTGRES_DSN=" + d.dsn, "DIEHARD_CLICKHOUSE_DSN=" + d.clickHouse, "DIEHARD_API_AUTH=off", "DIEHARD_HTTP_DRAIN_DELAY=0s",
 		"DIEHARD_HTTP_ADDR=127.0.0.1:0", "DIEHARD_ADMIN_ADDR=127.0.0.1:0",

@@ -83,13 +83,13 @@ type drained struct {
 	batches float64
 }
 
-// drain drains the events with one relay. It returns an error unless each event
-// arrives once.
-func (d *database) drain(ctx context.Context, e events) (result drained, err error) {
+// drain drains the events with one relay that has these variables. It returns an error
+// unless each event arrives once.
+func (d *database) drain(ctx context.Context, e events, env ...string) (result drained, err error) {
 	if err := d.empty(ctx); err != nil {
 		return result, err
 	}
-	f, err := d.startFleet(ctx, 1)
+	f, err := d.startFleet(ctx, 1, env...)
 	if err != nil {
 		return result, err
 	}
@@ -106,10 +106,10 @@ type fleet struct {
 	relays   []*program
 }
 
-func (d *database) startFleet(ctx context.Context, relays int) (*fleet, error) {
+func (d *database) startFleet(ctx context.Context, relays int, env ...string) (*fleet, error) {
 	f := &fleet{database: d}
 	for range relays {
-		p, err := d.startProgram(ctx, "relay")
+		p, err := d.startProgram(ctx, "relay", env...)
 		if err != nil {
 			return nil, errors.Join(err, f.stop())
 		}
