@@ -102,7 +102,7 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 		letters += " or more"
 	}
 	if err := writeRows(w, []string{
-		"events\t" + fleet.Count(s.BacklogEvents) + " waiting, about " + fleet.Bytes(s.BacklogBytes) + "; the table has " + fleet.Bytes(s.SizeBytes),
+		"events\t" + fleet.Count(s.BacklogEvents) + " waiting" + about(s.BacklogBytes) + "; the table has " + fleet.Bytes(s.SizeBytes),
 		"batches\t" + strings.Join(states, ", "),
 		"dead letters\t" + letters,
 	}); err != nil {
@@ -113,6 +113,7 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 	}
 	rows := []string{"", "RELAY\tVERSION\tRUNNING FOR\tLAST REPORT\tWORKERS\tSTATE"}
 	for _, relay := range s.Relays {
+		silence := time.Duration(relay.SilentSeconds * float64(time.Second))
 		state := "ready"
 		switch {
 		case relay.IsSilent():
@@ -121,10 +122,17 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 			state = shorten(printable(relay.State.Ready))
 		}
 		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s ago\t%d of %d busy\t%s", printable(fleet.Name(relay)), printable(relay.Version),
-			fleet.Duration(relay.SeenAt.Sub(relay.StartedAt)), fleet.Duration(time.Duration(relay.SilentSeconds*float64(time.Second))),
+			fleet.Duration(relay.SeenAt.Sub(relay.StartedAt)+silence), fleet.Duration(silence),
 			relay.State.Busy, relay.State.Workers, state))
 	}
 	return writeRows(w, rows)
+}
+
+func about(bytes int64) string {
+	if bytes == 0 {
+		return ""
+	}
+	return ", about " + fleet.Bytes(bytes)
 }
 
 func pause() cli.Command[*config.Relay] {

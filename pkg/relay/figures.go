@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,7 @@ import (
 // cost does not grow with the outbox.
 type outboxCollector struct {
 	store *store.Store
+	tasks []store.Task // of the housekeeping that this relay takes part in
 
 	backlog, bytes, unverified, age, size, batches, batchAge, failing *prometheus.Desc
 	deadLetters, deadLetterTypes                                      *prometheus.Desc
@@ -27,12 +29,13 @@ const typedDeadLetters = 1_000
 // otherTypes is the label of all event types beyond the 20 most frequent.
 const otherTypes = "(other)"
 
-func newOutboxCollector(s *store.Store) *outboxCollector {
+func newOutboxCollector(s *store.Store, tasks []store.Task) *outboxCollector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	return &outboxCollector{
 		store: s,
+		tasks: tasks,
 		backlog: desc("diehard_outbox_backlog_events",
 			"Events in the outbox. If 10,000 or more are not in a batch yet, an estimate, which is within 5 % after 30 seconds."),
 		bytes: desc("diehard_outbox_backlog_bytes",
@@ -86,7 +89,9 @@ func (c *outboxCollector) Collect(samples chan<- prometheus.Metric) {
 	}
 	if successes, err := c.store.TaskSuccesses(ctx); err == nil {
 		for task, at := range successes {
-			gauge(c.success, float64(at.UnixMilli())/1000, string(task))
+			if slices.Contains(c.tasks, task) {
+				gauge(c.success, float64(at.UnixMilli())/1000, string(task))
+			}
 		}
 	}
 	stats, err := c.store.Stats(ctx)

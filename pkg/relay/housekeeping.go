@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,26 +90,34 @@ func (r *Relay) tidyUntil(ctx context.Context) error {
 	}
 }
 
+// tasks returns the tasks that this relay takes part in.
+func (r *Relay) tasks() (tasks []store.Task) {
+	for _, task := range []struct {
+		task store.Task
+		on   bool
+	}{
+		{store.TaskVacuum, r.o.Vacuum},
+		{store.TaskDeadLetters, r.o.DeadLetterRetention > 0},
+		{store.TaskAudit, r.o.AuditRetention > 0},
+	} {
+		if task.on {
+			tasks = append(tasks, task.task)
+		}
+	}
+	return tasks
+}
+
 func (r *Relay) tidyOnce(ctx context.Context) error {
 	dead, err := r.o.Store.DeadRows(ctx)
 	if err != nil {
 		return err
 	}
 	r.tidy.look(dead, time.Now())
-	var tasks []store.Task
-	if r.o.Vacuum && dead.Due() {
-		tasks = append(tasks, store.TaskVacuum)
-	}
+	tasks := slices.DeleteFunc(r.tasks(), func(task store.Task) bool { return task == store.TaskVacuum && !dead.Due() })
 	if r.o.Vacuum && !dead.MayVacuum && !r.tidy.hinted {
 		r.tidy.hinted = true
 		r.log.InfoContext(ctx, "vacuum left to autovacuum",
 			"hint", "outbox_events stays smaller if the role may vacuum it: see housekeeping.vacuum in docs/configuration.md")
-	}
-	if r.o.DeadLetterRetention > 0 {
-		tasks = append(tasks, store.TaskDeadLetters)
-	}
-	if r.o.AuditRetention > 0 {
-		tasks = append(tasks, store.TaskAudit)
 	}
 	leased, err := r.o.Store.LeaseTasks(ctx, r.o.Member.ID, tasks)
 	if err != nil {

@@ -179,7 +179,7 @@ func New(o Options) *Relay {
 		func() bool { return r.postgres.err() != nil },
 		func() bool { return o.Store.Fuse() != nil },
 		func() bool { return r.watchdog.err() != nil })
-	o.Registry.MustRegister(newOutboxCollector(o.Store), newRelayCollector(r), &r.figures)
+	o.Registry.MustRegister(newOutboxCollector(o.Store, r.tasks()), newRelayCollector(r), &r.figures)
 	return r
 }
 

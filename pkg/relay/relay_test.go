@@ -343,6 +343,7 @@ var _ = Describe("Relay", func() {
 			db.MustExecContext(ctx, `INSERT INTO outbox_dead_letters (outbox_event_id, event_id, event_type, event_date_time,
 				environment, event_context, metadata_version, published_at, batch_id, token, error, dead_lettered_at)
 				VALUES (1, gen_random_uuid(), 'a', now(), 'Local', '{}', 1, now(), gen_random_uuid(), 't', 'why', now() - interval '2 hours')`)
+			db.MustExecContext(ctx, "INSERT INTO outbox_housekeeping (task, last_success_at) VALUES ('vacuum', now())") // by another relay
 			start(func(o *relay.Options) { o.AuditRetention, o.DeadLetterRetention = time.Hour, time.Hour })
 			Eventually(func() (map[store.Task]time.Time, error) { return s.TaskSuccesses(ctx) }).WithTimeout(patience).
 				Should(And(HaveKey(store.TaskAudit), HaveKey(store.TaskDeadLetters)))
@@ -356,6 +357,8 @@ var _ = Describe("Relay", func() {
 diehard_relay_housekeeping_deleted_rows_total{task="audit"} 1
 diehard_relay_housekeeping_deleted_rows_total{task="dead_letters"} 1
 `), "diehard_relay_housekeeping_deleted_rows_total")).To(Succeed())
+			Expect(testutil.GatherAndCount(registry, "diehard_relay_housekeeping_last_success_timestamp_seconds")).
+				To(Equal(2), "of the tasks that are on")
 		})
 
 		It("exports its metrics", func(ctx SpecContext) {

@@ -163,11 +163,11 @@ func (s *Status) waiting() string {
 	if s.BacklogEvents == 0 {
 		return "no event waits"
 	}
-	verb := "events wait"
+	age := Duration(seconds(s.OldestAgeSeconds))
 	if s.BacklogEvents == 1 {
-		verb = "event waits"
+		return "1 event waits for " + age
 	}
-	return fmt.Sprintf("%s %s, the oldest for %s", Count(s.BacklogEvents), verb, Duration(seconds(s.OldestAgeSeconds)))
+	return fmt.Sprintf("%s events wait, the oldest for %s", Count(s.BacklogEvents), age)
 }
 
 // Differences returns the settings that differ between the configurations, with the number

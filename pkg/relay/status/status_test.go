@@ -47,7 +47,7 @@ var _ = Describe("The verdict", func() {
 			"Paused since 2026-11-24 03:12:00 UTC by alice@laptop: 1.2 million events wait, the oldest for 3 h. Nothing is lost.",
 			"`relay resume` ends the pause."),
 		Entry("without relays", store.Stats{BacklogEvents: 1, OldestSeconds: 5}, nil, nil, false,
-			"No relay is running: 1 event waits, the oldest for 5 s. Nothing is lost.",
+			"No relay is running: 1 event waits for 5 s. Nothing is lost.",
 			"Start relays. If they run, look for \"relay missing from fleet\" in their logs."),
 		Entry("with silent relays only", store.Stats{}, nil, []store.Member{silent(relay("a", ""))}, false,
 			"No relay is running: no event waits. Nothing is lost.",
