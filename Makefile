@@ -49,20 +49,20 @@ demo: need-npm build ## create 10,000 users and watch their events reach ClickHo
 # that specs need is missing, these specs are skipped and `make test` prints the reason.
 # If DIEHARD_TEST_REQUIRE_ALL is set, they fail.
 GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' go tool ginkgo run \
-	-r --procs=$(PROCS) $(if $(HAS_CC),--race) --randomize-all --randomize-suites --keep-going \
+	-r --procs=$(PROCS) --randomize-all --randomize-suites --keep-going \
 	--require-suite --fail-on-pending --timeout=75m --poll-progress-after=1m --output-dir=bin
 
 .PHONY: test
 test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one suite; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
-	@$(GINKGO) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
+	@$(GINKGO) $(if $(HAS_CC),--race) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
 
 # Specs with the label long test the same behaviour as specs of `make test`, but at a
 # larger scale. They repeat more often, run longer, use larger tables, or check larger
-# models.
+# models. They run without the race detector: `make test` runs the same code with it.
 .PHONY: test/all
-test/all: need-npm want-cc build ## run the long specs, which `make test` does not run
+test/all: need-npm build ## run the long specs, which `make test` does not run
 	@rm -f bin/$(LONG_REPORT)
 	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG)
 
