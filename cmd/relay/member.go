@@ -8,8 +8,8 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// member describes this process to the fleet. The settings are those that should be equal
-// in the fleet: each relay cuts batches for all relays, and judges failing events for all.
+// member describes this process to the fleet. It has the settings that should be equal in
+// the fleet, because each relay cuts batches and judges failing events for all relays.
 func member(version string, c *config.Relay) store.Member {
 	host, err := os.Hostname()
 	if err != nil {

@@ -51,7 +51,11 @@ func status() cli.Command[*config.Relay] {
 					}
 					switch {
 					case err != nil:
-						err = write(p.Out, "PostgreSQL is not available: %s\n", printable(err.Error()))
+						out := p.Out
+						if asJSON {
+							out = os.Stderr
+						}
+						err = write(out, "PostgreSQL is not available: %s\n", printable(err.Error()))
 					case asJSON:
 						err = writeJSON(p.Out, []fleet.Status{now})
 					default:
@@ -152,8 +156,11 @@ func pause() cli.Command[*config.Relay] {
 					return write(p.Out, "paused\n")
 				}
 				since, err := s.ReadPause(ctx)
-				if err != nil || since == nil {
+				switch {
+				case err != nil:
 					return err
+				case since == nil:
+					return write(p.Out, "another operator has resumed the fleet in the meantime\n")
 				}
 				return write(p.Out, "paused already, since %s by %s\n", since.At.Format(time.RFC3339), printable(since.By))
 			})

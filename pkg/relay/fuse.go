@@ -1,25 +1,14 @@
 package relay
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
-// fuse logs the changes of the fleet's fuse.
-type fuse struct {
-	mu    sync.Mutex
-	blown bool
-}
-
+// checkFuse logs the changes of the fleet's fuse.
 func (r *Relay) checkFuse(ctx context.Context) {
 	err := r.o.Store.Fuse()
-	r.fuse.mu.Lock()
-	defer r.fuse.mu.Unlock()
-	switch {
-	case err != nil && !r.fuse.blown:
+	switch changed := r.fuse.to(err != nil); {
+	case changed && err != nil:
 		r.log.ErrorContext(ctx, "fuse of dead letters blown", "err", err)
-	case err == nil && r.fuse.blown:
+	case changed:
 		r.log.InfoContext(ctx, "fuse of dead letters mended")
 	}
-	r.fuse.blown = err != nil
 }

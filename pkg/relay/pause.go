@@ -1,25 +1,14 @@
 package relay
 
-import (
-	"context"
-	"sync"
-)
+import "context"
 
-// pauseLog logs the changes of the fleet's pause.
-type pauseLog struct {
-	mu     sync.Mutex
-	paused bool
-}
-
+// checkPause logs the changes of the fleet's pause.
 func (r *Relay) checkPause(ctx context.Context) {
 	pause := r.o.Store.Paused()
-	r.pause.mu.Lock()
-	defer r.pause.mu.Unlock()
-	switch {
-	case pause != nil && !r.pause.paused:
+	switch changed := r.pause.to(pause != nil); {
+	case changed && pause != nil:
 		r.log.WarnContext(ctx, "fleet paused", "since", pause.At, "by", pause.By, "hint", "relay resume ends the pause")
-	case pause == nil && r.pause.paused:
+	case changed:
 		r.log.InfoContext(ctx, "fleet resumed")
 	}
-	r.pause.paused = pause != nil
 }

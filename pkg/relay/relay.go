@@ -140,8 +140,7 @@ type Relay struct {
 	blind        blindness
 	elsewhere    elsewhere
 	evidence     evidence
-	fuse         fuse
-	pause        pauseLog
+	fuse, pause  transition
 	figures      sinkFigures
 	tidy         *housekeeping
 	watchdog     *watchdog

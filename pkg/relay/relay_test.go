@@ -1478,6 +1478,16 @@ diehard_relay_events_stored_by_failed_inserts_total 2
 		Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(Succeed())
 	})
 
+	It("delivers a batch that an operator has split in smaller parts", func(ctx SpecContext) {
+		publishMany(ctx, 10)
+		var id uuid.UUID
+		claimAndDie(ctx, func(lease *store.Lease, _ *sink.Events) { id = lease.ID })
+		Expect(s.SplitBatch(ctx, "alice@laptop", id)).To(Succeed())
+		start()
+		expectOnce(ctx, 10)
+		Expect(string(log.Contents())).To(ContainSubstring(`result=split`))
+	})
+
 	It("resolves no batch at a table that has replaced its table", func(ctx SpecContext) {
 		published, batches := make(chan struct{}, 1), make(chan struct{}, 1)
 		running := start(func(o *relay.Options) {

@@ -28,7 +28,7 @@ CREATE TABLE {schema}outbox_relays (
     autovacuum_vacuum_threshold = 500
 );
 
--- The actions of operators: what was done, by whom, and to what.
+-- The actions of operators. details names the batch or the dead letters.
 CREATE TABLE {schema}outbox_audit (
     id      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at      timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -142,7 +142,7 @@ func (s *Status) adviseRelays(order []string, reasons map[string][]store.Member,
 	for _, reason := range order[1:] {
 		s.advise(fmt.Sprintf("%d of %s: %s", len(reasons[reason]), plural(running, "relay", "relays"), oneLine(reason)))
 	}
-	s.advise("The relays continue by themselves when the cause is gone.")
+	s.advise("The relays continue without help after the cause is corrected.")
 }
 
 // since returns the time since when the first of the relays has an open circuit breaker.

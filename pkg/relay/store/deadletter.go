@@ -15,7 +15,6 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
-	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
 // DeadLetterKey identifies a dead letter and its event.
@@ -234,10 +233,7 @@ func (s *Store) batchRequeued(ctx context.Context, tx *sqlx.Tx, letters []requeu
 		return fmt.Errorf("move the cursor: %w", err)
 	}
 	// A relay that could not lock the cursor in the meantime looks for events again.
-	if _, err := tx.ExecContext(ctx, "SELECT pg_notify($1, ''), pg_notify($2, '')", BatchesChannel, outbox.Channel); err != nil {
-		return fmt.Errorf("notify the fleet: %w", err)
-	}
-	return nil
+	return notifyFleet(ctx, tx)
 }
 
 // requeuedBatches contains batches as the columns of requeueBatchesSQL.

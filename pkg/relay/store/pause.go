@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 )
 
@@ -58,7 +60,11 @@ func (s *Store) Resume(ctx context.Context, actor string) (bool, error) {
 
 // wakeFleet makes the relays look for work. Without it, they do at their next poll.
 func (s *Store) wakeFleet(ctx context.Context) error {
-	if _, err := s.db.ExecContext(ctx, "SELECT pg_notify($1, ''), pg_notify($2, '')", BatchesChannel, outbox.Channel); err != nil {
+	return notifyFleet(ctx, s.db)
+}
+
+func notifyFleet(ctx context.Context, db sqlx.ExecerContext) error {
+	if _, err := db.ExecContext(ctx, "SELECT pg_notify($1, ''), pg_notify($2, '')", BatchesChannel, outbox.Channel); err != nil {
 		return fmt.Errorf("notify the fleet: %w", err)
 	}
 	return nil
