@@ -22,6 +22,7 @@ import (
 	"github.com/diehard-outbox/diehard/cmd/internal/cli"
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
+	fleet "github.com/diehard-outbox/diehard/pkg/relay/status"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
@@ -338,7 +339,7 @@ func (f *filterFlags) add(flags *pflag.FlagSet) {
 		add(name, usage, func(value string) error { *field = value; return nil })
 	}
 	at := func(name, usage string, field *time.Time) {
-		add(name, usage, func(value string) (err error) { *field, err = parseTime(value); return err })
+		add(name, usage, func(value string) (err error) { *field, err = fleet.ParseTime(value); return err })
 	}
 	text("type", "only events of this `TYPE`", &f.EventType)
 	text("environment", "only events of this `ENVIRONMENT`", &f.Environment)
@@ -354,17 +355,6 @@ func (f *filterFlags) add(flags *pflag.FlagSet) {
 		f.BatchID, err = uuid.Parse(value)
 		return err //nolint:wrapcheck // the flag's name precedes the error
 	})
-}
-
-func parseTime(value string) (time.Time, error) {
-	if at, err := time.Parse(time.RFC3339, value); err == nil {
-		return at, nil
-	}
-	ago, err := time.ParseDuration(value)
-	if err != nil || ago < 0 {
-		return time.Time{}, errors.New("must be a time such as 2026-11-24T03:00:00Z or an age such as 24h")
-	}
-	return time.Now().Add(-ago), nil
 }
 
 // parseIDs returns nil, an unset filter, if args is empty.

@@ -23,12 +23,15 @@ func (r *Relay) reportUntil(ctx context.Context) error {
 	defer looks.Stop()
 	failing := false
 	var reported store.MemberState
-	var last time.Time
+	var delivered uint64
+	last := time.Now().Add(-reportInterval)
 	for {
 		r.turned(loopReport)
 		if state := r.state(); time.Since(last) >= reportInterval || state.Ready != reported.Ready || state.Circuit != reported.Circuit {
+			now := r.Progress().Events
+			state.EventsPerSecond = float64(now-delivered) / time.Since(last).Seconds()
 			err := r.report(ctx, state)
-			reported, last = state, time.Now()
+			reported, delivered, last = state, now, time.Now()
 			if err != nil && !failing && ctx.Err() == nil && r.postgres.err() == nil {
 				r.log.WarnContext(ctx, "relay missing from fleet", "err", err,
 					"hint", "relay status does not show this relay; see the rights in docs/configuration.md")
@@ -63,7 +66,10 @@ func (r *Relay) leave(ctx context.Context) {
 
 // state returns what this relay does.
 func (r *Relay) state() store.MemberState {
-	state := store.MemberState{Busy: int(r.busy.Load()), Workers: r.o.Workers}
+	state := store.MemberState{
+		Busy: int(r.busy.Load()), Workers: r.o.Workers,
+		Stopped: r.fault() != nil, HorizonSeconds: r.tidy.horizonSeconds(),
+	}
 	state.Circuit, state.Since, state.NextProbe = r.circuit.look()
 	if err := r.Ready(context.Background()); err != nil {
 		state.Ready = err.Error()

@@ -59,12 +59,15 @@ func newHousekeeping(registry prometheus.Registerer) *housekeeping {
 	registry.MustRegister(h.runs, h.deleted, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "diehard_postgresql_horizon_age_seconds",
 		Help: "Age of the oldest snapshot that keeps dead rows of the database, at the last look, at most a minute ago.",
-	}, func() float64 {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return h.horizon
-	}))
+	}, h.horizonSeconds))
 	return h
+}
+
+// horizonSeconds returns the age of the oldest snapshot at the last look.
+func (h *housekeeping) horizonSeconds() float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.horizon
 }
 
 // tidyUntil does the housekeeping of the fleet until ctx ends. The delivery does not depend

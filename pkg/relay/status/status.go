@@ -3,6 +3,7 @@
 package status
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -19,6 +20,9 @@ type Status struct {
 	Healthy bool   `json:"healthy"`
 	// Advice has what to do, and what else is worth knowing.
 	Advice []string `json:"advice"`
+	// Runbook is the section of docs/runbook.md that explains the verdict or the first
+	// advice, which is the name of an alert. It is empty if nothing is to be done.
+	Runbook string `json:"runbook,omitempty"`
 
 	BacklogEvents    int64   `json:"backlog_events"`
 	OldestAgeSeconds float64 `json:"oldest_event_age_seconds"`
@@ -79,15 +83,30 @@ func New(stats store.Stats, pause *store.Pause, fleet []store.Member) Status {
 // behind is the age of the oldest event from which a fleet without a fault is behind.
 const behind = time.Minute
 
+// heldBack is the age of a snapshot of PostgreSQL from which it is worth an advice.
+const heldBack = 30 * time.Minute
+
+// Unavailable returns the status if PostgreSQL cannot be read.
+func Unavailable(err error) Status {
+	return Status{
+		Verdict: fmt.Sprintf("PostgreSQL is not available: %s. Committed events wait there. Nothing is lost.", oneLine(err.Error())),
+		Advice:  []string{"Publishers fail too. The relays continue without help after the cause is corrected."},
+		Runbook: "DiehardPostgreSQLFailing",
+	}
+}
+
 func (s *Status) judge() {
 	running := store.Running(s.Relays)
-	var ready []store.Member
+	delivering, ready := 0, 0
 	reasons := map[string][]store.Member{}
 	var order []string
 	for _, relay := range running {
+		if !relay.State.Stopped {
+			delivering++
+		}
 		reason := relay.State.Ready
 		if reason == "" {
-			ready = append(ready, relay)
+			ready++
 			continue
 		}
 		if reasons[reason] == nil {
@@ -98,51 +117,68 @@ func (s *Status) judge() {
 	switch {
 	case s.Paused != nil:
 		s.Verdict = fmt.Sprintf("Paused since %s by %s: %s. Nothing is lost.", At(s.Paused.At), s.Paused.By, s.waiting())
-		s.advise("`relay resume` ends the pause.")
+		s.advise("DiehardPaused", "`relay resume` ends the pause.")
 	case len(running) == 0:
 		s.Verdict = fmt.Sprintf("No relay is running: %s. Nothing is lost.", s.waiting())
-		s.advise("Start relays. If they run, look for \"relay missing from fleet\" in their logs.")
-	case len(ready) == 0:
+		s.advise("DiehardNoRelay", "Start relays. If they run, look for \"relay missing from fleet\" in their logs.")
+	case delivering == 0:
 		first := reasons[order[0]]
 		s.Verdict = fmt.Sprintf("Not delivering%s: %s; %s. Nothing is lost.", since(first), oneLine(order[0]), s.waiting())
-		s.adviseRelays(order, reasons, len(running))
-	case len(ready) < len(running):
-		s.Verdict = fmt.Sprintf("%d of %s not ready%s: %s; %s.", len(running)-len(ready), plural(len(running), "relay is", "relays are"),
+		s.adviseRelays("DiehardNotDelivering", order, reasons, len(running))
+	case ready == 0:
+		s.Verdict = fmt.Sprintf("Delivering in part: %s; %s. Nothing is lost.", oneLine(order[0]), s.waiting())
+		s.adviseRelays("DiehardRelayImpaired", order, reasons, len(running))
+	case ready < len(running):
+		s.Verdict = fmt.Sprintf("%d of %s not ready%s: %s; %s.", len(running)-ready, plural(len(running), "relay is", "relays are"),
 			since(reasons[order[0]]), oneLine(order[0]), s.waiting())
-		s.adviseRelays(order, reasons, len(running))
+		s.adviseRelays("DiehardRelayImpaired", order, reasons, len(running))
 	case seconds(s.OldestAgeSeconds) > behind && s.FailingBatches == 0:
 		s.Healthy = true
 		s.Verdict = fmt.Sprintf("Delivering, but behind: %s.", s.waiting())
-		s.advise("If the age grows, add relays, or look at the load of PostgreSQL and ClickHouse.")
+		s.advise("DiehardEventsLate", "If the age grows, add relays, or look at the load of PostgreSQL and ClickHouse.")
 	default:
 		s.Healthy = true
 		s.Verdict = fmt.Sprintf("Delivering: %s.", s.waiting())
 	}
 	if s.FailingBatches > 0 {
-		s.advise(plural(int(s.FailingBatches), "batch is", "batches are") +
+		s.advise("DiehardBatchesFailing", plural(int(s.FailingBatches), "batch is", "batches are")+
 			" failing and retried: `relay batches list --state failing` shows the errors.")
 	}
 	if s.DeadLetters > 0 {
-		s.advise(atLeast(s.DeadLetters, "dead letter waits", "dead letters wait") + " for your decision: `relay dead-letters list`.")
+		s.advise("DiehardDeadLetters", atLeast(s.DeadLetters, "dead letter waits", "dead letters wait")+
+			" for your decision: `relay dead-letters list`.")
 	}
 	if configurations := store.Configurations(running); len(configurations) > 1 {
-		s.advise("The relays have different configurations: " + strings.Join(Differences(configurations), "; ") + ".")
+		s.advise("DiehardMixedConfiguration", "The relays have different configurations: "+strings.Join(Differences(configurations), "; ")+".")
+	}
+	horizon := 0.0
+	for _, relay := range running {
+		horizon = max(horizon, relay.State.HorizonSeconds)
+	}
+	if seconds(horizon) > heldBack {
+		s.advise("DiehardHorizonHeldBack", fmt.Sprintf("A snapshot of PostgreSQL is open for %s. PostgreSQL keeps the rows of delivered events meanwhile.",
+			Duration(seconds(horizon))))
 	}
 	for _, relay := range s.Relays {
 		if relay.IsSilent() {
-			s.advise(fmt.Sprintf("The relay %s is silent for %s: it was killed, or cannot reach PostgreSQL.", Name(relay), Duration(seconds(relay.SilentSeconds))))
+			s.advise("DiehardNoRelay", fmt.Sprintf("The relay %s is silent for %s: it was killed, or cannot reach PostgreSQL.",
+				Name(relay), Duration(seconds(relay.SilentSeconds))))
 		}
 	}
 }
 
-func (s *Status) advise(text string) { s.Advice = append(s.Advice, text) }
+// advise adds an advice. The section of the first advice is the status' Runbook.
+func (s *Status) advise(runbook, text string) {
+	s.Advice = append(s.Advice, text)
+	s.Runbook = cmp.Or(s.Runbook, runbook)
+}
 
 // adviseRelays adds the reasons that the verdict does not have.
-func (s *Status) adviseRelays(order []string, reasons map[string][]store.Member, running int) {
+func (s *Status) adviseRelays(runbook string, order []string, reasons map[string][]store.Member, running int) {
 	for _, reason := range order[1:] {
-		s.advise(fmt.Sprintf("%d of %s: %s", len(reasons[reason]), plural(running, "relay", "relays"), oneLine(reason)))
+		s.advise(runbook, fmt.Sprintf("%d of %s: %s", len(reasons[reason]), plural(running, "relay", "relays"), oneLine(reason)))
 	}
-	s.advise("The relays continue without help after the cause is corrected.")
+	s.advise(runbook, "The relays continue without help after the cause is corrected.")
 }
 
 // since returns the time since when the first of the relays has an open circuit breaker.

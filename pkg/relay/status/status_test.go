@@ -1,6 +1,9 @@
 package status_test
 
 import (
+	"errors"
+	"os"
+	"regexp"
 	"testing"
 	"time"
 
@@ -18,10 +21,18 @@ func TestStatus(t *testing.T) {
 
 var _ = Describe("The verdict", func() {
 	relay := func(host, reason string) store.Member {
-		return store.Member{Host: host, PID: 7, Settings: store.MemberSettings{"relay.linger": "250ms"}, State: store.MemberState{Ready: reason}}
+		return store.Member{Host: host, PID: 7, Settings: store.MemberSettings{"relay.linger": "250ms"}, State: store.MemberState{Ready: reason, Stopped: reason != ""}}
 	}
 	since := func(m store.Member, at time.Time) store.Member {
 		m.State.Since = at
+		return m
+	}
+	delivering := func(m store.Member) store.Member {
+		m.State.Stopped = false
+		return m
+	}
+	holding := func(m store.Member, horizon time.Duration) store.Member {
+		m.State.HorizonSeconds = horizon.Seconds()
 		return m
 	}
 	silent := func(m store.Member) store.Member {
@@ -62,6 +73,13 @@ var _ = Describe("The verdict", func() {
 		Entry("of a relay with a fault", store.Stats{}, nil, []store.Member{relay("a", "sink: no route\nto host."), relay("b", "")}, false,
 			"1 of 2 relays are not ready: sink: no route to host; no event waits.",
 			"The relays continue without help after the cause is corrected."),
+		Entry("of a fleet that delivers only some batches", waits, nil, []store.Member{delivering(relay("a", "no event becomes a dead letter")), relay("b", "sink: no route")}, false,
+			"Delivering in part: no event becomes a dead letter; 1.2 million events wait, the oldest for 3 h. Nothing is lost.",
+			"1 of 2 relays: sink: no route", "The relays continue without help after the cause is corrected."),
+		Entry("of an old snapshot", store.Stats{}, nil, []store.Member{relay("a", ""), holding(relay("b", ""), 31*time.Minute)}, true,
+			"Delivering: no event waits.",
+			"A snapshot of PostgreSQL is open for 31 min. PostgreSQL keeps the rows of delivered events meanwhile."),
+		Entry("of a snapshot that is not old", store.Stats{}, nil, []store.Member{holding(relay("b", ""), 30*time.Minute)}, true, "Delivering: no event waits."),
 		Entry("of failing batches and dead letters", store.Stats{BacklogEvents: 10, OldestSeconds: 600, FailingBatches: 2, DeadLetters: 10_000}, nil,
 			[]store.Member{relay("a", "")}, true,
 			"Delivering: 10 events wait, the oldest for 10 min.",
@@ -72,6 +90,40 @@ var _ = Describe("The verdict", func() {
 		}, true, "Delivering: no event waits.",
 			"The relays have different configurations: relay.linger is 250ms (2 relays), 1s (1 relay)."),
 	)
+
+	DescribeTable("names the section of the runbook", func(stats store.Stats, pause *store.Pause, fleet []store.Member, runbook string) {
+		Expect(status.New(stats, pause, fleet).Runbook).To(Equal(runbook))
+	},
+		Entry("of nothing", store.Stats{}, nil, []store.Member{relay("a", "")}, ""),
+		Entry("of a pause", store.Stats{DeadLetters: 1}, &store.Pause{At: at}, []store.Member{relay("a", "")}, "DiehardPaused"),
+		Entry("of no relay", store.Stats{}, nil, nil, "DiehardNoRelay"),
+		Entry("of an outage", store.Stats{}, nil, []store.Member{relay("a", "sink: no route")}, "DiehardNotDelivering"),
+		Entry("of a relay with a fault", store.Stats{}, nil, []store.Member{relay("a", "sink: no route"), relay("b", "")}, "DiehardRelayImpaired"),
+		Entry("of old events", waits, nil, []store.Member{relay("a", "")}, "DiehardEventsLate"),
+		Entry("of failing batches", store.Stats{FailingBatches: 1, DeadLetters: 1}, nil, []store.Member{relay("a", "")}, "DiehardBatchesFailing"),
+		Entry("of dead letters", store.Stats{DeadLetters: 1}, nil, []store.Member{relay("a", "")}, "DiehardDeadLetters"),
+		Entry("of an old snapshot", store.Stats{}, nil, []store.Member{holding(relay("a", ""), time.Hour)}, "DiehardHorizonHeldBack"),
+		Entry("of a silent relay", store.Stats{}, nil, []store.Member{relay("a", ""), silent(relay("b", ""))}, "DiehardNoRelay"),
+	)
+
+	It("says that PostgreSQL is not available", func() {
+		found := status.Unavailable(errors.New("no route\nto host"))
+		Expect(found.Verdict).To(Equal("PostgreSQL is not available: no route to host. Committed events wait there. Nothing is lost."))
+		Expect(found.Healthy).To(BeFalse())
+		Expect(found.Runbook).To(Equal("DiehardPostgreSQLFailing"))
+	})
+
+	It("names sections that exist", func() {
+		source, err := os.ReadFile("status.go")
+		Expect(err).NotTo(HaveOccurred())
+		runbook, err := os.ReadFile("../../../docs/runbook.md")
+		Expect(err).NotTo(HaveOccurred())
+		names := regexp.MustCompile(`"(Diehard[A-Za-z]+)"`).FindAllStringSubmatch(string(source), -1)
+		Expect(names).NotTo(BeEmpty())
+		for _, name := range names {
+			Expect(string(runbook)).To(ContainSubstring("### " + name[1] + "\n"))
+		}
+	})
 })
 
 var _ = DescribeTable("Figures for people", func(got, want string) { Expect(got).To(Equal(want)) },

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -70,6 +71,18 @@ func At(at time.Time) string {
 		return at.Format("15:04:05 UTC")
 	}
 	return at.Format("2006-01-02 15:04:05 UTC")
+}
+
+// ParseTime parses a time as operators write it: RFC 3339, or an age such as 24h.
+func ParseTime(text string) (time.Time, error) {
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
+		return at, nil
+	}
+	ago, err := time.ParseDuration(text)
+	if err != nil || ago < 0 {
+		return time.Time{}, errors.New("must be a time such as 2026-11-24T03:00:00Z or an age such as 24h")
+	}
+	return time.Now().Add(-ago), nil
 }
 
 func plural(n int, one, many string) string {

@@ -42,9 +42,17 @@ type MemberState struct {
 	Circuit   string    `json:"circuit"`
 	Since     time.Time `json:"since,omitzero"`
 	NextProbe time.Time `json:"next_probe,omitzero"`
+	// Stopped says that the relay delivers nothing because of Ready. If a relay is not
+	// ready and not stopped, it delivers other batches.
+	Stopped bool `json:"stopped,omitempty"`
 	// Busy is the number of the Workers that deliver a batch.
 	Busy    int `json:"busy"`
 	Workers int `json:"workers"`
+	// EventsPerSecond is the rate of delivered events since the report before.
+	EventsPerSecond float64 `json:"events_per_second"`
+	// HorizonSeconds is the age of PostgreSQL's oldest snapshot, if this relay has looked
+	// for it.
+	HorizonSeconds float64 `json:"horizon_seconds,omitempty"`
 }
 
 // Scan implements sql.Scanner.
