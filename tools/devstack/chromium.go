@@ -17,13 +17,20 @@ import (
 //
 // The devstack program does the work, because unpacking the browser takes
 // minutes in a process built with the race detector.
-func Chromium(ctx context.Context) (string, error) {
+func Chromium(ctx context.Context) (string, error) { return fetched(ctx, "chromium") }
+
+// Axe returns the path of the script axe-core, which checks a page in a browser for
+// accessibility. It downloads the script if the cache lacks it.
+func Axe(ctx context.Context) (string, error) { return fetched(ctx, "axe") }
+
+// fetched runs a command of the devstack program that prints a path.
+func fetched(ctx context.Context, command string) (string, error) {
 	path, err := program()
 	if err != nil {
 		return "", err
 	}
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, path, "chromium") //nolint:gosec // our own program
+	cmd := exec.CommandContext(ctx, path, command) //nolint:gosec // our own program
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // the program stops npm
 	cmd.WaitDelay = 10 * time.Second
