@@ -23,7 +23,7 @@ ARGS ?=
 # The processes of a suite. Half of them wait for a database or a timeout at any time.
 PROCS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
-# The duration of `make test/chaos`.
+# The duration of `make test/chaos` and of the load of `make docs/images`.
 DURATION ?= 10m
 
 # The inputs or the time for each fuzz target in these folders.
@@ -125,6 +125,12 @@ lint: need-go $(GOLANGCI_LINT) ## check the code: golangci-lint (with go vet and
 .PHONY: fmt
 fmt: need-go $(GOLANGCI_LINT) ## format the code
 	@for module in $(MODULES); do (cd $$module && $(GOLANGCI_LINT) fmt --config='$(CURDIR)/.golangci.yaml' ./...) || exit; done
+
+.PHONY: docs/images
+docs/images: need-npm build ## take the screenshots of docs/page.md again, after a load (DURATION=10m)
+	mkdir -p docs/images
+	DIEHARD_TEST_REQUIRE_ALL=1 DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_PAGE_IMAGES='$(CURDIR)/docs/images' DIEHARD_PAGE_LOAD='$(DURATION)' \
+		go tool ginkgo run --focus 'draws the last hour' --fail-on-empty --timeout=3h ./test/integration
 
 .PHONY: docs/update
 docs/update: need-npm ## download the files of the API's documentation page again (their version is in pkg/httpapi/docs/update.sh)

@@ -4,6 +4,8 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/google/uuid"
+
 	"github.com/diehard-outbox/diehard/pkg/config"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
@@ -16,7 +18,7 @@ func member(version string, c *config.Relay) store.Member {
 		host = "unknown"
 	}
 	return store.Member{
-		Host: host, PID: os.Getpid(), Version: version,
+		ID: uuid.New(), Host: host, PID: os.Getpid(), Version: version,
 		Settings: store.MemberSettings{
 			"housekeeping.audit_retention":       c.Housekeeping.AuditRetention.String(),
 			"housekeeping.dead_letter_retention": c.Housekeeping.DeadLetterRetention.String(),

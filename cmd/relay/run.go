@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,7 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/outbox"
 	"github.com/diehard-outbox/diehard/pkg/postgres"
 	"github.com/diehard-outbox/diehard/pkg/relay"
+	"github.com/diehard-outbox/diehard/pkg/relay/page"
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 	"github.com/diehard-outbox/diehard/pkg/sink/clickhouse"
 )
@@ -29,8 +31,9 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	connections := c.Postgres.MaxOpenConns
 	if connections == 0 {
 		// A worker uses two connections: one holds the lease, one reads events. Five more
-		// connections serve the cutter, the poll, the loops, readiness and metrics.
-		connections = 2*c.Relay.Workers + 5
+		// connections serve the cutter, the poll, the loops, readiness and metrics, and two
+		// the page.
+		connections = 2*c.Relay.Workers + 7
 	}
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
@@ -64,14 +67,15 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	if err != nil {
 		return err
 	}
+	outboxStore, self := store.New(db, storeOptions(c)), member(p.Version, c)
 	delivery := relay.New(relay.Options{
-		Store:           store.New(db, storeOptions(c)),
+		Store:           outboxStore,
 		Sink:            sink,
 		Published:       wake[outbox.Channel],
 		BatchesCut:      wake[store.BatchesChannel],
 		Log:             p.Log,
 		Registry:        registry,
-		Member:          member(p.Version, c),
+		Member:          self,
 		Tracer:          p.Tracer,
 		SinkAttributes:  sink.Attributes(),
 		Workers:         c.Relay.Workers,
@@ -91,25 +95,41 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 		AuditRetention:      c.Housekeeping.AuditRetention,
 	})
 	started := make(chan struct{})
+	isReady := func(ctx context.Context) error {
+		select {
+		case <-started:
+			return delivery.Ready(ctx)
+		default:
+			return errNotStarted
+		}
+	}
 	ready := []admin.Check{
 		{Name: "postgresql", Func: func(ctx context.Context) error { return schema(c).CheckReady(ctx, db.DB) }},
-		{Name: "delivery", Func: func(ctx context.Context) error {
-			select {
-			case <-started:
-				return delivery.Ready(ctx)
-			default:
-				return errNotStarted
-			}
-		}},
+		{Name: "delivery", Func: isReady},
 	}
-	return p.WithAdmin(ctx, admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready},
-		func(ctx context.Context) error {
-			if err := p.AwaitSchema(ctx, db, schema(c), make(chan struct{})); err != nil {
-				return err
-			}
-			close(started)
-			return delivery.Run(ctx)
+	options := admin.Options{Addr: c.Admin.Addr, Registry: registry, Ready: ready}
+	sample := func(context.Context) {}
+	if page.Serves(c.Admin.Addr, c.Admin.Token) {
+		operators := page.New(page.Options{
+			Store: outboxStore, ID: self.ID, Version: p.Version, Ready: isReady, Progress: delivery.Progress,
+			Log: p.Log, Addr: c.Admin.Addr, Token: c.Admin.Token,
 		})
+		options.Page, sample = operators, operators.Run
+	} else {
+		p.Log.InfoContext(ctx, "page off", "hint", "set admin.token to see the relay's page on admin.addr")
+	}
+	return p.WithAdmin(ctx, options, func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(ctx)
+		var samples sync.WaitGroup
+		samples.Go(func() { sample(ctx) })
+		defer samples.Wait()
+		defer stop()
+		if err := p.AwaitSchema(ctx, db, schema(c), make(chan struct{})); err != nil {
+			return err
+		}
+		close(started)
+		return delivery.Run(ctx)
+	})
 }
 
 // limitMemory sets Go's soft memory limit, unless GOMEMLIMIT is set. It keeps the process

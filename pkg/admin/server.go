@@ -56,9 +56,11 @@ type Options struct {
 	Version string
 	// Ready holds the checks of /readyz.
 	Ready []Check
+	// Page serves all other paths, or is nil.
+	Page http.Handler
 }
 
-// Server serves /livez, /readyz and /metrics.
+// Server serves /livez, /readyz, /metrics and the page, if there is one.
 type Server struct {
 	o      Options
 	checks singleflight.Group
@@ -127,6 +129,9 @@ func (s *Server) routes() http.Handler {
 			ErrorHandling: promhttp.ContinueOnError,
 			Registry:      s.o.Registry,
 		})))
+	if s.o.Page != nil {
+		mux.Handle("/", s.o.Page)
+	}
 	return mux
 }
 

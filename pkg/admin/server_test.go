@@ -105,6 +105,27 @@ var _ = Describe("The admin port", func() {
 			"schema": {"status": "failing", "error": "too old"}}}`))
 	})
 
+	It("serves the page on all other paths", func(ctx SpecContext) {
+		server := admin.New(admin.Options{
+			Addr: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(log, nil)), Registry: registry,
+			Page: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "page of "+r.URL.Path) }),
+		})
+		running, stop := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan error, 1)
+		go func() { ended <- server.Run(running) }()
+		DeferCleanup(func() {
+			http.DefaultClient.CloseIdleConnections()
+			stop()
+			Eventually(ended).Should(Receive(BeNil()))
+		})
+		Eventually(server.Addr).ShouldNot(BeEmpty())
+		url := "http://" + server.Addr()
+		Expect(get(ctx, http.MethodGet, url+"/").body).To(Equal("page of /"))
+		Expect(get(ctx, http.MethodPost, url+"/pause").body).To(Equal("page of /pause"))
+		Expect(get(ctx, http.MethodGet, url+"/livez").body).To(ContainSubstring("ok"))
+		Expect(get(ctx, http.MethodGet, url+"/metrics").body).To(ContainSubstring("diehard_build_info"))
+	})
+
 	It("is ready again when the check passes again", func(ctx SpecContext) {
 		var down atomic.Bool
 		down.Store(true)

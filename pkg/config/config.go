@@ -147,6 +147,9 @@ type Housekeeping struct {
 // Admin is the configuration of the operators' port.
 type Admin struct {
 	Addr string
+	// Token is what operators log in to the relay's page with. Without it, the page exists
+	// only if Addr is a loopback address. The API has no page.
+	Token string
 }
 
 // Sentry is the configuration of reports to Sentry.
@@ -254,7 +257,7 @@ func (c *API) check() error {
 func (c *Relay) keys() []key {
 	keys := []key{environmentKey(&c.Environment)}
 	keys = append(keys, c.Postgres.keys("0", 0,
-		"Maximum connections to PostgreSQL; 0 means two per worker and five more.")...)
+		"Maximum connections to PostgreSQL; 0 means two per worker and seven more.")...)
 	keys = append(keys,
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),
@@ -294,6 +297,8 @@ func (c *Relay) keys() []key {
 		duration("housekeeping.audit_retention", &c.Housekeeping.AuditRetention, "2160h", 0, tenYears,
 			"Age at which records of operators' actions are deleted; 0s keeps them."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9091", adminUsage),
+		secret(maskAll, text("admin.token", &c.Admin.Token, "",
+			"Token with which operators log in to the relay's page; if empty, the page exists only on a loopback address.", isToken)),
 	)
 	keys = append(keys, c.Sentry.keys()...)
 	return append(keys, c.Log.keys()...)
@@ -347,6 +352,20 @@ func (c *API) CheckAccess() error {
 	if len(c.API.Keys) == 0 && c.API.Auth != Off {
 		return problem("api.keys", "is empty: set it to the SHA-256 digests of the API keys (printf %%s KEY | sha256sum), "+
 			"or set api.auth to off to disable authentication")
+	}
+	return nil
+}
+
+const minToken = 16 // bytes
+
+func isToken(value string) error {
+	switch {
+	case value == "":
+		return nil
+	case len(value) < minToken:
+		return fmt.Errorf("has %d bytes, must have at least %d: openssl rand -hex 16 makes one", len(value), minToken)
+	case strings.ContainsFunc(value, func(c rune) bool { return c <= ' ' || c > '~' }):
+		return errors.New("must be printable ASCII without spaces")
 	}
 	return nil
 }

@@ -185,6 +185,8 @@ var _ = Describe("loading", func() {
 		Entry("zero linger", "DIEHARD_RELAY_LINGER", "0s", "is 0s, must be from 1ms to 1m"),
 		Entry("a short flush timeout", "DIEHARD_RELAY_FLUSH_TIMEOUT", "10ms", "must be from 1s to 10m"),
 		Entry("a DSN without a project", "DIEHARD_SENTRY_DSN", "https://s3cret@host", "is not a Sentry DSN"),
+		Entry("a short token", "DIEHARD_ADMIN_TOKEN", "0123456789abcde", "has 15 bytes, must have at least 16: openssl rand -hex 16 makes one"),
+		Entry("a token with a space", "DIEHARD_ADMIN_TOKEN", "0123456789 abcdef", "must be printable ASCII without spaces"),
 		Entry("a fraction above 1", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "1.5", "is 1.5, must be from 0 to 1"),
 		Entry("NaN", "DIEHARD_SENTRY_TRACES_SAMPLE_RATE", "NaN", "which is not a number"),
 		Entry("an unknown level", "DIEHARD_LOG_LEVEL", "loud", `is "loud", must be debug, info, warn or error`),

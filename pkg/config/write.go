@@ -80,6 +80,14 @@ var (
 	pair = regexp.MustCompile(`([^\s=]+)\s*=\s*('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])*)`)
 )
 
+// maskAll masks a value that is a secret as a whole.
+func maskAll(value string) string {
+	if value == "" {
+		return ""
+	}
+	return masked
+}
+
 // maskAPIKeys masks the digests and keeps the names. The digest of a weak key
 // reveals the key.
 func maskAPIKeys(keys string) string {

@@ -83,6 +83,7 @@ var _ = Describe("writing", func() {
 		Entry("in a proxy URL", "clickhouse-dsn", "http://h:8123/db?http_proxy=http%3A%2F%2Fu%3As3cret%40p",
 			"http://h:8123/db?http_proxy=xxxxx"),
 		Entry("in a URL whose password contains a slash", "clickhouse-dsn", "clickhouse://u:s3c/s3cret@h/db", "clickhouse://xxxxx"),
+		Entry("in a token", "admin-token", "s3cret-s3cret-s3cret", "xxxxx"),
 		Entry("in a Sentry DSN", "sentry-dsn", "https://s3cret@o1.ingest.sentry.io/42", "https://xxxxx@o1.ingest.sentry.io/42"),
 		Entry("in a Sentry DSN with a secret key", "sentry-dsn", "https://s3cret:s3cret@sentry.internal/42", "https://xxxxx@sentry.internal/42"),
 	)
