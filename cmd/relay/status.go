@@ -89,10 +89,13 @@ func clearScreen(w io.Writer) {
 }
 
 func writeStatus(w io.Writer, s *fleet.Status) error {
-	lines := make([]string, 0, 1+len(s.Advice))
+	lines := make([]string, 0, 2+len(s.Advice))
 	lines = append(lines, printable(s.Verdict))
 	for _, advice := range s.Advice {
 		lines = append(lines, "- "+printable(advice))
+	}
+	if s.Runbook != "" {
+		lines = append(lines, "See "+s.Runbook+" in docs/runbook.md.")
 	}
 	if err := write(w, "%s\n\n", strings.Join(lines, "\n")); err != nil {
 		return err
@@ -115,7 +118,7 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 	if len(s.Relays) == 0 {
 		return nil
 	}
-	rows := []string{"", "RELAY\tVERSION\tRUNNING FOR\tLAST REPORT\tWORKERS\tSTATE"}
+	rows := []string{"", "RELAY\tVERSION\tRUNNING FOR\tLAST REPORT\tEVENTS/S\tWORKERS\tSTATE"}
 	for _, relay := range s.Relays {
 		silence := time.Duration(relay.SilentSeconds * float64(time.Second))
 		state := "ready"
@@ -125,9 +128,9 @@ func writeStatus(w io.Writer, s *fleet.Status) error {
 		case relay.State.Ready != "":
 			state = shorten(printable(relay.State.Ready))
 		}
-		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s ago\t%d of %d busy\t%s", printable(fleet.Name(relay)), printable(relay.Version),
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s ago\t%.0f\t%d of %d busy\t%s", printable(fleet.Name(relay)), printable(relay.Version),
 			fleet.Duration(relay.SeenAt.Sub(relay.StartedAt)+silence), fleet.Duration(silence),
-			relay.State.Busy, relay.State.Workers, state))
+			relay.State.EventsPerSecond, relay.State.Busy, relay.State.Workers, state))
 	}
 	return writeRows(w, rows)
 }
