@@ -14,6 +14,30 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
 )
 
+// look is the result of lookSQL.
+type look struct {
+	Cuts          sql.NullInt64  `db:"cuts"`
+	LowWatermark  sql.NullInt64  `db:"low_watermark"`
+	HighWatermark sql.NullInt64  `db:"high_watermark"`
+	LastBatchAt   sql.NullTime   `db:"last_batch_at"`
+	SameHistory   bool           `db:"same_history"`
+	Ascending     bool           `db:"ascending"`
+	FuseBlownAt   sql.NullTime   `db:"fuse_blown_at"`
+	PausedAt      sql.NullTime   `db:"paused_at"`
+	PausedBy      sql.NullString `db:"paused_by"`
+	Quarantine    pq.StringArray `db:"quarantine"`
+	Publishers    pq.StringArray `db:"publishers"`
+}
+
+// seen is the result of pollSQL.
+type seen struct {
+	LateCommit  sql.NullInt64 `db:"late_commit"`
+	Above       bool          `db:"above"`
+	OldestBatch uuid.NullUUID `db:"oldest_batch"`
+	Overlong    bool          `db:"overlong"`
+	Pages       int64         `db:"pages"`
+}
+
 // Poll returns whether events may wait for a cut, or batches for a claim, unless the fleet
 // is paused. It takes no lock. If it finds a late commit below the low watermark, it lowers the low watermark, so
 // that the next Cut takes the event. It also ends waits that are longer than any wait can
@@ -23,23 +47,28 @@ import (
 // come otherwise, each Poll reads some pages of the table. See
 // docs/adr/0033-the-search-for-late-commits.md.
 func (s *Store) Poll(ctx context.Context) (work bool, err error) {
-	before := s.known()
-	var look struct {
-		Cuts          sql.NullInt64  `db:"cuts"`
-		LowWatermark  sql.NullInt64  `db:"low_watermark"`
-		HighWatermark sql.NullInt64  `db:"high_watermark"`
-		LastBatchAt   sql.NullTime   `db:"last_batch_at"`
-		SameHistory   bool           `db:"same_history"`
-		Ascending     bool           `db:"ascending"`
-		FuseBlownAt   sql.NullTime   `db:"fuse_blown_at"`
-		PausedAt      sql.NullTime   `db:"paused_at"`
-		PausedBy      sql.NullString `db:"paused_by"`
-		Quarantine    pq.StringArray `db:"quarantine"`
-		Publishers    pq.StringArray `db:"publishers"`
+	s.mu.Lock()
+	before, late := s.history, s.late
+	s.mu.Unlock()
+	var poll struct {
+		look
+		seen
 	}
-	if err := s.db.GetContext(ctx, &look, s.sql(lookSQL), before.incarnation, before.cuts); err != nil {
+	longest := max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds())
+	parameters := func(l lateSearch, highest int64) []any {
+		return []any{l.from, highest, tid(l.page), tid(l.page + pagesAtOnce), longest, s.longestQuarantine()}
+	}
+	expected, isIdle := late.idle()
+	if isIdle {
+		err = s.db.GetContext(ctx, &poll, s.sql(idlePollSQL),
+			append([]any{before.incarnation, before.cuts}, parameters(expected, expected.ceiling)...)...)
+	} else {
+		err = s.db.GetContext(ctx, &poll.look, s.sql(lookSQL), before.incarnation, before.cuts)
+	}
+	if err != nil {
 		return false, fmt.Errorf("poll for work: %w", err)
 	}
+	look := poll.look
 	s.setFuse(look.FuseBlownAt)
 	s.setPause(look.PausedAt, look.PausedBy.String)
 	s.setQuarantine(look.Quarantine)
@@ -47,21 +76,13 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 		return true, nil // the next cut finds out why
 	}
 	highest := max(look.HighWatermark.Int64, look.LowWatermark.Int64)
-	s.mu.Lock()
-	search := s.late.next(highest, look.Ascending, look.Publishers)
-	s.mu.Unlock()
-	var seen struct {
-		LateCommit  sql.NullInt64 `db:"late_commit"`
-		Above       bool          `db:"above"`
-		OldestBatch uuid.NullUUID `db:"oldest_batch"`
-		Overlong    bool          `db:"overlong"`
-		Pages       int64         `db:"pages"`
+	search := late.next(highest, look.Ascending, look.Publishers)
+	if !isIdle || search.from != expected.from || highest != expected.ceiling {
+		if err := s.db.GetContext(ctx, &poll.seen, s.sql(pollSQL), parameters(search, highest)...); err != nil {
+			return false, fmt.Errorf("poll for work: %w", err)
+		}
 	}
-	longest := max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds())
-	if err := s.db.GetContext(ctx, &seen, s.sql(pollSQL), search.from, highest,
-		tid(search.page), tid(search.page+pagesAtOnce), longest, s.longestQuarantine()); err != nil {
-		return false, fmt.Errorf("poll for work: %w", err)
-	}
+	seen := poll.seen
 	if seen.Overlong {
 		if _, err := s.db.ExecContext(ctx, s.sql(limitWaitsSQL), longest, s.longestQuarantine()); err != nil {
 			return false, fmt.Errorf("limit the waits of batches: %w", err)
@@ -109,6 +130,16 @@ type lateSearch struct {
 	// there. Otherwise it is math.MaxInt64.
 	from int64
 	page int64 // the next page of the table to read
+}
+
+// idle returns the search of the next Poll if the high watermark does not move until then.
+// It returns false if the search depends on the transactions that the Poll finds open. See
+// docs/adr/0033-the-search-for-late-commits.md.
+func (l lateSearch) idle() (lateSearch, bool) {
+	if l.publishers == nil || len(l.publishers) > 0 || l.from != math.MaxInt64 {
+		return lateSearch{}, false
+	}
+	return l.next(l.ceiling, true, nil), true
 }
 
 // next returns the search of the next Poll. Its from is the id above which this Poll

@@ -67,6 +67,27 @@ var _ = Describe("The search for late commits", func() {
 		Expect(poll(2000)).To(Equal(int64(2000)))
 	})
 
+	It("is known before a poll if no transaction was open and nothing was found", func() {
+		known := func() bool {
+			search, ok := late.idle()
+			if ok {
+				Expect(search).To(Equal(late.next(late.ceiling, true, nil)))
+			}
+			return ok
+		}
+		Expect(known()).To(BeFalse(), "the first search reads all ids")
+		poll(1000)
+		Expect(known()).To(BeTrue())
+		poll(1000, "3/1")
+		Expect(known()).To(BeFalse(), "the transaction may end")
+		poll(1000)
+		Expect(known()).To(BeTrue())
+		late = late.done(sql.NullInt64{Int64: 7, Valid: true}, 0)
+		Expect(known()).To(BeFalse(), "the event may still be there")
+		late = late.next(2000, false, nil).done(sql.NullInt64{}, 0)
+		Expect(known()).To(BeFalse(), "the ids do not ascend")
+	})
+
 	It("reads the pages of the table one after the other", func() {
 		var pages []int64
 		for range 4 {

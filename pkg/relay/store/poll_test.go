@@ -77,6 +77,21 @@ var _ = Describe("Poll", func() {
 		expectFound(ctx, 1)
 	})
 
+	It("finds a late commit after polls of an idle outbox", func(ctx SpecContext) {
+		pass(ctx)
+		for range 2 {
+			Expect(s.Poll(ctx)).To(BeFalse())
+		}
+		late := db.MustBegin()
+		Expect(outbox.NewPublisher(outbox.PublisherOptions{}).Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())
+		publishEvents(ctx, db, 1)
+		Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+		db.MustExecContext(ctx, "UPDATE outbox_cursor SET low_watermark = high_watermark, next_low_watermark = high_watermark")
+		settle(ctx)
+		Expect(late.Commit()).To(Succeed())
+		expectFound(ctx, 1)
+	})
+
 	It("finds it again if it could not lower the low watermark", func(ctx SpecContext) {
 		late := db.MustBegin()
 		Expect(outbox.NewPublisher(outbox.PublisherOptions{}).Publish(ctx, late, complete(outbox.Event{}))).To(Succeed())

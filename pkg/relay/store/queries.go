@@ -1,5 +1,7 @@
 package store
 
+import "strings"
+
 // All of the store's SQL. It relies on the settings of Session, which turn off sequential
 // scans and just-in-time compilation. The plans then do not depend on statistics.
 // Statistics are always out of date for tables whose rows are replaced all the time.
@@ -269,7 +271,7 @@ WHERE CASE WHEN has_sequence_privilege(name, 'USAGE, SELECT')
 	raiseSequenceSQL = `SELECT setval($1::regclass, $2::bigint + 1000)`
 )
 
-// The two statements of a poll take no lock. Both find rows that the hints may hide.
+// The statements of a poll take no lock. They find rows that the hints may hide.
 const (
 	// lookSQL returns the cursor, and the open transactions that may hold ids. The ids of
 	// outbox_events ascend if the sequence was not set back, and if no session caches
@@ -326,6 +328,11 @@ WHERE batch_id IN (
     FOR UPDATE SKIP LOCKED
 )`
 )
+
+// idlePollSQL is lookSQL and pollSQL in one statement. $1 and $2 are the parameters of
+// lookSQL, and $3 to $8 those of pollSQL.
+var idlePollSQL = "SELECT * FROM (" + lookSQL + "\n) AS look\nCROSS JOIN (" +
+	strings.NewReplacer("$1", "$3", "$2", "$4", "$3", "$5", "$4", "$6", "$5", "$7", "$6", "$8").Replace(pollSQL) + "\n) AS seen"
 
 // The mark of a claim is attempts and last_attempt_at together. After a failover that
 // lost earlier marks, the same number of attempts can occur again.
