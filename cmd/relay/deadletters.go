@@ -223,7 +223,8 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 		Short:     how.short,
 		Long: "Select dead letters by id, by filters, or with --all. A dead letter must match all filters.\n" +
 			"On a terminal the command asks for confirmation; otherwise it requires --yes. It works in\n" +
-			"transactions of 100 dead letters and prints each dead letter after its commit.\n\n" + how.long,
+			"transactions of 100 dead letters and prints each dead letter after its commit. For more than\n" +
+			"100 dead letters, a terminal shows the progress instead.\n\n" + how.long,
 		AddFlags: func(flags *pflag.FlagSet) {
 			filter.add(flags)
 			flags.BoolVar(&all, "all", false, "select all dead letters")
@@ -273,8 +274,31 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 	}
 }
 
+// manyDeadLetters is the number of dead letters above which a terminal shows the progress
+// of a command, and not each dead letter. It is one transaction.
+const manyDeadLetters = 100
+
 // apply changes the dead letters and returns the ids of the changed dead letters.
 func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []int64, asJSON bool) ([]int64, error) {
+	var progress *cli.Progress
+	if len(ids) > manyDeadLetters && !asJSON {
+		progress = cli.StartProgress(how.done, len(ids), "dead letters")
+	}
+	changed, err := how.changeAll(ctx, w, s, ids, asJSON, progress)
+	progress.Clear()
+	if err != nil || asJSON {
+		return changed, err
+	}
+	gone := ""
+	if n := len(ids) - len(changed); n > 0 {
+		gone = fmt.Sprintf(", %d no longer found", n)
+	}
+	return changed, write(w, "%s %s%s\n", number(len(changed)), how.done, gone)
+}
+
+// changeAll changes the dead letters and returns the ids of the changed dead letters. It
+// writes each of them, unless it has a progress to show.
+func (how change) changeAll(ctx context.Context, w io.Writer, s *store.Store, ids []int64, asJSON bool, progress *cli.Progress) ([]int64, error) {
 	var changed []int64
 	for letters, err := range how.change(s, ctx, ids) {
 		if err != nil {
@@ -283,18 +307,15 @@ func (how change) apply(ctx context.Context, w io.Writer, s *store.Store, ids []
 		for _, letter := range letters {
 			changed = append(changed, letter.ID)
 		}
+		progress.Add(len(letters))
+		if progress != nil {
+			continue
+		}
 		if err := how.write(w, letters, asJSON); err != nil {
 			return changed, err
 		}
 	}
-	if asJSON {
-		return changed, nil
-	}
-	gone := ""
-	if n := len(ids) - len(changed); n > 0 {
-		gone = fmt.Sprintf(", %d no longer found", n)
-	}
-	return changed, write(w, "%s %s%s\n", number(len(changed)), how.done, gone)
+	return changed, nil
 }
 
 func (how change) write(w io.Writer, letters []store.DeadLetterKey, asJSON bool) error {

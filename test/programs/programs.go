@@ -76,13 +76,8 @@ func Run(dir, program string, args []string, env ...string) *Process {
 // RunOn is like Run, with a standard input.
 func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *Process {
 	GinkgoHelper()
-	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // the suite built it; ends with the spec
-	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
-		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") ||
-			strings.HasPrefix(variable, "SENTRY_") || strings.HasPrefix(variable, "OTEL_")
-	}), env...)
+	cmd := command(dir, program, args, env)
 	cmd.Stdin = stdin
-	endWithParent(cmd)
 	prefix := func() *gexec.PrefixedWriter { return gexec.NewPrefixedWriter(program+" | ", GinkgoWriter) }
 	session, err := gexec.Start(cmd, prefix(), prefix())
 	Expect(err).NotTo(HaveOccurred())
@@ -93,6 +88,17 @@ func RunOn(stdin io.Reader, dir, program string, args []string, env ...string) *
 		}
 	})
 	return p
+}
+
+// command returns the command of a program that ends with the suite.
+func command(dir, program string, args, env []string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(dir, program), args...) //nolint:gosec,noctx // the suite built it; ends with the spec
+	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		return strings.HasPrefix(variable, "DIEHARD_") || strings.HasPrefix(variable, "PG") ||
+			strings.HasPrefix(variable, "SENTRY_") || strings.HasPrefix(variable, "OTEL_")
+	}), env...)
+	endWithParent(cmd)
+	return cmd
 }
 
 // Serve runs a program that keeps running. The program listens on free ports.
