@@ -220,6 +220,7 @@ var _ = Describe("A relay that is killed", func() {
 							relay := s.LaunchRelay(s.ClickHouseDSN(protocol),
 								slices.Concat(small, in.env, []string{fmt.Sprintf("FAILPOINT=%s=kill@%d", point, visit)})...)
 							relay.EndsWith(killed)
+							expectBacklog(ctx, s)
 							if in.heal != nil {
 								in.heal(ctx, s)
 							}

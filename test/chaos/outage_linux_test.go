@@ -56,6 +56,7 @@ var _ = Describe("While ClickHouse is dead and events wait, a relay", func() {
 		Expect(complaints(relay)).To(Equal(linesBefore), "lines in the log")
 		Expect(attempts()).To(BeNumerically("<=", workers), "attempts, at most one for each worker")
 		Expect(ticks).To(BeNumerically("<=", ticksPerProbe*done), "hundredths of a second of CPU time, in %d probes", done)
+		expectBacklog(ctx, s)
 
 		proxy.Lead(hostOf(s.ClickHouse.Native))
 		awaitReady(ctx, relay)

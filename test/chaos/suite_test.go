@@ -50,10 +50,11 @@ type outcome struct {
 
 const outcomes = "outcome of a fault"
 
-// expectOnce waits until the outbox is empty. It expects every event of o in ClickHouse
+// expectOnce checks the figure of the backlog, and waits until the outbox is empty. It expects every event of o in ClickHouse
 // once, except for dead letters. Then it records the outcome.
 func expectOnce(ctx context.Context, s *system.System, o outcome) {
 	GinkgoHelper()
+	expectBacklog(ctx, s)
 	healed := time.Now()
 	s.AwaitEmpty(ctx)
 	o.Recovered = time.Since(healed)
