@@ -11,9 +11,9 @@ import (
 
 // Stats are the outbox's figures.
 type Stats struct {
-	// BacklogEvents is exact if fewer than 10,000 events are not in a batch. A late commit
-	// counts from the poll that finds it. Otherwise the number is an estimate, which becomes
-	// better with each CountBacklog.
+	// BacklogEvents is exact if fewer than 10,000 events are not in a batch. Otherwise the
+	// number is an estimate, which becomes better with each CountBacklog. A late commit
+	// counts when a cut has put it into a batch, after the poll that finds it.
 	BacklogEvents int64
 	// OldestSeconds is the age of the oldest event, 0 if the outbox is empty.
 	OldestSeconds float64
