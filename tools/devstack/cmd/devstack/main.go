@@ -25,7 +25,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), demoCommand(), fetchCommand(), chromiumCommand(), axeCommand(), postgresCommand(), clickhouseCommand(), engineCommand(), superviseCommand())
+	root.AddCommand(upCommand(), demoCommand(), fetchCommand(), chromiumCommand(), axeCommand(), postgresCommand(), pgBouncerCommand(), clickhouseCommand(), engineCommand(), superviseCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
