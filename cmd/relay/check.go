@@ -163,6 +163,7 @@ func (s *subject) postgresChecks() []checkup.Check {
 		{Name: "postgresql accepts writes", Needs: []string{postgresConnection}, Run: func(ctx context.Context) (string, error) {
 			return "the server is a primary", postgres.CheckWritable(ctx, s.db.DB)
 		}},
+		{Name: "postgresql pooler", Needs: []string{postgresConnection}, Run: s.checkPooler},
 		{Name: postgresSchema, Needs: []string{postgresConnection}, Run: s.checkSchema},
 		tables,
 		part("postgresql rights", store.Rights, store.RightsText()),
@@ -207,6 +208,63 @@ func (s *subject) checkConnection(ctx context.Context) (string, error) {
 		encryption = "with TLS"
 	}
 	return fmt.Sprintf("PostgreSQL %s at %s %s, role %s, database %s", server.Version, server.Address, encryption, server.Role, server.Database), nil
+}
+
+// poolerTimeout limits the wait for one connection of a pooler.
+const poolerTimeout = 2 * time.Second
+
+// checkPooler opens as many transactions as the relay can hold at a time. Each worker holds
+// one for its lease. Behind a pooler, each takes a connection to the server.
+func (s *subject) checkPooler(ctx context.Context) (string, error) {
+	pooled, err := postgres.IsPooled(ctx, s.db)
+	if err != nil {
+		return "", err
+	}
+	if !pooled {
+		return "none that shares sessions", nil
+	}
+	needed := s.c.Relay.Workers + 2
+	db, err := postgres.Open(postgres.Options{
+		DSN: s.c.Postgres.DSN, MaxOpenConns: needed, ApplicationName: "diehard-check", Session: store.Session(s.c.Relay.FlushTimeout),
+	})
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	ctx, rollback := context.WithCancel(ctx) // ends the transactions
+	defer rollback()
+	for open := range needed {
+		err := beginWithin(ctx, db, poolerTimeout)
+		if errors.Is(err, context.DeadlineExceeded) && open > 0 {
+			return "", &checkup.ProblemError{
+				Problem: fmt.Sprintf("the pooler gives %d connections to the server at a time, but this relay needs %d: one for each worker and two more", open, needed),
+				Remedy:  "raise the size of the pool to the sum of all relays, such as default_pool_size of PgBouncer, or lower relay.workers",
+			}
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	notifications := "notifications by postgres.listen_dsn"
+	if s.c.Postgres.ListenDSN == "" {
+		notifications = "no notifications, because postgres.listen_dsn is not set: the relay polls"
+	}
+	return fmt.Sprintf("shares sessions; %d connections at a time; %s", needed, notifications), nil
+}
+
+// beginWithin begins a transaction that lasts until ctx ends.
+func beginWithin(ctx context.Context, db *sqlx.DB, timeout time.Duration) error {
+	began := make(chan error, 1)
+	go func() {
+		_, err := db.BeginTxx(ctx, nil)
+		began <- err
+	}()
+	select {
+	case err := <-began:
+		return err
+	case <-time.After(timeout):
+		return context.DeadlineExceeded
+	}
 }
 
 func (s *subject) checkSchema(ctx context.Context) (string, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -58,7 +59,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	var listening atomic.Bool
 	registerConnections(registry, sink, &listening)
 	wake, err := postgres.Listen(ctx, postgres.ListenOptions{
-		DSN:             c.Postgres.DSN,
+		DSN:             cmp.Or(c.Postgres.ListenDSN, c.Postgres.DSN),
 		ApplicationName: applicationName,
 		Channels:        []string{outbox.Channel, store.BatchesChannel},
 		Log:             p.Log,

@@ -53,6 +53,8 @@ type Postgres struct {
 	DSN          string
 	Schema       string
 	MaxOpenConns int
+	// ListenDSN is the address for LISTEN, or empty for DSN. The API does not listen.
+	ListenDSN string
 }
 
 // ClickHouse is the configuration of the connections to ClickHouse and of the table.
@@ -259,6 +261,8 @@ func (c *Relay) keys() []key {
 	keys = append(keys, c.Postgres.keys("0", 0,
 		"Maximum connections to PostgreSQL; 0 means two per worker and seven more.")...)
 	keys = append(keys,
+		secret(maskDSN, text("postgres.listen_dsn", &c.Postgres.ListenDSN, "",
+			"PostgreSQL without the pooler, for LISTEN; empty means postgres.dsn.", isOptionalDSN)),
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),
 		text("clickhouse.table", &c.ClickHouse.Table, "event_log",
@@ -354,6 +358,13 @@ func (c *API) CheckAccess() error {
 			"or set api.auth to off to disable authentication")
 	}
 	return nil
+}
+
+func isOptionalDSN(value string) error {
+	if value == "" {
+		return nil
+	}
+	return isPostgresDSN(value)
 }
 
 const minToken = 16 // bytes

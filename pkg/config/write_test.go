@@ -59,8 +59,8 @@ var _ = Describe("writing", func() {
 			var yaml, json bytes.Buffer
 			Expect(c.WriteYAML(&yaml)).To(Succeed())
 			Expect(c.WriteJSON(&json)).To(Succeed())
-			Expect(yaml.String()).To(ContainSubstring("dsn: " + expected + "\n"))
-			Expect(json.String()).To(ContainSubstring(`"dsn": "` + expected + `"`))
+			Expect(yaml.String()).To(ContainSubstring(": " + expected + "\n"))
+			Expect(json.String()).To(ContainSubstring(`": "` + expected + `"`))
 			Expect(yaml.String() + json.String()).NotTo(ContainSubstring("s3cret"))
 		},
 		Entry("in a URL", "postgres-dsn", "postgres://user:s3cret@h1:5432/db?sslmode=disable",

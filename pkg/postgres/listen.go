@@ -24,7 +24,8 @@ const (
 
 // ListenOptions configures Listen.
 type ListenOptions struct {
-	// DSN is as in Options. Notifications do not pass a pooler in transaction mode.
+	// DSN is as in Options. Notifications do not pass a pooler in transaction mode, so
+	// Listen does not listen through a pooler.
 	DSN string
 	// ApplicationName is as in Options.
 	ApplicationName string
@@ -44,7 +45,8 @@ type ListenOptions struct {
 // lost.
 //
 // Listen keeps its own connection until ctx is canceled. If it loses the connection, it
-// tries to reconnect without a limit. It returns an error only if the DSN is invalid.
+// tries to reconnect without a limit. If the DSN leads to a pooler, Listen logs it once,
+// and the Go channels receive nothing. It returns an error only if the DSN is invalid.
 func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, error) {
 	l := &listening{o: o, log: o.Log, wake: map[string]chan struct{}{}, pingEvery: make(chan time.Duration, 1)}
 	receive := map[string]<-chan struct{}{}
@@ -119,8 +121,32 @@ func (l *listening) readIdleTimeout(ctx context.Context) {
 	}
 }
 
+// isPooled returns whether the DSN leads to a pooler. It waits until the server responds.
+func (l *listening) isPooled(ctx context.Context) bool {
+	for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
+		pooled, err := pqdriver.IsPooled(ctx, l.o.DSN, l.o.ApplicationName+"-settings")
+		if err == nil {
+			return pooled
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // subscribe listens to the channels. After a reconnect, lib/pq listens to them again.
 func (l *listening) subscribe(ctx context.Context) {
+	if l.isPooled(ctx) {
+		l.log.WarnContext(ctx, "postgresql notifications unavailable behind a pooler, polling",
+			"hint", "set postgres.listen_dsn to the address of the server")
+		_ = l.pq.Close()
+		if l.o.Changed != nil {
+			l.o.Changed(false)
+		}
+		return
+	}
 	for channel, wake := range l.wake {
 		for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
 			// Listen waits for a connection. It returns only errors of the server: a

@@ -51,7 +51,7 @@ type Options struct {
 	// Session holds settings for each new connection, applied in one round trip. They
 	// override ALTER DATABASE and ALTER ROLE. The pool does not send them as startup
 	// parameters, because poolers refuse startup parameters. If a pooler shares the
-	// session among clients, each transaction sets them again, for itself.
+	// session among clients, only transactions have the settings: see InSession.
 	Session map[string]string
 	// KeepStatements makes each connection keep its statements with parameters
 	// prepared, unless it connects to a pooler. Use it only in programs with a small

@@ -43,6 +43,59 @@ func InTx(ctx context.Context, db *sqlx.DB, fn func(tx *sqlx.Tx) error) error {
 	return nil
 }
 
+// IsPooled returns whether a pooler may share the sessions of the pool among clients. It
+// returns false for a pool without Options.Session.
+func IsPooled(ctx context.Context, db *sqlx.DB) (bool, error) {
+	conn, err := db.Connx(ctx)
+	if err != nil {
+		return false, err //nolint:wrapcheck // the error says that it could not connect
+	}
+	defer conn.Close()
+	return pqdriver.IsShared(ctx, conn.Conn)
+}
+
+// Session executes the statement of InSession.
+type Session interface {
+	sqlx.QueryerContext
+	sqlx.ExecerContext
+}
+
+// InSession runs fn, which executes one statement with the settings of the pool. On a
+// connection with its own session, the statement is its own transaction. If a pooler shares
+// the session among clients, InSession runs fn in a READ COMMITTED transaction, because
+// only a transaction has the settings of the pool then.
+//
+// InSession returns the error of fn unchanged. If fn returns sql.ErrNoRows, the statement
+// has its effect nevertheless. After any other error, the caller cannot tell whether the
+// statement has run.
+func InSession(ctx context.Context, db *sqlx.DB, fn func(s Session) error) error {
+	conn, err := db.Connx(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // the error says that it could not connect
+	}
+	defer conn.Close()
+	shared, err := pqdriver.IsShared(ctx, conn.Conn)
+	if err != nil {
+		return err
+	}
+	if !shared {
+		return fn(conn)
+	}
+	tx, err := conn.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after a commit
+	result := fn(tx)
+	if result != nil && !errors.Is(result, sql.ErrNoRows) {
+		return result
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return result
+}
+
 // InStatement runs fn. fn executes one statement as its own transaction. This takes one
 // round trip instead of the three of InTx. The isolation level is the session's
 // default.

@@ -164,13 +164,13 @@ var _ = Describe("relay check", func() {
 		},
 		Entry("PostgreSQL is down", otherPostgres(func(dsn string) string {
 			return withPassword(changed(dsn, func(u *url.URL) { u.Host = nowhere }), "s3cret")
-		}), "postgresql connection", "^postgresql at "+nowhere+": .*connection refused$", "^start PostgreSQL, or correct the host and the port in postgres.dsn$", 7),
+		}), "postgresql connection", "^postgresql at "+nowhere+": .*connection refused$", "^start PostgreSQL, or correct the host and the port in postgres.dsn$", 8),
 		Entry("PostgreSQL refuses the password", otherPostgres(func(dsn string) string { return withPassword(dsn, "s3cret") }),
-			"postgresql connection", "password authentication failed", "^correct the user and the password in postgres.dsn$", 7),
+			"postgresql connection", "password authentication failed", "^correct the user and the password in postgres.dsn$", 8),
 		Entry("the database is missing", otherPostgres(func(dsn string) string { return changed(dsn, func(u *url.URL) { u.Path = "/nowhere" }) }),
-			"postgresql connection", `database "nowhere" does not exist`, "^correct the name of the database in postgres.dsn, or create the database", 7),
+			"postgresql connection", `database "nowhere" does not exist`, "^correct the name of the database in postgres.dsn, or create the database", 8),
 		Entry("PostgreSQL does not respond", otherPostgres(lost), "postgresql connection",
-			"^no response from postgresql at 127.0.0.1:[0-9]+ within the time limit$", "^check the firewalls .*; --timeout allows a longer wait$", 7),
+			"^no response from postgresql at 127.0.0.1:[0-9]+ within the time limit$", "^check the firewalls .*; --timeout allows a longer wait$", 8),
 		Entry("PostgreSQL is read-only", otherPostgres(func(dsn string) string { return withParameter(dsn, "default_transaction_read_only", "on") }),
 			"postgresql accepts writes", "it is a standby or read-only", "^connect to the primary$", 0),
 		Entry("the schema is missing", func(ctx context.Context) []string {

@@ -29,7 +29,7 @@ func (s *Store) act(ctx context.Context, operation, statement, actor, action str
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", operation, err)
 	}
-	result, err := s.db.ExecContext(ctx, s.sql(statement), append([]any{actor, action, string(encoded)}, more...)...)
+	result, err := s.exec(ctx, statement, append([]any{actor, action, string(encoded)}, more...)...)
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", operation, err)
 	}
@@ -59,7 +59,7 @@ const auditLogSQL = `SELECT at, actor, action, details FROM {schema}outbox_audit
 // AuditLog returns the last actions of operators, the newest first.
 func (s *Store) AuditLog(ctx context.Context, limit int) ([]AuditRecord, error) {
 	var records []AuditRecord
-	if err := s.db.SelectContext(ctx, &records, s.sql(auditLogSQL), limit); err != nil {
+	if err := s.selectAll(ctx, &records, auditLogSQL, limit); err != nil {
 		return nil, fmt.Errorf("read the audit table: %w", err)
 	}
 	for i := range records {

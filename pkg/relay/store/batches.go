@@ -93,7 +93,7 @@ WITH split AS (
 // first.
 func (s *Store) Batches(ctx context.Context, state BatchState, limit int) ([]BatchInfo, error) {
 	var batches []BatchInfo
-	if err := s.db.SelectContext(ctx, &batches, s.sql(listBatchesSQL), string(state), limit); err != nil {
+	if err := s.selectAll(ctx, &batches, listBatchesSQL, string(state), limit); err != nil {
 		return nil, fmt.Errorf("list the batches: %w", err)
 	}
 	for i := range batches {
@@ -118,7 +118,7 @@ var ErrNoBatch = errors.New("batch not found")
 // Batch returns a batch, or ErrNoBatch.
 func (s *Store) Batch(ctx context.Context, id uuid.UUID) (BatchInfo, error) {
 	var batch BatchInfo
-	err := s.db.GetContext(ctx, &batch, s.sql(readBatchSQL), id)
+	err := s.get(ctx, &batch, readBatchSQL, id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return BatchInfo{}, ErrNoBatch
 	}

@@ -17,7 +17,7 @@ func (s *Store) Claim(ctx context.Context, maxBytes int64, failing bool) (*Lease
 	failpoint.At(failpoint.ClaimBefore)
 	var batch Batch
 	history := s.known()
-	err := s.db.GetContext(ctx, &batch, s.sql(claimSQL), history.incarnation, history.cuts,
+	err := s.get(ctx, &batch, claimSQL, history.incarnation, history.cuts,
 		s.batchHint(), maxBytes, s.claims.Add(1)%2 == 0, failing, s.destinationName())
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no batch is not an error

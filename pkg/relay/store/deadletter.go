@@ -78,7 +78,7 @@ func orNull[T comparable](value T) any {
 // DeadLetters returns the newest dead letters that the filter selects, without their
 // contexts. more is the number of older letters that the filter selects.
 func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit int) (letters []DeadLetter, more int, err error) {
-	if err := s.db.SelectContext(ctx, &letters, s.sql(listDeadLettersSQL), append(filter.values(), limit)...); err != nil {
+	if err := s.selectAll(ctx, &letters, listDeadLettersSQL, append(filter.values(), limit)...); err != nil {
 		return nil, 0, fmt.Errorf("list the dead letters: %w", err)
 	}
 	for i := range letters {
@@ -86,7 +86,7 @@ func (s *Store) DeadLetters(ctx context.Context, filter DeadLetterFilter, limit 
 	}
 	if len(letters) == limit && limit > 0 {
 		filter.Before = letters[limit-1].ID
-		if err := s.db.GetContext(ctx, &more, s.sql(countDeadLettersSQL), filter.values()...); err != nil {
+		if err := s.get(ctx, &more, countDeadLettersSQL, filter.values()...); err != nil {
 			return nil, 0, fmt.Errorf("count the dead letters: %w", err)
 		}
 	}
@@ -99,7 +99,7 @@ var ErrNoDeadLetter = errors.New("dead letter not found")
 // DeadLetter returns a dead letter with its context, or ErrNoDeadLetter.
 func (s *Store) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 	var letter DeadLetter
-	err := s.db.GetContext(ctx, &letter, s.sql(readDeadLetterSQL), id)
+	err := s.get(ctx, &letter, readDeadLetterSQL, id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return DeadLetter{}, ErrNoDeadLetter
 	}
@@ -121,7 +121,7 @@ func (l *DeadLetter) inUTC() {
 // newer dead letters.
 func (s *Store) DeadLetterIDs(ctx context.Context, filter DeadLetterFilter) ([]int64, error) {
 	var ids []int64
-	if err := s.db.SelectContext(ctx, &ids, s.sql(deadLetterIDsSQL), filter.values()...); err != nil {
+	if err := s.selectAll(ctx, &ids, deadLetterIDsSQL, filter.values()...); err != nil {
 		return nil, fmt.Errorf("find the dead letters: %w", err)
 	}
 	return ids, nil
@@ -304,7 +304,7 @@ func earlier(a, b time.Time) time.Time {
 // errors in the same way as RequeueDeadLetters.
 func (s *Store) DiscardDeadLetters(ctx context.Context, ids []int64) iter.Seq2[[]DeadLetterKey, error] {
 	return s.chunks(ids, func(ids []int64) (discarded []DeadLetterKey, err error) {
-		if err := s.db.SelectContext(ctx, &discarded, s.sql(discardDeadLettersSQL), pq.Array(ids)); err != nil {
+		if err := s.selectAll(ctx, &discarded, discardDeadLettersSQL, pq.Array(ids)); err != nil {
 			return nil, fmt.Errorf("discard dead letters: %w", err)
 		}
 		return discarded, nil

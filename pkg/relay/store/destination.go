@@ -49,7 +49,7 @@ func (e *ElsewhereError) Explain() (problem, remedy string) {
 // batches were attempted, or nil.
 func (s *Store) CheckElsewhere(ctx context.Context) error {
 	var elsewhere []ElsewhereError
-	if err := s.db.SelectContext(ctx, &elsewhere, s.sql(elsewhereSQL), s.destinationName(), s.batchHint()); err != nil {
+	if err := s.selectAll(ctx, &elsewhere, elsewhereSQL, s.destinationName(), s.batchHint()); err != nil {
 		return fmt.Errorf("find batches of other destinations: %w", err)
 	}
 	if len(elsewhere) == 0 {

@@ -103,7 +103,7 @@ func (s *Store) Report(ctx context.Context, m Member) error {
 	if err != nil {
 		return fmt.Errorf("report to the fleet: %w", err)
 	}
-	if _, err := s.db.ExecContext(ctx, s.sql(reportSQL), m.ID, m.Host, m.PID, m.Version,
+	if _, err := s.exec(ctx, reportSQL, m.ID, m.Host, m.PID, m.Version,
 		string(settings), string(state), memberRetention.Seconds()); err != nil {
 		return fmt.Errorf("report to the fleet: %w", err)
 	}
@@ -112,7 +112,7 @@ func (s *Store) Report(ctx context.Context, m Member) error {
 
 // Leave deletes the row of a relay that stops.
 func (s *Store) Leave(ctx context.Context, id uuid.UUID) error {
-	if _, err := s.db.ExecContext(ctx, s.sql(leaveSQL), id); err != nil {
+	if _, err := s.exec(ctx, leaveSQL, id); err != nil {
 		return fmt.Errorf("leave the fleet: %w", err)
 	}
 	return nil
@@ -121,7 +121,7 @@ func (s *Store) Leave(ctx context.Context, id uuid.UUID) error {
 // Fleet returns the relays that have reported themselves within an hour, the oldest first.
 func (s *Store) Fleet(ctx context.Context) ([]Member, error) {
 	var members []Member
-	if err := s.db.SelectContext(ctx, &members, s.sql(fleetSQL)); err != nil {
+	if err := s.selectAll(ctx, &members, fleetSQL); err != nil {
 		return nil, fmt.Errorf("read the fleet: %w", err)
 	}
 	for i := range members {

@@ -102,7 +102,7 @@ DELETE FROM {schema}outbox_audit WHERE id IN (
 // ends each of them by EndTask. relay is the ID of its Member.
 func (s *Store) LeaseTasks(ctx context.Context, relay uuid.UUID, tasks []Task) ([]Task, error) {
 	var leased []Task
-	if err := s.db.SelectContext(ctx, &leased, s.sql(leaseTasksSQL), relay, pq.Array(tasks), taskLease.Seconds()); err != nil {
+	if err := s.selectAll(ctx, &leased, leaseTasksSQL, relay, pq.Array(tasks), taskLease.Seconds()); err != nil {
 		return nil, fmt.Errorf("lease tasks: %w", err)
 	}
 	return leased, nil
@@ -114,7 +114,7 @@ func (s *Store) EndTask(ctx context.Context, relay uuid.UUID, task Task, pause t
 }
 
 func (s *Store) endTask(ctx context.Context, relay uuid.UUID, task Task, pause time.Duration, succeeded bool, blockedTo *int64) error {
-	if _, err := s.db.ExecContext(ctx, s.sql(endTaskSQL), relay, string(task), pause.Seconds(), succeeded, blockedTo); err != nil {
+	if _, err := s.exec(ctx, endTaskSQL, relay, string(task), pause.Seconds(), succeeded, blockedTo); err != nil {
 		return fmt.Errorf("end the task %s: %w", task, err)
 	}
 	return nil
@@ -126,7 +126,7 @@ func (s *Store) TaskSuccesses(ctx context.Context) (map[Task]time.Time, error) {
 		Task Task      `db:"task"`
 		At   time.Time `db:"last_success_at"`
 	}
-	if err := s.db.SelectContext(ctx, &rows, s.sql(taskSuccessesSQL)); err != nil {
+	if err := s.selectAll(ctx, &rows, taskSuccessesSQL); err != nil {
 		return nil, fmt.Errorf("read the tasks: %w", err)
 	}
 	successes := make(map[Task]time.Time, len(rows))
@@ -161,7 +161,7 @@ func (d *DeadRows) Due() bool {
 // DeadRows looks at the dead rows of outbox_events. The cost does not grow with the outbox.
 func (s *Store) DeadRows(ctx context.Context) (DeadRows, error) {
 	var dead DeadRows
-	if err := s.db.GetContext(ctx, &dead, s.sql(deadRowsSQL)); err != nil {
+	if err := s.get(ctx, &dead, deadRowsSQL); err != nil {
 		return DeadRows{}, fmt.Errorf("look at the dead rows: %w", err)
 	}
 	return dead, nil
@@ -199,7 +199,7 @@ func (s *Store) DeleteAudit(ctx context.Context, retention time.Duration) (int64
 
 func (s *Store) deleteOld(ctx context.Context, operation, statement string, retention time.Duration) (deleted int64, err error) {
 	for {
-		result, err := s.db.ExecContext(ctx, s.sql(statement), retention.Seconds(), deletedAtOnce)
+		result, err := s.exec(ctx, statement, retention.Seconds(), deletedAtOnce)
 		if err != nil {
 			return deleted, fmt.Errorf("%s: %w", operation, err)
 		}

@@ -73,7 +73,7 @@ func notifyFleet(ctx context.Context, db sqlx.ExecerContext) error {
 // ReadPause returns the pause of the fleet, or nil.
 func (s *Store) ReadPause(ctx context.Context) (*Pause, error) {
 	var pause Pause
-	err := s.db.GetContext(ctx, &pause, s.sql(readPauseSQL))
+	err := s.get(ctx, &pause, readPauseSQL)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no pause is not an error
 	}

@@ -60,10 +60,10 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	}
 	expected, isIdle := late.idle()
 	if isIdle {
-		err = s.db.GetContext(ctx, &poll, s.sql(idlePollSQL),
+		err = s.get(ctx, &poll, idlePollSQL,
 			append([]any{before.incarnation, before.cuts}, parameters(expected, expected.ceiling)...)...)
 	} else {
-		err = s.db.GetContext(ctx, &poll.look, s.sql(lookSQL), before.incarnation, before.cuts)
+		err = s.get(ctx, &poll.look, lookSQL, before.incarnation, before.cuts)
 	}
 	if err != nil {
 		return false, fmt.Errorf("poll for work: %w", err)
@@ -78,13 +78,13 @@ func (s *Store) Poll(ctx context.Context) (work bool, err error) {
 	highest := max(look.HighWatermark.Int64, look.LowWatermark.Int64)
 	search := late.next(highest, look.Ascending, look.Publishers)
 	if !isIdle || search.from != expected.from || highest != expected.ceiling {
-		if err := s.db.GetContext(ctx, &poll.seen, s.sql(pollSQL), parameters(search, highest)...); err != nil {
+		if err := s.get(ctx, &poll.seen, pollSQL, parameters(search, highest)...); err != nil {
 			return false, fmt.Errorf("poll for work: %w", err)
 		}
 	}
 	seen := poll.seen
 	if seen.Overlong {
-		if _, err := s.db.ExecContext(ctx, s.sql(limitWaitsSQL), longest, s.longestQuarantine()); err != nil {
+		if _, err := s.exec(ctx, limitWaitsSQL, longest, s.longestQuarantine()); err != nil {
 			return false, fmt.Errorf("limit the waits of batches: %w", err)
 		}
 	}

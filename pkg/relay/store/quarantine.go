@@ -40,7 +40,7 @@ func (s *Store) IsQuarantined(eventType string) bool {
 // PutIntoQuarantine puts an event type into quarantine, for the whole fleet. SetAside then
 // separates its events from other events.
 func (s *Store) PutIntoQuarantine(ctx context.Context, eventType string, cause error) error {
-	if _, err := s.db.ExecContext(ctx, s.sql(quarantineSQL), eventType, reason(cause)); err != nil {
+	if _, err := s.exec(ctx, quarantineSQL, eventType, reason(cause)); err != nil {
 		return fmt.Errorf("put an event type into quarantine: %w", err)
 	}
 	s.setQuarantine(append(s.Quarantine(), eventType))
@@ -50,7 +50,7 @@ func (s *Store) PutIntoQuarantine(ctx context.Context, eventType string, cause e
 // EndQuarantine releases event types, and makes the batches that were set aside due.
 func (s *Store) EndQuarantine(ctx context.Context, types []string) error {
 	var released int
-	if err := s.db.GetContext(ctx, &released, s.sql(releaseSQL), pq.Array(types)); err != nil {
+	if err := s.get(ctx, &released, releaseSQL, pq.Array(types)); err != nil {
 		return fmt.Errorf("end the quarantine: %w", err)
 	}
 	s.setQuarantine(slices.DeleteFunc(s.Quarantine(), func(eventType string) bool { return slices.Contains(types, eventType) }))

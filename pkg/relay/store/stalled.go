@@ -189,7 +189,7 @@ func (s *Store) Waiting(ctx context.Context, starving time.Duration) (Waiting, e
 	cuts, batchHint := s.history.cuts, s.oldestBatch
 	late := sql.NullInt64{Int64: s.late.from + 1, Valid: s.late.ceiling > 0 && s.late.from < math.MaxInt64}
 	s.mu.Unlock()
-	if err := s.db.SelectContext(ctx, &rows, s.sql(waitingInOutboxSQL), cuts, batchHint, late,
+	if err := s.selectAll(ctx, &rows, waitingInOutboxSQL, cuts, batchHint, late,
 		max(s.o.MaxDelay.Seconds(), s.unverifiedSeconds()), starving.Seconds(), maxShownFailing, s.longestQuarantine()); err != nil {
 		return Waiting{}, fmt.Errorf("read what waits in the outbox: %w", err)
 	}
@@ -307,7 +307,7 @@ ORDER BY found.lock DESC, found.name DESC, seconds DESC NULLS LAST`
 // of the outbox. A cut that is in progress is one of them.
 func (s *Store) Lockers(ctx context.Context, transactions []string) ([]Locker, error) {
 	var lockers []Locker
-	if err := s.db.SelectContext(ctx, &lockers, s.sql(lockersSQL), pq.Array(transactions)); err != nil {
+	if err := s.selectAll(ctx, &lockers, lockersSQL, pq.Array(transactions)); err != nil {
 		return nil, fmt.Errorf("find the holders of locks: %w", err)
 	}
 	return lockers, nil

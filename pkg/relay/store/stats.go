@@ -78,7 +78,7 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		Unverified      bool                                  `db:"unverified"`
 		SizeBytes       int64                                 `db:"size_bytes"`
 	}
-	if err := s.db.GetContext(ctx, &row, s.sql(statsSQL), s.known().cuts, exactBacklog); err != nil {
+	if err := s.get(ctx, &row, statsSQL, s.known().cuts, exactBacklog); err != nil {
 		return Stats{}, fmt.Errorf("read the outbox's figures: %w", err)
 	}
 	uncut := row.UncutEvents
@@ -163,7 +163,7 @@ func (s *Store) CountBacklog(ctx context.Context) (more bool, err error) {
 		return false, nil
 	}
 	var highWatermark int64
-	if err := s.db.GetContext(ctx, &highWatermark, s.sql(highWatermarkSQL), s.known().cuts); err != nil {
+	if err := s.get(ctx, &highWatermark, highWatermarkSQL, s.known().cuts); err != nil {
 		return false, fmt.Errorf("read the high watermark: %w", err)
 	}
 	if err := s.recount(ctx, highWatermark); err != nil {
@@ -179,7 +179,7 @@ func (s *Store) CountBacklog(ctx context.Context) (more bool, err error) {
 	}
 	b.mu.Unlock()
 	var counted []backlogRange
-	if err := s.db.SelectContext(ctx, &counted, s.sql(countUncutSQL), from, backlogChunk, backlogAtOnce); err != nil {
+	if err := s.selectAll(ctx, &counted, countUncutSQL, from, backlogChunk, backlogAtOnce); err != nil {
 		return false, fmt.Errorf("count the backlog: %w", err)
 	}
 	var events int64
@@ -225,7 +225,7 @@ func (s *Store) recount(ctx context.Context, highWatermark int64) error {
 			from = chunks[i-1].Upper
 		}
 		var events int64
-		if err := s.db.GetContext(ctx, &events, s.sql(countBetweenSQL), from, chunks[i].Upper); err != nil {
+		if err := s.get(ctx, &events, countBetweenSQL, from, chunks[i].Upper); err != nil {
 			return fmt.Errorf("count the backlog again: %w", err)
 		}
 		b.mu.Lock()

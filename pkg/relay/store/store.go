@@ -142,6 +142,28 @@ func (s *Store) forgetBatches() {
 	s.oldestBatch = uuid.Nil
 }
 
+// get, selectAll and exec execute one statement that is its own transaction, with the
+// settings of Session. A statement that they execute must not fail in a transaction.
+func (s *Store) get(ctx context.Context, dest any, statement string, args ...any) error {
+	return postgres.InSession(ctx, s.db, func(q postgres.Session) error {
+		return sqlx.GetContext(ctx, q, dest, s.sql(statement), args...)
+	})
+}
+
+func (s *Store) selectAll(ctx context.Context, dest any, statement string, args ...any) error {
+	return postgres.InSession(ctx, s.db, func(q postgres.Session) error {
+		return sqlx.SelectContext(ctx, q, dest, s.sql(statement), args...)
+	})
+}
+
+func (s *Store) exec(ctx context.Context, statement string, args ...any) (result sql.Result, err error) {
+	err = postgres.InSession(ctx, s.db, func(q postgres.Session) (err error) {
+		result, err = q.ExecContext(ctx, s.sql(statement), args...)
+		return err //nolint:wrapcheck // the caller wraps it
+	})
+	return result, err
+}
+
 func (s *Store) begin(ctx context.Context) (*sqlx.Tx, error) {
 	tx, err := s.db.BeginTxx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {

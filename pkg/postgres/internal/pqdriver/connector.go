@@ -19,8 +19,8 @@ type Options struct {
 	// ApplicationName appears in pg_stat_activity, unless the DSN sets
 	// application_name.
 	ApplicationName string
-	// Setup is SQL that each new connection executes in one round trip: any number
-	// of statements without parameters.
+	// Setup is SQL that each new connection with its own session executes in one round
+	// trip: any number of statements without parameters.
 	Setup string
 	// SharedSetup is SQL that runs at the start of each transaction, in the same round
 	// trip as BEGIN, if a pooler shares the session among clients.
@@ -75,9 +75,12 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	// lib/pq dials several times if the DSN names several hosts. It also dials to cancel a
 	// statement.
-	var last atomic.Pointer[writeRecorder]
+	var (
+		last   atomic.Pointer[writeRecorder]
+		pooled atomic.Bool
+	)
 	base := *c.base
-	base.Dialer(dialer{abort: w.alive, dialed: func(socket net.Conn) net.Conn {
+	base.Dialer(dialer{abort: w.alive, pooled: &pooled, dialed: func(socket net.Conn) net.Conn {
 		recorder := &writeRecorder{Conn: socket}
 		last.Store(recorder)
 		return recorder
@@ -96,6 +99,15 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	}
 	conn.statements = statements{conn: made, session: &conn.session, keepsAll: c.keepsAll}
 	if c.setup == "" {
+		return conn, nil
+	}
+	own, err := conn.session.isOwn(ctx)
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("set up the session: %w", err)
+	}
+	if !own { // the settings would become those of another client
+		pooled.Store(true)
 		return conn, nil
 	}
 	// Without parameters lib/pq sends a simple query, which can contain several

@@ -2,7 +2,9 @@ package pqdriver
 
 import (
 	"context"
+	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,7 +18,13 @@ type dialer struct {
 	abort context.Context //nolint:containedctx // lib/pq passes no context
 	// dialed is called with each socket and returns its replacement. It can be nil.
 	dialed func(socket net.Conn) net.Conn
+	// pooled says that the connection leads to a pooler. The dialer then does not dial, so
+	// that lib/pq sends no cancel request: PgBouncer 1.18 can crash because of one
+	// (https://github.com/pgbouncer/pgbouncer/issues/801). It can be nil.
+	pooled *atomic.Bool
 }
+
+var errPooled = errors.New("no cancel requests through a pooler")
 
 // Dial implements pq.Dialer.
 func (d dialer) Dial(network, address string) (net.Conn, error) {
@@ -32,6 +40,9 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 
 // DialContext implements pq.DialerContext.
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if d.pooled != nil && d.pooled.Load() {
+		return nil, errPooled
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(d.abort, cancel)()

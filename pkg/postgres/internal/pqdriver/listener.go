@@ -57,6 +57,21 @@ func (l *Listener) Ping() {
 	}()
 }
 
+// IsPooled returns whether the DSN leads to a pooler that may share sessions among clients.
+func IsPooled(ctx context.Context, dsn, applicationName string) (bool, error) {
+	connector, err := NewConnector(Options{DSN: dsn, ApplicationName: applicationName})
+	if err != nil {
+		return false, err
+	}
+	connected, err := connector.Connect(ctx)
+	if err != nil {
+		return false, err //nolint:wrapcheck // an error of this package
+	}
+	defer connected.Close()
+	own, err := connected.(*conn).session.isOwn(ctx) //nolint:forcetypeassert // a connection of this package
+	return !own, err
+}
+
 // IdleTimeout returns the idle_session_timeout of new sessions, or 0 if they have none. A
 // listener cannot set it: lib/pq offers no way to execute SET on its connection
 // (https://github.com/lib/pq/blob/v1.12.3/notify.go#L527), and poolers refuse it as a

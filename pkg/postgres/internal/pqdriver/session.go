@@ -2,6 +2,7 @@ package pqdriver
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"fmt"
 )
@@ -11,6 +12,20 @@ import (
 type session struct {
 	conn       pqConn
 	known, own bool
+}
+
+// IsShared returns whether a pooler may share the session of the connection among clients.
+func IsShared(ctx context.Context, connection *sql.Conn) (shared bool, err error) {
+	err = connection.Raw(func(driverConn any) error {
+		c, ok := driverConn.(*conn)
+		if !ok || c.sharedSetup == "" {
+			return nil
+		}
+		own, err := c.session.isOwn(ctx)
+		shared = !own
+		return err
+	})
+	return shared, err //nolint:wrapcheck // the caller wraps it
 }
 
 // isOwn reports whether the connection has its own session. A pooler that shares sessions
