@@ -13,7 +13,7 @@ LONG_PKG := ./test/chaos ./test/integration ./test/model ./tools/devstack/intern
 # The modules. The product's module is the first. Each module is built without a
 # workspace, in the same way as by its users. See
 # docs/adr/0025-one-root-and-nested-modules.md.
-MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod tools/devstack/go.mod))
+MODULES := . $(patsubst %/go.mod,%,$(wildcard */go.mod test/helm/go.mod tools/devstack/go.mod))
 export GOWORK := off
 
 # The packages that `make test` runs, and more flags for Ginkgo.
