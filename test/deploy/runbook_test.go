@@ -1,7 +1,6 @@
 package deploy_test
 
 import (
-	"os"
 	"path"
 	"regexp"
 	"strings"
@@ -74,20 +73,25 @@ var _ = Describe("The runbook", func() {
 		}
 	})
 
-	It("has links that lead somewhere", func() {
-		page := readDoc("runbook.md")
-		links := link.FindAllStringSubmatch(page, -1)
-		Expect(links).NotTo(BeEmpty())
-		for _, match := range links {
-			target := page
-			if match[1] != "" {
-				content, err := os.ReadFile(path.Join("../../docs", match[1]))
-				Expect(err).NotTo(HaveOccurred())
-				target = string(content)
+	DescribeTable("and the page about Kubernetes have links that lead somewhere",
+		func(name string) {
+			page := readDoc(name)
+			links := link.FindAllStringSubmatch(page, -1)
+			Expect(links).NotTo(BeEmpty())
+			for _, match := range links {
+				if match[1] != "" {
+					Expect(path.Join("../../docs", match[1])).To(BeAnExistingFile())
+				}
+				if match[2] != "" {
+					target := page
+					if match[1] != "" {
+						target = readDoc(match[1])
+					}
+					Expect(anchors(target)).To(ContainElement(match[2]), match[0])
+				}
 			}
-			if match[2] != "" {
-				Expect(anchors(target)).To(ContainElement(match[2]), match[0])
-			}
-		}
-	})
+		},
+		Entry("runbook.md", "runbook.md"),
+		Entry("kubernetes.md", "kubernetes.md"),
+	)
 })
