@@ -40,6 +40,7 @@ var parts = []part{
 	{"replicas", "draining with eight relays, compared with one", benchReplicas},
 	{"size", "the outbox on the disk after 10 million events, compared with 1 million", benchSize},
 	{"idle", "an idle relay", benchIdle},
+	{"scrape", "scrapes of a relay while 5 million events wait", benchScrape},
 	{"large", "events of 4 MB", benchLarge},
 }
 
