@@ -287,12 +287,12 @@ var _ = Describe("The chart", func() {
 		Expect(secrets(render(ctx, everything+"\nmigrations: {secrets: {postgresDSN: {key: owner}}}"))).To(Equal(map[string]map[string]string{
 			"api": {dsn: "api/postgres-dsn", "DIEHARD_API_KEYS": "api/api-keys", "DIEHARD_SENTRY_DSN": "sentry/api"},
 			"relay": {
-				dsn: "relay/postgres-dsn", destination: "relay/clickhouse-dsn",
+				dsn: "relay/postgres-dsn", destination: "relay/clickhouse-dsn", "DIEHARD_POSTGRES_LISTEN_DSN": "direct/listen-dsn",
 				"DIEHARD_ADMIN_TOKEN": "operators/admin-token", "DIEHARD_SENTRY_DSN": "sentry/relay",
 			},
 			"relay-migrate": {dsn: "migrations/owner", destination: "migrations/clickhouse-dsn"},
 			"api-migrate":   {dsn: "migrations/owner"},
-			"check":         {dsn: "relay/postgres-dsn", destination: "relay/clickhouse-dsn"},
+			"check":         {dsn: "relay/postgres-dsn", destination: "relay/clickhouse-dsn", "DIEHARD_POSTGRES_LISTEN_DSN": "direct/listen-dsn"},
 		}))
 		Expect(secrets(render(ctx, ""))["relay"]).To(Equal(map[string]string{dsn: "relay/postgres-dsn", destination: "relay/clickhouse-dsn"}))
 	})
@@ -428,11 +428,13 @@ type settings struct {
 
 // secretValues are the values of the Secrets.
 var secretValues = map[string]string{
-	"DIEHARD_POSTGRES_DSN":   "postgres://diehard:secret@postgres:5432/diehard",
-	"DIEHARD_CLICKHOUSE_DSN": "clickhouse://diehard:secret@clickhouse:9000/diehard",
-	"DIEHARD_API_KEYS":       strings.Repeat("0a", 32),
-	"DIEHARD_SENTRY_DSN":     "https://key@sentry.example.com/1",
-	"DIEHARD_ADMIN_TOKEN":    strings.Repeat("token-", 8),
+	"DIEHARD_POSTGRES_DSN":        "postgres://diehard:secret@postgres:5432/diehard",
+	"DIEHARD_CLICKHOUSE_DSN":      "clickhouse://diehard:secret@clickhouse:9000/diehard",
+	"DIEHARD_API_KEYS":            strings.Repeat("0a", 32),
+	"DIEHARD_SENTRY_DSN":          "https://key@sentry.example.com/1",
+	"DIEHARD_POSTGRES_LISTEN_DSN": "postgres://relay:secret@direct/diehard",
+
+	"DIEHARD_ADMIN_TOKEN": strings.Repeat("token-", 8),
 }
 
 // loaded returns the configuration that a program reads in the container.

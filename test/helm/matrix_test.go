@@ -25,7 +25,7 @@ api:
 relay:
   autoscaling: {enabled: true, prometheus: {serverAddress: "http://prometheus.monitoring:9090", authenticationRef: prometheus}}
   config: {relay: {workers: 4, batch_max_rows: 1000000, flush_timeout: 40s}, clickhouse: {cluster: "{cluster}"}, housekeeping: {vacuum: false}, log: {level: debug}}
-  secrets: {adminToken: {name: operators}, sentryDSN: {name: sentry, key: relay}}
+  secrets: {listenDSN: {name: direct}, adminToken: {name: operators}, sentryDSN: {name: sentry, key: relay}}
   shutdownTimeoutSeconds: 45
   preStopSeconds: 13
   podAnnotations: {example.com/note: relay}

@@ -113,6 +113,9 @@ and secrets. */}}
 {{- define "diehard.relayEnv" -}}
 {{- include "diehard.configEnv" (dict "root" .root "config" .root.Values.relay.config) }}
 {{- include "diehard.secretEnv" (dict "name" "DIEHARD_POSTGRES_DSN" "ref" .secrets.postgresDSN) }}
+{{- with .secrets.listenDSN }}
+{{- include "diehard.secretEnv" (dict "name" "DIEHARD_POSTGRES_LISTEN_DSN" "ref" .) }}
+{{- end }}
 {{- include "diehard.secretEnv" (dict "name" "DIEHARD_CLICKHOUSE_DSN" "ref" .secrets.clickhouseDSN) }}
 {{- include "diehard.otherEnv" .root }}
 {{- end -}}
