@@ -88,13 +88,13 @@ FROM pg_class WHERE oid = '{schema_literal}outbox_events'::regclass`
 	deleteDeadLettersSQL = `
 DELETE FROM {schema}outbox_dead_letters WHERE id IN (
     SELECT id FROM {schema}outbox_dead_letters WHERE dead_lettered_at < clock_timestamp() - make_interval(secs => $1)
-    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+    ORDER BY id LIMIT $2
 )`
 
 	deleteAuditSQL = `
 DELETE FROM {schema}outbox_audit WHERE id IN (
     SELECT id FROM {schema}outbox_audit WHERE at < clock_timestamp() - make_interval(secs => $1)
-    ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+    ORDER BY id LIMIT $2
 )`
 )
 
