@@ -31,6 +31,10 @@ func (k key) variable() string {
 	return variablePrefix + strings.ToUpper(strings.ReplaceAll(k.name, ".", "_"))
 }
 
+// fileVariable returns the name of the environment variable with the path of a file that
+// has the value.
+func (k key) fileVariable() string { return k.variable() + "_FILE" }
+
 const variablePrefix = "DIEHARD_"
 
 // flag returns the name of the flag.

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -106,6 +107,11 @@ func load(keys []key, o LoadOptions) error {
 		if err != nil {
 			return problem(k.name, "must be a single value")
 		}
+		if content, ok, err := k.readFile(); err != nil {
+			return problem(k.name, "%s", err)
+		} else if ok && (o.Flags == nil || !o.Flags.Changed(k.flag())) {
+			given = content
+		}
 		given = strings.TrimSpace(given)
 		if k.required && given == "" && !o.Offline {
 			return problem(k.name, "is required")
@@ -150,6 +156,35 @@ func readFile(v *viper.Viper, keys []key, path string) error {
 	return nil
 }
 
+// maxSecret bounds the content of a file with a secret.
+const maxSecret = 1 << 20
+
+// readFile returns the content of the file that the variable of the key with the suffix
+// _FILE names, if it is set. Only secrets have such a variable.
+func (k key) readFile() (content string, ok bool, err error) {
+	path := os.Getenv(k.fileVariable())
+	if k.mask == nil || path == "" {
+		return "", false, nil
+	}
+	if os.Getenv(k.variable()) != "" {
+		return "", false, fmt.Errorf("is also set by %s: unset one of them", k.fileVariable())
+	}
+	file, err := os.Open(path) //nolint:gosec // the operator's own file
+	if err != nil {
+		return "", false, fmt.Errorf("cannot be read from %s: %w", k.fileVariable(), err)
+	}
+	defer file.Close()
+	read, err := io.ReadAll(io.LimitReader(file, maxSecret))
+	if err != nil {
+		return "", false, fmt.Errorf("cannot be read from %s: %w", k.fileVariable(), err)
+	}
+	content = strings.TrimSpace(string(read))
+	if content == "" {
+		return "", false, fmt.Errorf("cannot be read from %s: the file %s is empty", k.fileVariable(), path)
+	}
+	return content, true, nil
+}
+
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // allKeys returns the keys of both programs. Shared keys appear twice.
@@ -167,7 +202,9 @@ func unknownVariables() []string {
 		if !strings.HasPrefix(name, variablePrefix) || strings.HasPrefix(name, developmentPrefix) {
 			continue
 		}
-		if !slices.ContainsFunc(allKeys(), func(k key) bool { return k.variable() == name }) {
+		if !slices.ContainsFunc(allKeys(), func(k key) bool {
+			return k.variable() == name || k.mask != nil && k.fileVariable() == name
+		}) {
 			unknown = append(unknown, name)
 		}
 	}

@@ -51,6 +51,40 @@ var _ = Describe("loading", func() {
 		Expect(c.Relay.PollInterval).To(Equal(5 * time.Second))
 	})
 
+	It("reads secrets from files", func() {
+		GinkgoT().Setenv("DIEHARD_POSTGRES_DSN_FILE", write(postgresDSN+"\n"))
+		GinkgoT().Setenv("DIEHARD_CLICKHOUSE_DSN_FILE", write(clickHouseDSN))
+		GinkgoT().Setenv("DIEHARD_ADMIN_TOKEN_FILE", write("  from-the-file-1234\n"))
+		GinkgoT().Setenv("DIEHARD_RELAY_WORKERS_FILE", write("7"))
+		c, unknown, err := config.LoadRelay(config.LoadOptions{Flags: relayFlags("--admin-token=from-the-flag-123")})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(unknown).To(Equal([]string{"DIEHARD_RELAY_WORKERS_FILE"}), "it is not a secret")
+		Expect(c.Postgres.DSN).To(Equal(postgresDSN))
+		Expect(c.ClickHouse.DSN).To(Equal(clickHouseDSN))
+		Expect(c.Admin.Token).To(Equal("from-the-flag-123"))
+		Expect(c.Relay.Workers).To(Equal(2))
+		c, _, err = config.LoadRelay(config.LoadOptions{})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(c.Admin.Token).To(Equal("from-the-file-1234"))
+	})
+
+	DescribeTable("refuses files with secrets", func(set map[string]string, expected string) {
+		setRequired()
+		for name, value := range set {
+			GinkgoT().Setenv(name, value)
+		}
+		_, _, err := config.LoadRelay(config.LoadOptions{})
+		Expect(err).To(MatchError(MatchRegexp(expected)))
+		Expect(err).NotTo(MatchError(ContainSubstring("s3cret")))
+	},
+		Entry("beside the variable", map[string]string{"DIEHARD_POSTGRES_DSN_FILE": "/dev/null"},
+			`^postgres\.dsn \(DIEHARD_POSTGRES_DSN\) is also set by DIEHARD_POSTGRES_DSN_FILE: unset one of them$`),
+		Entry("that are missing", map[string]string{"DIEHARD_ADMIN_TOKEN_FILE": "/nowhere/token"},
+			`^admin\.token \(DIEHARD_ADMIN_TOKEN\) cannot be read from DIEHARD_ADMIN_TOKEN_FILE: open /nowhere/token: no such file or directory$`),
+		Entry("that are empty", map[string]string{"DIEHARD_ADMIN_TOKEN_FILE": "/dev/null"},
+			`^admin\.token \(DIEHARD_ADMIN_TOKEN\) cannot be read from DIEHARD_ADMIN_TOKEN_FILE: the file /dev/null is empty$`),
+	)
+
 	It("has the documented defaults", func() {
 		setRequired()
 		api, _, err := config.LoadAPI(config.LoadOptions{})
