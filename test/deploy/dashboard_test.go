@@ -106,15 +106,15 @@ var _ = Describe("The dashboard", func() {
 	})
 
 	It("has expressions that a server evaluates", func(ctx SpecContext) {
-		healthy := newServer(readRules(), healthy())
+		healthy := evaluating(healthy())
 		for _, expression := range readDashboard().expressions() {
-			healthy.query(ctx, expression, 0)
+			healthy.query(ctx, expression, now)
 		}
 	})
 
 	DescribeTable("shows the verdict", func(ctx SpecContext, verdict float64, changes ...change) {
-		server := newServer(readRules(), after(healthy(), changes...))
-		Expect(server.query(ctx, readDashboard().expressions()[0], 0)).To(ConsistOf(HaveField("F", verdict)))
+		server := evaluating(after(healthy(), changes...))
+		Expect(server.query(ctx, readDashboard().expressions()[0], now)).To(ConsistOf(HaveField("F", verdict)))
 	},
 		Entry("delivering", 0.0),
 		Entry("a relay is impaired", 0.0, set(`diehard_relay_circuit_open{instance="a"}`, gauge(1))),

@@ -23,12 +23,6 @@ import (
 	"github.com/prometheus/prometheus/util/annotations"
 )
 
-// step is the time between two scrapes, and between two evaluations of the rules.
-const step = time.Minute
-
-// now is the time of the evaluation in the specs.
-var now = time.Date(2026, 11, 24, 3, 12, 0, 0, time.UTC)
-
 var promQL = parser.NewParser(parser.Options{})
 
 // readRules reads and validates the rules.
@@ -47,11 +41,11 @@ type value struct {
 	histogram *histogram.FloatHistogram
 }
 
-// series is a time series. at returns its sample of a time before now, or false if the
-// series has no sample then.
-type series struct {
-	labels labels.Labels
-	at     func(ago time.Duration) (value, bool)
+// A series is a time series that a server has scraped.
+type series interface {
+	name() labels.Labels
+	// between returns the samples from a time to another, in the order of their times.
+	between(from, to time.Time) []chunks.Sample
 }
 
 // sample implements chunks.Sample.
@@ -86,68 +80,75 @@ func (*seriesSet) Warnings() annotations.Annotations { return nil }
 
 // server evaluates rules as a Prometheus server does that scrapes the series.
 type server struct {
-	engine   *promql.Engine
-	rules    []rulefmt.Rule
-	scraped  []series
-	recorded map[string]map[time.Duration]promql.Vector // by the name of the rule and the time before now
+	engine  *promql.Engine
+	rules   []rulefmt.Rule
+	step    time.Duration // between two evaluations
+	scraped func() []series
+	results map[string]map[time.Time]promql.Vector // by the expression and the time
 }
 
-func newServer(rules []rulefmt.Rule, scraped []series) *server {
+func newServer(rules []rulefmt.Rule, step time.Duration, scraped func() []series) *server {
 	return &server{
 		engine: promql.NewEngine(promql.EngineOpts{
 			MaxSamples: 1_000_000, Timeout: time.Minute, LookbackDelta: 5 * time.Minute, Parser: promQL,
 			NoStepSubqueryIntervalFn: func(int64) int64 { return step.Milliseconds() },
 		}),
-		rules: rules, scraped: scraped, recorded: map[string]map[time.Duration]promql.Vector{},
+		rules: rules, step: step, scraped: scraped, results: map[string]map[time.Time]promql.Vector{},
 	}
 }
 
-// query evaluates an expression at a time before now. It evaluates the recording rules
-// whose results the expression reads.
-func (s *server) query(ctx context.Context, expr string, ago time.Duration) promql.Vector {
+// query evaluates an expression at a time, and remembers the result. It evaluates the
+// recording rules whose results the expression reads.
+func (s *server) query(ctx context.Context, expr string, at time.Time) promql.Vector {
 	GinkgoHelper()
+	if known, ok := s.results[expr][at]; ok {
+		return known
+	}
 	queryable := &storage.MockQueryable{MockQuerier: &storage.MockQuerier{
 		SelectMockFunction: func(_ bool, hints *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
+			if rule := s.recording(matchers); rule != nil {
+				return &seriesSet{all: s.record(ctx, rule, at)}
+			}
 			set := &seriesSet{}
-			for _, candidate := range append(s.record(ctx, matchers, ago), s.scraped...) {
-				if matches(candidate.labels, matchers) {
-					set.all = append(set.all, storage.NewListSeries(candidate.labels, samples(candidate, hints)))
+			for _, candidate := range s.scraped() {
+				if matches(candidate.name(), matchers) {
+					samples := candidate.between(time.UnixMilli(hints.Start), time.UnixMilli(hints.End))
+					set.all = append(set.all, storage.NewListSeries(candidate.name(), samples))
 				}
 			}
 			return set
 		},
 	}}
-	query, err := s.engine.NewInstantQuery(ctx, queryable, nil, expr, now.Add(-ago))
+	query, err := s.engine.NewInstantQuery(ctx, queryable, nil, expr, at)
 	Expect(err).NotTo(HaveOccurred(), expr)
 	defer query.Close()
 	result := query.Exec(ctx)
 	vector, err := result.Vector()
 	Expect(err).NotTo(HaveOccurred(), expr)
 	Expect(result.Warnings).To(BeEmpty(), expr)
-	return slices.Clone(vector)
+	if s.results[expr] == nil {
+		s.results[expr] = map[time.Time]promql.Vector{}
+	}
+	s.results[expr][at] = slices.Clone(vector)
+	return s.results[expr][at]
 }
 
-// record returns the results of the recording rules that the matchers name.
-func (s *server) record(ctx context.Context, matchers []*labels.Matcher, ago time.Duration) (results []series) {
+// recording returns the recording rule that the matchers name, or nil.
+func (s *server) recording(matchers []*labels.Matcher) *rulefmt.Rule {
+	for i, rule := range s.rules {
+		if rule.Record != "" && slices.ContainsFunc(matchers, func(m *labels.Matcher) bool { return m.Name == model.MetricNameLabel && m.Matches(rule.Record) }) {
+			return &s.rules[i]
+		}
+	}
+	return nil
+}
+
+// record returns the results of a recording rule.
+func (s *server) record(ctx context.Context, rule *rulefmt.Rule, at time.Time) (results []storage.Series) {
 	GinkgoHelper()
-	for _, rule := range s.rules {
-		if rule.Record == "" || !slices.ContainsFunc(matchers, func(m *labels.Matcher) bool { return m.Name == model.MetricNameLabel && m.Matches(rule.Record) }) {
-			continue
-		}
-		if s.recorded[rule.Record] == nil {
-			s.recorded[rule.Record] = map[time.Duration]promql.Vector{}
-		}
-		vector, ok := s.recorded[rule.Record][ago]
-		if !ok {
-			vector = s.query(ctx, rule.Expr, ago)
-			s.recorded[rule.Record][ago] = vector
-		}
-		for _, element := range vector {
-			results = append(results, series{
-				labels.NewBuilder(element.Metric).Set(model.MetricNameLabel, rule.Record).Labels(),
-				func(at time.Duration) (value, bool) { return value{number: element.F}, at == ago },
-			})
-		}
+	for _, element := range s.query(ctx, rule.Expr, at) {
+		name := labels.NewBuilder(element.Metric).Set(model.MetricNameLabel, rule.Record).Labels()
+		results = append(results, storage.NewListSeries(name, []chunks.Sample{sample{at.UnixMilli(), value{number: element.F}}}))
 	}
 	return results
 }
@@ -156,43 +157,33 @@ func matches(found labels.Labels, matchers []*labels.Matcher) bool {
 	return !slices.ContainsFunc(matchers, func(m *labels.Matcher) bool { return !m.Matches(found.Get(m.Name)) })
 }
 
-func samples(s series, hints *storage.SelectHints) (all []chunks.Sample) {
-	first := min(history, now.Sub(time.UnixMilli(hints.Start)).Truncate(step))
-	for ago := first; ago >= 0 && now.Add(-ago).UnixMilli() <= hints.End; ago -= step {
-		if v, ok := s.at(ago); ok {
-			all = append(all, sample{now.Add(-ago).UnixMilli(), v})
-		}
-	}
-	return all
-}
-
 // alert is a firing alert, with its annotations.
 type alert struct {
 	name, severity, summary, description string
 	labels                               map[string]string
 }
 
-// alerts returns the alerts that fire now. An alert fires if its expression has had a
+// alerts returns the alerts that fire at a time. An alert fires if its expression has had a
 // result with the same labels at each evaluation of the time "for".
-func (s *server) alerts(ctx context.Context) (firing []alert) {
+func (s *server) alerts(ctx context.Context, at time.Time) (firing []alert) {
 	GinkgoHelper()
 	for _, rule := range s.rules {
 		if rule.Alert == "" {
 			continue
 		}
-		for _, element := range s.query(ctx, rule.Expr, 0) {
-			if s.hasFired(ctx, rule, element.Metric) {
-				firing = append(firing, expand(ctx, rule, element))
+		for _, element := range s.query(ctx, rule.Expr, at) {
+			if s.fires(ctx, rule, element.Metric, at) {
+				firing = append(firing, expand(ctx, rule, element, at))
 			}
 		}
 	}
 	return firing
 }
 
-func (s *server) hasFired(ctx context.Context, rule rulefmt.Rule, metric labels.Labels) bool {
+func (s *server) fires(ctx context.Context, rule rulefmt.Rule, metric labels.Labels, at time.Time) bool {
 	GinkgoHelper()
-	for ago := step; ago <= time.Duration(rule.For); ago += step {
-		if !slices.ContainsFunc(s.query(ctx, rule.Expr, ago), func(e promql.Sample) bool { return labels.Equal(e.Metric, metric) }) {
+	for ago := s.step; ago <= time.Duration(rule.For); ago += s.step {
+		if !slices.ContainsFunc(s.query(ctx, rule.Expr, at.Add(-ago)), func(e promql.Sample) bool { return labels.Equal(e.Metric, metric) }) {
 			return false
 		}
 	}
@@ -200,7 +191,7 @@ func (s *server) hasFired(ctx context.Context, rule rulefmt.Rule, metric labels.
 }
 
 // expand expands the templates of an alert as the server does.
-func expand(ctx context.Context, rule rulefmt.Rule, element promql.Sample) alert {
+func expand(ctx context.Context, rule rulefmt.Rule, element promql.Sample, at time.Time) alert {
 	GinkgoHelper()
 	found := element.Metric.Map()
 	delete(found, model.MetricNameLabel)
@@ -208,7 +199,7 @@ func expand(ctx context.Context, rule rulefmt.Rule, element promql.Sample) alert
 		GinkgoHelper()
 		data := template.AlertTemplateData(found, nil, "", element)
 		expander := template.NewTemplateExpander(ctx, "{{$labels := .Labels}}{{$value := .Value}}"+rule.Annotations[name], rule.Alert, data,
-			model.TimeFromUnix(now.Unix()), nil, nil, nil)
+			model.TimeFromUnix(at.Unix()), nil, nil, nil)
 		expanded, err := expander.Expand()
 		Expect(err).NotTo(HaveOccurred())
 		return strings.TrimSpace(expanded)

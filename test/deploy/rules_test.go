@@ -9,7 +9,14 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/tsdb/chunks"
 )
+
+// now is the time of the evaluation.
+var now = time.Date(2026, 11, 24, 3, 12, 0, 0, time.UTC)
+
+// step is the time between two scrapes, and between two evaluations of the rules.
+const step = time.Minute
 
 // history is the time for which the server has scraped the fleet.
 const history = 74 * time.Hour
@@ -64,6 +71,33 @@ func (v values) until(end time.Duration) values {
 	}
 }
 
+// simulated is the series of a simulated fleet.
+type simulated struct {
+	labels labels.Labels
+	at     values
+}
+
+func (s simulated) name() labels.Labels { return s.labels }
+
+func (s simulated) between(from, to time.Time) (samples []chunks.Sample) {
+	for ago := min(history, now.Sub(from).Truncate(step)); ago >= 0 && !now.Add(-ago).After(to); ago -= step {
+		if v, ok := s.at(ago); ok {
+			samples = append(samples, sample{now.Add(-ago).UnixMilli(), v})
+		}
+	}
+	return samples
+}
+
+// evaluating returns a server that has scraped the series.
+func evaluating(scraped []simulated) *server {
+	GinkgoHelper()
+	all := make([]series, len(scraped))
+	for i, s := range scraped {
+		all[i] = s
+	}
+	return newServer(readRules(), step, func() []series { return all })
+}
+
 // change changes the series that have the name and the labels of the metric, or adds one.
 type change struct {
 	metric string
@@ -81,7 +115,7 @@ func end(metric string, ago time.Duration) change {
 const eventsPerSecond = 100
 
 // healthy are the series of two relays and an API that have no fault.
-func healthy() (all []series) {
+func healthy() (all []simulated) {
 	for _, instance := range []string{"a", "b"} {
 		for metric, to := range map[string]values{
 			`diehard_outbox_backlog_events`:                                           gauge(20),
@@ -128,7 +162,7 @@ func turning(ago time.Duration) (value, bool) {
 	return value{number: float64(now.Add(-ago).Unix())}, true
 }
 
-func newSeries(metric string, to values, job, instance string) series {
+func newSeries(metric string, to values, job, instance string) simulated {
 	GinkgoHelper()
 	parsed, err := promQL.ParseMetric(metric)
 	Expect(err).NotTo(HaveOccurred(), metric)
@@ -138,11 +172,11 @@ func newSeries(metric string, to values, job, instance string) series {
 			builder.Set(name, text)
 		}
 	}
-	return series{builder.Labels(), to}
+	return simulated{builder.Labels(), to}
 }
 
 // after returns the series after the changes.
-func after(all []series, changes ...change) []series {
+func after(all []simulated, changes ...change) []simulated {
 	GinkgoHelper()
 	for _, c := range changes {
 		wanted, err := promQL.ParseMetric(c.metric)
@@ -411,7 +445,7 @@ var _ = Describe("The alerts", func() {
 				expected = append(expected, c.alert)
 			}
 			var names []string
-			for _, firing := range newServer(readRules(), after(healthy(), c.changes...)).alerts(ctx) {
+			for _, firing := range evaluating(after(healthy(), c.changes...)).alerts(ctx, now) {
 				names = append(names, firing.name)
 				Expect(firing.summary + firing.description).NotTo(Or(ContainSubstring("<no value>"), ContainSubstring("{{"), ContainSubstring("%!")))
 			}
