@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/diehard-outbox/diehard/pkg/failpoint"
@@ -20,7 +21,7 @@ func (d *delivery) insert(ctx context.Context, events *store.Events) error {
 	if err := d.lease.Verify(ctx); err != nil {
 		return err
 	}
-	insertCtx, cancel := context.WithDeadline(ctx, start.Add(d.o.FlushTimeout))
+	insertCtx, cancel := context.WithDeadlineCause(ctx, start.Add(d.o.FlushTimeout), insertTimeoutError(d.o.FlushTimeout))
 	defer cancel()
 	failpoint.At(failpoint.FlushRead)
 	err := d.inFlushSpan(insertCtx, events, func(ctx context.Context) error {
@@ -39,3 +40,14 @@ func (d *delivery) insert(ctx context.Context, events *store.Events) error {
 	d.lowerBackpressure()
 	return nil
 }
+
+// insertTimeoutError is the error of an insert that takes longer than Options.FlushTimeout.
+type insertTimeoutError time.Duration
+
+// Error implements error.
+func (e insertTimeoutError) Error() string {
+	return fmt.Sprintf("no response within %s (relay.flush_timeout)", time.Duration(e))
+}
+
+// Is makes the error a context.DeadlineExceeded.
+func (insertTimeoutError) Is(target error) bool { return target == context.DeadlineExceeded }

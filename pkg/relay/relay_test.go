@@ -1111,6 +1111,13 @@ diehard_relay_events_total{result="delivered"} 7
 			Expect(log).To(gbytes.Say("circuit breaker closed"))
 		})
 
+		It("names the setting if an insert takes too long", func(ctx SpecContext) {
+			running := start(func(o *relay.Options) { o.Sink, o.FlushTimeout = lateSink{clickHouse}, time.Second })
+			publishMany(ctx, 5)
+			Eventually(ctx, running.Ready).WithArguments(ctx).WithTimeout(patience).Should(
+				MatchError(MatchRegexp(`^sink: unavailable: .*: no response within 1s \(relay\.flush_timeout\)$`)))
+		})
+
 		It("waits while consecutive batches fail with an unknown error", func(ctx SpecContext) {
 			s = store.New(db, store.Options{MaxRows: 1})
 			testengines.Query(ctx, "clickhouse", target.HTTP, "ALTER TABLE event_log ADD CONSTRAINT broken CHECK throwIf(true) = 0")
@@ -1592,6 +1599,14 @@ func (s *observedSink) Insert(ctx context.Context, batch sink.Batch) error {
 		defer s.after(batch.Events)
 	}
 	return s.Sink.Insert(ctx, batch)
+}
+
+// lateSink inserts only after the deadline.
+type lateSink struct{ *observedSink }
+
+func (s lateSink) Insert(ctx context.Context, batch sink.Batch) error {
+	<-ctx.Done()
+	return s.observedSink.Insert(ctx, batch)
 }
 
 // hold makes inserts wait until release is called, or the spec ends.
