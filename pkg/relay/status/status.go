@@ -80,8 +80,9 @@ func New(stats store.Stats, pause *store.Pause, fleet []store.Member) Status {
 	return status
 }
 
-// behind is the age of the oldest event from which a fleet without a fault is behind.
-const behind = time.Minute
+// behind is the age of the oldest event from which a fleet without a fault is behind. It is
+// the objective of docs/runbook.md, and the age of the alert DiehardEventsLate.
+const behind = 40_960 * time.Millisecond
 
 // heldBack is the age of a snapshot of PostgreSQL from which it is worth an advice.
 const heldBack = 30 * time.Minute
