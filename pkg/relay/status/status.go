@@ -160,9 +160,13 @@ func (s *Status) judge() {
 		s.advise("DiehardHorizonHeldBack", fmt.Sprintf("A snapshot of PostgreSQL is open for %s. PostgreSQL keeps the rows of delivered events meanwhile.",
 			Duration(seconds(horizon))))
 	}
+	silent := "DiehardNoRelay"
+	if len(running) > 0 {
+		silent = "DiehardRelayImpaired"
+	}
 	for _, relay := range s.Relays {
 		if relay.IsSilent() {
-			s.advise("DiehardNoRelay", fmt.Sprintf("The relay %s is silent for %s: it was killed, or cannot reach PostgreSQL.",
+			s.advise(silent, fmt.Sprintf("The relay %s is silent for %s: it was killed or suspended, or cannot reach PostgreSQL.",
 				Name(relay), Duration(seconds(relay.SilentSeconds))))
 		}
 	}

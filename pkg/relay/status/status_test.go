@@ -68,7 +68,7 @@ var _ = Describe("The verdict", func() {
 		Entry("with silent relays only", store.Stats{}, nil, []store.Member{silent(relay("a", ""))}, false,
 			"No relay is running: no event waits. Nothing is lost.",
 			"Start relays. If they run, look for \"relay missing from fleet\" in their logs.",
-			"The relay a/7 is silent for 1 min 30 s: it was killed, or cannot reach PostgreSQL."),
+			"The relay a/7 is silent for 1 min 30 s: it was killed or suspended, or cannot reach PostgreSQL."),
 		Entry("of an outage", waits, nil, []store.Member{since(relay("a", "sink: clickhouse error 252: too many parts"), at.Add(time.Minute)), since(relay("b", "sink: clickhouse error 252: too many parts"), at)}, false,
 			"Not delivering since 2026-11-24 03:12:00 UTC: sink: clickhouse error 252: too many parts; 1.2 million events wait, the oldest for 3 h. Nothing is lost.",
 			"The relays continue without help after the cause is corrected."),
@@ -108,7 +108,8 @@ var _ = Describe("The verdict", func() {
 		Entry("of failing batches", store.Stats{FailingBatches: 1, DeadLetters: 1}, nil, []store.Member{relay("a", "")}, "DiehardBatchesFailing"),
 		Entry("of dead letters", store.Stats{DeadLetters: 1}, nil, []store.Member{relay("a", "")}, "DiehardDeadLetters"),
 		Entry("of an old snapshot", store.Stats{}, nil, []store.Member{holding(relay("a", ""), time.Hour)}, "DiehardHorizonHeldBack"),
-		Entry("of a silent relay", store.Stats{}, nil, []store.Member{relay("a", ""), silent(relay("b", ""))}, "DiehardNoRelay"),
+		Entry("of a silent relay", store.Stats{}, nil, []store.Member{relay("a", ""), silent(relay("b", ""))}, "DiehardRelayImpaired"),
+		Entry("of silent relays only", store.Stats{}, nil, []store.Member{silent(relay("a", ""))}, "DiehardNoRelay"),
 	)
 
 	It("says that PostgreSQL is not available", func() {
