@@ -182,8 +182,12 @@ func (s *server) alerts(ctx context.Context, at time.Time) (firing []alert) {
 
 func (s *server) fires(ctx context.Context, rule rulefmt.Rule, metric labels.Labels, at time.Time) bool {
 	GinkgoHelper()
+	// An alert has no name of a metric. The name can differ between the parts of an "or".
+	unnamed := func(l labels.Labels) labels.Labels {
+		return l.DropReserved(func(name string) bool { return name == model.MetricNameLabel })
+	}
 	for ago := s.step; ago <= time.Duration(rule.For); ago += s.step {
-		if !slices.ContainsFunc(s.query(ctx, rule.Expr, at.Add(-ago)), func(e promql.Sample) bool { return labels.Equal(e.Metric, metric) }) {
+		if !slices.ContainsFunc(s.query(ctx, rule.Expr, at.Add(-ago)), func(e promql.Sample) bool { return labels.Equal(unnamed(e.Metric), unnamed(metric)) }) {
 			return false
 		}
 	}

@@ -325,6 +325,7 @@ var cases = []ruleCase{
 	{"DiehardObjectiveBurnsFast", fires, "1 % is late for six hours", all(late(0.01, 6*time.Hour, 0)), nil},
 	{"DiehardObjectiveBurnsFast", fires, "5 % are late, in native histograms", lateNative(0.05, 30*time.Minute), nil},
 	{"DiehardObjectiveBurnsFast", quiet, "no event is late, in native histograms", lateNative(0, 30*time.Minute), nil},
+	{"DiehardObjectiveBurnsFast", fires, "no event of the last 5 minutes is late, but many of the last half hour", all(late(0.1, 36*time.Minute, 6*time.Minute)), nil},
 	{"DiehardObjectiveBurnsFast", quiet, "all events of a minute are late", all(late(1, time.Minute, 0)), nil},
 	{"DiehardObjectiveBurnsFast", quiet, "the cause has gone", all(late(0.05, 40*time.Minute, 10*time.Minute)), nil},
 	{"DiehardObjectiveBurnsFast", quiet, "nine events are late", all(
