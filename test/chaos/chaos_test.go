@@ -104,12 +104,7 @@ func newChaos(ctx context.Context) *chaos {
 		happened: map[string]int{},
 	}
 	c.System = system.New(suite.Prepared(), c.own.PostgresDSN, c.own.ClickHouseDSNs)
-	// A merge of this engine keeps duplicates, so that merges can run during the chaos.
-	c.query(ctx, "CREATE TABLE keeping AS event_log ENGINE = MergeTree PARTITION BY toYYYYMM(event_date_time)"+
-		" ORDER BY (event_type, event_date_time, event_id)"+
-		" SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1, old_parts_lifetime = 480")
-	c.query(ctx, "DROP TABLE event_log")
-	c.query(ctx, "RENAME TABLE keeping TO event_log")
+	system.KeepDuplicates(ctx, c.ClickHouse)
 	// The default of the column fails for {"bad": "yes"}.
 	c.query(ctx, "ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'bad') = 'yes' ? '' : '1')")
 	c.Postgres.MustExecContext(ctx, "CREATE TABLE ledger (n bigint, bad boolean)")

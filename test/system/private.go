@@ -47,3 +47,18 @@ func StartPrivate(ctx context.Context, p devstack.PostgresOptions, c devstack.Cl
 	testengines.Query(ctx, "clickhouse", e.ClickHouseDSNs.HTTP, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
 	return e
 }
+
+// KeepDuplicates replaces the empty table of a migrated database by a table whose merges
+// keep duplicates, so that merges can run.
+func KeepDuplicates(ctx context.Context, dsns testengines.ClickHouseDSNs) {
+	GinkgoHelper()
+	for _, statement := range []string{
+		"CREATE TABLE keeping AS event_log ENGINE = MergeTree PARTITION BY toYYYYMM(event_date_time)" +
+			" ORDER BY (event_type, event_date_time, event_id)" +
+			" SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1, old_parts_lifetime = 480",
+		"DROP TABLE event_log",
+		"RENAME TABLE keeping TO event_log",
+	} {
+		testengines.Query(ctx, "clickhouse", dsns.HTTP, statement)
+	}
+}
