@@ -23,7 +23,8 @@ ARGS ?=
 # The processes of a suite. Half of them wait for a database or a timeout at any time.
 PROCS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
-# The duration of `make test/chaos` and of the load of `make docs/images`.
+# The duration of `make test/chaos`, and of the load of `make test/stalls` and
+# `make docs/images`.
 DURATION ?= 10m
 
 # The inputs or the time for each fuzz target in these folders.
@@ -55,7 +56,7 @@ GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/dev
 .PHONY: test
 test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one suite; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
-	@$(GINKGO) $(if $(HAS_CC),--race) --fail-on-empty --label-filter='!long' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
+	@$(GINKGO) $(if $(HAS_CC),--race) --fail-on-empty --label-filter='!long && !stalls' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
 
 # Specs with the label long test the same behaviour as specs of `make test`, but at a
@@ -82,6 +83,13 @@ test/fuzz: need-npm build ## send fuzzed inputs to the API and its parsers (FUZZ
 test/chaos: need-npm build ## cause random faults in the whole system (DURATION=10m, SEED=…)
 	DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_CHAOS_DURATION='$(DURATION)' go tool ginkgo run \
 		--focus '^chaos Chaos ' --fail-on-empty $(if $(SEED),--seed=$(SEED)) --timeout=24h --poll-progress-after=5m ./test/chaos
+
+# The spec has the label stalls, so that neither `make test` nor `make test/all` runs it. It
+# runs for six minutes longer than the load.
+.PHONY: test/stalls
+test/stalls: need-npm build ## cause each kind of stall under load, and check the alerts and the page (DURATION=10m)
+	DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_STALLS_DURATION='$(DURATION)' go tool ginkgo run \
+		--label-filter=stalls --fail-on-empty --timeout=24h --poll-progress-after=30m ./test/deploy
 
 .PHONY: test/outcomes
 test/outcomes: need-npm build ## run the chaos suites, and write their outcomes into docs/delivery.md
