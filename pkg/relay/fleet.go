@@ -68,7 +68,7 @@ func (r *Relay) leave(ctx context.Context) {
 func (r *Relay) state() store.MemberState {
 	state := store.MemberState{
 		Busy: int(r.busy.Load()), Workers: r.o.Workers,
-		Stopped: r.fault() != nil, HorizonSeconds: r.tidy.horizonSeconds(),
+		Stopped: r.fault() != nil || r.watchdog.err() != nil, HorizonSeconds: r.tidy.horizonSeconds(),
 	}
 	state.Circuit, state.Since, state.NextProbe = r.circuit.look()
 	if err := r.Ready(context.Background()); err != nil {

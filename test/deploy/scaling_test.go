@@ -33,10 +33,10 @@ var _ = Describe("The queries for KEDA", func() {
 
 	DescribeTable("return the age and the backlog that more relays could reduce",
 		func(ctx SpecContext, age, backlog float64, changes ...change) {
-			server := newServer(readRules(), after(healthy(), changes...))
+			server := evaluating(after(healthy(), changes...))
 			queries := scalingQueries()
-			Expect(server.query(ctx, queries["age"], 0)).To(ConsistOf(HaveField("F", age)))
-			Expect(server.query(ctx, queries["backlog"], 0)).To(ConsistOf(HaveField("F", backlog)))
+			Expect(server.query(ctx, queries["age"], now)).To(ConsistOf(HaveField("F", age)))
+			Expect(server.query(ctx, queries["backlog"], now)).To(ConsistOf(HaveField("F", backlog)))
 		},
 		Entry("a healthy fleet", 0.2, 20.0),
 		Entry("a late fleet", 90.0, 5_000_000.0, late[0], late[1], late[2]),

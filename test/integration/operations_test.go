@@ -81,7 +81,7 @@ var _ = Describe("An operator", func() {
 		Expect(command(0, "batches", "list", "--state", "failing")).To(And(HavePrefix("BATCH ID"), ContainSubstring(id), ContainSubstring("clickhouse error 395")))
 		Expect(command(0, "batches", "list", "--state", "put_off")).To(Equal("no batches\n"))
 		Expect(command(0, "batches", "show", id)).To(And(ContainSubstring("state "), ContainSubstring("{[1,2)}")))
-		Expect(command(0, "status")).To(ContainSubstring("- 1 batch is failing and retried: `relay batches list --state failing` shows the errors.\n"))
+		Expect(command(0, "status")).To(ContainSubstring("- 1 batch is retried: `relay batches list --state failing` shows the errors.\n"))
 		Expect(command(1, "batches", "split", id)).To(HaveSuffix("split the batch: it has one event\n"))
 
 		testengines.Query(ctx, "clickhouse", s.ClickHouse.HTTP, "ALTER TABLE event_log DROP CONSTRAINT failing")

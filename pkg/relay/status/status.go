@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -133,7 +134,10 @@ func (s *Status) judge() {
 		s.Verdict = fmt.Sprintf("%d of %s not ready%s: %s; %s.", len(running)-ready, plural(len(running), "relay is", "relays are"),
 			since(reasons[order[0]]), oneLine(order[0]), s.waiting())
 		s.adviseRelays("DiehardRelayImpaired", order, reasons, len(running))
-	case seconds(s.OldestAgeSeconds) > behind && s.FailingBatches == 0:
+	case s.FailingBatches > 0:
+		s.Healthy = true
+		s.Verdict = fmt.Sprintf("Delivering, but %s failing: %s.", plural(int(s.FailingBatches), "batch is", "batches are"), s.waiting())
+	case seconds(s.OldestAgeSeconds) > behind:
 		s.Healthy = true
 		s.Verdict = fmt.Sprintf("Delivering, but behind: %s.", s.waiting())
 		s.advise("DiehardEventsLate", "If the age grows, add relays, or look at the load of PostgreSQL and ClickHouse.")
@@ -143,7 +147,7 @@ func (s *Status) judge() {
 	}
 	if s.FailingBatches > 0 {
 		s.advise("DiehardBatchesFailing", plural(int(s.FailingBatches), "batch is", "batches are")+
-			" failing and retried: `relay batches list --state failing` shows the errors.")
+			" retried: `relay batches list --state failing` shows the errors.")
 	}
 	if s.DeadLetters > 0 {
 		s.advise("DiehardDeadLetters", atLeast(s.DeadLetters, "dead letter waits", "dead letters wait")+
@@ -183,8 +187,20 @@ func (s *Status) adviseRelays(runbook string, order []string, reasons map[string
 	for _, reason := range order[1:] {
 		s.advise(runbook, fmt.Sprintf("%d of %s: %s", len(reasons[reason]), plural(running, "relay", "relays"), oneLine(reason)))
 	}
+	for _, reason := range order {
+		if session := blockingSession.FindStringSubmatch(reason); session != nil && session[2] != relaySession {
+			s.advise(runbook, fmt.Sprintf("If nobody needs the session, end it: `SELECT pg_terminate_backend(%s)`.", session[1]))
+			break
+		}
+	}
 	s.advise(runbook, "The relays continue without help after the cause is corrected.")
 }
+
+// blockingSession finds the session that a stall names.
+var blockingSession = regexp.MustCompile(`^.*stalled: .*\bsession (\d+) \(application "([^"]*)"`)
+
+// relaySession is the application name of relays. Their sessions end by themselves.
+const relaySession = "diehard-relay"
 
 // since returns the time since when the first of the relays has an open circuit breaker.
 func since(relays []store.Member) string {
