@@ -75,13 +75,13 @@ func (i *inspection) run() *stalledError {
 }
 
 // add adds a stall. special are the reasons of this event or batch. Without any reason,
-// it is stalled only after the longest insert.
+// it is stalled only after the longest insert, and so long after the last fault.
 func (i *inspection) add(found *stalledError, item, text string, patience time.Duration, special []string) {
 	reasons, fault := special, i.fault()
 	if fault != nil && (len(special) == 0 || !errors.Is(fault, errNotChecked)) {
 		reasons = append(reasons, fault.Error())
 	}
-	if len(reasons) == 0 && !i.watchdog.unchanged(item, max(patience, i.o.FlushTimeout+i.watchdog.margin)) {
+	if longest := max(patience, i.o.FlushTimeout+i.watchdog.margin); len(reasons) == 0 && (!i.watchdog.unchanged(item, longest) || !i.watchdog.faultless(longest)) {
 		return
 	}
 	if len(special) > 0 || fault == nil || errors.Is(fault, errNotChecked) {
@@ -117,7 +117,7 @@ func (i *inspection) event(found *stalledError, event store.WaitingEvent) {
 		return
 	}
 	reasons := i.lockedTables(i.lockers)
-	if before != "" {
+	if before != "" && i.fault() == nil { // a fault is the reason why the batches wait
 		reasons = append(reasons, before)
 	}
 	i.add(found, eventItem(event), fmt.Sprintf("event %d, published %s, is in no batch", event.ID, ago(event.Age)), patience, reasons)

@@ -41,6 +41,7 @@ type watchdog struct {
 
 	// The goroutine of watchUntil uses these fields.
 	seen     map[string]sighting
+	healthy  int // consecutive looks that have succeeded without a fault of a database
 	starving bool
 
 	mu     sync.Mutex
@@ -114,13 +115,14 @@ func (r *Relay) watch(ctx context.Context) {
 	case ctx.Err() != nil:
 		return
 	case err != nil:
+		w.healthy = 0
 		w.sight(lookItem, sighting{})
 		if w.unchanged(lookItem, w.patience) {
 			r.stalled(ctx, r.unreadable(ctx, err))
 		}
 		return
 	}
-	w.look(waiting)
+	w.look(waiting, r.fault())
 	r.starving(ctx, waiting)
 	if !w.unchanged(quarantineItem, w.patience) && !slices.ContainsFunc(waiting.Events, func(e store.WaitingEvent) bool { return w.unchanged(eventItem(e), w.patience) }) &&
 		!slices.ContainsFunc(waiting.Batches, func(b store.WaitingBatch) bool { return w.unchanged(batchItem(b), w.patience) }) {
@@ -147,8 +149,13 @@ func (w *watchdog) sight(item string, now sighting) {
 	w.seen[item] = now
 }
 
-// look counts a look at everything that waits, and forgets everything else.
-func (w *watchdog) look(waiting store.Waiting) {
+// look counts a look at everything that waits, and forgets everything else. fault is the
+// fault of a database at this time, or nil.
+func (w *watchdog) look(waiting store.Waiting, fault error) {
+	w.healthy++
+	if fault != nil {
+		w.healthy = 0
+	}
 	before := w.seen
 	w.seen = map[string]sighting{}
 	keep := func(item string, now sighting) {
@@ -192,6 +199,11 @@ func lineOf(b store.WaitingBatch) string {
 // unchanged returns whether the item was the same in all looks of the time d, or longer.
 func (w *watchdog) unchanged(item string, d time.Duration) bool {
 	return time.Duration(w.seen[item].looks-1)*w.interval >= d
+}
+
+// faultless returns whether no database had a fault in all looks of the time d, or longer.
+func (w *watchdog) faultless(d time.Duration) bool {
+	return time.Duration(w.healthy-1)*w.interval >= d
 }
 
 func eventItem(e store.WaitingEvent) string { return fmt.Sprintf("event %d", e.ID) }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -48,7 +49,7 @@ var _ = Describe("The watchdog's judgement", func() {
 	judge := func(looks ...store.Waiting) error {
 		var last store.Waiting
 		for _, last = range looks {
-			r.watchdog.look(last)
+			r.watchdog.look(last, r.fault())
 		}
 		if found := (&inspection{Relay: r, waiting: last}).run(); found != nil {
 			return found
@@ -139,6 +140,25 @@ var _ = Describe("The watchdog's judgement", func() {
 		waiting := store.Waiting{Events: []store.WaitingEvent{event}, Delivering: 1, Unattempted: 1}
 		Expect(judge(same(queuePatience*(looks-1), waiting)...)).To(Succeed())
 		Expect(judge(waiting)).To(MatchError(ContainSubstring("1 batches wait for their first attempt")))
+	})
+
+	It("gives only the fault as the reason while a database fails", func() {
+		r.circuit.cause = errors.New("no route")
+		waiting := store.Waiting{Events: []store.WaitingEvent{event}, Delivering: 1, Unattempted: 1}
+		judged := judge(same(queuePatience*looks, waiting)...)
+		Expect(judged).To(MatchError(And(ContainSubstring("is in no batch: sink: no route ("), Not(ContainSubstring("1 batches wait for their first attempt")))))
+		stall, ok := errors.AsType[*stalledError](judged)
+		Expect(ok).To(BeTrue())
+		Expect(stall.fault).To(BeTrue())
+	})
+
+	It("waits again after a database has failed", func() {
+		r.circuit.cause = errors.New("no route")
+		waiting := store.Waiting{Events: []store.WaitingEvent{event}}
+		Expect(judge(same(looks, waiting)...)).NotTo(Succeed())
+		r.circuit.cause = nil
+		Expect(judge(same(looks-1, waiting)...)).To(Succeed())
+		Expect(judge(waiting)).To(MatchError(ContainSubstring("no obstacle is known to this relay")))
 	})
 
 	It("says that failing batches prevent cuts", func() {
