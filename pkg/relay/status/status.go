@@ -188,7 +188,7 @@ func (s *Status) adviseRelays(runbook string, order []string, reasons map[string
 		s.advise(runbook, fmt.Sprintf("%d of %s: %s", len(reasons[reason]), plural(running, "relay", "relays"), oneLine(reason)))
 	}
 	for _, reason := range order {
-		if session := blockingSession.FindStringSubmatch(reason); session != nil && session[2] != relaySession {
+		if session := blockingSession.FindStringSubmatch(reason); len(session) == 3 && session[2] != relaySession {
 			s.advise(runbook, fmt.Sprintf("If nobody needs the session, end it: `SELECT pg_terminate_backend(%s)`.", session[1]))
 			break
 		}
