@@ -113,7 +113,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	if page.Serves(c.Admin.Addr, c.Admin.Token) {
 		operators := page.New(page.Options{
 			Store: outboxStore, ID: self.ID, Version: p.Version, Ready: isReady, Progress: delivery.Progress,
-			Log: p.Log, Addr: c.Admin.Addr, Token: c.Admin.Token,
+			Log: p.Log, Addr: c.Admin.Addr, Token: c.Admin.Token, MaxBacklogBytes: c.Outbox.MaxBacklogBytes,
 		})
 		options.Page, sample = operators, operators.Run
 	} else {

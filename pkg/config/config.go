@@ -42,6 +42,7 @@ type Relay struct {
 	Relay       Delivery
 
 	Housekeeping Housekeeping
+	Outbox       Outbox
 
 	Admin  Admin
 	Sentry Sentry
@@ -109,7 +110,7 @@ type HTTP struct {
 type Outbox struct {
 	MaxEventBytes int64
 	// MaxBacklogBytes is the size of the waiting events at which the API refuses requests;
-	// 0 means no limit. FullRefuses is RefuseEvents or RefuseChanges.
+	// 0 means no limit. The relay only shows it. FullRefuses is RefuseEvents or RefuseChanges.
 	MaxBacklogBytes int64
 	FullRefuses     string
 }
@@ -225,7 +226,7 @@ func (c *API) keys() []key {
 			"How long the response to a request with an Idempotency-Key is kept for retries."),
 		size("outbox.max_event_bytes", &c.Outbox.MaxEventBytes, "16MiB", 1*kib, 128*mib,
 			"Maximum size of an event_context."),
-		size("outbox.max_backlog_bytes", &c.Outbox.MaxBacklogBytes, "0", 0, 1<<50,
+		size("outbox.max_backlog_bytes", &c.Outbox.MaxBacklogBytes, "0", 0, maxBacklog,
 			"Size of the waiting events at which the API publishes no more; 0 means no limit."),
 		text("outbox.full_refuses", &c.Outbox.FullRefuses, RefuseEvents,
 			"What the API refuses then: events, or changes, which includes changes of users.", isRefusal),
@@ -298,6 +299,8 @@ func (c *Relay) keys() []key {
 			"Vacuum outbox_events when many of its rows are dead, if the role may: on or off.", isOnOrOff),
 		duration("housekeeping.dead_letter_retention", &c.Housekeeping.DeadLetterRetention, "0s", 0, tenYears,
 			"Age at which dead letters are deleted; 0s keeps them until an operator decides."),
+		size("outbox.max_backlog_bytes", &c.Outbox.MaxBacklogBytes, "0", 0, maxBacklog,
+			"The API's outbox.max_backlog_bytes, for the relay's page; 0 means no limit."),
 		duration("housekeeping.audit_retention", &c.Housekeeping.AuditRetention, "2160h", 0, tenYears,
 			"Age at which records of operators' actions are deleted; 0s keeps them."),
 		address("admin.addr", &c.Admin.Addr, "127.0.0.1:9091", adminUsage),
@@ -307,6 +310,8 @@ func (c *Relay) keys() []key {
 	keys = append(keys, c.Sentry.keys()...)
 	return append(keys, c.Log.keys()...)
 }
+
+const maxBacklog = 1 << 50 // bytes
 
 const tenYears = 87_600 * time.Hour
 

@@ -2,6 +2,7 @@ package page
 
 import (
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -30,21 +31,38 @@ var _ = Describe("The history", func() {
 
 	It("has the rate and the latency of the events since the sample before", func() {
 		var h history
-		h.add(at, 5, 2, progress(100, 0, 0))
-		h.add(at.Add(20*time.Second), 7, 3, progress(100, 40, 0))
-		h.add(at.Add(40*time.Second), 7, 3, progress(100, 40, 0))
+		h.add(at, 5, 50, 2, progress(100, 0, 0))
+		h.add(at.Add(20*time.Second), 7, 70, 3, progress(100, 40, 0))
+		h.add(at.Add(40*time.Second), 7, 70, 3, progress(100, 40, 0))
 		samples := h.hour()
 		Expect(samples).To(HaveLen(3))
 		Expect(math.IsNaN(samples[0].rate)).To(BeTrue(), "before, nothing is known")
-		Expect(samples[1]).To(Equal(sample{at: at.Add(20 * time.Second), backlog: 7, age: 3, rate: 2, p50: 1.5, p95: 1.95, p99: 1.99}))
+		Expect(samples[1]).To(Equal(sample{at: at.Add(20 * time.Second), backlog: 7, bytes: 70, age: 3, rate: 2, p50: 1.5, p95: 1.95, p99: 1.99}))
 		Expect(samples[2].rate).To(BeZero())
 		Expect(math.IsNaN(samples[2].p50)).To(BeTrue(), "no event has a latency")
 	})
 
+	DescribeTable("describes the growth of the backlog", func(want string, waiting, limit int64, megabytes []float64) {
+		var samples []sample
+		for i, value := range megabytes {
+			samples = append(samples, sample{at: at.Add(time.Duration(i) * time.Minute), bytes: value * 1e6})
+		}
+		Expect(describeGrowth(samples, waiting, limit)).To(Equal(want))
+	},
+		Entry("without samples", "", int64(0), int64(0), nil),
+		Entry("of too short a time", "", int64(0), int64(0), []float64{1.0, 2.0}),
+		Entry("without a bound", "60.0 MB more per hour", int64(3e6), int64(0), []float64{1.0, 2.0, 3.0}),
+		Entry("towards a bound", "60.0 MB more per hour: the bound of 93.0 MB is reached in 1 h 30 min", int64(3e6), int64(93e6), []float64{1.0, 2.0, 3.0}),
+		Entry("over the last minutes only", "", int64(9e6), int64(0), append([]float64{0, 0}, slices.Repeat([]float64{9}, 20)...)),
+		Entry("after a time without figures", "90.0 MB more per hour", int64(4e6), int64(0), []float64{1.0, math.NaN(), 4.0}),
+		Entry("of a backlog that drains", "", int64(1e6), int64(9e6), []float64{3.0, 2.0, 1.0}),
+		Entry("at the bound", "the bound of 9.0 MB is reached: the API refuses events", int64(9e6), int64(9e6), []float64{3.0, 2.0, 1.0}),
+	)
+
 	It("keeps one hour", func() {
 		var h history
 		for i := range keptSamples + 5 {
-			h.add(at.Add(time.Duration(i)*sampleInterval), float64(i), 0, progress(0, 0, 0))
+			h.add(at.Add(time.Duration(i)*sampleInterval), float64(i), 0, 0, progress(0, 0, 0))
 		}
 		samples := h.hour()
 		Expect(samples).To(HaveLen(keptSamples))

@@ -2,6 +2,7 @@ package page
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,10 +18,10 @@ const (
 
 // sample has the figures of the charts at a time. A figure is NaN if it is unknown.
 type sample struct {
-	at            time.Time
-	backlog, age  float64 // of the outbox; age in seconds
-	rate          float64 // events per second, of this relay since the sample before
-	p50, p95, p99 float64 // seconds, of the events that rate counts
+	at                  time.Time
+	backlog, bytes, age float64 // of the outbox; age in seconds
+	rate                float64 // events per second, of this relay since the sample before
+	p50, p95, p99       float64 // seconds, of the events that rate counts
 }
 
 // history keeps the samples of the last hour.
@@ -32,10 +33,10 @@ type history struct {
 }
 
 // add adds a sample of the outbox's figures and of what the relay has delivered.
-func (h *history) add(at time.Time, backlog, age float64, progress relay.Progress) {
+func (h *history) add(at time.Time, backlog, bytes, age float64, progress relay.Progress) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	added := sample{at: at, backlog: backlog, age: age, rate: math.NaN(), p50: math.NaN(), p95: math.NaN(), p99: math.NaN()}
+	added := sample{at: at, backlog: backlog, bytes: bytes, age: age, rate: math.NaN(), p50: math.NaN(), p95: math.NaN(), p99: math.NaN()}
 	if !h.at.IsZero() {
 		added.rate = float64(progress.Events-h.last.Events) / at.Sub(h.at).Seconds()
 		delivered := since(progress.Latency, h.last.Latency)
@@ -53,6 +54,36 @@ func (h *history) hour() []sample {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return append([]sample(nil), h.samples...)
+}
+
+// growthTime is the time over which the growth of the backlog is measured, and
+// leastGrowthTime the least time.
+const (
+	growthTime      = 15 * time.Minute
+	leastGrowthTime = 2 * time.Minute
+)
+
+// growth returns by how many bytes the backlog has grown in an hour, from the last minutes.
+// It returns false if too few figures are known.
+func growth(samples []sample) (bytesPerHour float64, ok bool) {
+	var first, last sample
+	for _, s := range slices.Backward(samples) {
+		if math.IsNaN(s.bytes) {
+			continue
+		}
+		if last.at.IsZero() {
+			last = s
+		}
+		if last.at.Sub(s.at) > growthTime {
+			break
+		}
+		first = s
+	}
+	duration := last.at.Sub(first.at)
+	if duration < leastGrowthTime {
+		return 0, false
+	}
+	return (last.bytes - first.bytes) / duration.Hours(), true
 }
 
 // since returns the events that were added to the buckets.

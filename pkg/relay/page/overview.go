@@ -24,8 +24,11 @@ type snapshot struct {
 	Status    status.Status
 	Available bool
 	// Ready is why this relay does not deliver, or empty.
-	Ready   string
-	ID      uuid.UUID // of this relay
+	Ready string
+	ID    uuid.UUID // of this relay
+	// Growth says how fast the waiting events need more space, and when it ends. It is empty
+	// if they do not.
+	Growth  string
 	Charts  []chart
 	Batches []store.BatchInfo
 	// MoreBatches is the number of batches that are not in Batches.
@@ -106,9 +109,28 @@ func (p *Page) snapshot(ctx context.Context) *snapshot {
 		s.Status, s.Available = status.Unavailable(err), false
 	}
 	s.At = time.Now()
-	s.Charts = newCharts(p.history.hour(), s.At)
+	samples := p.history.hour()
+	s.Charts = newCharts(samples, s.At)
+	s.Growth = describeGrowth(samples, s.Status.BacklogBytes, p.o.MaxBacklogBytes)
 	p.last = s
 	return s
+}
+
+// describeGrowth returns a text about the growth of the waiting events, in an hour. limit is
+// the size at which the API publishes no more, or 0.
+func describeGrowth(samples []sample, waiting, limit int64) string {
+	perHour, known := growth(samples)
+	switch {
+	case limit > 0 && waiting >= limit:
+		return fmt.Sprintf("the bound of %s is reached: the API refuses events", status.Bytes(limit))
+	case !known || perHour < 1:
+		return ""
+	case limit == 0:
+		return fmt.Sprintf("%s more per hour", status.Bytes(int64(perHour)))
+	}
+	const most = 1000 * 24 // hours
+	left := time.Duration(min(most, float64(limit-waiting)/perHour) * float64(time.Hour))
+	return fmt.Sprintf("%s more per hour: the bound of %s is reached in %s", status.Bytes(int64(perHour)), status.Bytes(limit), status.Duration(left))
 }
 
 func (p *Page) read(ctx context.Context, s *snapshot) error {

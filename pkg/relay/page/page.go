@@ -38,6 +38,9 @@ type Options struct {
 	Addr string
 	// Token is what an operator needs to log in.
 	Token string
+	// MaxBacklogBytes is the size of the waiting events at which the API publishes no more,
+	// or 0.
+	MaxBacklogBytes int64
 }
 
 // Page is the page of a relay. It is an http.Handler.
@@ -104,11 +107,11 @@ func (p *Page) Run(ctx context.Context) {
 func (p *Page) sample(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	backlog, age := math.NaN(), math.NaN()
+	backlog, bytes, age := math.NaN(), math.NaN(), math.NaN()
 	if stats, err := p.o.Store.Stats(ctx); err == nil {
-		backlog, age = float64(stats.BacklogEvents), stats.OldestSeconds
+		backlog, bytes, age = float64(stats.BacklogEvents), float64(stats.BacklogBytes), stats.OldestSeconds
 	}
-	p.history.add(time.Now(), backlog, age, p.o.Progress())
+	p.history.add(time.Now(), backlog, bytes, age, p.o.Progress())
 }
 
 func (p *Page) routes() http.Handler {
