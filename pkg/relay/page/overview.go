@@ -126,7 +126,7 @@ func describeGrowth(samples []sample, waiting, limit int64) string {
 	case !known || perHour < 1:
 		return ""
 	case limit == 0:
-		return fmt.Sprintf("%s more per hour", status.Bytes(int64(perHour)))
+		return status.Bytes(int64(perHour)) + " more per hour"
 	}
 	const most = 1000 * 24 // hours
 	left := time.Duration(min(most, float64(limit-waiting)/perHour) * float64(time.Hour))

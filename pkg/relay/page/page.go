@@ -107,11 +107,11 @@ func (p *Page) Run(ctx context.Context) {
 func (p *Page) sample(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	backlog, bytes, age := math.NaN(), math.NaN(), math.NaN()
+	backlog, size, age := math.NaN(), math.NaN(), math.NaN()
 	if stats, err := p.o.Store.Stats(ctx); err == nil {
-		backlog, bytes, age = float64(stats.BacklogEvents), float64(stats.BacklogBytes), stats.OldestSeconds
+		backlog, size, age = float64(stats.BacklogEvents), float64(stats.BacklogBytes), stats.OldestSeconds
 	}
-	p.history.add(time.Now(), backlog, bytes, age, p.o.Progress())
+	p.history.add(time.Now(), backlog, size, age, p.o.Progress())
 }
 
 func (p *Page) routes() http.Handler {
