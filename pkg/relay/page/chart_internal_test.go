@@ -55,6 +55,7 @@ var _ = Describe("The history", func() {
 		Entry("towards a bound", "60.0 MB more per hour: the bound of 93.0 MB is reached in 1 h 30 min", int64(3e6), int64(93e6), []float64{1.0, 2.0, 3.0}),
 		Entry("over the last minutes only", "", int64(9e6), int64(0), append([]float64{0, 0}, slices.Repeat([]float64{9}, 20)...)),
 		Entry("after a time without figures", "90.0 MB more per hour", int64(4e6), int64(0), []float64{1.0, math.NaN(), 4.0}),
+		Entry("of a backlog that only varies", "", int64(4e6), int64(0), []float64{4.0, 4.01, 4.03}),
 		Entry("of a backlog that drains", "", int64(1e6), int64(9e6), []float64{3.0, 2.0, 1.0}),
 		Entry("at the bound", "the bound of 9.0 MB is reached: the API refuses events", int64(9e6), int64(9e6), []float64{3.0, 2.0, 1.0}),
 	)

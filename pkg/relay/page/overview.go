@@ -116,6 +116,10 @@ func (p *Page) snapshot(ctx context.Context) *snapshot {
 	return s
 }
 
+// leastGrowth is the growth that is worth a text, in bytes per hour. A backlog that is
+// delivered grows and shrinks by less.
+const leastGrowth = 1e6
+
 // describeGrowth returns a text about the growth of the waiting events, in an hour. limit is
 // the size at which the API publishes no more, or 0.
 func describeGrowth(samples []sample, waiting, limit int64) string {
@@ -123,7 +127,7 @@ func describeGrowth(samples []sample, waiting, limit int64) string {
 	switch {
 	case limit > 0 && waiting >= limit:
 		return fmt.Sprintf("the bound of %s is reached: the API refuses events", status.Bytes(limit))
-	case !known || perHour < 1:
+	case !known || perHour < leastGrowth:
 		return ""
 	case limit == 0:
 		return status.Bytes(int64(perHour)) + " more per hour"

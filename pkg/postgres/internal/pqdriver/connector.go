@@ -101,7 +101,8 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 	if c.setup == "" {
 		return conn, nil
 	}
-	own, err := conn.session.isOwn(ctx)
+	// If ctx ends, Connect closes the socket. A cancel request could bring a pooler down.
+	own, err := conn.session.isOwn(context.WithoutCancel(ctx))
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("set up the session: %w", err)

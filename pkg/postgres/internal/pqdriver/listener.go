@@ -68,7 +68,10 @@ func IsPooled(ctx context.Context, dsn, applicationName string) (bool, error) {
 		return false, err //nolint:wrapcheck // an error of this package
 	}
 	defer connected.Close()
-	own, err := connected.(*conn).session.isOwn(ctx) //nolint:forcetypeassert // a connection of this package
+	c := connected.(*conn) //nolint:forcetypeassert // a connection of this package
+	// At the end of ctx the socket is closed. A cancel request could bring a pooler down.
+	defer context.AfterFunc(ctx, c.watchdog.abandon)()
+	own, err := c.session.isOwn(context.WithoutCancel(ctx))
 	return !own, err
 }
 
