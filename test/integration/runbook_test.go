@@ -79,7 +79,7 @@ var _ = Describe("The runbook", func() {
 		}
 		slices.Sort(commands)
 		commands = slices.Compact(commands)
-		Expect(commands).To(ContainElements("relay status", "relay dead-letters retry --all", "relay batches show 019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11"))
+		Expect(commands).To(ContainElements("relay status", "relay dead-letters retry --all --yes", "relay batches show 019c2f07-7f3a-7cc1-b0a8-2b7a3f2f6c11"))
 		for _, command := range commands {
 			args := strings.Fields(command)[1:]
 			if slices.Contains(args, "retry") && slices.Contains(args, "dead-letters") {
