@@ -259,7 +259,7 @@ func changeDeadLetters(how change) cli.Command[*config.Relay] {
 					}
 				}
 				if len(found) > 0 {
-					if err := s.Audit(ctx, actor(), how.action, map[string]any{"dead_letters": len(found), "first_id": found[0], "last_id": found[len(found)-1]}); err != nil {
+					if err := s.AuditDeadLetters(ctx, actor(), how.action, found); err != nil {
 						return err
 					}
 				}

@@ -10,8 +10,8 @@
 --   diehard_publisher   an application that publishes events by itself
 --
 -- Run this file before the first migration, and again after each migration, as a superuser
--- or as a role with CREATEROLE that owns the schema. It creates what is missing, and leaves
--- other rights as they are. It needs PostgreSQL 15 or newer.
+-- or as a role with CREATEROLE that owns the schema. It creates missing roles and rights,
+-- and keeps all other rights. It needs PostgreSQL 15 or newer.
 DO $roles$
 DECLARE
     -- The schema of the tables: postgres.schema, or the first schema of the search_path.

@@ -81,6 +81,18 @@ var _ = Describe("Behind PgBouncer in transaction mode", func() {
 		Expect(ids).To(Equal([]int{1}))
 	})
 
+	It("returns the error of the commit", func(ctx SpecContext) {
+		db.MustExecContext(ctx, "CREATE TABLE things (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+		db.MustExecContext(ctx, "INSERT INTO things VALUES (1)")
+		var id int
+		Expect(postgres.InSession(ctx, db, func(s postgres.Session) error {
+			return sqlx.GetContext(ctx, s, &id, "INSERT INTO things VALUES (1) RETURNING id")
+		})).To(MatchError(And(HavePrefix("commit: "), ContainSubstring("duplicate key"))))
+		var things int
+		Expect(db.GetContext(ctx, &things, "SELECT count(*) FROM things")).To(Succeed())
+		Expect(things).To(Equal(1))
+	})
+
 	// PgBouncer 1.18 can crash when a client cancels a statement:
 	// https://github.com/pgbouncer/pgbouncer/issues/801.
 	It("does not bring the pooler down by statements whose contexts end", func(ctx SpecContext) {

@@ -159,7 +159,7 @@ func (p *Page) setSession(w http.ResponseWriter, r *http.Request, value string, 
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure is set behind TLS
 		Name: sessionCookie, Value: value, Path: "/", MaxAge: maxAge, HttpOnly: true, SameSite: http.SameSiteStrictMode,
 		// The relay serves plain HTTP. A proxy that ends TLS says so.
-		Secure: r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https",
+		Secure: r.Header.Get("X-Forwarded-Proto") == "https",
 	})
 }
 

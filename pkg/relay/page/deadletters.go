@@ -214,9 +214,7 @@ func (p *Page) changeDeadLetters(w http.ResponseWriter, r *http.Request) {
 			selected.Error = fmt.Sprintf("Enter the number of dead letters, %d, to discard them.", selected.Count)
 			return nil
 		}
-		return p.o.Store.Audit(ctx, operator(r), selected.Change.action, map[string]any{
-			"dead_letters": selected.Count, "first_id": selected.IDs[0], "last_id": selected.IDs[selected.Count-1],
-		})
+		return p.o.Store.AuditDeadLetters(ctx, operator(r), selected.Change.action, selected.IDs)
 	}) {
 		return
 	}

@@ -105,7 +105,8 @@ func (p *Page) snapshot(ctx context.Context) *snapshot {
 	if err := p.o.Ready(ctx); err != nil {
 		s.Ready = err.Error()
 	}
-	if err := p.query(ctx, func(ctx context.Context) error { return p.read(ctx, s) }); err != nil {
+	// The verdict does not wait for an action that takes long.
+	if err := p.read(ctx, s); err != nil {
 		s.Status, s.Available = status.Unavailable(err), false
 	}
 	s.At = time.Now()
@@ -231,21 +232,21 @@ func (p *Page) confirmPause(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Page) pause(w http.ResponseWriter, r *http.Request) {
-	p.act(w, r, "pause", "/", func(ctx context.Context) error {
+	p.act(w, r, store.ActionPause, "/", func(ctx context.Context) error {
 		_, err := p.o.Store.Pause(ctx, operator(r))
 		return err
 	})
 }
 
 func (p *Page) resume(w http.ResponseWriter, r *http.Request) {
-	p.act(w, r, "resume", "/", func(ctx context.Context) error {
+	p.act(w, r, store.ActionResume, "/", func(ctx context.Context) error {
 		_, err := p.o.Store.Resume(ctx, operator(r))
 		return err
 	})
 }
 
 func (p *Page) mendFuse(w http.ResponseWriter, r *http.Request) {
-	p.act(w, r, "fuse_mend", "/dead-letters", func(ctx context.Context) error {
+	p.act(w, r, store.ActionMendFuse, "/dead-letters", func(ctx context.Context) error {
 		_, err := p.o.Store.MendFuse(ctx, operator(r))
 		return err
 	})

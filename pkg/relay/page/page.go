@@ -23,14 +23,14 @@ import (
 	"github.com/diehard-outbox/diehard/pkg/relay/store"
 )
 
-// Options configure a Page. All fields but Token are required.
+// Options configure a Page. All fields but Token and MaxBacklogBytes are required.
 type Options struct {
 	Store *store.Store
 	// ID is the relay's ID in the fleet.
 	ID      uuid.UUID
 	Version string
-	// Ready returns why the relay does not deliver, or nil, and Progress what it has
-	// delivered.
+	// Ready returns nil if the relay delivers, otherwise the reason. Progress returns the
+	// number of delivered events and their latency.
 	Ready    func(context.Context) error
 	Progress func() relay.Progress
 	Log      *slog.Logger
@@ -50,7 +50,7 @@ type Page struct {
 	access  access
 	handler http.Handler
 	history history
-	slots   chan struct{} // requests that use PostgreSQL
+	slots   chan struct{} // requests that use PostgreSQL, apart from snapshots
 	streams chan struct{} // open pages
 	stopped chan struct{} // closed when Run ends
 
@@ -123,8 +123,8 @@ func (p *Page) routes() http.Handler {
 	pages.HandleFunc("POST /resume", p.resume)
 	pages.HandleFunc("GET /batches", p.batches)
 	pages.HandleFunc("GET /batches/{id}", p.batch)
-	pages.HandleFunc("POST /batches/{id}/retry", p.changeBatch("batch_retry", (*store.Store).RetryBatch))
-	pages.HandleFunc("POST /batches/{id}/split", p.changeBatch("batch_split", (*store.Store).SplitBatch))
+	pages.HandleFunc("POST /batches/{id}/retry", p.changeBatch(store.ActionRetryBatch, (*store.Store).RetryBatch))
+	pages.HandleFunc("POST /batches/{id}/split", p.changeBatch(store.ActionSplitBatch, (*store.Store).SplitBatch))
 	pages.HandleFunc("GET /dead-letters", p.deadLetters)
 	pages.HandleFunc("GET /dead-letters/{id}", p.deadLetter)
 	pages.HandleFunc("POST /dead-letters/confirm", p.confirmDeadLetters)

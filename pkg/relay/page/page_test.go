@@ -475,6 +475,31 @@ var _ = Describe("The page", func() {
 			Expect(letters).To(Equal(100))
 		})
 
+		It("does not delay the verdict by actions that take long", func(ctx SpecContext) {
+			address, _ := serve(loopback, "")
+			add(2, "paid", "too long")
+			tx, err := db.BeginTxx(ctx, nil)
+			Expect(err).NotTo(HaveOccurred())
+			_, err = tx.ExecContext(ctx, "SELECT FROM outbox_dead_letters FOR UPDATE")
+			Expect(err).NotTo(HaveOccurred())
+			ended := make(chan string, 2)
+			for _, id := range []string{"1", "2"} { // as many actions as run at a time
+				form := confirmed(post(ctx, address+"/dead-letters/confirm", url.Values{"change": {"discard"}, "id": {id}}), "count", "1")
+				go func() {
+					defer GinkgoRecover()
+					ended <- post(ctx, address+"/dead-letters/change", form).body
+				}()
+			}
+			Eventually(func() (waiting int, err error) {
+				return waiting, db.GetContext(ctx, &waiting, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+			}).Should(Equal(2))
+			Expect(get(ctx, address).body).To(ContainSubstring("No relay is running"))
+			Expect(tx.Rollback()).To(Succeed())
+			for range 2 {
+				Eventually(ended).Should(Receive(ContainSubstring("1 dead letter discarded.")))
+			}
+		})
+
 		It("refuses invalid forms", func(ctx SpecContext) {
 			address, _ := serve(loopback, "")
 			add(1, "paid", "too long")

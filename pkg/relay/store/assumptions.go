@@ -143,7 +143,7 @@ var statementAssumptions = []Assumption{
 		"A suspended relay holds the lock of the fleet for a limited time.", SetOnStatement,
 	},
 	{
-		"all settings of the session", "Behind a pooler that shares sessions, each transaction sets them for itself, and every statement is in a transaction.",
+		"all settings of the session", "Behind a pooler that shares sessions, each transaction sets them for itself, and the statements of the delivery are in transactions.",
 		SetOnStatement,
 	},
 }

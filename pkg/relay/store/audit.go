@@ -13,11 +13,11 @@ const auditSQL = `INSERT INTO {schema}outbox_audit (actor, action, details) SELE
 
 // The actions of the audit table.
 const (
-	actionPause              = "pause"
-	actionResume             = "resume"
-	actionRetryBatch         = "batch_retry"
-	actionSplitBatch         = "batch_split"
-	actionMendFuse           = "fuse_mend"
+	ActionPause              = "pause"
+	ActionResume             = "resume"
+	ActionRetryBatch         = "batch_retry"
+	ActionSplitBatch         = "batch_split"
+	ActionMendFuse           = "fuse_mend"
 	ActionRequeueDeadLetters = "dead_letters_retry"
 	ActionDiscardDeadLetters = "dead_letters_discard"
 )
@@ -40,8 +40,10 @@ func (s *Store) act(ctx context.Context, operation, statement, actor, action str
 	return audited > 0, nil
 }
 
-// Audit writes an action of an operator into the audit table.
-func (s *Store) Audit(ctx context.Context, actor, action string, details any) error {
+// AuditDeadLetters writes an action on dead letters into the audit table, before the
+// action. ids are their ids, of which there is at least one.
+func (s *Store) AuditDeadLetters(ctx context.Context, actor, action string, ids []int64) error {
+	details := map[string]any{"dead_letters": len(ids), "first_id": ids[0], "last_id": ids[len(ids)-1]}
 	_, err := s.act(ctx, "write the audit table", auditSQL, actor, action, details)
 	return err
 }

@@ -132,14 +132,14 @@ func (s *Store) Batch(ctx context.Context, id uuid.UUID) (BatchInfo, error) {
 // RetryBatch makes the batch due, so that a worker attempts it at once. It returns an
 // error that says why if the batch cannot be attempted now.
 func (s *Store) RetryBatch(ctx context.Context, actor string, id uuid.UUID) error {
-	return s.changeBatch(ctx, "retry the batch", retryBatchesSQL, actor, actionRetryBatch, id)
+	return s.changeBatch(ctx, "retry the batch", retryBatchesSQL, actor, ActionRetryBatch, id)
 }
 
 // SplitBatch makes a batch that was attempted a failing batch, and makes it due. The
 // relay then resolves it, inserts a sample of its events, and parts the other events into
 // new batches. It returns an error that says why if the batch cannot be split.
 func (s *Store) SplitBatch(ctx context.Context, actor string, id uuid.UUID) error {
-	return s.changeBatch(ctx, "split the batch", splitBatchSQL, actor, actionSplitBatch, id)
+	return s.changeBatch(ctx, "split the batch", splitBatchSQL, actor, ActionSplitBatch, id)
 }
 
 func (s *Store) changeBatch(ctx context.Context, operation, statement, actor, action string, id uuid.UUID) error {
@@ -157,9 +157,9 @@ func (s *Store) changeBatch(ctx context.Context, operation, statement, actor, ac
 		return err
 	case batch.AwaitsInserts:
 		return fmt.Errorf("%s: it waits for inserts of a lost history of PostgreSQL, until %s", operation, batch.NextAttemptAt.Format(time.RFC3339))
-	case action == actionSplitBatch && batch.Events == 1:
+	case action == ActionSplitBatch && batch.Events == 1:
 		return fmt.Errorf("%s: it has one event", operation)
-	case action == actionSplitBatch && batch.Attempts == 0:
+	case action == ActionSplitBatch && batch.Attempts == 0:
 		return fmt.Errorf("%s: it has not been attempted yet", operation)
 	}
 	return fmt.Errorf("%s: a worker is attempting it", operation)

@@ -58,5 +58,5 @@ func (s *Store) setFuse(blownAt sql.NullTime) {
 // all failing batches due. It returns false if the fuse has not blown. actor is the
 // operator, for the audit table.
 func (s *Store) MendFuse(ctx context.Context, actor string) (bool, error) {
-	return s.act(ctx, "mend the fuse", mendFuseSQL, actor, actionMendFuse, struct{}{})
+	return s.act(ctx, "mend the fuse", mendFuseSQL, actor, ActionMendFuse, struct{}{})
 }

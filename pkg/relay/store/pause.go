@@ -46,12 +46,12 @@ WITH resumed AS (
 // neither cut nor claim. It returns false if the fleet is paused already. actor is the
 // operator, for the audit table.
 func (s *Store) Pause(ctx context.Context, actor string) (bool, error) {
-	return s.act(ctx, "pause the fleet", pauseSQL, actor, actionPause, struct{}{})
+	return s.act(ctx, "pause the fleet", pauseSQL, actor, ActionPause, struct{}{})
 }
 
 // Resume ends the pause of the fleet. It returns false if the fleet is not paused.
 func (s *Store) Resume(ctx context.Context, actor string) (bool, error) {
-	resumed, err := s.act(ctx, "resume the fleet", resumeSQL, actor, actionResume, struct{}{})
+	resumed, err := s.act(ctx, "resume the fleet", resumeSQL, actor, ActionResume, struct{}{})
 	if err != nil || !resumed {
 		return false, err
 	}

@@ -143,7 +143,7 @@ func (s *Store) forgetBatches() {
 }
 
 // get, selectAll and exec execute one statement that is its own transaction, with the
-// settings of Session. A statement that they execute must not fail in a transaction.
+// settings of Session. They cannot execute VACUUM, which fails in a transaction.
 func (s *Store) get(ctx context.Context, dest any, statement string, args ...any) error {
 	return postgres.InSession(ctx, s.db, func(q postgres.Session) error {
 		return sqlx.GetContext(ctx, q, dest, s.sql(statement), args...)

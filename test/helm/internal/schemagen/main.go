@@ -268,7 +268,7 @@ func simplify(schema any) any {
 	return result
 }
 
-// collect adds a definition and those that it refers to.
+// collect adds a definition and its references.
 func collect(used, definitions object, name string) {
 	if used[name] != nil {
 		return
