@@ -55,7 +55,7 @@ type Options struct {
 	// Tracer makes the spans of cuts and deliveries. If it is nil, they have no spans.
 	// SinkAttributes describe the sink in spans, such as db.system.name.
 	Tracer         trace.Tracer
-	SinkAttributes []attribute.KeyValue
+	SinkAttributes attribute.Set
 
 	// Workers is the number of batches that are delivered at the same time, if MaxBytes
 	// allows.

@@ -65,7 +65,7 @@ func (d *delivery) inSinkSpan(
 	ctx context.Context, operation string, run func(ctx context.Context, span trace.Span) error, options ...trace.SpanStartOption,
 ) error {
 	ctx, span := d.tracer.Start(ctx, operation+targetOf(d.o.SinkAttributes), append(options,
-		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(d.o.SinkAttributes...))...)
+		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(d.o.SinkAttributes.ToSlice()...))...)
 	defer span.End()
 	err := run(ctx, span)
 	recordError(span, err)
@@ -73,9 +73,8 @@ func (d *delivery) inSinkSpan(
 }
 
 // targetOf returns the suffix of the names of the sink's spans.
-func targetOf(sinkAttributes []attribute.KeyValue) string {
-	set := attribute.NewSet(sinkAttributes...)
-	if name, ok := set.Value(semconv.DBCollectionNameKey); ok {
+func targetOf(sinkAttributes attribute.Set) string {
+	if name, ok := sinkAttributes.Value(semconv.DBCollectionNameKey); ok {
 		return " " + name.AsString()
 	}
 	return ""

@@ -144,7 +144,7 @@ func Open(o Options) (*Sink, error) {
 
 // Attributes describes the sink in spans.
 // https://opentelemetry.io/docs/specs/semconv/db/database-spans/
-func (s *Sink) Attributes() []attribute.KeyValue {
+func (s *Sink) Attributes() attribute.Set {
 	attributes := []attribute.KeyValue{
 		semconv.DBSystemNameClickHouse, semconv.DBNamespace(s.database), semconv.DBCollectionName(s.name),
 	}
@@ -154,7 +154,7 @@ func (s *Sink) Attributes() []attribute.KeyValue {
 			attributes = append(attributes, semconv.ServerAddress(host), semconv.ServerPort(number))
 		}
 	}
-	return attributes
+	return attribute.NewSet(attributes...)
 }
 
 // Ping implements sink.Sink.
