@@ -57,6 +57,15 @@ func (v *visit) as(l look) {
 	}), chromedp.EmulateViewport(l.width, 800))).To(Succeed())
 }
 
+// do does each action, and repeats one that does not find its element: the browser replaces
+// the elements of a page while it loads.
+func (v *visit) do(actions ...chromedp.Action[chromedp.Void]) {
+	GinkgoHelper()
+	for _, action := range actions {
+		Eventually(func() error { return chromedp.Do(v, action) }).WithTimeout(patience).Should(Succeed())
+	}
+}
+
 // text returns the text of an element, in one step, because the page replaces its elements.
 func (v *visit) text(selector string) (string, error) {
 	return chromedp.Run(v, chromedp.Evaluate[string](fmt.Sprintf("document.querySelector(%q)?.innerText ?? ''", selector)))
@@ -154,24 +163,24 @@ var _ = Describe("The page of the relay, in a browser", func() {
 		}
 		v.as(desktop)
 		url := relay.AdminURL()
-		Expect(chromedp.Do(v, chromedp.Navigate(url))).To(Succeed())
+		v.do(chromedp.Navigate(url))
 		check("login")
-		Expect(chromedp.Do(v, chromedp.SendKeys(chromedp.CSS("[name=name]"), "Ada"), chromedp.SendKeys(chromedp.CSS("[name=token]"), "wrong token 1234"+kb.Enter),
-			chromedp.WaitVisible(chromedp.CSS("[role=alert]")))).To(Succeed())
+		v.do(chromedp.SendKeys(chromedp.CSS("[name=name]"), "Ada"), chromedp.SendKeys(chromedp.CSS("[name=token]"), "wrong token 1234"+kb.Enter),
+			chromedp.WaitVisible(chromedp.CSS("[role=alert]")))
 		check("login refused")
-		Expect(chromedp.Do(v, chromedp.SendKeys(chromedp.CSS("[name=token]"), token+kb.Enter), chromedp.WaitVisible(chromedp.CSS("#verdict")))).To(Succeed())
+		v.do(chromedp.SendKeys(chromedp.CSS("[name=token]"), token+kb.Enter), chromedp.WaitVisible(chromedp.CSS("#verdict")))
 		awaitVerdict(v, `^Delivering`)
 		Eventually(v.text).WithArguments("#fleet").WithTimeout(patience).Should(ContainSubstring("Settings that differ: relay.linger is 1ms (1 relay), 1s (1 relay)."))
 		check("overview")
 		for _, path := range []string{
 			"/batches", "/batches?state=put_off", "/batches/" + batch, "/dead-letters", "/dead-letters?since=never", "/dead-letters/1", "/pause", "/batches/7",
 		} {
-			Expect(chromedp.Do(v, chromedp.Navigate(url+path))).To(Succeed())
+			v.do(chromedp.Navigate(url + path))
 			check(path)
 		}
-		Expect(chromedp.Do(v, chromedp.Navigate(url+"/dead-letters/1"), chromedp.Click(chromedp.CSS("button[value=discard]")), chromedp.WaitVisible(chromedp.CSS("[name=count]")))).To(Succeed())
+		v.do(chromedp.Navigate(url+"/dead-letters/1"), chromedp.Click(chromedp.CSS("button[value=discard]")), chromedp.WaitVisible(chromedp.CSS("[name=count]")))
 		check("confirmation")
-		Expect(chromedp.Do(v, chromedp.SendKeys(chromedp.CSS("[name=count]"), "1"+kb.Enter), chromedp.WaitVisible(chromedp.CSS("[role=log]")))).To(Succeed())
+		v.do(chromedp.SendKeys(chromedp.CSS("[name=count]"), "1"+kb.Enter), chromedp.WaitVisible(chromedp.CSS("[role=log]")))
 		check("progress")
 		Eventually(deadLetters).WithTimeout(patience).Should(BeZero())
 
@@ -186,7 +195,7 @@ var _ = Describe("The page of the relay, in a browser", func() {
 		relay := s.Relay(through, "DIEHARD_POSTGRES_DSN="+postgresDSN)
 		v := browse(ctx, chromium)
 		v.as(desktop)
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL()))
 		awaitVerdict(v, `^Delivering: no event waits\.$`)
 
 		By("losing ClickHouse")
@@ -235,7 +244,7 @@ var _ = Describe("The page of the relay, in a browser", func() {
 		s.Relay(through)
 		v := browse(ctx, chromium)
 		v.as(desktop)
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL()))
 		types := []string{"order_placed", "order_paid", "parcel_sent"}
 		// publish publishes some events after each update of the page.
 		shown := ""
@@ -283,14 +292,14 @@ var _ = Describe("The page of the relay, in a browser", func() {
 		v.as(phone)
 		v.photograph("page-phone.png")
 		v.as(desktop)
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()+"/dead-letters"))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL() + "/dead-letters"))
 		v.photograph("page-dead-letters.png")
 	})
 
 	It("says that it is not live after the relay has stopped", NodeTimeout(2*time.Minute), func(ctx SpecContext) {
 		relay, v := s.Relay(s.ClickHouse.Native), browse(ctx, chromium)
 		v.as(phone)
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL()))
 		Eventually(v.text).WithArguments("#liveness").WithTimeout(patience).Should(HavePrefix("Live. Last update "))
 		relay.Stop()
 		Eventually(v.text).WithArguments("#liveness").WithTimeout(patience).Should(HavePrefix("Not live: this relay does not respond."))
@@ -308,12 +317,12 @@ var _ = Describe("The page of the relay, in a browser", func() {
 				}
 				return chromedp.Run(v, chromedp.Evaluate[string]("document.activeElement.textContent"))
 			}).WithTimeout(patience).Should(Equal(label))
-			Expect(chromedp.Do(v, chromedp.KeyEvent(kb.Enter))).To(Succeed())
+			v.do(chromedp.KeyEvent(kb.Enter))
 		}
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL()))
 		awaitVerdict(v, `^Delivering`)
 		reach("Pause")
-		Expect(chromedp.Do(v, chromedp.WaitVisible(chromedp.CSS("button.danger")))).To(Succeed())
+		v.do(chromedp.WaitVisible(chromedp.CSS("button.danger")))
 		reach("Pause the fleet")
 		awaitVerdict(v, `^Paused since .* by operator@127\.0\.0\.1: no event waits\. Nothing is lost\.$`)
 		Expect(s.Publish(ctx, system.Events(3)...)).To(Succeed())
@@ -328,15 +337,15 @@ var _ = Describe("The page of the relay, in a browser", func() {
 		insertDeadLetters(ctx, s.PostgresDSN, 230)
 		relay, v := s.Relay(s.ClickHouse.Native), browse(ctx, chromium)
 		v.as(desktop)
-		Expect(chromedp.Do(v, chromedp.Navigate(relay.AdminURL()+"/dead-letters"), chromedp.SendKeys(chromedp.CSS("[name=since]"), "1h"+kb.Enter),
-			chromedp.WaitVisible(chromedp.CSS("[value=all]")), chromedp.Click(chromedp.CSS("input.all")))).To(Succeed())
+		v.do(chromedp.Navigate(relay.AdminURL()+"/dead-letters"), chromedp.SendKeys(chromedp.CSS("[name=since]"), "1h"+kb.Enter),
+			chromedp.WaitVisible(chromedp.CSS("label [name=since][value='1h']")), chromedp.Click(chromedp.CSS("input.all")))
 		selected, err := chromedp.Run(v, chromedp.Evaluate[int](`document.querySelectorAll('[name="id"]:checked').length`))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(selected).To(Equal(50), "of this page")
-		Expect(chromedp.Do(v, chromedp.Click(chromedp.CSS("[value=all]")), chromedp.Click(chromedp.CSS("button[value=retry]")),
-			chromedp.WaitVisible(chromedp.CSS("form.stack button")))).To(Succeed())
+		v.do(chromedp.Click(chromedp.CSS("[value=all]")), chromedp.Click(chromedp.CSS("button[value=retry]")),
+			chromedp.WaitVisible(chromedp.CSS("form.stack button")))
 		Expect(v.text("h1")).To(Equal("Retry 230 dead letters?"))
-		Expect(chromedp.Do(v, chromedp.Click(chromedp.CSS("form.stack button")))).To(Succeed())
+		v.do(chromedp.Click(chromedp.CSS("form.stack button")))
 		Eventually(v.text).WithArguments("main").WithTimeout(patience).Should(ContainSubstring("230 dead letters retried."))
 		s.ExpectDelivered(ctx, 230)
 	})
