@@ -24,6 +24,7 @@ func main() {
 		Commands: []cli.Command[*config.API]{
 			{Name: "serve", Short: "Serve the API until stopped by a signal", Run: serve},
 			{Name: "migrate", Short: "Migrate the PostgreSQL schema", Run: migrate, Printed: printed},
+			cli.Health(func(c *config.API) string { return c.Admin.Addr }),
 		},
 	}.Main())
 }

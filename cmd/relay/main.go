@@ -24,6 +24,7 @@ func main() {
 		Commands: []cli.Command[*config.Relay]{
 			{Name: "run", Short: "Deliver events until stopped by a signal", Run: run},
 			{Name: "migrate", Short: "Migrate the schemas of PostgreSQL and ClickHouse", Run: migrate, Printed: printed},
+			cli.Health(func(c *config.Relay) string { return c.Admin.Addr }),
 			status(),
 			pause(),
 			resume(),

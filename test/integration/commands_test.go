@@ -54,6 +54,30 @@ var _ = Describe("The command line", func() {
 			"api: open no-such.yaml: no such file or directory"),
 	)
 
+	It("asks the running program whether it is ready", func(ctx SpecContext) {
+		s := newSystem(ctx)
+		proxy, through := faults.StartProxyTo(s.PostgresDSN)
+		env := []string{"DIEHARD_POSTGRES_DSN=" + through, "DIEHARD_CLICKHOUSE_DSN=" + s.ClickHouse.Native}
+		api, relay := s.API(env...), s.Relay(s.ClickHouse.Native, env...)
+		ask := func(code int, program, addr string) string {
+			GinkgoHelper()
+			p := ended(code, program, []string{"health"}, append(env, "DIEHARD_API_AUTH=off", "DIEHARD_ADMIN_ADDR="+addr)...)
+			return string(p.Out.Contents()) + string(p.Err.Contents())
+		}
+		addrs := map[string]string{"api": strings.TrimPrefix(api.AdminURL(), "http://"), "relay": strings.TrimPrefix(relay.AdminURL(), "http://")}
+		for program, addr := range addrs {
+			Expect(ask(0, program, addr)).To(Equal("ready\n"))
+			_, port, err := net.SplitHostPort(addr)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(ask(0, program, ":"+port)).To(Equal("ready\n"), "an address of all interfaces")
+		}
+		proxy.Down()
+		for program, addr := range addrs {
+			Eventually(func() string { return ask(1, program, addr) }).WithTimeout(patience).Should(MatchRegexp(`^` + program + `: not ready: .*postgresql: [^\n]+\n$`))
+		}
+		Expect(ask(1, "relay", "127.0.0.1:1")).To(MatchRegexp(`^relay: not running: .*connection refused\n$`))
+	})
+
 	It("refuses to serve without authentication unless configured", func() {
 		p := ended(2, "api", []string{"serve"}, somewhere)
 		Expect(string(p.Err.Contents())).To(HaveSuffix("\napi: api.keys (DIEHARD_API_KEYS) is empty: " +
