@@ -22,6 +22,7 @@ func schema(c *config.API) postgres.Schema {
 func migrate(ctx context.Context, p cli.Process, c *config.API) error {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		ApplicationName: "diehard-migrate",
 		Session:         postgres.MigrationSession(),
 		Log:             p.Log,

@@ -199,6 +199,7 @@ func open(p cli.Process, c *config.API, maxOpenConns int) (*sqlx.DB, error) {
 	limit := strconv.FormatInt((c.HTTP.RequestTimeout + 5*time.Second).Milliseconds(), 10)
 	return postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		MaxOpenConns:    maxOpenConns,
 		ApplicationName: "diehard-api",
 		// These settings override ALTER DATABASE and ALTER ROLE. A response with the

@@ -73,6 +73,7 @@ type subject struct {
 func openSubject(c *config.Relay, p cli.Process, timeout time.Duration) (*subject, error) {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		MaxOpenConns:    1,
 		ApplicationName: "diehard-check",
 		Session:         store.Session(c.Relay.FlushTimeout),
@@ -178,6 +179,18 @@ func (s *subject) postgresChecks() []checkup.Check {
 			}
 			return "a crash of the server loses no committed data", warnings
 		}},
+		{Name: "postgresql history", Needs: []string{postgresSchema}, Run: func(context.Context) (string, error) {
+			switch {
+			case s.c.Postgres.History == config.HistoryLossless:
+				return "postgres.history is lossless: a failover is no change of history", nil
+			case inspection.NoTimeline:
+				return "", checkup.Warn("the server does not show its timeline: after each restart, the waiting events are checked and delivered later",
+					"set postgres.history to lossless, if no failover of this server loses a commit")
+			case !inspection.Complete:
+				return "", errIncomplete
+			}
+			return "the server shows its timeline, so a failover is noticed", nil
+		}},
 	})
 }
 
@@ -225,7 +238,7 @@ func (s *subject) checkPooler(ctx context.Context) (string, error) {
 	}
 	needed := s.c.Relay.Workers + 2
 	db, err := postgres.Open(postgres.Options{
-		DSN: s.c.Postgres.DSN, MaxOpenConns: needed, ApplicationName: "diehard-check", Session: store.Session(s.c.Relay.FlushTimeout),
+		DSN: s.c.Postgres.DSN, PasswordFile: s.c.Postgres.PasswordFile, MaxOpenConns: needed, ApplicationName: "diehard-check", Session: store.Session(s.c.Relay.FlushTimeout),
 	})
 	if err != nil {
 		return "", err

@@ -407,6 +407,7 @@ func notFound(id int64) error { return fmt.Errorf("dead letter %d not found", id
 func withStore(ctx context.Context, p cli.Process, c *config.Relay, do func(*store.Store) error) error {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		MaxOpenConns:    1,
 		ApplicationName: "diehard-operator",
 		Session:         store.Session(c.Relay.FlushTimeout),

@@ -24,6 +24,7 @@ func schema(c *config.Relay) postgres.Schema {
 func migrate(ctx context.Context, p cli.Process, c *config.Relay) error {
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		ApplicationName: "diehard-migrate",
 		Session:         postgres.MigrationSession(),
 		Log:             p.Log,

@@ -38,6 +38,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	}
 	db, err := postgres.Open(postgres.Options{
 		DSN:             c.Postgres.DSN,
+		PasswordFile:    c.Postgres.PasswordFile,
 		MaxOpenConns:    connections,
 		ApplicationName: applicationName,
 		Session:         store.Session(c.Relay.FlushTimeout),
@@ -60,6 +61,7 @@ func run(ctx context.Context, p cli.Process, c *config.Relay) error {
 	registerConnections(registry, sink, &listening)
 	wake, err := postgres.Listen(ctx, postgres.ListenOptions{
 		DSN:             cmp.Or(c.Postgres.ListenDSN, c.Postgres.DSN),
+		PasswordFile:    c.Postgres.PasswordFile,
 		ApplicationName: applicationName,
 		Channels:        []string{outbox.Channel, store.BatchesChannel},
 		Log:             p.Log,
@@ -166,5 +168,6 @@ func storeOptions(c *config.Relay) store.Options {
 		MaxDelay:       c.Relay.BackoffMax,
 		MaxDeadLetters: c.Relay.DeadLettersPerHour,
 		Schema:         c.Postgres.Schema,
+		Lossless:       c.Postgres.History == config.HistoryLossless,
 	}
 }

@@ -73,11 +73,12 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- The relays recognize the server after a failover. A provider may not allow this right.
+    -- The relays recognize the server after a failover, by a function with the rights of its
+    -- owner. Without this right, they do not know the identifier of the server.
     BEGIN
-        GRANT EXECUTE ON FUNCTION pg_control_system() TO diehard_relay;
+        GRANT EXECUTE ON FUNCTION pg_control_system() TO diehard_migrations;
     EXCEPTION WHEN insufficient_privilege THEN
-        RAISE WARNING 'diehard_relay may not execute pg_control_system(): %', SQLERRM;
+        RAISE NOTICE 'diehard_migrations may not execute pg_control_system(): %', SQLERRM;
     END;
     -- The fleet vacuums outbox_events, so that the table stays small.
     found := to_regclass(format('%I.outbox_events', target));

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/jmoiron/sqlx"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -67,6 +68,14 @@ func (p *Postgres) Kill() {
 func (p *Postgres) Stop() {
 	GinkgoHelper()
 	Expect(p.end(syscall.SIGTERM)).To(Succeed())
+}
+
+// HideTimeline makes the server hide its timeline in this database, as Amazon Aurora does.
+func HideTimeline(ctx context.Context, db *sqlx.DB) {
+	GinkgoHelper()
+	db.MustExecContext(ctx, `ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO pg_hidden_wal_lsn;
+		CREATE FUNCTION pg_catalog.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS $$
+		BEGIN RAISE EXCEPTION 'wal_level must be set to ''logical''' USING ERRCODE = 'object_not_in_prerequisite_state'; END $$`)
 }
 
 // ExamplePostgres starts a server for a testable example, which runs outside the suite's

@@ -52,11 +52,20 @@ type Relay struct {
 // Postgres is the configuration of the connections to PostgreSQL.
 type Postgres struct {
 	DSN          string
+	PasswordFile string
 	Schema       string
 	MaxOpenConns int
 	// ListenDSN is the address for LISTEN, or empty for DSN. The API does not listen.
 	ListenDSN string
+	// History is HistoryChecked or HistoryLossless. The API does not use it.
+	History string
 }
+
+// The values of Postgres.History.
+const (
+	HistoryChecked  = "checked"  // a failover is a change of history
+	HistoryLossless = "lossless" // no failover loses a commit
+)
 
 // ClickHouse is the configuration of the connections to ClickHouse and of the table.
 type ClickHouse struct {
@@ -264,6 +273,8 @@ func (c *Relay) keys() []key {
 	keys = append(keys,
 		secret(maskDSN, text("postgres.listen_dsn", &c.Postgres.ListenDSN, "",
 			"PostgreSQL without the pooler, for LISTEN; empty means postgres.dsn.", isOptionalDSN)),
+		text("postgres.history", &c.Postgres.History, HistoryChecked,
+			"Whether a failover is taken for a change of history: checked, or lossless if no failover loses a commit.", isHistory),
 		required(secret(maskDSN, text("clickhouse.dsn", &c.ClickHouse.DSN, "",
 			"ClickHouse: clickhouse://USER:PASSWORD@HOST:9000/DATABASE, or http(s)://….", isClickHouseDSN))),
 		text("clickhouse.table", &c.ClickHouse.Table, "event_log",
@@ -333,6 +344,8 @@ func (c *Postgres) keys(maxOpenConns string, least int, usage string) []key {
 	return []key{
 		required(secret(maskDSN, text("postgres.dsn", &c.DSN, "",
 			"PostgreSQL: postgres://USER:PASSWORD@HOST:5432/DATABASE, or key=value pairs.", isPostgresDSN))),
+		text("postgres.password_file", &c.PasswordFile, "",
+			"File with the password, read for each connection; empty means the password of the DSN.", isPath),
 		text("postgres.schema", &c.Schema, "",
 			"Schema of Diehard's tables; empty means the first schema of the session's search_path.", isSchema),
 		integer("postgres.max_open_conns", &c.MaxOpenConns, maxOpenConns, least, 10_000, usage),
@@ -392,6 +405,13 @@ const maxRate = 1_000_000
 func isRefusal(value string) error {
 	if value != RefuseEvents && value != RefuseChanges {
 		return errors.New("must be events or changes")
+	}
+	return nil
+}
+
+func isHistory(value string) error {
+	if value != HistoryChecked && value != HistoryLossless {
+		return errors.New("must be checked or lossless")
 	}
 	return nil
 }
@@ -589,6 +609,13 @@ func isLevel(value string) error {
 func isFormat(value string) error {
 	if value != string(telemetry.JSON) && value != string(telemetry.Text) {
 		return fmt.Errorf("is %q, must be json or text", value)
+	}
+	return nil
+}
+
+func isPath(value string) error {
+	if strings.ContainsRune(value, 0) {
+		return errors.New("has a NUL byte")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -27,8 +28,8 @@ type ListenOptions struct {
 	// DSN is as in Options. Notifications do not pass a pooler in transaction mode, so
 	// Listen does not listen through a pooler.
 	DSN string
-	// ApplicationName is as in Options.
-	ApplicationName string
+	// PasswordFile and ApplicationName are as in Options.
+	PasswordFile, ApplicationName string
 	// Channels are the channels to listen to. They share one connection.
 	Channels []string
 	// Log receives one record when notifications stop and one when they resume.
@@ -54,31 +55,74 @@ func Listen(ctx context.Context, o ListenOptions) (map[string]<-chan struct{}, e
 		wake := make(chan struct{}, 1)
 		l.wake[channel], receive[channel] = wake, wake
 	}
-	var err error
-	l.pq, err = pqdriver.NewListener(ctx, pqdriver.ListenerOptions{
-		DSN:             o.DSN,
-		ApplicationName: o.ApplicationName,
-		MinReconnect:    minReconnect,
-		MaxReconnect:    maxReconnect,
-		Event:           func(event pq.ListenerEventType, err error) { l.connectionChanged(ctx, event, err) },
-	})
-	if err != nil {
+	if err := pqdriver.CheckDSN(o.DSN); err != nil {
 		return nil, err
 	}
-	go l.subscribe(ctx)
-	go l.run()
+	go l.keep(ctx)
 	return receive, nil
 }
 
 type listening struct {
 	o    ListenOptions
 	log  *slog.Logger
-	pq   *pqdriver.Listener
 	wake map[string]chan struct{} // by channel; read-only after the start
 	// pingEvery receives the interval of pings after each connect.
 	pingEvery chan time.Duration
-	// Only lib/pq's goroutine uses lost.
-	lost bool
+	lost      bool // keep uses it, and lib/pq's goroutine while keep waits for it
+}
+
+// keep listens until ctx ends or a pooler was found. If the password has changed, it
+// begins again with a new listener.
+func (l *listening) keep(ctx context.Context) {
+	pause := minReconnect
+	for ctx.Err() == nil {
+		pooled, err := l.listen(ctx)
+		if pooled {
+			return
+		}
+		if err == nil {
+			pause = minReconnect
+			continue
+		}
+		l.becameLost(ctx, err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, maxReconnect)
+	}
+}
+
+// listen listens until ctx ends, the password has changed, or a pooler was found. It
+// returns an error if the password cannot be read.
+func (l *listening) listen(ctx context.Context) (pooled bool, err error) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	listener, err := pqdriver.NewListener(ctx, pqdriver.ListenerOptions{
+		DSN:             l.o.DSN,
+		PasswordFile:    l.o.PasswordFile,
+		ApplicationName: l.o.ApplicationName,
+		MinReconnect:    minReconnect,
+		MaxReconnect:    maxReconnect,
+		Event:           func(event pq.ListenerEventType, err error) { l.connectionChanged(ctx, event, err) },
+	})
+	if err != nil {
+		return false, err
+	}
+	var subscribing sync.WaitGroup
+	subscribing.Go(func() { pooled = l.subscribe(ctx, listener) })
+	l.run(listener)
+	end()
+	subscribing.Wait()
+	return pooled, nil
+}
+
+// becameLost logs the first error.
+func (l *listening) becameLost(ctx context.Context, err error) {
+	if !l.lost {
+		l.log.WarnContext(ctx, "postgresql notifications unavailable, polling", "err", err)
+	}
+	l.lost = true
 }
 
 // connectionChanged is called by one goroutine of lib/pq.
@@ -97,17 +141,19 @@ func (l *listening) connectionChanged(ctx context.Context, event pq.ListenerEven
 		l.lost = false
 		go l.readIdleTimeout(ctx)
 	case pq.ListenerEventDisconnected, pq.ListenerEventConnectionAttemptFailed:
-		if !l.lost {
-			l.log.WarnContext(ctx, "postgresql notifications unavailable, polling", "err", err)
-		}
-		l.lost = true
+		l.becameLost(ctx, err)
 	}
+}
+
+// settings are the options of a short connection that reads settings.
+func (l *listening) settings() pqdriver.Options {
+	return pqdriver.Options{DSN: l.o.DSN, PasswordFile: l.o.PasswordFile, ApplicationName: l.o.ApplicationName + "-settings"}
 }
 
 // readIdleTimeout makes run ping more often than the server's idle_session_timeout. After
 // an error the interval stays the same until the next connect.
 func (l *listening) readIdleTimeout(ctx context.Context) {
-	timeout, err := pqdriver.IdleTimeout(ctx, l.o.DSN, l.o.ApplicationName+"-settings")
+	timeout, err := pqdriver.IdleTimeout(ctx, l.settings())
 	if err != nil {
 		return
 	}
@@ -124,7 +170,7 @@ func (l *listening) readIdleTimeout(ctx context.Context) {
 // isPooled returns whether the DSN leads to a pooler. It waits until the server responds.
 func (l *listening) isPooled(ctx context.Context) bool {
 	for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
-		pooled, err := pqdriver.IsPooled(ctx, l.o.DSN, l.o.ApplicationName+"-settings")
+		pooled, err := pqdriver.IsPooled(ctx, l.settings())
 		if err == nil {
 			return pooled
 		}
@@ -136,22 +182,23 @@ func (l *listening) isPooled(ctx context.Context) bool {
 	}
 }
 
-// subscribe listens to the channels. After a reconnect, lib/pq listens to them again.
-func (l *listening) subscribe(ctx context.Context) {
+// subscribe listens to the channels. After a reconnect, lib/pq listens to them again. If a
+// pooler was found, subscribe closes the listener.
+func (l *listening) subscribe(ctx context.Context, listener *pqdriver.Listener) (pooled bool) {
 	if l.isPooled(ctx) {
 		l.log.WarnContext(ctx, "postgresql notifications unavailable behind a pooler, polling",
 			"hint", "set postgres.listen_dsn to the address of the server")
-		_ = l.pq.Close()
+		_ = listener.Close()
 		if l.o.Changed != nil {
 			l.o.Changed(false)
 		}
-		return
+		return true
 	}
 	for channel, wake := range l.wake {
 		for pause := minReconnect; ; pause = min(2*pause, maxReconnect) {
 			// Listen waits for a connection. It returns only errors of the server: a
 			// standby, for example, refuses LISTEN.
-			err := l.pq.Listen(channel)
+			err := listener.Listen(channel)
 			if err == nil {
 				break
 			}
@@ -161,20 +208,21 @@ func (l *listening) subscribe(ctx context.Context) {
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
-				return
+				return false
 			}
 		}
 		notify(wake)
 	}
+	return false
 }
 
 // run returns when the listener ends and closes Notify.
-func (l *listening) run() {
+func (l *listening) run(listener *pqdriver.Listener) {
 	ping := time.NewTicker(pingInterval)
 	defer ping.Stop()
 	for {
 		select {
-		case notification, open := <-l.pq.Notify:
+		case notification, open := <-listener.Notify:
 			switch {
 			case !open:
 				return
@@ -188,7 +236,7 @@ func (l *listening) run() {
 		case interval := <-l.pingEvery:
 			ping.Reset(interval)
 		case <-ping.C:
-			l.pq.Ping()
+			listener.Ping()
 		}
 	}
 }

@@ -42,6 +42,10 @@ type Options struct {
 	// DSN is a postgres:// URL or key=value pairs, as lib/pq accepts them. The PG*
 	// environment variables supply missing parameters.
 	DSN string
+	// PasswordFile is the path of a file with the password, or empty. The pool reads it for
+	// each connection, so that a password can be replaced without a restart. It overrides
+	// the password of the DSN.
+	PasswordFile string
 	// MaxOpenConns is the maximum number of connections. The default is
 	// DefaultMaxOpenConns.
 	MaxOpenConns int
@@ -79,6 +83,7 @@ type Options struct {
 func Open(o Options) (*sqlx.DB, error) {
 	connector, err := pqdriver.NewConnector(pqdriver.Options{
 		DSN:             o.DSN,
+		PasswordFile:    o.PasswordFile,
 		ApplicationName: o.ApplicationName,
 		Setup:           setStatements(o.Session, false),
 		SharedSetup:     setStatements(o.Session, true),

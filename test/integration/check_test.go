@@ -125,7 +125,7 @@ var _ = Describe("relay check", func() {
 			s.Postgres.MustExecContext(ctx, "CREATE ROLE "+role)
 			DeferCleanup(func(ctx SpecContext) { s.Postgres.MustExecContext(ctx, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
 			s.Postgres.MustExecContext(ctx, fmt.Sprintf(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO %[1]s;
-				GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO %[1]s; GRANT EXECUTE ON FUNCTION pg_control_system() TO %[1]s`, role))
+				GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO %[1]s`, role))
 			s.Postgres.MustExecContext(ctx, revoke+" FROM "+role)
 			return checkEnv(withParameter(s.PostgresDSN, "role", role), s.ClickHouse.Native)
 		}
@@ -164,20 +164,20 @@ var _ = Describe("relay check", func() {
 		},
 		Entry("PostgreSQL is down", otherPostgres(func(dsn string) string {
 			return withPassword(changed(dsn, func(u *url.URL) { u.Host = nowhere }), "s3cret")
-		}), "postgresql connection", "^postgresql at "+nowhere+": .*connection refused$", "^start PostgreSQL, or correct the host and the port in postgres.dsn$", 8),
+		}), "postgresql connection", "^postgresql at "+nowhere+": .*connection refused$", "^start PostgreSQL, or correct the host and the port in postgres.dsn$", 9),
 		Entry("PostgreSQL refuses the password", otherPostgres(func(dsn string) string { return withPassword(dsn, "s3cret") }),
-			"postgresql connection", "password authentication failed", "^correct the user and the password in postgres.dsn$", 8),
+			"postgresql connection", "password authentication failed", "^correct the user and the password in postgres.dsn, or in postgres.password_file$", 9),
 		Entry("the database is missing", otherPostgres(func(dsn string) string { return changed(dsn, func(u *url.URL) { u.Path = "/nowhere" }) }),
-			"postgresql connection", `database "nowhere" does not exist`, "^correct the name of the database in postgres.dsn, or create the database", 8),
+			"postgresql connection", `database "nowhere" does not exist`, "^correct the name of the database in postgres.dsn, or create the database", 9),
 		Entry("PostgreSQL does not respond", otherPostgres(lost), "postgresql connection",
-			"^no response from postgresql at 127.0.0.1:[0-9]+ within the time limit$", "^check the firewalls .*; --timeout allows a longer wait$", 8),
+			"^no response from postgresql at 127.0.0.1:[0-9]+ within the time limit$", "^check the firewalls .*; --timeout allows a longer wait$", 9),
 		Entry("PostgreSQL is read-only", otherPostgres(func(dsn string) string { return withParameter(dsn, "default_transaction_read_only", "on") }),
 			"postgresql accepts writes", "it is a standby or read-only", "^connect to the primary$", 0),
 		Entry("the schema is missing", func(ctx context.Context) []string {
 			return checkEnv(suite.EmptyPostgresDSN(ctx), s.ClickHouse.Native)
-		}, "postgresql schema", "^the tables for outbox do not exist, need version [1-9]", "^relay migrate$", 5),
+		}, "postgresql schema", "^the tables for outbox do not exist, need version [1-9]", "^relay migrate$", 6),
 		Entry("the schema is older", onPostgres("UPDATE diehard_outbox_version SET version_id = -1"),
-			"postgresql schema", "^the tables for outbox are too old: found version -1, need version [1-9]", "^relay migrate$", 5),
+			"postgresql schema", "^the tables for outbox are too old: found version -1, need version [1-9]", "^relay migrate$", 6),
 		Entry("a right is missing", asRole("REVOKE DELETE ON outbox_events"), "postgresql rights",
 			"lacks rights on outbox_events: DELETE$", `^GRANT DELETE ON outbox_events TO "checked_.*"$`, 0),
 		Entry("a table is unlogged", onPostgres("ALTER TABLE outbox_batches SET UNLOGGED"), "postgresql tables",

@@ -124,10 +124,8 @@ CREATE TABLE {schema}outbox_history (
     -- The longest time limit of an insert (relay.flush_timeout) that any relay has used.
     flush_timeout     interval    NOT NULL DEFAULT '0'
 );
-INSERT INTO {schema}outbox_history (system_identifier, timeline, database_oid)
-SELECT system_identifier::text, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), pg_database.oid
-FROM pg_control_system(), pg_database
-WHERE datname = current_database();
+-- A later migration fills in the server.
+INSERT INTO {schema}outbox_history (system_identifier, timeline, database_oid) VALUES ('', '', 0);
 
 -- The fuse of the fleet: a single row. It counts dead letters. If too many events become
 -- dead letters in an hour, the fuse blows, and no more events become dead letters until an

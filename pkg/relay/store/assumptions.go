@@ -187,7 +187,7 @@ var tables = []outboxTable{
 // checkedAssumptions are the other properties that Check verifies.
 var checkedAssumptions = []Assumption{
 	{"the right SELECT or USAGE on the sequence of `outbox_events`", "After a failover, a relay reads the last id that was drawn.", Checked},
-	{"the right EXECUTE on `pg_control_system()`", "A relay reads the identity of the server to notice a failover.", Checked},
+	{"the right EXECUTE on the function `diehard_server`", "A relay reads the identity of the server to notice a failover.", Checked},
 	{"no row level security for the role, on all tables", "Hidden rows would wait forever, or look deleted.", Checked},
 	{"all tables are permanent, not unlogged", "A crash of PostgreSQL empties an unlogged table, and a replica has no rows of it.", Checked},
 	{"a valid primary key of all tables", "An id identifies one row, also after a restore or a replication that lost indexes.", Checked},
@@ -240,6 +240,9 @@ type Inspection struct {
 	// Unsafe contains the names of settings with which PostgreSQL can lose committed data
 	// in a crash.
 	Unsafe []string
+	// NoTimeline says that the server does not show its timeline, so that each restart
+	// counts as a change of history, unless Options.Lossless is set.
+	NoTimeline bool
 	// Complete says that all assumptions were verified.
 	Complete bool
 }
@@ -296,7 +299,7 @@ func UnsafeWarning(name string) (problem, remedy string) {
 
 // RightsText returns the rights of a relay that Inspect verifies, for messages.
 func RightsText() string {
-	return fmt.Sprintf("all rights on %d tables, the sequence of outbox_events and pg_control_system()", len(tables))
+	return fmt.Sprintf("all rights on %d tables, the sequence of outbox_events and the function diehard_server", len(tables))
 }
 
 // unreadable is the error if the role may not even see the tables.
@@ -348,8 +351,10 @@ func (s *Store) inspect(ctx context.Context, tx *sqlx.Tx) (found Inspection, err
 		found.add(Settings, direct, "the isolation level is %s in a transaction of the relay", server.Isolation)
 	}
 	if !server.ReadsIdentity {
-		found.add(Rights, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role,
+		found.add(Rights, s.sql("GRANT EXECUTE ON FUNCTION {schema}diehard_server() TO ")+role,
 			"the role %s may not read the identity of the server", server.Role)
+	} else if err := tx.GetContext(ctx, &found.NoTimeline, s.sql(noTimelineSQL)); err != nil {
+		return found, err //nolint:wrapcheck // checkError wraps it
 	}
 	if !server.Disjoint {
 		found.add(Tables, "ALTER TABLE "+batches+" ADD CONSTRAINT outbox_batches_are_disjoint EXCLUDE USING gist (event_ids WITH &&)",
@@ -459,7 +464,7 @@ SELECT current_user                                                 AS role,
        current_setting('synchronous_commit')                        AS synchronous_commit,
        current_setting('row_security')                              AS row_security,
        current_setting('transaction_isolation')                     AS isolation,
-       has_function_privilege('pg_control_system()', 'EXECUTE')     AS reads_identity,
+       has_function_privilege('{schema_literal}diehard_server()', 'EXECUTE') AS reads_identity,
        EXISTS (
            SELECT FROM pg_constraint JOIN pg_index ON indexrelid = conindid
            WHERE conrelid = to_regclass('{schema_literal}outbox_batches')
@@ -470,6 +475,8 @@ SELECT current_user                                                 AS role,
        coalesce((SELECT seqincrement > 0 AND seqmin > 0 AND NOT seqcycle FROM pg_sequence
                  WHERE seqrelid = sequence.name::regclass), false)  AS ascends
 FROM sequence`
+
+const noTimelineSQL = `SELECT timeline LIKE 'start %' FROM {schema}diehard_server()`
 
 // durabilitySQL returns the values of the settings $1. Settings that the server does not
 // know are left out.

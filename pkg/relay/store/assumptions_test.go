@@ -144,8 +144,7 @@ var _ = Describe("Check", func() {
 		GRANT SELECT, DELETE ON outbox_audit TO %[1]s;
 		GRANT SELECT, INSERT ON outbox_dead_letters TO %[1]s;
 		GRANT SELECT ON SEQUENCE outbox_events_id_seq TO %[1]s;
-		GRANT SELECT ON diehard_outbox_version TO %[1]s;
-		GRANT EXECUTE ON FUNCTION pg_control_system() TO %[1]s`
+		GRANT SELECT ON diehard_outbox_version TO %[1]s`
 
 	BeforeEach(func(ctx SpecContext) {
 		dsn = suite.PostgresDSN(ctx)
@@ -224,8 +223,8 @@ var _ = Describe("Check", func() {
 			"the role SOMEBODY lacks rights on outbox_dead_letters: INSERT", "GRANT INSERT ON outbox_dead_letters TO SOMEBODY"),
 		Entry("no right on the sequence", "REVOKE ALL ON SEQUENCE outbox_events_id_seq FROM SOMEBODY",
 			"the role SOMEBODY may not read the sequence of outbox_events", "GRANT SELECT ON SEQUENCE public.outbox_events_id_seq TO SOMEBODY"),
-		Entry("no right on the identity of the server", "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM SOMEBODY, PUBLIC",
-			"the role SOMEBODY may not read the identity of the server", "GRANT EXECUTE ON FUNCTION pg_control_system() TO SOMEBODY"),
+		Entry("no right on the identity of the server", "REVOKE EXECUTE ON FUNCTION diehard_server() FROM PUBLIC",
+			"the role SOMEBODY may not read the identity of the server", "GRANT EXECUTE ON FUNCTION diehard_server() TO SOMEBODY"),
 		Entry("row level security", "ALTER TABLE outbox_events ENABLE ROW LEVEL SECURITY",
 			"row level security hides rows of outbox_events from the role SOMEBODY", "ALTER ROLE SOMEBODY BYPASSRLS"),
 		Entry("row level security with a policy that hides nothing",

@@ -133,6 +133,7 @@ type historyState struct {
 	Original         bool      `db:"original"`
 	SameServer       bool      `db:"same_server"`
 	SameTimeline     bool      `db:"same_timeline"`
+	TimelineUnknown  bool      `db:"timeline_unknown"`
 	SameDatabase     bool      `db:"same_database"`
 	SameIncarnation  bool      `db:"same_incarnation"`
 	LaterIncarnation bool      `db:"later_incarnation"`
@@ -149,7 +150,8 @@ func (h *historyState) signs(before knownHistory) (signs []string) {
 	}{
 		{!h.Exists, "outbox_history is empty"},
 		{h.Exists && !h.SameServer, "another system identifier"},
-		{h.Exists && !h.SameTimeline, "another timeline"},
+		{h.Exists && !h.SameTimeline && !h.TimelineUnknown, "another timeline"},
+		{h.Exists && !h.SameTimeline && h.TimelineUnknown, "another start of a server that does not show its timeline (see postgres.history)"},
 		{h.Exists && !h.SameDatabase, "another database"},
 		{h.Exists && !h.Original, "the row of outbox_history was copied or changed"},
 		{h.Exists && !h.SameIncarnation && !h.LaterIncarnation, "an outbox that this relay does not know"},

@@ -203,6 +203,75 @@ var _ = Describe("The history of the outbox", func() {
 		Expect(err).To(MatchError(And(ContainSubstring("another database"), Not(ContainSubstring("copied or changed")))))
 	})
 
+	Describe("of a server that a provider runs", func() {
+		const anotherStart = "UPDATE outbox_history SET timeline = 'start 1', recorded_by = pg_current_xact_id()::xid"
+
+		It("has changed after each start, if the server does not show its timeline", func(ctx SpecContext) {
+			testengines.HideTimeline(ctx, db)
+			arrange := func() {
+				GinkgoHelper()
+				publishEvents(ctx, db, 1)
+				_, err := s.Cut(ctx, 0)
+				Expect(err).To(And(MatchError(store.ErrHistoryChanged), MatchError(ContainSubstring("another start of a server that does not show its timeline"))))
+			}
+			arrange() // the server has shown its timeline before
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1), "it is recorded once")
+			publishEvents(ctx, db, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+			Expect(claimed(ctx, s)).To(BeTrue())
+			db.MustExecContext(ctx, anotherStart)
+			Expect(claimed(ctx, s)).To(BeFalse())
+			arrange()
+			expectUnverified(ctx, db, s)
+		})
+
+		It("has not changed after a failover, if the operator says that it loses no commit", func(ctx SpecContext) {
+			s := store.New(db, store.Options{Lossless: true})
+			publishEvents(ctx, db, 2)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
+			for _, change := range []string{"UPDATE outbox_history SET timeline = '00000000', recorded_by = pg_current_xact_id()::xid", anotherStart} {
+				db.MustExecContext(ctx, change)
+				Expect(claimed(ctx, s)).To(BeTrue())
+				publishEvents(ctx, db, 1)
+				Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+			}
+			db.MustExecContext(ctx, "UPDATE outbox_history SET unverified_to = 0")
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(MatchError(ContainSubstring("copied or changed")), "a dump was restored")
+		})
+
+		It("is known to relays of a role that may read neither its identifier nor its timeline", func(ctx SpecContext) {
+			role := fmt.Sprintf("provided_%d_%d", GinkgoParallelProcess(), time.Now().UnixNano())
+			dsn := suite.EmptyPostgresDSN(ctx)
+			superuser := testengines.OpenPostgres(dsn, nil)
+			superuser.MustExecContext(ctx, "CREATE ROLE "+role)
+			DeferCleanup(func(ctx SpecContext) { superuser.MustExecContext(ctx, "DROP OWNED BY "+role+"; DROP ROLE "+role) })
+			superuser.MustExecContext(ctx, "GRANT CREATE ON SCHEMA public TO "+role+"; REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+			testengines.HideTimeline(ctx, superuser)
+			session := store.Session(time.Minute)
+			session["role"] = role
+			own := testengines.OpenStore(dsn, session)
+			Expect(testengines.Schema.Migrate(ctx, own.DB, quiet)).To(Succeed())
+
+			s := newStore(own)
+			Expect(s.Inspect(ctx)).To(And(HaveField("Problems", BeEmpty()), HaveField("NoTimeline", true), HaveField("Complete", true)))
+			publishEvents(ctx, own, 2)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 2))
+			Expect(claimed(ctx, s)).To(BeTrue())
+
+			By("getting the right to read the identifier, and losing it again")
+			superuser.MustExecContext(ctx, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role)
+			publishEvents(ctx, own, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+			own.MustExecContext(ctx, "UPDATE outbox_history SET system_identifier = '1', recorded_by = pg_current_xact_id()::xid")
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(MatchError(ContainSubstring("another system identifier")))
+			superuser.MustExecContext(ctx, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM "+role)
+			publishEvents(ctx, own, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+		})
+	})
+
 	It("is recorded with all events that exist, even if the sequence is behind them", func(ctx SpecContext) {
 		arrange(ctx)
 		db.MustExecContext(ctx, "INSERT INTO outbox_events (id, event_type, event_context) OVERRIDING SYSTEM VALUE VALUES (1000, 'a', '{}')")
@@ -359,7 +428,6 @@ var _ = Describe("The history of the outbox", func() {
 				db.MustExecContext(ctx, "DROP ROLE "+role)
 			})
 			db.MustExecContext(ctx, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+role)
-			db.MustExecContext(ctx, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role)
 			session := store.Session(30 * time.Second)
 			session["role"] = role
 			limited = testengines.OpenStore(suite.PostgresDSNOf(name(ctx, db)), session)

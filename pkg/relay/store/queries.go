@@ -67,16 +67,20 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
 
 const (
 	databaseSQL = `(SELECT oid FROM pg_database WHERE datname = current_database())`
-	timelineSQL = `substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
+
+	// sameServerSQL and sameTimelineSQL compare outbox_history with diehard_server. An
+	// unknown identifier equals any other.
+	sameServerSQL   = `(history.system_identifier = server.system_identifier OR '' IN (history.system_identifier, server.system_identifier))`
+	sameTimelineSQL = `history.timeline = server.timeline`
 
 	// sameHistorySQL is true if outbox_history describes this database, if the row was
 	// not copied, if $1 is null or the incarnation, and if no subscription writes into
 	// the outbox.
 	sameHistorySQL = `(EXISTS (
-    SELECT FROM {schema}outbox_history AS history, pg_control_system() AS server
+    SELECT FROM {schema}outbox_history AS history, {schema}diehard_server() AS server
     WHERE history.xmin = history.recorded_by
-      AND history.system_identifier = server.system_identifier::text
-      AND history.timeline = ` + timelineSQL + `
+      AND ` + sameServerSQL + `
+      AND {same_timeline}
       AND history.database_oid = ` + databaseSQL + `
       AND history.incarnation = coalesce($1::uuid, history.incarnation)
 ) AND NOT EXISTS (` + subscriptionsSQL + `))`
@@ -185,15 +189,16 @@ const (
 	historySQL = `
 SELECT history.singleton IS NOT NULL                                                  AS exists,
        coalesce(history.xmin = history.recorded_by, false)                            AS original,
-       coalesce(history.system_identifier = server.system_identifier::text, false)    AS same_server,
-       coalesce(history.timeline = ` + timelineSQL + `, false)                        AS same_timeline,
+       coalesce(` + sameServerSQL + `, false)                                         AS same_server,
+       coalesce({same_timeline}, false)                                               AS same_timeline,
+       server.timeline LIKE 'start %'                                                 AS timeline_unknown,
        coalesce(history.database_oid = ` + databaseSQL + `, false)                    AS same_database,
        coalesce(history.incarnation = $1::uuid, $1::uuid IS NULL)                     AS same_incarnation,
        coalesce($1::uuid = ANY (history.ancestors), false)                            AS later_incarnation,
        coalesce(history.incarnation, '00000000-0000-0000-0000-000000000000')          AS incarnation,
        (SELECT count(*) FROM {schema}outbox_cursor)                                   AS cursors,
        coalesce((SELECT max(cuts) FROM {schema}outbox_cursor), 0)                     AS cuts
-FROM pg_control_system() AS server
+FROM {schema}diehard_server() AS server
 LEFT JOIN {schema}outbox_history AS history ON true`
 
 	// unverifiedBatchesSQL counts an attempt for each batch that has none. A batch without
@@ -211,14 +216,14 @@ SET attempts        = greatest(attempts, 1),
 	// transactions. $2 is the relay's time limit of an insert in seconds.
 	recordHistorySQL = `
 INSERT INTO {schema}outbox_history AS history (system_identifier, timeline, database_oid, ancestors, unverified_to, flush_timeout)
-SELECT server.system_identifier::text, ` + timelineSQL + `, ` + databaseSQL + `,
+SELECT server.system_identifier, server.timeline, ` + databaseSQL + `,
        array_remove(ARRAY[$1::uuid], NULL),
        greatest(0, (SELECT max(id) FROM {schema}outbox_events),
                 (SELECT max(upper(event_ids)) - 1 FROM {schema}outbox_batches),
                 (SELECT max(outbox_event_id) FROM {schema}outbox_dead_letters),
                 ` + sequenceValueSQL + `),
        make_interval(secs => $2)
-FROM pg_control_system() AS server
+FROM {schema}diehard_server() AS server
 ON CONFLICT (singleton) DO UPDATE
 SET system_identifier = excluded.system_identifier,
     timeline          = excluded.timeline,

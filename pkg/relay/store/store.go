@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,6 +78,9 @@ type Options struct {
 	// Schema is the schema of the outbox's tables. If Schema is empty, PostgreSQL finds
 	// the tables by the session's search_path.
 	Schema string
+	// Lossless says that no failover of the server loses a commit. A failover is then no
+	// change of history.
+	Lossless bool
 }
 
 func (o *Options) setDefaults() {
@@ -126,7 +130,14 @@ type Store struct {
 // New returns a Store on db. The connections of db must have the settings of Session.
 func New(db *sqlx.DB, o Options) *Store {
 	o.setDefaults()
-	return &Store{db: db, o: o, sql: postgres.InSchema(o.Schema), watermarkTrail: watermarkTrail}
+	sameTimeline, inSchema := sameTimelineSQL, postgres.InSchema(o.Schema)
+	if o.Lossless {
+		sameTimeline = "true"
+	}
+	sql := func(statement string) string {
+		return inSchema(strings.ReplaceAll(statement, "{same_timeline}", sameTimeline))
+	}
+	return &Store{db: db, o: o, sql: sql, watermarkTrail: watermarkTrail}
 }
 
 func (s *Store) batchHint() uuid.UUID {

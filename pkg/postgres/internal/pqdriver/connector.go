@@ -16,6 +16,9 @@ type Options struct {
 	// DSN is a postgres:// URL or key=value pairs, as lib/pq accepts them. The PG*
 	// environment variables supply missing parameters.
 	DSN string
+	// PasswordFile is the path of a file with the password. It is read for each connection.
+	// If it is empty, the DSN has the password.
+	PasswordFile string
 	// ApplicationName appears in pg_stat_activity, unless the DSN sets
 	// application_name.
 	ApplicationName string
@@ -45,12 +48,16 @@ func NewConnector(o Options) (driver.Connector, error) {
 	if err != nil {
 		return nil, dsnError(err)
 	}
-	return &connector{base: base, setup: o.Setup, sharedSetup: o.SharedSetup, keepsAll: o.KeepStatements}, nil
+	return &connector{
+		dsn: dsn, passwordFile: o.PasswordFile, base: base,
+		setup: o.Setup, sharedSetup: o.SharedSetup, keepsAll: o.KeepStatements,
+	}, nil
 }
 
 // connector is lib/pq's connector with the workarounds of this package.
 type connector struct {
-	base               *pq.Connector
+	dsn, passwordFile  string
+	base               *pq.Connector // without the password of the file
 	setup, sharedSetup string
 	keepsAll           bool
 }
@@ -80,6 +87,17 @@ func (c *connector) connect(ctx context.Context, w watchdog) (*conn, error) {
 		pooled atomic.Bool
 	)
 	base := *c.base
+	if c.passwordFile != "" {
+		dsn, err := withPassword(c.dsn, c.passwordFile)
+		if err != nil {
+			return nil, err
+		}
+		withOwn, err := pq.NewConnector(dsn)
+		if err != nil {
+			return nil, dsnError(err)
+		}
+		base = *withOwn
+	}
 	base.Dialer(dialer{abort: w.alive, pooled: &pooled, dialed: func(socket net.Conn) net.Conn {
 		recorder := &writeRecorder{Conn: socket}
 		last.Store(recorder)

@@ -13,8 +13,8 @@ import (
 
 // ListenerOptions configures a listener.
 type ListenerOptions struct {
-	// DSN and ApplicationName are as in Options.
-	DSN, ApplicationName string
+	// DSN, PasswordFile and ApplicationName are as in Options.
+	DSN, PasswordFile, ApplicationName string
 	// MinReconnect and MaxReconnect are the bounds of the pause between attempts to
 	// connect. The pause doubles after each attempt.
 	MinReconnect, MaxReconnect time.Duration
@@ -30,13 +30,28 @@ type Listener struct {
 }
 
 // NewListener returns a listener. It closes the listener when ctx ends, even while the
-// listener waits for the server. It returns an error if the DSN is invalid.
+// listener waits for the server. It also closes it if an attempt to connect fails and the
+// file has another password by then: lib/pq would try the old one again and again. It
+// returns an error if the DSN is invalid, or if the password cannot be read.
 func NewListener(ctx context.Context, o ListenerOptions) (*Listener, error) {
 	dsn, err := withDefaults(o.DSN, o.ApplicationName)
 	if err != nil {
 		return nil, err
 	}
-	l := &Listener{Listener: pq.NewDialListener(dialer{abort: ctx}, dsn, o.MinReconnect, o.MaxReconnect, o.Event)}
+	complete, err := withPassword(dsn, o.PasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	ctx, end := context.WithCancel(ctx)
+	l := &Listener{Listener: pq.NewDialListener(dialer{abort: ctx}, complete, o.MinReconnect, o.MaxReconnect, func(event pq.ListenerEventType, err error) {
+		o.Event(event, err)
+		if event != pq.ListenerEventConnectionAttemptFailed {
+			return
+		}
+		if now, err := withPassword(dsn, o.PasswordFile); err == nil && now != complete {
+			end()
+		}
+	})}
 	context.AfterFunc(ctx, func() { _ = l.Close() })
 	return l, nil
 }
@@ -58,8 +73,8 @@ func (l *Listener) Ping() {
 }
 
 // IsPooled returns whether the DSN leads to a pooler that may share sessions among clients.
-func IsPooled(ctx context.Context, dsn, applicationName string) (bool, error) {
-	connector, err := NewConnector(Options{DSN: dsn, ApplicationName: applicationName})
+func IsPooled(ctx context.Context, o Options) (bool, error) {
+	connector, err := NewConnector(o)
 	if err != nil {
 		return false, err
 	}
@@ -79,8 +94,8 @@ func IsPooled(ctx context.Context, dsn, applicationName string) (bool, error) {
 // listener cannot set it: lib/pq offers no way to execute SET on its connection
 // (https://github.com/lib/pq/blob/v1.12.3/notify.go#L527), and poolers refuse it as a
 // startup parameter.
-func IdleTimeout(ctx context.Context, dsn, applicationName string) (time.Duration, error) {
-	connector, err := NewConnector(Options{DSN: dsn, ApplicationName: applicationName})
+func IdleTimeout(ctx context.Context, o Options) (time.Duration, error) {
+	connector, err := NewConnector(o)
 	if err != nil {
 		return 0, err
 	}
