@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"context"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"strings"
 
@@ -53,6 +55,26 @@ func Inspect(ctx context.Context, db *sql.DB, dsn string) (Server, error) {
 	return server, nil
 }
 
+// tlsRemedy returns the remedy for an error of TLS, or "".
+func tlsRemedy(err error) string {
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return "set sslrootcert in postgres.dsn to the certificate of the authority that has signed the certificate of the server"
+	}
+	if _, mismatch := errors.AsType[x509.HostnameError](err); mismatch {
+		return "use a name of the certificate as the host in postgres.dsn, or install a certificate with this name in PostgreSQL"
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "renew the certificate of the server"
+	}
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" { // of crypto/tls
+		return "correct sslcert and sslkey in postgres.dsn: the server refuses the certificate of the client"
+	}
+	if _, unreadable := errors.AsType[*fs.PathError](err); unreadable {
+		return "correct the file in postgres.dsn"
+	}
+	return ""
+}
+
 // explain returns the problem and the remedy for an error of a connection.
 func explain(ctx context.Context, dsn string, err error) error {
 	server := "postgresql at " + strings.Join(pqdriver.Hosts(dsn), ", ")
@@ -65,7 +87,7 @@ func explain(ctx context.Context, dsn string, err error) error {
 	if refused, ok := errors.AsType[*pq.Error](err); ok {
 		switch {
 		case refused.Code == pqerror.InvalidPassword:
-			return problem("correct the user and the password in postgres.dsn")
+			return problem("correct the user and the password in postgres.dsn, or in postgres.password_file")
 		case class(refused) == invalidAuthorization:
 			return problem("correct the user in postgres.dsn, or allow the connection in pg_hba.conf")
 		case refused.Code == pqerror.InvalidCatalogName:
@@ -76,6 +98,12 @@ func explain(ctx context.Context, dsn string, err error) error {
 			return problem("close other connections, or increase max_connections")
 		}
 		return problem("find the cause in the log of PostgreSQL")
+	}
+	if _, unreadable := errors.AsType[*pqdriver.PasswordError](err); unreadable {
+		return problem("write the password into the file, or correct postgres.password_file")
+	}
+	if remedy := tlsRemedy(err); remedy != "" {
+		return problem(remedy)
 	}
 	netErr, isNet := errors.AsType[net.Error](err)
 	switch {
