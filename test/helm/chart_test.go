@@ -96,7 +96,7 @@ var _ = Describe("The chart", func() {
 						exposed = append(exposed, strconv.Itoa(p.ContainerPort))
 					}
 					Expect(ports).To(Equal(expected))
-					Expect(readFile("Dockerfile."+o.component())).To(ContainSubstring("\nEXPOSE "+strings.Join(exposed, " ")+"\n"), "the image's ports")
+					Expect(imageOf(o.component())).To(ContainSubstring("\nEXPOSE "+strings.Join(exposed, " ")+"\n"), "the image's ports")
 					Expect(c.LivenessProbe.HTTPGet.Port).To(Equal("admin"))
 					Expect(c.ReadinessProbe.HTTPGet.Port).To(Equal("admin"))
 				}
@@ -170,7 +170,7 @@ var _ = Describe("The chart", func() {
 					if name == "users that the cluster chooses" {
 						Expect(pod.SecurityContext.RunAsUser).To(BeNil())
 					} else {
-						Expect(readFile("Dockerfile.relay")).To(ContainSubstring(fmt.Sprintf("\nUSER %d:%d\n", *pod.SecurityContext.RunAsUser, *pod.SecurityContext.RunAsGroup)))
+						Expect(readFile("Dockerfile")).To(ContainSubstring(fmt.Sprintf("\nUSER %d:%d\n", *pod.SecurityContext.RunAsUser, *pod.SecurityContext.RunAsGroup)))
 					}
 					Expect(pod.all()).NotTo(BeEmpty())
 					for _, c := range pod.all() {
@@ -387,6 +387,15 @@ var _ = Describe("The chart", func() {
 
 // secretVariable matches the names of variables whose values are secrets.
 var secretVariable = regexp.MustCompile(`_(DSN|KEYS|TOKEN|PASSWORD)$`)
+
+// imageOf returns the part of the Dockerfile that makes the program's image.
+func imageOf(program string) string {
+	GinkgoHelper()
+	_, image, found := strings.Cut(readFile("Dockerfile"), " AS "+program+"\n")
+	Expect(found).To(BeTrue())
+	image, _, _ = strings.Cut(image, "\nFROM ")
+	return image
+}
 
 func readFile(path string) string {
 	GinkgoHelper()
