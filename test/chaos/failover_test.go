@@ -24,12 +24,15 @@ import (
 )
 
 var _ = Describe("A failover of PostgreSQL", func() {
-	It("to a replica that lacks the last commits loses and doubles no event that the replica has", func(ctx SpecContext) {
+	DescribeTable("to a replica that lacks the last commits loses and doubles no event that the replica has", func(ctx SpecContext, hidden bool) {
 		settings := map[string]string{"wal_keep_size": "256MB"}
 		own := system.StartPrivate(ctx, devstack.PostgresOptions{Settings: settings}, devstack.ClickHouseOptions{})
 		s := system.New(suite.Prepared(), own.PostgresDSN, own.ClickHouseDSNs)
+		if hidden {
+			testengines.HideTimeline(ctx, s.Postgres)
+		}
 		replication, replicationDSN := faults.StartProxyTo(own.PostgresDSN)
-		standby := startStandby(ctx, own, replicationDSN, settings)
+		standby := startStandby(ctx, own.Postgres, replicationDSN, devstack.PostgresOptions{Settings: settings})
 		replica := testengines.OpenPostgres(standby.DSN("diehard"), nil)
 
 		clientsProxy, through := faults.StartProxyTo(own.PostgresDSN)
@@ -64,6 +67,10 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		awaitNotReady(ctx, relay)
 
 		By("promoting the replica")
+		fault := "failover to a replica that lacks 200 events and the cuts of 300"
+		if hidden {
+			fault += ", on a server that does not show its timeline"
+		}
 		var promoted bool
 		Expect(replica.Get(&promoted, "SELECT pg_promote()")).To(Succeed())
 		Expect(promoted).To(BeTrue())
@@ -71,11 +78,14 @@ var _ = Describe("A failover of PostgreSQL", func() {
 		system.Create(ctx, api, system.NewUser{Email: "ada@example.com"})
 		Expect(after.Publish(ctx, system.Events(99)...)).To(Succeed())
 		expectOnce(ctx, after, outcome{
-			Fault: "failover to a replica that lacks 200 events and the cuts of 300", Done: "PostgreSQL", Events: 1100,
+			Fault: fault, Done: "PostgreSQL", Events: 1100,
 		})
 		awaitMessage(ctx, relay, "resolving all batches")
 		awaitReady(ctx, relay)
-	})
+	},
+		Entry("on a server that shows its timeline", false),
+		Entry("on a server that does not show its timeline", true),
+	)
 })
 
 var _ = Describe("A claim during which PostgreSQL fails over", func() {
@@ -110,8 +120,8 @@ var _ = Describe("A claim during which PostgreSQL fails over", func() {
 })
 
 // startStandby starts a server on a copy of the primary's data that replicates
-// the primary at the DSN.
-func startStandby(ctx context.Context, own *system.Private, primaryDSN string, settings map[string]string) *devstack.Postgres {
+// the primary at the DSN. It uses a data folder of its own.
+func startStandby(ctx context.Context, primary *devstack.Postgres, primaryDSN string, o devstack.PostgresOptions) *devstack.Postgres {
 	GinkgoHelper()
 	dir, err := os.MkdirTemp("", "diehard-standby-*")
 	Expect(err).NotTo(HaveOccurred())
@@ -119,12 +129,12 @@ func startStandby(ctx context.Context, own *system.Private, primaryDSN string, s
 	Expect(os.Chmod(dir, 0o755)).To(Succeed()) //nolint:gosec // the server may run as another user
 	copied := filepath.Join(dir, "data")
 
-	session, err := testengines.OpenPostgres(own.PostgresDSN, nil).Connx(ctx)
+	session, err := testengines.OpenPostgres(primary.DSN("postgres"), nil).Connx(ctx)
 	Expect(err).NotTo(HaveOccurred())
 	defer session.Close()
 	_, err = session.ExecContext(ctx, "SELECT pg_backup_start('standby', true)")
 	Expect(err).NotTo(HaveOccurred())
-	output, err := exec.CommandContext(ctx, "cp", "-a", own.Postgres.DataDir(), copied).CombinedOutput() //nolint:gosec // our own folders
+	output, err := exec.CommandContext(ctx, "cp", "-a", primary.DataDir(), copied).CombinedOutput() //nolint:gosec // our own folders
 	Expect(err).NotTo(HaveOccurred(), "%s", output)
 	var label string
 	Expect(session.GetContext(ctx, &label, "SELECT labelfile FROM pg_backup_stop(false)")).To(Succeed())
@@ -134,23 +144,29 @@ func startStandby(ctx context.Context, own *system.Private, primaryDSN string, s
 	owner, ok := folder.Sys().(*syscall.Stat_t)
 	Expect(ok).To(BeTrue())
 	Expect(os.Remove(filepath.Join(copied, "postmaster.pid"))).To(Succeed())
-	primary, err := url.Parse(primaryDSN)
-	Expect(err).NotTo(HaveOccurred())
-	password, _ := primary.User.Password()
 	for name, content := range map[string]string{
-		"backup_label":   label,
-		"standby.signal": "",
-		"postgresql.auto.conf": "primary_conninfo = 'host=" + primary.Hostname() + " port=" + primary.Port() +
-			" user=" + primary.User.Username() + " password=" + password + " sslmode=disable'\n",
+		"backup_label":         label,
+		"standby.signal":       "",
+		"postgresql.auto.conf": "primary_conninfo = '" + connInfo(primaryDSN) + "'\n",
 	} {
 		path := filepath.Join(copied, name)
 		Expect(os.WriteFile(path, []byte(content), 0o600)).To(Succeed())
 		Expect(os.Chown(path, int(owner.Uid), int(owner.Gid))).To(Succeed())
 	}
-	standby, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{DataDir: copied, Settings: settings})
+	o.DataDir = copied
+	standby, err := devstack.StartPostgres(ctx, o)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() { Expect(standby.Stop()).To(Succeed()) })
 	return standby
+}
+
+// connInfo returns the DSN in the form of primary_conninfo.
+func connInfo(dsn string) string {
+	GinkgoHelper()
+	u, err := url.Parse(dsn)
+	Expect(err).NotTo(HaveOccurred())
+	password, _ := u.User.Password()
+	return fmt.Sprintf("host=%s port=%s user=%s password=%s sslmode=disable", u.Hostname(), u.Port(), u.User.Username(), password)
 }
 
 func hostOf(dsn string) string {

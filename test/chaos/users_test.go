@@ -30,6 +30,8 @@ type clients struct {
 	responses map[string]int // counts by status and problem
 }
 
+var loads atomic.Int64
+
 // createUsers creates users at the rate perSecond, or slower if the API is
 // slower.
 func createUsers(ctx context.Context, api *programs.Process, perSecond rate.Limit) *clients {
@@ -51,11 +53,12 @@ func (c *clients) start(ctx context.Context, api *programs.Process, perSecond ra
 	c.url.Store(api.URL())
 	var stopped atomic.Bool
 	var group sync.WaitGroup
+	load := loads.Add(1) // clients of the same database create different users
 	var n atomic.Int64
 	for range atOnce {
 		group.Go(func() {
 			for !stopped.Load() && pace.Wait(ctx) == nil {
-				email := fmt.Sprintf("user-%d@example.com", n.Add(1))
+				email := fmt.Sprintf("user-%d-%d@example.com", load, n.Add(1))
 				for !c.create(ctx, email) && pace.Wait(ctx) == nil {
 				}
 			}
