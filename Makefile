@@ -56,7 +56,7 @@ GINKGO = CGO_ENABLED=$(if $(HAS_CC),1,0) DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/dev
 .PHONY: test
 test: need-npm want-cc build ## run every suite with the race detector (PKG=./pkg/outbox: one suite; ARGS=…: flags for Ginkgo)
 	@rm -f bin/$(TEST_REPORT)
-	@$(GINKGO) $(if $(HAS_CC),--race) --fail-on-empty --label-filter='!long && !stalls' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
+	@$(GINKGO) $(if $(HAS_CC),--race) --fail-on-empty --label-filter='!long && !stalls && !compose' --json-report=$(TEST_REPORT) $(ARGS) $(PKG); \
 	status=$$?; go run ./tools/testsummary -left-out bin/$(TEST_REPORT) >&2; exit $$status
 
 # Specs with the label long test the same behaviour as specs of `make test`, but at a
@@ -90,6 +90,13 @@ test/chaos: need-npm build ## cause random faults in the whole system (DURATION=
 test/stalls: need-npm build ## cause each kind of stall under load, and check the alerts and the page (DURATION=10m)
 	DIEHARD_DEVSTACK_BIN='$(CURDIR)/bin/devstack' DIEHARD_STALLS_DURATION='$(DURATION)' go tool ginkgo run \
 		--label-filter=stalls --fail-on-empty --timeout=24h --poll-progress-after=30m ./test/deploy
+
+# The images and docker-compose.yml, with a container engine. Without one, the suite says so.
+# DIEHARD_COMPOSE_OVERRIDE can name another compose file, for example with images of a
+# private registry.
+.PHONY: test/compose
+test/compose: need-go ## build the images and drive docker-compose.yml: scale, kill, restart, upgrade
+	go tool ginkgo run --label-filter=compose --timeout=1h --poll-progress-after=5m -v ./test/compose
 
 .PHONY: test/outcomes
 test/outcomes: need-npm build ## run the chaos suites, and write their outcomes into docs/delivery.md
@@ -154,8 +161,10 @@ build: need-go ## build bin/api, bin/relay and bin/devstack
 
 .PHONY: images
 images: ## build the images diehard-api and diehard-relay with Docker
-	docker build --build-arg VERSION='$(VERSION)' --file Dockerfile.api --tag 'diehard-api:$(VERSION)' .
-	docker build --build-arg VERSION='$(VERSION)' --file Dockerfile.relay --tag 'diehard-relay:$(VERSION)' .
+	@for program in api relay; do \
+		docker build --build-arg VERSION='$(VERSION)' --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" \
+			--target $$program --tag "diehard-$$program:$(VERSION)" . || exit; \
+	done
 
 .PHONY: migrate
 migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CLICKHOUSE_DSN name
