@@ -4,6 +4,8 @@
 # release exists. Nested modules have separate tags, such as tools/devstack/v0.1.0.
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null || echo dev)
 GOLANGCI_LINT := $(CURDIR)/bin/tools/golangci-lint
+GOVULNCHECK := $(CURDIR)/bin/tools/govulncheck
+CYCLONEDX := $(CURDIR)/bin/tools/cyclonedx-gomod
 TEST_REPORT := test-report.json
 
 # The suites with long specs, for `make test/all`.
@@ -63,9 +65,19 @@ test: need-npm want-cc build ## run every suite with the race detector (PKG=./pk
 # larger scale. They repeat more often, run longer, use larger tables, or check larger
 # models. They run without the race detector: `make test` runs the same code with it.
 .PHONY: test/all
-test/all: need-npm build ## run the long specs, which `make test` does not run
+test/all: need-npm build ## run the long specs, which `make test` does not run, and test/pooler
 	@rm -f bin/$(LONG_REPORT)
-	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG)
+	@$(GINKGO) --label-filter=long --json-report=$(LONG_REPORT) $(ARGS) $(LONG_PKG); \
+	status=$$?; $(MAKE) test/pooler || status=1; exit $$status
+
+# Each step at which a relay is killed, a short chaos, and the specs of the whole system
+# again, with the programs behind a PgBouncer in transaction mode. It takes two minutes.
+POOLER_REPORT := test-pooler-report.json
+POOLED := ^chaos (A relay that is killed .*over native|Chaos )|^integration (Delivery|Creating a user|Publishing by SQL|An API that stops|In another application)
+.PHONY: test/pooler
+test/pooler: need-npm build ## run the crash points, chaos and integration behind PgBouncer
+	@rm -f bin/$(POOLER_REPORT)
+	@DIEHARD_TEST_POOLER=1 DIEHARD_CHAOS_DURATION=15s $(GINKGO) --focus='$(POOLED)' --json-report=$(POOLER_REPORT) ./test/chaos ./test/integration
 
 # The targets run one after the other, because the go command can fuzz only one target at
 # a time. FUZZ is a time, such as 10m, or a number of inputs, such as 2000x.
@@ -166,6 +178,29 @@ images: ## build the images diehard-api and diehard-relay with Docker
 			--target $$program --tag "diehard-$$program:$(VERSION)" . || exit; \
 	done
 
+# A vulnerability counts if a program can call it. Without the database of vulnerabilities,
+# one line says so.
+.PHONY: vulns
+vulns: need-go $(GOVULNCHECK) ## look for known vulnerabilities that the programs can reach
+	@output=$$($(GOVULNCHECK) ./cmd/... 2>&1); status=$$?; \
+	case "$$status $$output" in \
+		*'fetching vulnerabilities'*) echo 'make vulns is left out: the database of vulnerabilities cannot be reached' >&2 ;; \
+		*) echo "$$output"; exit $$status ;; \
+	esac
+
+.PHONY: sbom
+sbom: need-go $(CYCLONEDX) ## write the SBOMs of both programs, with licences, into bin/sbom (CycloneDX)
+	@mkdir -p bin/sbom
+	@for program in api relay; do \
+		$(CYCLONEDX) app -json -licenses -main cmd/$$program -output bin/sbom/$$program.cdx.json . || exit; \
+	done
+
+# What goreleaser makes for a tag, without images. GORELEASER names the program.
+GORELEASER ?= goreleaser
+.PHONY: release/try
+release/try: $(CYCLONEDX) ## make the archives, checksums and SBOMs of a release in dist, and publish nothing
+	IMAGES=localhost $(GORELEASER) release --snapshot --clean --skip=docker
+
 .PHONY: migrate
 migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CLICKHOUSE_DSN name
 	bin/relay migrate
@@ -173,11 +208,14 @@ migrate: build ## migrate the databases that DIEHARD_POSTGRES_DSN and DIEHARD_CL
 
 .PHONY: clean
 clean: ## remove the built programs, and the data of `make run`
-	rm -rf bin .devstack
+	rm -rf bin dist .devstack
 
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 	@echo 'building the linter: this takes a few minutes, once'
 	cd tools/lint && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
+
+$(GOVULNCHECK) $(CYCLONEDX): tools/release/go.mod tools/release/go.sum
+	cd tools/release && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o '$(CURDIR)/bin/tools/' tool
 
 # The required programs. If a program is missing, one line names it. `go list -m` fails if
 # Go is older than go.mod requires and cannot download a newer version.
