@@ -26,7 +26,7 @@ LABEL org.opencontainers.image.version=${VERSION} \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.source=https://github.com/diehard-outbox/diehard \
       org.opencontainers.image.documentation=https://github.com/diehard-outbox/diehard/tree/main/docs \
-      org.opencontainers.image.licenses=MIT \
+      org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.vendor="The authors of Diehard"
 
 FROM base AS api

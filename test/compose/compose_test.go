@@ -100,7 +100,7 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 		Expect(err).NotTo(HaveOccurred())
 		s = &stack{
 			root: root, name: "diehard-test-" + uuid.NewString()[:8], version: "first",
-			files: []string{filepath.Join(root, "docker-compose.yml"), filepath.Join(root, "test/compose/ports.yml")},
+			files: []string{filepath.Join(root, "docker-compose.yml"), filepath.Join(root, "test", "compose", "ports.yml")},
 		}
 		if override := os.Getenv(overrideEnv); override != "" {
 			s.files = append(s.files, override)
@@ -120,13 +120,14 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 		for _, program := range []string{"api", "relay"} {
 			image := "diehard-" + program + ":first"
 			var found []struct {
-				Size   int64
+				Size   int64 `json:"size"`
 				Config struct {
-					User        string
-					Entrypoint  []string
-					Labels      map[string]string
-					Healthcheck struct{ Test []string }
-				}
+					User        string            `json:"user"`
+					Labels      map[string]string `json:"labels"`
+					Healthcheck struct {
+						Test []string `json:"test"`
+					} `json:"healthcheck"`
+				} `json:"config"`
 			}
 			Expect(json.Unmarshal([]byte(s.run(ctx, "image", "inspect", image)), &found)).To(Succeed())
 			Expect(found).To(HaveLen(1))
@@ -173,10 +174,9 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 
 	It("loses and doubles no event while containers come, go, die and are upgraded", func(ctx SpecContext) {
 		s.up(ctx, 1)
-		dsn := "postgres://diehard:diehard@" + s.address(ctx, "postgres", "5432") + "/diehard?sslmode=disable"
-		http8123 := "http://diehard:diehard@" + s.address(ctx, "clickhouse", "8123") + "/diehard"
-		clickHouse := testengines.ClickHouseDSNs{HTTP: http8123}
-		testengines.Query(ctx, "clickhouse", http8123, "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
+		// The addresses on this machine change when a container is replaced.
+		clickHouse := func() string { return "http://diehard:diehard@" + s.address(ctx, "clickhouse", "8123") + "/diehard" }
+		testengines.Query(ctx, "clickhouse", clickHouse(), "ALTER TABLE event_log MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
 
 		var acknowledged atomic.Int64
 		loading, stop := context.WithCancel(ctx)
@@ -233,9 +233,8 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 		stop()
 		clients.Wait()
 
-		dsn = "postgres://diehard:diehard@" + s.address(ctx, "postgres", "5432") + "/diehard?sslmode=disable"
-		clickHouse.HTTP = "http://diehard:diehard@" + s.address(ctx, "clickhouse", "8123") + "/diehard"
-		last := system.New("", dsn, clickHouse)
+		dsn := "postgres://diehard:diehard@" + s.address(ctx, "postgres", "5432") + "/diehard?sslmode=disable"
+		last := system.New("", dsn, testengines.ClickHouseDSNs{HTTP: clickHouse()})
 		var users int
 		Expect(last.Postgres.GetContext(ctx, &users, "SELECT count(*) FROM users")).To(Succeed())
 		Expect(users).To(BeNumerically(">=", acknowledged.Load()))
@@ -254,7 +253,7 @@ var _ = Describe("docker-compose.yml, without a container engine", func() {
 		var config struct {
 			Services map[string]struct {
 				Ports    []string `yaml:"ports"`
-				MemLimit string   `yaml:"mem_limit"`
+				MemLimit string   `yaml:"mem_limit"` //nolint:tagliatelle // the name of compose
 			} `yaml:"services"`
 		}
 		Expect(yaml.Unmarshal(content, &config)).To(Succeed())

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,11 +46,10 @@ func newAuthority(name string) authority {
 	return authority{certificate, key}
 }
 
-// write writes the certificate of the authority and returns its path.
-func (a authority) write(path string) string {
+// write writes the certificate of the authority.
+func (a authority) write(path string) {
 	GinkgoHelper()
 	Expect(os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.certificate.Raw}), 0o600)).To(Succeed())
-	return path
 }
 
 // issue writes a certificate and its key, path.crt and path.key. It is valid until the end.
@@ -149,7 +149,7 @@ var _ = Describe("TLS to PostgreSQL", Ordered, func() {
 	}
 	certified := []string{"user", "certified", "sslmode", "verify-full", "sslrootcert", "ca.crt"}
 	as := func(client string) []string {
-		return append(certified[:len(certified):len(certified)], "sslcert", client+".crt", "sslkey", client+".key")
+		return append(slices.Clip(certified), "sslcert", client+".crt", "sslkey", client+".key")
 	}
 
 	It("delivers over a verified connection, with a certificate of the client and without a password", func(ctx SpecContext) {
@@ -166,7 +166,7 @@ var _ = Describe("TLS to PostgreSQL", Ordered, func() {
 		Expect(others).To(BeZero())
 	})
 
-	DescribeTable("checks the certificate of the server", func(ctx SpecContext, parameters []string, problem, remedy string) {
+	DescribeTable("checks the certificate of the server", func(parameters []string, problem, remedy string) {
 		if problem == "" {
 			Expect(check(0, dsn(parameters...))).To(MatchRegexp(`ok +postgresql connection .* with TLS`))
 			return

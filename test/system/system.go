@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,19 +36,43 @@ type System struct {
 	Postgres    *sqlx.DB
 	ClickHouse  testengines.ClickHouseDSNs
 	programs    string // folder of the programs
+	pooled      string // the address of PostgreSQL for the programs, or empty for PostgresDSN
 	publisher   *outbox.Publisher
 }
+
+const (
+	// poolerEnv makes the programs of all specs reach PostgreSQL through a PgBouncer in
+	// transaction mode, unless a spec gives them another address. See the target
+	// test/pooler of the Makefile.
+	poolerEnv = "DIEHARD_TEST_POOLER"
+	// poolSize is enough for the programs of a spec.
+	poolSize = 40
+)
 
 // New returns a System for these databases and the programs of the folder.
 func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System {
 	GinkgoHelper()
-	return &System{
+	s := &System{
 		PostgresDSN: postgresDSN,
 		Postgres:    testengines.OpenPostgres(postgresDSN, nil),
 		ClickHouse:  clickHouse,
 		programs:    dir,
 		publisher:   outbox.NewPublisher(outbox.PublisherOptions{Environment: "Test"}),
 	}
+	if os.Getenv(poolerEnv) != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), Patience)
+		defer cancel()
+		s.pooled = testengines.StartPgBouncer(ctx, postgresDSN, poolSize)
+	}
+	return s
+}
+
+// postgresEnv returns the variables with the address of PostgreSQL for a program.
+func (s *System) postgresEnv() []string {
+	if s.pooled == "" {
+		return []string{"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN}
+	}
+	return []string{"DIEHARD_POSTGRES_DSN=" + s.pooled, "DIEHARD_POSTGRES_LISTEN_DSN=" + s.PostgresDSN}
 }
 
 // ClickHouseDSN returns the DSN for the protocol, native or http. It enables the
@@ -72,9 +98,7 @@ func (s *System) API(env ...string) *programs.Process {
 // LaunchAPI is like API, but does not wait.
 func (s *System) LaunchAPI(env ...string) *programs.Process {
 	GinkgoHelper()
-	return programs.Serve(s.programs, "api", append([]string{
-		"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN, "DIEHARD_ENVIRONMENT=Test",
-	}, env...)...)
+	return programs.Serve(s.programs, "api", slices.Concat(s.postgresEnv(), []string{"DIEHARD_ENVIRONMENT=Test"}, env)...)
 }
 
 // Relay starts a relay that reaches ClickHouse at clickHouseDSN, and waits
@@ -89,10 +113,9 @@ func (s *System) Relay(clickHouseDSN string, env ...string) *programs.Process {
 // LaunchRelay is like Relay, but does not wait.
 func (s *System) LaunchRelay(clickHouseDSN string, env ...string) *programs.Process {
 	GinkgoHelper()
-	return programs.Serve(s.programs, "relay", append([]string{
-		"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN, "DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN,
-		"DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=200ms",
-	}, env...)...)
+	return programs.Serve(s.programs, "relay", slices.Concat(s.postgresEnv(), []string{
+		"DIEHARD_CLICKHOUSE_DSN=" + clickHouseDSN, "DIEHARD_RELAY_BACKOFF_MIN=10ms", "DIEHARD_RELAY_BACKOFF_MAX=200ms",
+	}, env)...)
 }
 
 // Publish publishes the events in one transaction.

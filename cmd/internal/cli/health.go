@@ -28,8 +28,8 @@ func Health[S Settings](addr func(S) string) Command[S] {
 			if err := checkReady(ctx, addr(settings)); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(p.Out, "ready")
-			return err
+			_, _ = fmt.Fprintln(p.Out, "ready")
+			return nil
 		},
 	}
 }
@@ -40,7 +40,7 @@ func checkReady(ctx context.Context, addr string) error {
 	ready := url.URL{Scheme: "http", Host: reachable(addr), Path: "/readyz"}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, ready.String(), http.NoBody)
 	if err != nil {
-		return err
+		return fmt.Errorf("admin.addr: %w", err)
 	}
 	direct := http.Client{Transport: &http.Transport{}} // without the proxy of the environment
 	response, err := direct.Do(request)

@@ -106,7 +106,7 @@ func (o *Options) setDefaults() {
 type Store struct {
 	db  *sqlx.DB
 	o   Options
-	sql func(string) string // adds the schema to a statement
+	sql func(string) string // adds the schema, and how the timelines are compared, to a statement
 
 	lateCommits atomic.Int64 // polls that have found a late commit
 	lastLate    atomic.Int64 // the id of the last late commit
@@ -134,10 +134,10 @@ func New(db *sqlx.DB, o Options) *Store {
 	if o.Lossless {
 		sameTimeline = "true"
 	}
-	sql := func(statement string) string {
+	complete := func(statement string) string {
 		return inSchema(strings.ReplaceAll(statement, "{same_timeline}", sameTimeline))
 	}
-	return &Store{db: db, o: o, sql: sql, watermarkTrail: watermarkTrail}
+	return &Store{db: db, o: o, sql: complete, watermarkTrail: watermarkTrail}
 }
 
 func (s *Store) batchHint() uuid.UUID {
