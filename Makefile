@@ -77,7 +77,7 @@ POOLED := ^chaos (A relay that is killed .*over native|Chaos )|^integration (Del
 .PHONY: test/pooler
 test/pooler: need-npm build ## run the crash points, chaos and integration behind PgBouncer
 	@rm -f bin/$(POOLER_REPORT)
-	@DIEHARD_TEST_POOLER=1 DIEHARD_CHAOS_DURATION=15s $(GINKGO) --focus='$(POOLED)' --json-report=$(POOLER_REPORT) ./test/chaos ./test/integration
+	@DIEHARD_TEST_POOLER=1 DIEHARD_CHAOS_DURATION=15s $(GINKGO) --fail-on-empty --focus='$(POOLED)' --json-report=$(POOLER_REPORT) ./test/chaos ./test/integration
 
 # The targets run one after the other, because the go command can fuzz only one target at
 # a time. FUZZ is a time, such as 10m, or a number of inputs, such as 2000x.

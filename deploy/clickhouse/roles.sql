@@ -33,11 +33,11 @@ GRANT SELECT ON system.settings TO diehard_relay;
 GRANT SELECT ON system.merge_tree_settings TO diehard_relay;
 GRANT SELECT ON system.replicated_merge_tree_settings TO diehard_relay;
 
--- The scratch tables have names of their own, and are dropped at the end.
+-- The scratch tables have names with this prefix, and are dropped at the end.
 CREATE ROLE IF NOT EXISTS diehard_check;
-GRANT CREATE TABLE, DROP TABLE, ALTER TABLE, INSERT, SELECT ON * TO diehard_check;
+GRANT CREATE TABLE, DROP TABLE, ALTER TABLE, INSERT, SELECT ON event_log_check_* TO diehard_check;
 
--- On a cluster (clickhouse.cluster), also:
+-- On a cluster (clickhouse.cluster), add ON CLUSTER to each statement above, and also:
 --
 -- GRANT CLUSTER ON *.* TO diehard_migrations, diehard_check;
 -- GRANT REMOTE ON *.* TO diehard_relay, diehard_check;

@@ -73,6 +73,18 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- Everybody may call functions, unless the default privileges were changed.
+    FOR wanted IN SELECT * FROM (VALUES
+        ('diehard_relay', 'diehard_server'), ('diehard_operator', 'diehard_server'),
+        ('diehard_relay', 'diehard_backlog_bytes'), ('diehard_operator', 'diehard_backlog_bytes'), ('diehard_api', 'diehard_backlog_bytes'),
+        ('diehard_publisher', 'diehard_publish')
+    ) AS wanted (role, object)
+    LOOP
+        IF to_regproc(format('%I.%I', target, wanted.object)) IS NOT NULL THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %I.%I TO %I', target, wanted.object, wanted.role);
+        END IF;
+    END LOOP;
+
     -- The relays recognize the server after a failover, by a function with the rights of its
     -- owner. Without this right, they do not know the identifier of the server.
     BEGIN

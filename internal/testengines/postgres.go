@@ -73,9 +73,20 @@ func (p *Postgres) Stop() {
 // HideTimeline makes the server hide its timeline in this database, as Amazon Aurora does.
 func HideTimeline(ctx context.Context, db *sqlx.DB) {
 	GinkgoHelper()
+	FailTimeline(ctx, db, "object_not_in_prerequisite_state")
+}
+
+// FailTimeline makes the server answer with this error in this database when it is asked for
+// its timeline. The result ends the fault.
+func FailTimeline(ctx context.Context, db *sqlx.DB, condition string) (end func()) {
+	GinkgoHelper()
 	db.MustExecContext(ctx, `ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO pg_hidden_wal_lsn;
 		CREATE FUNCTION pg_catalog.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS $$
-		BEGIN RAISE EXCEPTION 'wal_level must be set to ''logical''' USING ERRCODE = 'object_not_in_prerequisite_state'; END $$`)
+		BEGIN RAISE EXCEPTION 'wal_level must be set to ''logical''' USING ERRCODE = '`+condition+`'; END $$`)
+	return func() {
+		db.MustExecContext(ctx, `DROP FUNCTION pg_catalog.pg_current_wal_lsn();
+			ALTER FUNCTION pg_catalog.pg_hidden_wal_lsn() RENAME TO pg_current_wal_lsn`)
+	}
 }
 
 // ExamplePostgres starts a server for a testable example, which runs outside the suite's

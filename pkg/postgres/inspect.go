@@ -66,7 +66,8 @@ func tlsRemedy(err error) string {
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 		return "renew the certificate of the server"
 	}
-	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" { // of crypto/tls
+	// crypto/tls returns the alerts of the server in this form.
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" && strings.Contains(alert.Error(), "certificate") {
 		return "correct sslcert and sslkey in postgres.dsn: the server refuses the certificate of the client"
 	}
 	if _, unreadable := errors.AsType[*fs.PathError](err); unreadable {

@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -201,6 +203,9 @@ func (l *listening) subscribe(ctx context.Context, listener *pqdriver.Listener) 
 			err := listener.Listen(channel)
 			if err == nil {
 				break
+			}
+			if errors.Is(err, net.ErrClosed) { // for another password
+				return false
 			}
 			if ctx.Err() == nil && pause == minReconnect {
 				l.log.WarnContext(ctx, "postgresql refused LISTEN, polling", "channel", channel, "err", err)

@@ -51,6 +51,22 @@ var _ = Describe("A file with the password", func() {
 		Expect(user).To(Equal(role))
 	},
 		Entry("a URL", func(dsn string) string { return dsn }),
+		Entry("a URL with another password as a parameter", func(dsn string) string {
+			u, err := url.Parse(dsn)
+			Expect(err).NotTo(HaveOccurred())
+			query := u.Query()
+			query.Set("password", "zzz outdated")
+			u.RawQuery = query.Encode()
+			return u.String()
+		}),
+		Entry("a URL with a password but no user in front of the host", func(dsn string) string {
+			u, err := url.Parse(dsn)
+			Expect(err).NotTo(HaveOccurred())
+			query := u.Query()
+			query.Set("user", u.User.Username())
+			u.User, u.RawQuery = url.UserPassword("", "zzz outdated"), query.Encode()
+			return u.String()
+		}),
 		Entry("a URL with the user as a parameter", func(dsn string) string {
 			u, err := url.Parse(dsn)
 			Expect(err).NotTo(HaveOccurred())

@@ -109,7 +109,7 @@ func newChaos(ctx context.Context) *chaos {
 	c.query(ctx, "ALTER TABLE event_log ADD COLUMN amount UInt64 DEFAULT toUInt64(JSONExtractString(event_context, 'bad') = 'yes' ? '' : '1')")
 	c.Postgres.MustExecContext(ctx, "CREATE TABLE ledger (n bigint, bad boolean)")
 	c.Postgres.MustExecContext(ctx, "ALTER TABLE outbox_events DROP CONSTRAINT event_date_time_is_in_years_1_to_9999")
-	c.postgres, c.throughPostgres = faults.StartProxyTo(c.PostgresDSN)
+	c.postgres, c.throughPostgres = faults.StartProxyTo(c.ProgramsDSN())
 	c.native, c.throughNative = faults.StartProxyTo(c.ClickHouseDSN("native"))
 	c.http, c.throughHTTP = faults.StartProxyTo(c.ClickHouseDSN("http"))
 	c.startAPI()

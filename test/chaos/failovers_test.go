@@ -76,10 +76,18 @@ func (c *cluster) failOver(ctx context.Context) (lost int) {
 	GinkgoHelper()
 	lost = c.primary
 	Expect(c.nodes[lost].Kill()).To(Succeed())
+	for _, i := range c.replicas() { // what they have received does not grow any more
+		replica := c.open(i)
+		Eventually(ctx, func(g Gomega) {
+			var receiving bool
+			g.Expect(replica.Get(&receiving, "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')")).To(Succeed())
+			g.Expect(receiving).To(BeFalse())
+		}).WithTimeout(patience).Should(Succeed())
+	}
 	most, received := -1, int64(-1)
 	for _, i := range c.replicas() {
 		var bytes int64
-		Expect(c.open(i).Get(&bytes, "SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint")).To(Succeed())
+		Expect(c.open(i).Get(&bytes, "SELECT (coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0')::bigint")).To(Succeed())
 		if bytes > received {
 			most, received = i, bytes
 		}

@@ -74,6 +74,14 @@ func (s *stack) up(ctx context.Context, relays int, args ...string) {
 	s.compose(ctx, append([]string{"up", "--detach", "--wait", "--wait-timeout", "300", "--scale", fmt.Sprint("relay=", relays)}, args...)...)
 }
 
+// create creates a container that does not run, and removes it after the spec.
+func (s *stack) create(ctx context.Context, image string) (container string) {
+	GinkgoHelper()
+	container = s.run(ctx, "create", image)
+	DeferCleanup(func(ctx SpecContext) { s.run(ctx, "rm", container) })
+	return container
+}
+
 // containers returns the ids of the running containers of a service.
 func (s *stack) containers(ctx context.Context, service string) []string {
 	GinkgoHelper()
@@ -137,10 +145,8 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 			Expect(config.Labels).To(And(HaveKeyWithValue("org.opencontainers.image.version", "first"), HaveKey("org.opencontainers.image.title")))
 			AddReportEntry("size", fmt.Sprintf("%s: %.1f MB", image, float64(found[0].Size)/1e6))
 
-			container := s.run(ctx, "create", image)
 			archive := filepath.Join(GinkgoT().TempDir(), "image.tar")
-			s.run(ctx, "export", "--output", archive, container)
-			s.run(ctx, "rm", container)
+			s.run(ctx, "export", "--output", archive, s.create(ctx, image))
 			listed, err := exec.CommandContext(ctx, "tar", "-tf", archive).Output() //nolint:gosec // our own file
 			Expect(err).NotTo(HaveOccurred())
 			files := slices.DeleteFunc(strings.Fields(string(listed)), func(name string) bool { return strings.HasSuffix(name, "/") })
@@ -158,9 +164,7 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 			GinkgoHelper()
 			dir := GinkgoT().TempDir()
 			for _, program := range []string{"api", "relay"} {
-				container := s.run(ctx, "create", "diehard-"+program+":first")
-				s.run(ctx, "cp", container+":/"+program, dir+"/")
-				s.run(ctx, "rm", container)
+				s.run(ctx, "cp", s.create(ctx, "diehard-"+program+":first")+":/"+program, dir+"/")
 				sum, err := exec.CommandContext(ctx, "sha256sum", filepath.Join(dir, program)).Output() //nolint:gosec // our own file
 				Expect(err).NotTo(HaveOccurred())
 				all = append(all, strings.Fields(string(sum))[0])
@@ -168,8 +172,15 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 			return all
 		}
 		first := digests()
-		s.compose(ctx, "build", "--no-cache")
+		var images []string
+		for _, program := range []string{"api", "relay"} {
+			images = append(images, s.run(ctx, "image", "inspect", "--format", "{{.Id}}", "diehard-"+program+":first"))
+		}
+		s.compose(ctx, "build", "--no-cache", "--build-arg", "GOCACHE=/tmp/go-build")
 		Expect(digests()).To(Equal(first))
+		for _, image := range images { // which have no name any more
+			_ = exec.CommandContext(ctx, "docker", "image", "rm", image).Run() //nolint:gosec // our own images
+		}
 	})
 
 	It("loses and doubles no event while containers come, go, die and are upgraded", func(ctx SpecContext) {

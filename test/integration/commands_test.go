@@ -61,7 +61,7 @@ var _ = Describe("The command line", func() {
 		api, relay := s.API(env...), s.Relay(s.ClickHouse.Native, env...)
 		ask := func(code int, program, addr string) string {
 			GinkgoHelper()
-			p := ended(code, program, []string{"health"}, append(env, "DIEHARD_API_AUTH=off", "DIEHARD_ADMIN_ADDR="+addr)...)
+			p := ended(code, program, []string{"health"}, "DIEHARD_ADMIN_ADDR="+addr)
 			return string(p.Out.Contents()) + string(p.Err.Contents())
 		}
 		addrs := map[string]string{"api": strings.TrimPrefix(api.AdminURL(), "http://"), "relay": strings.TrimPrefix(relay.AdminURL(), "http://")}
@@ -73,7 +73,12 @@ var _ = Describe("The command line", func() {
 		}
 		proxy.Down()
 		for program, addr := range addrs {
-			Eventually(func() string { return ask(1, program, addr) }).WithTimeout(patience).Should(MatchRegexp(`^` + program + `: not ready: .*postgresql: [^\n]+\n$`))
+			Eventually(func(g Gomega) {
+				p := programs.Run(suite.Prepared(), program, []string{"health"}, "DIEHARD_ADMIN_ADDR="+addr)
+				p.EndsWithAny()
+				g.Expect(p.ExitCode()).To(Equal(1))
+				g.Expect(string(p.Err.Contents())).To(MatchRegexp(`^` + program + `: not ready: .*postgresql: [^\n]+\n$`))
+			}).WithTimeout(patience).Should(Succeed())
 		}
 		Expect(ask(1, "relay", "127.0.0.1:1")).To(MatchRegexp(`^relay: not running: .*connection refused\n$`))
 	})

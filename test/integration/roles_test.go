@@ -22,7 +22,9 @@ var _ = Describe("The roles of deploy/postgres/roles.sql", func() {
 		// Roles belong to the server, which other specs use.
 		prefix := fmt.Sprintf("roles_%d_%d_", GinkgoParallelProcess(), time.Now().UnixNano())
 		roles := strings.ReplaceAll(strings.ReplaceAll(string(source), "diehard_", prefix), prefix+"outbox_version", "diehard_outbox_version")
-		roles = strings.ReplaceAll(roles, prefix+"users_version", "diehard_users_version")
+		for _, object := range []string{"users_version", "server'", "backlog_bytes'", "publish'"} {
+			roles = strings.ReplaceAll(roles, prefix+object, "diehard_"+object)
+		}
 		s := system.New(suite.Prepared(), suite.EmptyPostgresDSN(ctx), suite.EmptyClickHouseDSNs(ctx))
 		DeferCleanup(func(ctx SpecContext) {
 			for _, role := range []string{"api", "relay", "operator", "publisher", "migrations"} {
@@ -39,6 +41,7 @@ var _ = Describe("The roles of deploy/postgres/roles.sql", func() {
 			return string(p.Out.Contents())
 		}
 		s.Postgres.MustExecContext(ctx, roles)
+		s.Postgres.MustExecContext(ctx, "ALTER DEFAULT PRIVILEGES FOR ROLE "+prefix+"migrations REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
 		run("migrations", "relay", "migrate")
 		run("migrations", "api", "migrate")
 		s.Postgres.MustExecContext(ctx, roles)

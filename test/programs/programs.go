@@ -134,6 +134,14 @@ func (p *Process) EndsWith(code int) {
 	Eventually(p.Session, Patience).Should(gexec.Exit(code))
 }
 
+// EndsWithAny waits until the program ends, with any exit code.
+func (p *Process) EndsWithAny() {
+	GinkgoHelper()
+	p.settled = true
+	defer p.Session.Kill()
+	Eventually(p.Session, Patience).Should(gexec.Exit())
+}
+
 // Kill ends the program like a power cut and waits for its end.
 func (p *Process) Kill() {
 	GinkgoHelper()

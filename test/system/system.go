@@ -4,6 +4,7 @@ package system
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,12 +68,16 @@ func New(dir, postgresDSN string, clickHouse testengines.ClickHouseDSNs) *System
 	return s
 }
 
+// ProgramsDSN returns the address of PostgreSQL for the programs.
+func (s *System) ProgramsDSN() string { return cmp.Or(s.pooled, s.PostgresDSN) }
+
 // postgresEnv returns the variables with the address of PostgreSQL for a program.
 func (s *System) postgresEnv() []string {
-	if s.pooled == "" {
-		return []string{"DIEHARD_POSTGRES_DSN=" + s.PostgresDSN}
+	env := []string{"DIEHARD_POSTGRES_DSN=" + s.ProgramsDSN()}
+	if s.pooled != "" {
+		env = append(env, "DIEHARD_POSTGRES_LISTEN_DSN="+s.PostgresDSN)
 	}
-	return []string{"DIEHARD_POSTGRES_DSN=" + s.pooled, "DIEHARD_POSTGRES_LISTEN_DSN=" + s.PostgresDSN}
+	return env
 }
 
 // ClickHouseDSN returns the DSN for the protocol, native or http. It enables the

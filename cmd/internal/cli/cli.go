@@ -76,6 +76,8 @@ type Command[S Settings] struct {
 	// Answer writes the command's output to p.Out and returns. The program prints an
 	// error in one line. It does not log the start or the end of the command.
 	Answer func(ctx context.Context, p Process, settings S) error
+	// Offline allows required keys of the configuration to be empty.
+	Offline bool
 	// Arguments names Answer's arguments in the help, such as ID.... If it is empty, the
 	// command accepts no arguments.
 	Arguments string
@@ -193,7 +195,7 @@ func (p Program[S]) commandLine(command Command[S], load func(offline bool) (S, 
 			if selected != "" {
 				return printCommand(cmd.OutOrStdout(), command, selected, load)
 			}
-			settings, unknown, err := load(false)
+			settings, unknown, err := load(command.Offline)
 			if err != nil {
 				return err
 			}

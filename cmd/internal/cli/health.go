@@ -23,7 +23,9 @@ func Health[S Settings](addr func(S) string) Command[S] {
 	return Command[S]{
 		Name: "health", Short: "Ask the running program whether it is ready, for health checks",
 		Long: "It requests /readyz at admin.addr of the configuration, prints the result in one line, " +
-			"and exits with 1 if the program is not ready or does not respond within 3 seconds.",
+			"and exits with 1 if the program is not ready or does not respond within 3 seconds. " +
+			"It needs only admin.addr, which must be that of the running program.",
+		Offline: true,
 		Answer: func(ctx context.Context, p Process, settings S) error {
 			if err := checkReady(ctx, addr(settings)); err != nil {
 				return err

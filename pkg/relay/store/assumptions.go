@@ -211,7 +211,8 @@ var durabilitySettings = []struct{ name, value, reason string }{
 // Check verifies the assumptions that PostgreSQL and the role have to meet. It returns a
 // *postgres.UnsuitableError for the first assumption that is not met. The result contains
 // the names of settings with which PostgreSQL can lose committed data in a crash. Check
-// also records the flush timeout for other relays.
+// also records the flush timeout for other relays, and the identifier of the server if it
+// was unknown.
 func (s *Store) Check(ctx context.Context) (unsafe []string, err error) {
 	tx, err := s.begin(ctx)
 	if err != nil {
@@ -224,6 +225,9 @@ func (s *Store) Check(ctx context.Context) (unsafe []string, err error) {
 	}
 	if err == nil {
 		err = s.raiseFlushTimeout(ctx, tx)
+	}
+	if err == nil {
+		err = s.completeIdentity(ctx, tx)
 	}
 	if err != nil {
 		return nil, s.checkError(err)
@@ -325,6 +329,7 @@ func (s *Store) inspect(ctx context.Context, tx *sqlx.Tx) (found Inspection, err
 		SynchronousCommit string  `db:"synchronous_commit"`
 		RowSecurity       string  `db:"row_security"`
 		Isolation         string  `db:"isolation"`
+		HasIdentity       bool    `db:"has_identity"`
 		ReadsIdentity     bool    `db:"reads_identity"`
 		Disjoint          bool    `db:"disjoint"`
 		Sequence          *string `db:"sequence"`
@@ -350,11 +355,17 @@ func (s *Store) inspect(ctx context.Context, tx *sqlx.Tx) (found Inspection, err
 	if server.Isolation != "read committed" {
 		found.add(Settings, direct, "the isolation level is %s in a transaction of the relay", server.Isolation)
 	}
-	if !server.ReadsIdentity {
+	switch {
+	case !server.HasIdentity:
+		found.add(Tables, "create it with the statement of `relay migrate --print=postgres`, as the owner of the tables",
+			"the function diehard_server is missing")
+	case !server.ReadsIdentity:
 		found.add(Rights, s.sql("GRANT EXECUTE ON FUNCTION {schema}diehard_server() TO ")+role,
 			"the role %s may not read the identity of the server", server.Role)
-	} else if err := tx.GetContext(ctx, &found.NoTimeline, s.sql(noTimelineSQL)); err != nil {
-		return found, err //nolint:wrapcheck // checkError wraps it
+	default:
+		if err := tx.GetContext(ctx, &found.NoTimeline, s.sql(noTimelineSQL)); err != nil {
+			return found, err //nolint:wrapcheck // checkError wraps it
+		}
 	}
 	if !server.Disjoint {
 		found.add(Tables, "ALTER TABLE "+batches+" ADD CONSTRAINT outbox_batches_are_disjoint EXCLUDE USING gist (event_ids WITH &&)",
@@ -464,7 +475,8 @@ SELECT current_user                                                 AS role,
        current_setting('synchronous_commit')                        AS synchronous_commit,
        current_setting('row_security')                              AS row_security,
        current_setting('transaction_isolation')                     AS isolation,
-       has_function_privilege('{schema_literal}diehard_server()', 'EXECUTE') AS reads_identity,
+       to_regprocedure('{schema_literal}diehard_server()') IS NOT NULL AS has_identity,
+       coalesce(has_function_privilege(to_regprocedure('{schema_literal}diehard_server()')::oid, 'EXECUTE'), false) AS reads_identity,
        EXISTS (
            SELECT FROM pg_constraint JOIN pg_index ON indexrelid = conindid
            WHERE conrelid = to_regclass('{schema_literal}outbox_batches')

@@ -201,6 +201,12 @@ var _ = Describe("Check", func() {
 		Expect(claim().Settle(ctx)).To(Succeed())
 	})
 
+	It("names the remedy if a restored dump lacks the function of the migrations", func(ctx SpecContext) {
+		owner.MustExecContext(ctx, "DROP FUNCTION diehard_server()")
+		_, err := asRole().Check(ctx)
+		Expect(err).To(And(HaveField("Problem", "the function diehard_server is missing"), HaveField("Remedy", ContainSubstring("relay migrate --print=postgres"))))
+	})
+
 	DescribeTable("names the remedy, and accepts the database after it",
 		func(ctx SpecContext, spoil, problem, remedy string) {
 			owner.MustExecContext(ctx, strings.ReplaceAll(spoil, "SOMEBODY", role))

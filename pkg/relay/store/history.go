@@ -240,6 +240,22 @@ func (s *Store) raiseFlushTimeout(ctx context.Context, tx *sqlx.Tx) error {
 	return nil
 }
 
+// completeIdentity records the identifier of the server if it is unknown, because the role
+// that migrates could not read it.
+func (s *Store) completeIdentity(ctx context.Context, tx *sqlx.Tx) error {
+	var unknown bool
+	if err := tx.GetContext(ctx, &unknown, s.sql(isIdentityUnknownSQL)); err != nil {
+		return fmt.Errorf("read the identifier of the server: %w", err)
+	}
+	if !unknown { // the server may be read-only
+		return nil
+	}
+	if _, err := tx.ExecContext(ctx, s.sql(completeIdentitySQL)); err != nil {
+		return fmt.Errorf("record the identifier of the server: %w", err)
+	}
+	return nil
+}
+
 // unverifiedSeconds is the time during which an insert of this store in a lost history may
 // still be in flight. The statements use it only if it is longer than insertsEndSQL.
 func (s *Store) unverifiedSeconds() float64 { return (s.o.FlushTimeout + unverifiedMargin).Seconds() }

@@ -225,6 +225,19 @@ var _ = Describe("The history of the outbox", func() {
 			expectUnverified(ctx, db, s)
 		})
 
+		It("has not changed if the server has no memory for the answer", func(ctx SpecContext) {
+			arrange(ctx)
+			end := testengines.FailTimeline(ctx, db, "out_of_memory")
+			// PostgreSQL does not notice the change of its own function in sessions that
+			// have called it.
+			s := newStore(testengines.OpenStore(suite.PostgresDSNOf(name(ctx, db)), store.Session(time.Minute)))
+			_, err := s.Cut(ctx, 0)
+			Expect(err).To(And(MatchError(ContainSubstring("wal_level must be set")), Not(MatchError(store.ErrHistoryChanged))))
+			end()
+			Expect(claimed(ctx, s)).To(BeTrue())
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+		})
+
 		It("has not changed after a failover, if the operator says that it loses no commit", func(ctx SpecContext) {
 			s := store.New(db, store.Options{Lossless: true})
 			publishEvents(ctx, db, 2)
@@ -260,13 +273,27 @@ var _ = Describe("The history of the outbox", func() {
 			Expect(claimed(ctx, s)).To(BeTrue())
 
 			By("getting the right to read the identifier, and losing it again")
+			identifier := func() (known string) {
+				GinkgoHelper()
+				Expect(own.GetContext(ctx, &known, "SELECT system_identifier FROM outbox_history")).To(Succeed())
+				return known
+			}
 			superuser.MustExecContext(ctx, "GRANT EXECUTE ON FUNCTION pg_control_system() TO "+role)
 			publishEvents(ctx, own, 1)
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
+			Expect(identifier()).To(BeEmpty())
+			_, err := s.Check(ctx)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(identifier()).NotTo(BeEmpty())
+			Expect(claimed(ctx, s)).To(BeTrue())
+			publishEvents(ctx, own, 1)
+			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1), "it is no change of history")
 			own.MustExecContext(ctx, "UPDATE outbox_history SET system_identifier = '1', recorded_by = pg_current_xact_id()::xid")
-			_, err := s.Cut(ctx, 0)
+			_, err = s.Cut(ctx, 0)
 			Expect(err).To(MatchError(ContainSubstring("another system identifier")))
 			superuser.MustExecContext(ctx, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM "+role)
+			own.MustExecContext(ctx, "UPDATE outbox_batches SET next_attempt_at = '-infinity'")
+			Expect(claimed(ctx, s)).To(BeTrue())
 			publishEvents(ctx, own, 1)
 			Expect(s.Cut(ctx, 0)).To(HaveField("Events", 1))
 		})

@@ -247,6 +247,21 @@ SET flush_timeout = make_interval(secs => $1),
     recorded_by   = CASE WHEN xmin = recorded_by THEN pg_current_xact_id()::xid ELSE recorded_by END
 WHERE flush_timeout < make_interval(secs => $1)`
 
+	// isIdentityUnknownSQL returns whether outbox_history lacks an identifier that the
+	// server shows.
+	isIdentityUnknownSQL = `
+SELECT EXISTS (
+    SELECT FROM {schema}outbox_history AS history, {schema}diehard_server() AS server
+    WHERE history.system_identifier = '' AND server.system_identifier != '')`
+
+	// completeIdentitySQL must not hide that the row was copied.
+	completeIdentitySQL = `
+UPDATE {schema}outbox_history AS history
+SET system_identifier = server.system_identifier,
+    recorded_by       = CASE WHEN history.xmin = history.recorded_by THEN pg_current_xact_id()::xid ELSE history.recorded_by END
+FROM {schema}diehard_server() AS server
+WHERE history.system_identifier = '' AND server.system_identifier != ''`
+
 	// resetCursorSQL replaces all rows of the cursor by one row without watermarks. If
 	// all rows are missing, the relays may remember any number of cuts. The milliseconds
 	// since 1970 exceed it.

@@ -74,20 +74,33 @@ func (l *Listener) Ping() {
 
 // IsPooled returns whether the DSN leads to a pooler that may share sessions among clients.
 func IsPooled(ctx context.Context, o Options) (bool, error) {
-	connector, err := NewConnector(o)
+	c, end, err := connectOnce(ctx, o)
 	if err != nil {
 		return false, err
 	}
-	connected, err := connector.Connect(ctx)
-	if err != nil {
-		return false, err //nolint:wrapcheck // an error of this package
-	}
-	defer connected.Close()
-	c := connected.(*conn) //nolint:forcetypeassert // a connection of this package
-	// At the end of ctx the socket is closed. A cancel request could bring a pooler down.
-	defer context.AfterFunc(ctx, c.watchdog.abandon)()
+	defer end()
 	own, err := c.session.isOwn(context.WithoutCancel(ctx))
 	return !own, err
+}
+
+// connectOnce returns a connection and a function that closes it. At the end of ctx the
+// socket is closed. The statements of the caller must not end with ctx: lib/pq would send a
+// cancel request, which could bring a pooler down.
+func connectOnce(ctx context.Context, o Options) (c *conn, end func(), err error) {
+	connector, err := NewConnector(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	connected, err := connector.Connect(ctx)
+	if err != nil {
+		return nil, nil, err //nolint:wrapcheck // an error of this package
+	}
+	c = connected.(*conn) //nolint:forcetypeassert // a connection of this package
+	watched := context.AfterFunc(ctx, c.watchdog.abandon)
+	return c, func() {
+		watched()
+		_ = c.Close()
+	}, nil
 }
 
 // IdleTimeout returns the idle_session_timeout of new sessions, or 0 if they have none. A
@@ -95,17 +108,12 @@ func IsPooled(ctx context.Context, o Options) (bool, error) {
 // (https://github.com/lib/pq/blob/v1.12.3/notify.go#L527), and poolers refuse it as a
 // startup parameter.
 func IdleTimeout(ctx context.Context, o Options) (time.Duration, error) {
-	connector, err := NewConnector(o)
+	c, end, err := connectOnce(ctx, o)
 	if err != nil {
 		return 0, err
 	}
-	c, err := connector.Connect(ctx)
-	if err != nil {
-		return 0, err //nolint:wrapcheck // an error of this package
-	}
-	defer c.Close()
-	rows, err := c.(driver.QueryerContext).QueryContext( //nolint:forcetypeassert // a connection of this package
-		ctx, "SELECT setting::bigint FROM pg_settings WHERE name = 'idle_session_timeout'", nil)
+	defer end()
+	rows, err := c.QueryContext(context.WithoutCancel(ctx), "SELECT setting::bigint FROM pg_settings WHERE name = 'idle_session_timeout'", nil)
 	if err != nil {
 		return 0, fmt.Errorf("read idle_session_timeout: %w", err)
 	}

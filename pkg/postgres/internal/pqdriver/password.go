@@ -44,12 +44,15 @@ func withPassword(dsn, path string) (string, error) {
 	if err != nil {
 		return "", errMalformedDSN
 	}
-	if user := address.User.Username(); user != "" { // overrides the parameter
-		address.User = url.UserPassword(user, password)
-		return address.String(), nil
-	}
+	// lib/pq accepts a password in both places, and sorts them.
 	query := address.Query()
-	query.Set("password", password)
+	if user := address.User.Username(); user != "" {
+		query.Del("password")
+		address.User = url.UserPassword(user, password)
+	} else {
+		query.Set("password", password)
+		address.User = nil
+	}
 	address.RawQuery = query.Encode()
 	return address.String(), nil
 }
