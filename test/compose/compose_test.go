@@ -171,16 +171,13 @@ var _ = Describe("docker-compose.yml", Label("compose"), Ordered, func() {
 			}
 			return all
 		}
-		first := digests()
-		var images []string
-		for _, program := range []string{"api", "relay"} {
-			images = append(images, s.run(ctx, "image", "inspect", "--format", "{{.Id}}", "diehard-"+program+":first"))
+		for _, program := range []string{"api", "relay"} { // they lose their name, and are removed after their containers
+			image := s.run(ctx, "image", "inspect", "--format", "{{.Id}}", "diehard-"+program+":first")
+			DeferCleanup(func(ctx SpecContext) { s.run(ctx, "image", "rm", image) })
 		}
+		first := digests()
 		s.compose(ctx, "build", "--no-cache", "--build-arg", "GOCACHE=/tmp/go-build")
 		Expect(digests()).To(Equal(first))
-		for _, image := range images { // which have no name any more
-			_ = exec.CommandContext(ctx, "docker", "image", "rm", image).Run() //nolint:gosec // our own images
-		}
 	})
 
 	It("loses and doubles no event while containers come, go, die and are upgraded", func(ctx SpecContext) {
