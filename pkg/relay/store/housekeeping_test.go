@@ -85,7 +85,9 @@ var _ = Describe("The housekeeping", func() {
 		size := pages(ctx)
 		Expect(size).To(BeNumerically(">", 1_000), "the table is not truncated")
 		deliver(ctx)
-		Expect(pages(ctx)).To(Equal(size))
+		// VACUUM skips a page that another process uses at this moment. Without a vacuum, the
+		// table would have twice as many pages.
+		Expect(pages(ctx)).To(BeNumerically("~", size, size/20))
 	})
 
 	It("does not vacuum again while an old snapshot keeps the rows", func(ctx SpecContext) {
