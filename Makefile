@@ -71,7 +71,7 @@ test/all: need-npm build ## run the long specs, which `make test` does not run, 
 	status=$$?; $(MAKE) test/pooler || status=1; exit $$status
 
 # Each step at which a relay is killed, a short chaos, and the specs of the whole system
-# again, with the programs behind a PgBouncer in transaction mode. It takes two minutes.
+# again, with the programs behind a PgBouncer in transaction mode. It takes three minutes.
 POOLER_REPORT := test-pooler-report.json
 POOLED := ^chaos (A relay that is killed .*over native|Chaos )|^integration (Delivery|Creating a user|Publishing by SQL|An API that stops|In another application)
 .PHONY: test/pooler

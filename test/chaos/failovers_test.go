@@ -76,7 +76,7 @@ func (c *cluster) failOver(ctx context.Context) (lost int) {
 	GinkgoHelper()
 	lost = c.primary
 	Expect(c.nodes[lost].Kill()).To(Succeed())
-	for _, i := range c.replicas() { // what they have received does not grow any more
+	for _, i := range c.replicas() { // until they receive nothing more
 		replica := c.open(i)
 		Eventually(ctx, func(g Gomega) {
 			var receiving bool

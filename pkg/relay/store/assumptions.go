@@ -488,7 +488,7 @@ SELECT current_user                                                 AS role,
                  WHERE seqrelid = sequence.name::regclass), false)  AS ascends
 FROM sequence`
 
-const noTimelineSQL = `SELECT timeline LIKE 'start %' FROM {schema}diehard_server()`
+const noTimelineSQL = `SELECT ` + isTimelineUnknownSQL + ` FROM {schema}diehard_server() AS server`
 
 // durabilitySQL returns the values of the settings $1. Settings that the server does not
 // know are left out.

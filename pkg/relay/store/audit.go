@@ -41,7 +41,7 @@ func (s *Store) act(ctx context.Context, operation, statement, actor, action str
 }
 
 // AuditDeadLetters writes an action on dead letters into the audit table, before the
-// action. ids are their ids, of which there is at least one.
+// action. ids are the ids of the dead letters, and must not be empty.
 func (s *Store) AuditDeadLetters(ctx context.Context, actor, action string, ids []int64) error {
 	details := map[string]any{"dead_letters": len(ids), "first_id": ids[0], "last_id": ids[len(ids)-1]}
 	_, err := s.act(ctx, "write the audit table", auditSQL, actor, action, details)

@@ -73,6 +73,9 @@ const (
 	sameServerSQL   = `(history.system_identifier = server.system_identifier OR '' IN (history.system_identifier, server.system_identifier))`
 	sameTimelineSQL = `history.timeline = server.timeline`
 
+	// isTimelineUnknownSQL is true if diehard_server returns the start of the server instead.
+	isTimelineUnknownSQL = `server.timeline LIKE 'start %'`
+
 	// sameHistorySQL is true if outbox_history describes this database, if the row was
 	// not copied, if $1 is null or the incarnation, and if no subscription writes into
 	// the outbox.
@@ -191,7 +194,7 @@ SELECT history.singleton IS NOT NULL                                            
        coalesce(history.xmin = history.recorded_by, false)                            AS original,
        coalesce(` + sameServerSQL + `, false)                                         AS same_server,
        coalesce({same_timeline}, false)                                               AS same_timeline,
-       server.timeline LIKE 'start %'                                                 AS timeline_unknown,
+       ` + isTimelineUnknownSQL + `                                                 AS timeline_unknown,
        coalesce(history.database_oid = ` + databaseSQL + `, false)                    AS same_database,
        coalesce(history.incarnation = $1::uuid, $1::uuid IS NULL)                     AS same_incarnation,
        coalesce($1::uuid = ANY (history.ancestors), false)                            AS later_incarnation,
@@ -240,11 +243,14 @@ RETURNING incarnation, unverified_to`
 	// all relays.
 	isLongerFlushTimeoutSQL = `SELECT EXISTS (SELECT FROM {schema}outbox_history WHERE flush_timeout < make_interval(secs => $1))`
 
-	// raiseFlushTimeoutSQL must not hide that the row was copied.
+	// recordedBySQL is the value of recorded_by for a change of the row that must not hide
+	// that the row was copied.
+	recordedBySQL = `CASE WHEN history.xmin = history.recorded_by THEN pg_current_xact_id()::xid ELSE history.recorded_by END`
+
 	raiseFlushTimeoutSQL = `
-UPDATE {schema}outbox_history
+UPDATE {schema}outbox_history AS history
 SET flush_timeout = make_interval(secs => $1),
-    recorded_by   = CASE WHEN xmin = recorded_by THEN pg_current_xact_id()::xid ELSE recorded_by END
+    recorded_by   = ` + recordedBySQL + `
 WHERE flush_timeout < make_interval(secs => $1)`
 
 	// isIdentityUnknownSQL returns whether outbox_history lacks an identifier that the
@@ -254,11 +260,10 @@ SELECT EXISTS (
     SELECT FROM {schema}outbox_history AS history, {schema}diehard_server() AS server
     WHERE history.system_identifier = '' AND server.system_identifier != '')`
 
-	// completeIdentitySQL must not hide that the row was copied.
 	completeIdentitySQL = `
 UPDATE {schema}outbox_history AS history
 SET system_identifier = server.system_identifier,
-    recorded_by       = CASE WHEN history.xmin = history.recorded_by THEN pg_current_xact_id()::xid ELSE history.recorded_by END
+    recorded_by       = ` + recordedBySQL + `
 FROM {schema}diehard_server() AS server
 WHERE history.system_identifier = '' AND server.system_identifier != ''`
 
